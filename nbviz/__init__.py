@@ -1,0 +1,66 @@
+"""nbviz shows, inside a notebook, what a trained convolutional network has learned."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbviz import bundled as bundled
+    from nbviz.core.errors import ModelError as ModelError
+    from nbviz.core.errors import NoRectifierWarning as NoRectifierWarning
+    from nbviz.core.errors import PictureError as PictureError
+    from nbviz.imaging.load import load as load
+    from nbviz.imaging.pixels import grid as grid
+    from nbviz.imaging.pixels import overlay as overlay
+    from nbviz.imaging.preprocess import Preprocess as Preprocess
+    from nbviz.methods.deconvnet import deconvnet as deconvnet
+    from nbviz.methods.feature_maps import feature_maps as feature_maps
+    from nbviz.methods.feature_maps import fuse as fuse
+    from nbviz.methods.gradient import gradient as gradient
+    from nbviz.methods.guided_backprop import guided_backprop as guided_backprop
+    from nbviz.methods.layers import layers as layers
+    from nbviz.methods.reconstruct import reconstruct as reconstruct
+    from nbviz.widgets.explorer import Explorer as Explorer
+    from nbviz.widgets.explorer import explore as explore
+    from nbviz.widgets.feature_maps import FeatureMaps as FeatureMaps
+    from nbviz.widgets.reconstruction import Reconstruction as Reconstruction
+
+__version__ = "0.1.0"
+
+# Where each public name lives; loaded when first used, so that `import nbviz` stays light.
+_HOMES = {
+    "bundled": "nbviz.bundled",
+    "deconvnet": "nbviz.methods.deconvnet",
+    "Explorer": "nbviz.widgets.explorer",
+    "explore": "nbviz.widgets.explorer",
+    "feature_maps": "nbviz.methods.feature_maps",
+    "FeatureMaps": "nbviz.widgets.feature_maps",
+    "fuse": "nbviz.methods.feature_maps",
+    "gradient": "nbviz.methods.gradient",
+    "grid": "nbviz.imaging.pixels",
+    "guided_backprop": "nbviz.methods.guided_backprop",
+    "layers": "nbviz.methods.layers",
+    "load": "nbviz.imaging.load",
+    "ModelError": "nbviz.core.errors",
+    "NoRectifierWarning": "nbviz.core.errors",
+    "overlay": "nbviz.imaging.pixels",
+    "PictureError": "nbviz.core.errors",
+    "Preprocess": "nbviz.imaging.preprocess",
+    "reconstruct": "nbviz.methods.reconstruct",
+    "Reconstruction": "nbviz.widgets.reconstruction",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nbviz' has no attribute {name!r}")
+    home = importlib.import_module(_HOMES[name])
+    value = home if name == "bundled" else getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

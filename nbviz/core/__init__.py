@@ -1,0 +1,1 @@
+"""A model under the lens: its layers, one traced run, the backward rules."""

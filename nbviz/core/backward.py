@@ -1,0 +1,124 @@
+"""The backward rules (gradient, deconvnet, guided backprop) at autograd's own kernels.
+
+However a rectifier is spelled in the forward pass (module, function, in place, reused), its backward
+pass is one of a few kernels. A mode entered around ``torch.autograd.grad`` sees each call and applies
+the rule, so that nothing in the model is replaced. With R the signal from above and z the
+rectifier's input:
+
+==========  ========================  ==============================================
+rule        what a rectifier does     paper
+==========  ========================  ==============================================
+gradient    R · [z > 0]               Simonyan, Vedaldi and Zisserman 2014
+deconvnet   max(R, 0)                 Zeiler and Fergus 2014, section 2.1
+guided      max(R, 0) · [z > 0]       Springenberg et al. 2015, figure 1
+==========  ========================  ==============================================
+
+The rest of the deconvnet is the gradient itself: a convolution's backward pass is the transposed
+filter, and max-pooling's sends each value to its recorded switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nbviz.core.errors import ModelError, unknown
+from nbviz.core.state import lock
+
+#: The names of the rules, in the order in which they are shown.
+RULES = ("gradient", "deconvnet", "guided")
+#: What becomes of a value where overlapping pooling windows share a switch.
+UNPOOLING = ("sum", "overwrite")
+
+_aten = torch.ops.aten
+#: A rectifier's backward kernel, and whether a call of it is one (a hardtanh from -1 to 1 is none).
+_RECTIFIERS: dict[Any, Callable[..., bool]] = {
+    _aten.threshold_backward.default: lambda *args: True,
+    _aten.hardtanh_backward.default: lambda grad, z, low, high: low == 0,  # ReLU6
+}
+
+
+class BackwardRule(TorchDispatchMode):
+    """While active on a backward pass, rectifiers follow ``rule`` and unpooling follows ``unpool``.
+
+    Attributes
+    ----------
+    met
+        How many rectifiers the pass has met.
+    """
+
+    def __init__(self, rule: str, unpool: str = "sum") -> None:
+        super().__init__()
+        if rule not in RULES:
+            raise unknown("rule", rule, RULES)
+        if unpool not in UNPOOLING:
+            raise unknown("unpooling", unpool, UNPOOLING)
+        self.rule, self.unpool, self.met = rule, unpool, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _RECTIFIERS and _RECTIFIERS[func](*args, **kwargs):
+            self.met += 1
+            if self.rule == "deconvnet":
+                return args[0].clamp(min=0)
+            if self.rule == "guided":
+                args = (args[0].clamp(min=0), *args[1:])
+        if func is _aten.max_pool2d_with_indices_backward.default and self.unpool == "overwrite":
+            return _unpool(args[0], args[1], args[7])
+        return func(*args, **kwargs)
+
+
+def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor) -> Tensor:
+    """``max_unpool2d``: each value at its switch, a later one in place of an earlier one."""
+    empty = torch.zeros_like(pooled_from).flatten(-2)
+    return empty.scatter(-1, switches.flatten(-2), signal.flatten(-2)).view_as(pooled_from)
+
+
+def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = "sum") -> tuple[Tensor, int]:
+    """Send seeds from a kept tensor back to the input under a rule, through the graph of one forward pass.
+
+    Parameters
+    ----------
+    rule
+        One of ``RULES``.
+    start
+        A tensor of the graph: a trace's activation or output, of any shape.
+    seeds
+        (K, *start.shape): K signals to start from, sent in one batched pass.
+    inputs
+        The trace's inputs (N, C, H, W).
+    unpool
+        One of ``UNPOOLING``. Where pooling windows overlap, several values may share a switch: the
+        gradient sums them, ``max_unpool2d`` keeps the last. Without overlap both are the same.
+
+    Returns
+    -------
+    tuple
+        The signals at the input (K, N, C, H, W), and how many rectifiers the rule met on the way.
+
+    Raises
+    ------
+    ModelError
+        When no gradient flows from ``start`` to the input.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[-1.0, 2.0, 3.0]], requires_grad=True)
+    >>> pull("guided", x.relu(), torch.tensor([[[1.0, 1.0, -1.0]]]), x)
+    (tensor([[[0., 1., 0.]]]), 1)
+    """
+    mode = BackwardRule(rule, unpool)
+    if not start.requires_grad:
+        raise ModelError("no gradient flows from this layer to the picture: the model detaches it or rounds it")
+    batched = len(seeds) > 1
+    with lock, torch.inference_mode(False), mode:
+        (signal,) = torch.autograd.grad(
+            start, inputs, seeds if batched else seeds[0], True, is_grads_batched=batched, allow_unused=True
+        )
+    if signal is None:
+        raise ModelError("no gradient flows from this layer to the picture: it does not depend on it")
+    return signal.detach() if batched else signal.detach()[None], mode.met

@@ -1,0 +1,80 @@
+"""Working in a user's model without leaving a mark: one at a time, and everything put back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+#: Held by whoever is in any model: a call, a widget's observer on its own thread, or the person's
+#: running cell. Two threads in one model would mix their hooks and flags.
+lock = threading.RLock()
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Hold the model in eval mode; afterwards flags, buffers and random state are what they were.
+
+    Parameters
+    ----------
+    model
+        Any module. Nothing of it may be compiled or scripted.
+
+    Raises
+    ------
+    TypeError
+        When the model is not a module, or is scripted or compiled.
+    """
+    check_model(model)
+    with ExitStack() as stack:
+        stack.enter_context(lock)
+        devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+        stack.enter_context(torch.random.fork_rng(devices=sorted(d.index or 0 for d in devices)))
+        modules = list(model.modules())
+        flags = [module.training for module in modules]
+        buffers = [
+            (module, name, buffer, buffer.detach().clone())
+            for module in modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        try:
+            # The flag itself, not .eval(): a subclass may do more there than can be undone.
+            for module in modules:
+                module.training = False
+            yield
+        finally:
+            for module, flag in zip(modules, flags, strict=True):
+                module.training = flag
+            with torch.no_grad():
+                for module, name, buffer, before in buffers:
+                    module._buffers[name] = buffer
+                    if not _same(buffer, before):
+                        buffer.copy_(before)
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless this is a module whose operations autograd can see."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
+    for name, module in model.named_modules():
+        what = f"its part {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(f"{what} is scripted (torch.jit), which hides its layers; give the model it was made from")
+        if hasattr(module, "_orig_mod"):
+            raise TypeError(f"{what} is compiled, which hides its layers; give the original, compiled._orig_mod")
+        if module._compiled_call_impl is not None:
+            raise TypeError(f"{what} is compiled in place, which hides its layers; give a model before .compile()")
+
+
+def fingerprint(model: nn.Module) -> tuple[tuple[int, int, int], ...]:
+    """Changes whenever a parameter or buffer is written to or replaced; costs no look at their values."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b) if not a.is_meta else True

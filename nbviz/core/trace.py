@@ -1,0 +1,171 @@
+"""Run a model once, keep the activations asked for, stop after the last of them, leave nothing behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbviz.core.errors import ModelError, PictureError, unknown
+from nbviz.core.state import check_model, untouched
+
+
+@dataclass
+class Trace:
+    """What one forward pass left: the input, the activations asked for, the output.
+
+    Parameters
+    ----------
+    inputs
+        The pictures (N, C, H, W) that went in, on the model's device; a leaf that requires grad
+        where the run was asked for it.
+    activations
+        The output of each layer asked for, under the name it was asked by.
+    output
+        The model's own output, or None where the run stopped before.
+    """
+
+    inputs: Tensor
+    activations: dict[str, Tensor] = field(default_factory=dict)
+    output: Any = None
+
+
+class _Enough(BaseException):
+    """Ends a forward pass once its last wanted layer has spoken (no model catches a BaseException)."""
+
+
+def run(
+    model: nn.Module, inputs: Tensor, layers: Sequence[str] = (), *, output: bool = False, grad: bool = False
+) -> Trace:
+    """One forward pass in eval mode.
+
+    Parameters
+    ----------
+    model
+        The model; it is left as it was.
+    inputs
+        Its input (N, C, H, W), on its device.
+    layers
+        Names of modules; ``"name:1"`` is the second call of a module that runs more than once.
+    output
+        Go on to the end and keep the model's output. Otherwise the pass stops right after the last
+        of ``layers``.
+    grad
+        Keep the autograd graph, for backward passes from any kept tensor to ``inputs``.
+
+    Returns
+    -------
+    Trace
+        Activations as the layers gave them, on the model's device; later in-place operations of the
+        model do not reach them.
+
+    Raises
+    ------
+    ValueError
+        For an unknown layer, or one that this forward pass did not reach.
+    ModelError
+        When the model's forward pass fails.
+    TypeError
+        When a layer's output is not a tensor, or the model is scripted or compiled.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten())
+    >>> trace = run(net, torch.zeros(1, 1, 5, 5), ["0", "1"])
+    >>> trace.activations["1"].shape, trace.output is None
+    (torch.Size([1, 2, 3, 3]), True)
+    """
+    check_model(model)
+    names = {name: find_module(model, name) for name in layers}
+    wanted = {(module, call): name for name, (module, call) in names.items()}
+    # Inference tensors take no part in a graph, so neither they nor their mode may get in.
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
+        trace = Trace(inputs.requires_grad_(grad))
+        calls: Counter[str] = Counter()
+
+        def keep(module: str, value: Any) -> Any:
+            name = wanted.get((module, calls[module]))
+            calls[module] += 1
+            if name is None:
+                return None
+            trace.activations[name] = value
+            if len(trace.activations) == len(wanted) and not output:
+                raise _Enough
+            return value.clone() if isinstance(value, Tensor) else None  # what follows may work in place
+
+        with untouched(model), hooked(model, {module for module, _ in wanted}, keep):
+            try:
+                trace.output = call_model(model, trace.inputs.clone())
+            except _Enough:
+                pass
+    for name, (module, _) in names.items():
+        if name not in trace.activations:
+            raise _not_reached(name, module, calls[module])
+        value = trace.activations[name]
+        if not isinstance(value, Tensor):
+            raise TypeError(f"layer {name!r} gives a {type(value).__name__}; expected a layer that gives a tensor")
+    return trace
+
+
+def call_model(model: nn.Module, inputs: Tensor) -> Any:
+    """The model's output; its own exceptions come as a PictureError or ModelError that says what went in."""
+    try:
+        return model(inputs)
+    except Exception as error:
+        first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
+        if first is not None and inputs.shape[1] != first[1].in_channels:
+            name, takes = first[0], first[1].in_channels
+            raise PictureError(
+                f"the picture has {inputs.shape[1]} channel(s), the model's first convolution {name!r} takes {takes}; "
+                f"expected an input (N, {takes}, H, W), got {tuple(inputs.shape)}"
+            ) from error
+        raise ModelError(
+            f"{type(model).__name__} failed in its forward pass on an input of shape {tuple(inputs.shape)}, "
+            f"{str(inputs.dtype).removeprefix('torch.')}, {inputs.device}: {type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, Any], Any]) -> Iterator[None]:
+    """While inside, ``on_output(name, output)`` sees each call of the named modules (None: of all but the root).
+
+    What it returns, unless None, takes the place of the output. The hooks are gone afterwards, come what may.
+    """
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if name and (names is None or name in names):
+                handles.append(
+                    module.register_forward_hook(lambda _m, _args, value, name=name: on_output(name, value))
+                )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_module(model: nn.Module, name: str) -> tuple[str, int]:
+    """A layer's name as module name and number of its call; a module shared under two names has its first."""
+    if not isinstance(name, str):
+        raise TypeError(f"layer is {type(name).__name__}; expected a module's name, such as 'features.16'")
+    module, _, call = name.rpartition(":")
+    if not (module and call.isdecimal()):
+        module, call = name, "0"
+    first = {id(m): n for n, m in model.named_modules()}
+    found = dict(model.named_modules(remove_duplicate=False)).get(module) if module else None
+    if found is None:
+        raise unknown("layer", name, (n for n in first.values() if n))
+    return first[id(found)], int(call)
+
+
+def _not_reached(name: str, module: str, calls: int) -> ValueError:
+    if calls == 0:
+        return ValueError(f"layer {name!r} takes no part in the forward pass; nbviz.layers lists those that do")
+    runs = ", ".join([module, *(f"{module}:{i}" for i in range(1, calls))])
+    return ValueError(f"no layer {name!r}: {module!r} is called {calls} time(s) in the forward pass. Accepted: {runs}")

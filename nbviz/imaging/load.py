@@ -1,0 +1,203 @@
+"""Pictures of every kind to a model's input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor, nn
+
+from nbviz.core.errors import PictureError, PictureNotFoundError
+from nbviz.imaging.preprocess import Preprocess, find_preprocess
+
+_ACCEPTED = "a path, a PIL picture, a NumPy array, a tensor, or a list of these"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures as a model takes them.
+
+    Parameters
+    ----------
+    inputs
+        (N, C, H, W) in the model's dtype and on its device.
+    preprocess
+        What made them, and undoes them for display.
+    names
+        For each picture its file name, or "picture 1" and so on.
+    """
+
+    inputs: Tensor
+    preprocess: Preprocess
+    names: tuple[str, ...]
+
+    def display(self) -> Tensor:
+        """The pictures as a person sees them, at the model's input size: uint8 (N, 3, H, W) on the CPU."""
+        shown = self.preprocess.undo(self.inputs)
+        if shown.shape[1] != 3:  # grey, or channels that are no colours
+            shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        return (shown * 255).round().to(torch.uint8).cpu()
+
+
+def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
+    """Make a model's input from pictures.
+
+    Parameters
+    ----------
+    model
+        Gives the device, the dtype and, where it is known, the preprocessing.
+    images
+        One of these, or a list of them:
+
+        - a path of a picture file (its EXIF rotation is applied, transparency laid over white, 16
+          bits brought to 8);
+        - a PIL picture;
+        - a NumPy array (H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels: uint8, uint16, bool,
+          or float in [0, 1];
+        - a uint8 tensor (C, H, W) or (N, C, H, W) with 1, 3 or 4 channels;
+        - a float tensor (C, H, W) or (N, C, H, W): taken as the model's input as it is.
+    preprocess
+        A callable from a PIL picture to a float tensor (C, H, W). None takes the model's own, see
+        :func:`nbviz.imaging.preprocess.find_preprocess`.
+
+    Returns
+    -------
+    Pictures
+        With ``inputs`` (N, C, H, W).
+
+    Raises
+    ------
+    PictureNotFoundError
+        When there is no file at a path (a FileNotFoundError and a ValueError).
+    PictureError
+        When a file is no picture, an array has no picture's shape or range, a value is not finite, or
+        pictures differ in size after preprocessing (a ValueError).
+    TypeError
+        For anything that is no picture.
+
+    Examples
+    --------
+    >>> net = nn.Conv2d(3, 4, 3)
+    >>> load(net, [Image.new("L", (8, 6)), np.zeros((6, 8, 3), np.uint8)]).inputs.shape
+    torch.Size([2, 3, 6, 8])
+    """
+    found = find_preprocess(model, preprocess)
+    inputs: list[Tensor] = []
+    names: list[str] = []
+    for item in images if isinstance(images, (list, tuple)) else [images]:
+        name = Path(item).name if isinstance(item, (str, os.PathLike)) else ""
+        for picture in _split(item):
+            name_here = name or f"picture {len(inputs) + 1}"
+            inputs.append(_prepare(picture, found, name_here))
+            names.append(name_here)
+    if not inputs:
+        raise PictureError(f"images is empty; expected {_ACCEPTED}")
+    shapes = {tuple(x.shape) for x in inputs}
+    if len(shapes) > 1:
+        raise PictureError(
+            f"the pictures have different sizes: {', '.join(map(str, sorted(shapes)[:4]))}; "
+            "give preprocess= with a resize and a crop to one size"
+        )
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    device, dtype = (weight.device, weight.dtype) if weight is not None else (torch.device("cpu"), torch.float32)
+    return Pictures(torch.stack([x.to(device, dtype) for x in inputs]), found, tuple(names))
+
+
+def _prepare(picture: Image.Image | Tensor, preprocess: Preprocess, name: str) -> Tensor:
+    """One picture's input (C, H, W)."""
+    if isinstance(picture, Tensor):
+        result = picture
+    else:
+        try:
+            result = preprocess(picture)
+        except Exception as error:
+            raise PictureError(f"preprocess failed on {name}: {type(error).__name__}: {error}") from error
+        if not isinstance(result, Tensor) or result.ndim != 3 or not result.is_floating_point():
+            what = f"a {result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise PictureError(f"preprocess gives {what} for {name}; expected a float tensor (C, H, W)")
+    if not torch.isfinite(result).all():
+        raise PictureError(f"{name} has values that are not finite (NaN or infinity); expected finite ones")
+    return result
+
+
+def _split(item: Any) -> Iterator[Image.Image | Tensor]:
+    """The pictures in one item: PIL pictures, or float tensors (C, H, W) that are inputs already."""
+    if isinstance(item, (str, os.PathLike)):
+        yield _flatten(_open(Path(item)))
+    elif isinstance(item, Image.Image):
+        yield _flatten(item)
+    elif isinstance(item, Tensor):
+        if item.ndim not in (3, 4) or 0 in item.shape:
+            raise PictureError(f"a tensor of shape {tuple(item.shape)} is no picture; expected (C, H, W) or (N, C, H, W)")
+        batch = item if item.ndim == 4 else item[None]
+        if item.is_floating_point():
+            yield from batch.detach().unbind()
+        else:
+            yield from _split(batch.permute(0, 2, 3, 1).cpu().numpy())
+    elif isinstance(item, np.ndarray):
+        if item.ndim == 4:
+            for part in item:
+                yield _from_array(part)
+        else:
+            yield _from_array(item)
+    else:
+        raise TypeError(f"images: got {type(item).__name__}; expected {_ACCEPTED}")
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as file:
+            return ImageOps.exif_transpose(file)
+    except FileNotFoundError:
+        near = ", ".join(sorted(p.name for p in path.parent.glob(f"{path.stem[:3]}*"))[:3]) if path.parent.is_dir() else ""
+        raise PictureNotFoundError(f"there is no file {str(path)!r}{f'; near it: {near}' if near else ''}") from None
+    except UnidentifiedImageError:
+        raise PictureError(f"{str(path)!r} is no picture that can be read; expected PNG, JPEG or the like") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(f"{str(path)!r} cannot be read as a picture: {error}") from error
+
+
+def _flatten(picture: Image.Image) -> Image.Image:
+    """An 8-bit grey or RGB picture, transparency laid over white."""
+    if picture.mode.startswith(("I", "F")):
+        return _from_array(np.asarray(picture))
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture if picture.mode in ("L", "RGB") else picture.convert("L" if picture.mode == "1" else "RGB")
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    """A PIL picture from (H, W) or (H, W, C), 8 bits."""
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise PictureError(
+            f"an array of shape {array.shape} is no picture; expected (H, W), (H, W, C) or (N, H, W, C) "
+            "with 1, 3 or 4 channels"
+        )
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise PictureError("an array has values that are not finite (NaN or infinity); expected finite ones")
+        if array.min() < 0 or array.max() > 1:
+            raise PictureError(
+                f"a float array has values from {array.min():.3g} to {array.max():.3g}; expected [0, 1] for a picture "
+                "(a torch tensor is taken as the model's input as it is)"
+            )
+        array = np.round(array * 255)
+    elif array.dtype == bool:
+        array = array * 255
+    elif array.dtype.kind in "ui":
+        if array.min() < 0 or array.max() > 65535:
+            raise PictureError(f"an array has values from {array.min()} to {array.max()}; expected 0 to 255 or 65535")
+        if array.dtype.itemsize > 1 and (array.dtype == np.uint16 or array.max() > 255):
+            array = np.round(array / 257)
+    else:
+        raise TypeError(f"an array of {array.dtype} is no picture; expected uint8, uint16, bool or float in [0, 1]")
+    array = array.astype(np.uint8)
+    return _flatten(Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))

@@ -1,0 +1,180 @@
+"""Maps to uint8 on their device, one copy to the host; colour tables; overlays; the grid of make_grid."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbviz.core.errors import unknown
+
+
+def grid(
+    maps: Tensor,
+    nrow: int = 8,
+    padding: int = 2,
+    normalize: bool = True,
+    value_range: tuple[float, float] | None = None,
+    scale_each: bool = False,
+    pad_value: float = 0,
+) -> Tensor:
+    """All maps of one picture in one picture: exactly ``torchvision.utils.make_grid``, for channels too.
+
+    Parameters
+    ----------
+    maps
+        (K, H, W) or (K, 1, H, W) maps, or (K, 3, H, W) colour pictures; any dtype and device.
+    nrow
+        How many in a row.
+    padding
+        Pixels between them.
+    normalize
+        Shift and scale to [0, 1].
+    value_range
+        Low and high that become 0 and 1; None takes those of the maps.
+    scale_each
+        Scale each map alone, not all together.
+    pad_value
+        What lies between the maps.
+
+    Returns
+    -------
+    Tensor
+        (3, rows, columns) in the maps' dtype and on their device.
+
+    Raises
+    ------
+    ValueError
+        For maps of another shape, ``nrow`` below 1 or ``padding`` below 0, or a range without extent.
+    TypeError
+        For maps that are no tensor.
+
+    Examples
+    --------
+    >>> grid(torch.rand(10, 6, 6), nrow=4).shape
+    torch.Size([3, 26, 34])
+    """
+    from torchvision.utils import make_grid
+
+    if not isinstance(maps, Tensor):
+        raise TypeError(f"maps is {type(maps).__name__}; expected a tensor (K, H, W), (K, 1, H, W) or (K, 3, H, W)")
+    if maps.ndim not in (3, 4) or 0 in maps.shape or (maps.ndim == 4 and maps.shape[1] not in (1, 3)):
+        raise ValueError(
+            f"maps has shape {tuple(maps.shape)}; expected (K, H, W), (K, 1, H, W) or (K, 3, H, W), none of them empty "
+            "(for feature_maps' (N, K, H, W), take one picture: maps[0])"
+        )
+    for name, value, least in (("nrow", nrow, 1), ("padding", padding, 0)):
+        if not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r:.80}; expected a whole number")
+        if value < least:
+            raise ValueError(f"{name} is {value}; expected at least {least}")
+    if value_range is not None and not (len(value_range) == 2 and value_range[0] <= value_range[1]):
+        raise ValueError(f"value_range is {value_range!r}; expected (low, high) with low at most high")
+    tiles = maps[:, None] if maps.ndim == 3 else maps
+    return make_grid(tiles, nrow, padding, normalize, value_range, scale_each, pad_value)
+
+
+def quantise(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each map on 256 steps between its own low and high.
+
+    Parameters
+    ----------
+    maps
+        (..., H, W), any float dtype, on any device. Values that are not finite are shown as 0.
+
+    Returns
+    -------
+    tuple of Tensor
+        uint8 (..., H, W), and each map's low and high, float32 (...), all on the maps' device. A value
+        is ``low + q / 255 * (high - low)`` to within half a step.
+
+    Examples
+    --------
+    >>> q, low, high = quantise(torch.tensor([[[-1.0, 0.0, 4.0]]]))
+    >>> q.tolist(), low.item(), high.item()
+    ([[[0, 51, 255]]], -1.0, 4.0)
+    """
+    maps = torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0)
+    low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
+    spread = (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+    steps = (maps - low[..., None, None]) / spread[..., None, None] * 255
+    return steps.round().to(torch.uint8), low, high
+
+
+def centre(maps: Tensor) -> Tensor:
+    """Signed colour maps on grey: 0 becomes 128, the largest absolute value 1 or 255.
+
+    Parameters
+    ----------
+    maps
+        (..., C, H, W), any float dtype, on any device; each (C, H, W) is scaled alone.
+
+    Returns
+    -------
+    Tensor
+        uint8 of the same shape, on the maps' device.
+
+    Examples
+    --------
+    >>> centre(torch.tensor([[[0.0, 1.0, -2.0]]])).tolist()
+    [[[128, 192, 1]]]
+    """
+    maps = torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0)
+    scale = maps.abs().amax((-3, -2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return (128 + 127 * (maps / scale)).round().to(torch.uint8)
+
+
+def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.5, cmap: str = "viridis") -> Tensor:
+    """Maps in colour over pictures.
+
+    Parameters
+    ----------
+    pictures
+        uint8 (N, 3, H, W).
+    maps
+        (N, h, w), brought to (H, W) bilinearly and each stretched over its own range.
+    opacity
+        From 0, the picture alone, to 1, the map alone.
+    cmap
+        A matplotlib colour map.
+
+    Returns
+    -------
+    Tensor
+        uint8 (N, 3, H, W) on the pictures' device.
+
+    Examples
+    --------
+    >>> overlay(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.rand(1, 2, 2), opacity=0).max().item()
+    0
+    """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity is {opacity}; expected 0 to 1")
+    full = torch.nn.functional.interpolate(maps[:, None].float(), pictures.shape[-2:], mode="bilinear")[:, 0]
+    colours = torch.from_numpy(colour_table(cmap)).to(pictures.device)
+    coloured = colours[quantise(full)[0].to(pictures.device).long()].permute(0, 3, 1, 2)
+    return (pictures.float() * (1 - opacity) + coloured.float() * opacity).round().to(torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def colour_table(name: str) -> np.ndarray[Any, Any]:
+    """A matplotlib colour map as a table, uint8 (256, 3).
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> colour_table("gray")[[0, 255]].tolist()
+    [[0, 0, 0], [255, 255, 255]]
+    """
+    from matplotlib import colormaps
+
+    if name not in colormaps:
+        raise unknown("colour map", name, colormaps)
+    return np.round(colormaps[name](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)

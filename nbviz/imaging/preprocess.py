@@ -1,0 +1,179 @@
+"""How a picture becomes a model's input, found from the model, and how it is undone for display."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """A model's preprocessing and the names of its outputs.
+
+    A model of your own may carry one as its attribute ``nbviz_preprocess``; the bundled ones do.
+
+    Parameters
+    ----------
+    transform
+        From a PIL picture of the given mode to a float tensor (C, H, W), the model's input.
+    mode
+        The PIL mode that ``transform`` takes: ``"RGB"`` or ``"L"`` (grey).
+    mean, std
+        What ``transform`` subtracts and divides by, per channel, in units of [0, 1]; None where
+        there is no such step or it is not known.
+    labels
+        The names of the outputs, in order.
+    source
+        Where this was found, for people to read.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> halve = Preprocess(lambda picture: torch.zeros(3, *picture.size[::-1]), source="an example")
+    >>> halve(Image.new("L", (5, 4))).shape
+    torch.Size([3, 4, 5])
+    """
+
+    transform: Callable[[Image.Image], Tensor]
+    mode: str = "RGB"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    source: str = "given"
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """The model's input (C, H, W) for one picture of any PIL mode."""
+        return self.transform(picture.convert(self.mode))
+
+    def undo(self, inputs: Tensor) -> Tensor:
+        """Pictures (N, C, H, W) in [0, 1] from a model's inputs of the same shape.
+
+        Where mean and std are unknown and the values leave [0, 1], each picture's own range is
+        stretched to [0, 1].
+        """
+        inputs = inputs.detach().float()
+        if self.mean is not None and self.std is not None and len(self.mean) in (1, inputs.shape[1]):
+            mean, std = (inputs.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+            return (inputs * std + mean).clamp(0, 1)
+        low, high = inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True)
+        if float(low.min()) >= 0 and float(high.max()) <= 1:
+            return inputs
+        return (inputs - low) / (high - low).clamp(min=1e-12)
+
+
+def find_preprocess(model: nn.Module, preprocess: Any = None) -> Preprocess:
+    """The preprocessing that belongs to a model.
+
+    Parameters
+    ----------
+    model
+        Looked at in this order: its attribute ``nbviz_preprocess``, its timm configuration, the
+        torchvision weights that fit its class and size. A model that is none of these takes
+        pictures as they are, in [0, 1].
+    preprocess
+        Given by the person: a callable from a PIL picture to a tensor (C, H, W), such as
+        ``weights.transforms()``. It goes before what is found; the labels found are kept.
+
+    Raises
+    ------
+    TypeError
+        When ``preprocess`` is given and cannot be called.
+    """
+    found = _found(model)
+    if preprocess is None:
+        return found
+    if isinstance(preprocess, Preprocess):
+        return preprocess if preprocess.labels else replace(preprocess, labels=found.labels)
+    if not callable(preprocess):
+        raise TypeError(
+            f"preprocess is {type(preprocess).__name__}; expected a callable from a PIL picture to a tensor "
+            "(C, H, W), such as weights.transforms()"
+        )
+    mean, std = _normalisation(preprocess)
+    return Preprocess(preprocess, found.mode, mean, std, found.labels)
+
+
+def input_channels(model: nn.Module) -> int:
+    """How many channels the first convolution (or else linear layer) of a model takes; 3 if it has none."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            return module.in_channels
+    return 3
+
+
+def _found(model: nn.Module) -> Preprocess:
+    own = getattr(model, "nbviz_preprocess", None)
+    if isinstance(own, Preprocess):
+        return own
+    return _timm(model) or _torchvision(model) or _plain(model)
+
+
+def _plain(model: nn.Module) -> Preprocess:
+    from torchvision.transforms.functional import to_tensor
+
+    mode = "L" if input_channels(model) == 1 else "RGB"
+    kind = "grey" if mode == "L" else "RGB"
+    return Preprocess(to_tensor, mode, source=f"none known: {kind} in [0, 1] (give preprocess= to change)")
+
+
+def _timm(model: nn.Module) -> Preprocess | None:
+    if not isinstance(getattr(model, "pretrained_cfg", None), dict):
+        return None
+    try:
+        data = importlib.import_module("timm.data")
+    except ImportError:  # a model that only looks like timm's
+        return None
+    config = data.resolve_data_config({}, model=model)
+    labels = _imagenet_labels() if getattr(model, "num_classes", None) == 1000 else None
+    transform = data.create_transform(**config, is_training=False)
+    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    return Preprocess(transform, mode, tuple(config["mean"]), tuple(config["std"]), labels, "timm's configuration")
+
+
+def _torchvision(model: nn.Module) -> Preprocess | None:
+    """torchvision keeps no note of a model's weights: take the default ones of the builder of its size."""
+    module = type(model).__module__
+    if not module.startswith("torchvision.models."):
+        return None
+    from torchvision import models
+
+    size = sum(p.numel() for p in model.parameters())
+    fits = []
+    for name in models.list_models(module=importlib.import_module(module)):
+        for weights in models.get_model_weights(name):
+            off = abs(weights.meta["num_params"] - size)
+            default = weights is models.get_model_weights(name).DEFAULT
+            fits.append((off, not default, len(fits), weights))
+    if not fits:
+        return None
+    weights = min(fits, key=lambda fit: fit[:3])[3]
+    transform = weights.transforms()
+    mean, std = _normalisation(transform)
+    names = tuple(weights.meta.get("categories") or ())
+    outputs = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)][-1:]
+    outputs = outputs or [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)][-1:]
+    labels = names if outputs == [len(names)] else None
+    return Preprocess(transform, "RGB", mean, std, labels, f"torchvision's {weights}")
+
+
+def _normalisation(transform: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and std of the last normalisation in a torchvision transform, however deep it lies."""
+    for step in reversed(list(getattr(transform, "transforms", None) or [])):
+        if (found := _normalisation(step)) != (None, None):
+            return found
+    mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
+    if mean is None or std is None:
+        return None, None
+    return tuple(torch.as_tensor(mean).flatten().tolist()), tuple(torch.as_tensor(std).flatten().tolist())
+
+
+def _imagenet_labels() -> tuple[str, ...]:
+    from torchvision.models import AlexNet_Weights
+
+    return tuple(AlexNet_Weights.DEFAULT.meta["categories"])

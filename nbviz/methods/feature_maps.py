@@ -1,0 +1,128 @@
+"""Feature maps as they are, and fused into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbviz.core.errors import unknown
+from nbviz.core.trace import run
+from nbviz.imaging.load import load
+from nbviz.methods.arguments import check_indices, check_maps
+
+
+def feature_maps(
+    model: nn.Module, images: Any, layer: str, channels: Sequence[int] | int | None = None, *, preprocess: Any = None
+) -> Tensor:
+    """What a layer gives for pictures: its activations, unchanged.
+
+    Parameters
+    ----------
+    model
+        Any eager PyTorch model; it is left as it was.
+    images
+        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
+    layer
+        A module's name, ``"name:1"`` for the second call of one that runs more than once.
+    channels
+        Which channels, in the order wanted; None gives all.
+    preprocess
+        A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
+
+    Returns
+    -------
+    Tensor
+        (N, K, H, W) in the model's dtype and on its device, without a graph.
+
+    Raises
+    ------
+    ValueError
+        For an unknown layer, a channel out of range, or a layer whose output is not (N, C, H, W).
+    PictureError
+        For a picture that cannot be read or does not fit the model (a ValueError).
+    ModelError
+        When the model fails in its forward pass (a RuntimeError).
+    TypeError
+        For an argument of the wrong type, or a scripted or compiled model.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    >>> feature_maps(net, torch.rand(2, 1, 8, 8), "1", channels=[3, 0]).shape
+    torch.Size([2, 2, 6, 6])
+    """
+    inputs = load(model, images, preprocess).inputs
+    activation = check_maps(run(model, inputs, [layer]).activations[layer], layer)
+    return activation if channels is None else activation[:, check_indices("channel", channels, activation.shape[1])]
+
+
+def fuse(maps: Tensor, how: str = "mean") -> Tensor:
+    """All channels of each picture in one map.
+
+    Parameters
+    ----------
+    maps
+        (N, K, H, W), any float dtype, on any device.
+    how
+        ``"mean"``, ``"max"``, ``"sum"``, ``"l2"`` (the length of the vector of channels at each
+        position), or ``"pca"``: the three directions in which the channels vary most over the
+        positions of a picture, as red, green and blue.
+
+    Returns
+    -------
+    Tensor
+        (N, H, W); for ``"pca"`` (N, 3, H, W) in [0, 1], each colour stretched over its range (zero
+        where there is no third direction).
+
+    Raises
+    ------
+    ValueError
+        For an unknown ``how`` or maps that are not (N, K, H, W).
+    TypeError
+        For maps that are not a float tensor.
+
+    Examples
+    --------
+    >>> maps = torch.tensor([3.0, -4.0]).view(1, 2, 1, 1)
+    >>> fuse(maps, "l2").item(), fuse(maps, "sum").item()
+    (5.0, -1.0)
+    """
+    if not isinstance(maps, Tensor):
+        raise TypeError(f"maps is {type(maps).__name__}; expected a tensor (N, K, H, W)")
+    if maps.ndim != 4 or maps.shape[1] == 0:
+        raise ValueError(f"maps has shape {tuple(maps.shape)}; expected (N, K, H, W) with at least one channel")
+    if how not in _FUSIONS:
+        raise unknown("way to fuse", how, _FUSIONS)
+    if not maps.is_floating_point():
+        raise TypeError(f"maps is {maps.dtype}; expected a float dtype")
+    return _FUSIONS[how](maps)
+
+
+def _principal_colours(maps: Tensor) -> Tensor:
+    n, _, h, w = maps.shape
+    points = maps.flatten(2).transpose(1, 2).float()  # (N, positions, channels)
+    points = points - points.mean(1, keepdim=True)
+    u, s, v = torch.linalg.svd(points, full_matrices=False)
+    u, s, v = u[..., :3], s[..., :3], v[:, :3]
+    # A direction has no sign of its own: let its largest channel weigh positively.
+    sign = v.gather(2, v.abs().argmax(2, keepdim=True)).sign().transpose(1, 2)
+    colours = u * s[:, None] * sign
+    low, high = colours.amin(1, keepdim=True), colours.amax(1, keepdim=True)
+    flat = high - low <= 1e-6 * s[:, None, :1]  # no variation left but rounding
+    colours = torch.where(flat, 0.0, (colours - low) / (high - low).masked_fill(flat, 1.0))
+    colours = torch.cat([colours, colours.new_zeros(n, h * w, 3 - colours.shape[2])], 2)
+    return colours.transpose(1, 2).reshape(n, 3, h, w).to(maps.dtype)
+
+
+_FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda maps: maps.mean(1),
+    "max": lambda maps: maps.amax(1),
+    "l2": lambda maps: torch.linalg.vector_norm(maps, dim=1),
+    "sum": lambda maps: maps.sum(1),
+    "pca": _principal_colours,
+}
+#: The names that :func:`fuse` takes.
+FUSIONS = tuple(_FUSIONS)

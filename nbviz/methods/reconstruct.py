@@ -1,0 +1,177 @@
+"""What in the picture a channel or a class answers to: gradient, deconvnet and guided backprop from one forward pass."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbviz.core.backward import RULES, UNPOOLING, pull
+from nbviz.core.errors import NoRectifierWarning, unknown
+from nbviz.core.trace import Trace, run
+from nbviz.imaging.load import load
+from nbviz.methods.arguments import check_indices, check_logits, check_maps, check_target
+
+#: Where a reconstruction starts in a channel's map.
+SEEDS = ("max", "map", "unit")
+_CHANNELS_AT_ONCE = 8
+
+
+def reconstruct(
+    model: nn.Module,
+    images: Any,
+    layer: str | None = None,
+    channels: Sequence[int] | int | None = None,
+    target: Sequence[int] | int | None = None,
+    seed: str = "max",
+    rules: Sequence[str] = RULES,
+    *,
+    unpool: str = "sum",
+    preprocess: Any = None,
+) -> dict[str, Tensor]:
+    """Reconstructions of a layer's channels, or of an output class, under several rules from one forward pass.
+
+    All other activations of the layer are set to zero and what is left is passed down to the picture
+    (Zeiler and Fergus 2014, section 2.1); a rule says what a rectifier does to it on the way, see
+    :func:`nbviz.gradient`, :func:`nbviz.deconvnet` and :func:`nbviz.guided_backprop`.
+
+    Parameters
+    ----------
+    model
+        Any eager PyTorch model; it is left as it was.
+    images
+        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
+    layer
+        A module's name (``"name:1"`` for its second call), or None to start from an output class.
+    channels
+        Which channels of the layer; None gives all.
+    target
+        With ``layer=None``: the class, or one for each picture; None takes the predicted one. The
+        signal starts as a one at the class's score.
+    seed
+        With a layer, what is passed down: ``"max"``, the activation of the channel's strongest
+        position alone, as in the paper; ``"map"``, the whole channel; ``"unit"``, a one at the
+        strongest position, which under the gradient rule is the gradient of the channel's maximum.
+    rules
+        Any of ``"gradient"``, ``"deconvnet"``, ``"guided"``.
+    unpool
+        Where overlapping pooling windows share a switch: ``"sum"`` their values, as the gradient
+        does, or ``"overwrite"`` with the last, as ``max_unpool2d`` does.
+    preprocess
+        A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
+
+    Returns
+    -------
+    dict of str to Tensor
+        For each rule (N, K, C, H, W) with a layer, (N, C, H, W) with a class, in units of activation
+        per unit of the model's input (times the activation for ``"max"`` and ``"map"``), signed, in
+        the model's dtype and on its device.
+
+    Raises
+    ------
+    ValueError
+        For an unknown layer, rule, seed or unpooling; a channel or class out of range; a layer whose
+        output is not (N, C, H, W); a target with a layer, or channels without one.
+    ModelError
+        When the model fails in its forward pass, or no gradient reaches the picture.
+
+    Warns
+    -----
+    NoRectifierWarning
+        When the deconvnet or guided rule met no rectifier and so equals the gradient.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5))
+    >>> maps = reconstruct(net, torch.rand(2, 1, 8, 8), "2", channels=[3, 0])
+    >>> {rule: tuple(m.shape) for rule, m in maps.items()}["guided"]
+    (2, 2, 1, 8, 8)
+    >>> reconstruct(net, torch.rand(2, 1, 8, 8), target=4, rules=["gradient"])["gradient"].shape
+    torch.Size([2, 1, 8, 8])
+    """
+    rules = [rules] if isinstance(rules, str) else list(rules)
+    for kind, given, accepted in [*(("rule", rule, RULES) for rule in rules), ("seed", seed, SEEDS)]:
+        if given not in accepted:
+            raise unknown(kind, given, accepted)
+    if unpool not in UNPOOLING:
+        raise unknown("unpooling", unpool, UNPOOLING)
+    if layer is not None and target is not None:
+        raise ValueError("target is a class of the model's output and goes with layer=None; give channels for a layer")
+    if layer is None and channels is not None:
+        raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
+
+    inputs = load(model, images, preprocess).inputs
+    result = {}
+    if layer is None:
+        trace = run(model, inputs, output=True, grad=True)
+        logits = check_logits(trace.output)
+        signal = torch.nn.functional.one_hot(check_target(target, logits), logits.shape[1]).to(logits.dtype)
+        for rule in rules:
+            maps, met = pull(rule, logits, signal[None], trace.inputs, unpool)
+            warn_without_rectifiers(rule, met)
+            result[rule] = maps[0]
+    else:
+        trace = run(model, inputs, [layer], grad=True)
+        count = check_maps(trace.activations[layer], layer).shape[1]
+        chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
+        for rule in rules:
+            result[rule], met = project(trace, layer, chosen, rule, seed, unpool)
+            warn_without_rectifiers(rule, met)
+    return result
+
+
+def project(
+    trace: Trace, layer: str, channels: Sequence[int], rule: str, seed: str = "max", unpool: str = "sum"
+) -> tuple[Tensor, int]:
+    """Channels of a traced layer sent back to the picture, many in one pass: (N, K, C, H, W) and rectifiers met."""
+    activation = trace.activations[layer]
+    pieces, met = [trace.inputs.new_empty(0, *trace.inputs.shape)], 0
+    for i in range(0, len(channels), _CHANNELS_AT_ONCE):
+        part = seeds(activation, channels[i : i + _CHANNELS_AT_ONCE], seed)
+        piece, met = pull(rule, activation, part, trace.inputs, unpool)
+        pieces.append(piece)
+    return torch.cat(pieces).transpose(0, 1), met
+
+
+def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
+    """The layer with all but one channel (of it, for "max" and "unit", all but one position) set to zero.
+
+    Parameters
+    ----------
+    activation
+        (N, C, H, W).
+    channels
+        K indices.
+    seed
+        One of ``SEEDS``.
+
+    Returns
+    -------
+    Tensor
+        (K, N, C, H, W).
+    """
+    activation = activation.detach()
+    result = activation.new_zeros(len(channels), *activation.shape)
+    for k, channel in enumerate(channels):
+        chosen = activation[:, channel]
+        if seed == "map":
+            result[k, :, channel] = chosen
+            continue
+        position = chosen.flatten(1).argmax(1, keepdim=True)
+        value = chosen.flatten(1).gather(1, position) if seed == "max" else torch.ones_like(position, dtype=chosen.dtype)
+        result[k, :, channel] = torch.zeros_like(chosen).flatten(1).scatter(1, position, value).view_as(chosen)
+    return result
+
+
+def warn_without_rectifiers(rule: str, met: int) -> None:
+    """Warn, at the caller of the public function, when a rule had nothing to act on."""
+    if rule != "gradient" and not met:
+        warnings.warn(
+            f"the {rule} rule met no rectifier (ReLU or ReLU6) on its way to the picture: "
+            "deconvnet and guided backprop equal the plain gradient here",
+            NoRectifierWarning,
+            stacklevel=3,
+        )
