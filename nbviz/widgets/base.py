@@ -1,0 +1,189 @@
+"""The base of all widgets: work in chunks that the page pulls, one thread at a time; a picture for when it is gone."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import ipywidgets
+
+from nbviz.core.state import lock
+from nbviz.export.figure import Panel, draw_figure
+from nbviz.widgets.views import Header
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ABANDONED = 1.0  # seconds after which a page that has not painted a chunk is no longer waited for
+_BEFORE_DISPLAY = 1.5  # seconds of work at most before the first picture is shown
+
+
+class Pulled(ipywidgets.VBox):  # type: ignore[misc]
+    """A widget whose parts are drawn in chunks, each asked for by the page once it has painted the last.
+
+    A change of state marks parts as stale (``_stales``) and starts over with them, in the order of
+    ``_parts``; so nothing queues up, and a newer state drops what is left of an older one. For each
+    part there is a generator method ``_show_<part>`` which yields between chunks of about 50-100 ms.
+    """
+
+    _parts: ClassVar[tuple[str, ...]] = ()
+    _stales: ClassVar[dict[str, set[str]]] = {}
+
+    def __init__(self, header: Header, **kwargs: Any) -> None:
+        _hold_lock_during_cells()
+        self.header = header
+        self._stale = set(self._parts)
+        self._job: Iterator[None] | None = None
+        self._stepping = False
+        self._sent = 0.0
+        super().__init__(**kwargs)
+        self.add_class("nbviz")
+
+    def _start(self) -> None:
+        """Draw the first chunk, and from now on what changes. The first errors are the caller's."""
+        self.observe(self._changed, names=list(self._stales))
+        self.header.observe(self._painted, names="painted")
+        self._job = self._work()
+        with self._turn():
+            self._step(raise_errors=True)
+
+    def _work(self) -> Iterator[None]:
+        for part in self._parts:
+            if part in self._stale:
+                yield from getattr(self, f"_show_{part}")()
+                self._stale.discard(part)
+
+    def _changed(self, change: Any) -> None:
+        with self._turn():
+            self._stale |= self._stales[change.name] & set(self._parts)
+            if self._stepping:  # the chunk that made this change goes on to what it made stale
+                return
+            self._job = self._work()
+            # The page asks again once it has painted; one that is gone must not be waited for.
+            if self.header.painted != self.header.chunk and time.monotonic() - self._sent < _ABANDONED:
+                return
+            self._step()
+
+    def _painted(self, change: Any) -> None:
+        with self._turn():
+            if change.new == self.header.chunk:
+                self._step()
+
+    def _step(self, raise_errors: bool = False) -> None:
+        """Do one chunk of the work and tell the page."""
+        if self._job is None:
+            return
+        self._stepping = True
+        try:
+            next(self._job)
+            self.header.error = ""
+            self.header.state = "working"
+        except StopIteration:
+            self._job = None
+            self.header.error = ""
+            self.header.state = "ready"
+        except Exception as error:
+            if raise_errors:
+                raise
+            # An observer's traceback is seen by nobody: it goes to JupyterLab's log.
+            self._job = None
+            self.header.error = f"{type(error).__name__}: {error}"
+            self.header.state = "error"
+        finally:
+            self._stepping = False
+        self._sent = time.monotonic()
+        self.header.chunk += 1
+
+    def finish(self, seconds: float = float("inf")) -> None:
+        """Do the work that is left without waiting for a page, for about ``seconds`` at most."""
+        end = time.monotonic() + seconds
+        with self._turn():
+            while self._job is not None and time.monotonic() < end:
+                self._step()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the lock on all models; say so if that means to wait."""
+        if not lock.acquire(blocking=False):
+            self.header.state = "waiting: a cell is running"
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _heading(self) -> str:
+        """One line above the figure."""
+        raise NotImplementedError
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        """What the figure shows, row by row."""
+        raise NotImplementedError
+
+    def figure(self) -> Figure:
+        """The current view as a matplotlib figure, made without pyplot."""
+        self.finish()
+        return draw_figure(self._heading(), self._figure_rows())
+
+    def save(self, path: str | Path) -> None:
+        """Write the current view as a figure; the ending of the name says how (png, svg, pdf).
+
+        Examples
+        --------
+        >>> import nbviz, tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "view.png"
+        >>> nbviz.explore().save(path)
+        >>> path.stat().st_size > 10_000
+        True
+        """
+        self.figure().savefig(path, dpi=150)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The live view, and a PNG of it for where no widget can live."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is not None:
+            self.finish(_BEFORE_DISPLAY)
+            png = io.BytesIO()
+            draw_figure(self._heading(), self._figure_rows()).savefig(png, format="png", dpi=90)
+            bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
+        return bundle
+
+
+_holding = threading.Lock()  # one registration, however many widgets are made at once
+_cells: dict[str, Any] = {}
+
+
+def _hold_lock_during_cells() -> None:
+    """From now on a running cell holds the lock on all models, the cell that makes the first widget included.
+
+    Front ends may deliver a control's change on a thread of its own while a cell runs: without this,
+    two threads could be in one model.
+    """
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()  # type: ignore[no-untyped-call]
+    with _holding:
+        if shell is None or _cells.get("shell") is shell:
+            return
+        _cells.update(shell=shell, held=0)
+        shell.events.register("pre_run_cell", _acquire)
+        shell.events.register("post_run_cell", _release)
+    if threading.current_thread() is threading.main_thread():
+        _acquire()
+
+
+def _acquire(*_: Any) -> None:
+    lock.acquire()
+    _cells["held"] += 1
+
+
+def _release(*_: Any) -> None:
+    if _cells["held"]:
+        _cells["held"] -= 1
+        lock.release()

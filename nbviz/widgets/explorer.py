@@ -1,0 +1,111 @@
+"""All widgets in one: picture, layer, channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import ipywidgets
+from torch import nn
+
+from nbviz import bundled
+from nbviz.export.figure import Panel
+from nbviz.imaging.preprocess import find_preprocess
+from nbviz.widgets.instrument import Instrument
+
+
+class Explorer(Instrument):
+    """What a network sees, read from left to right: picture, layer, channel.
+
+    Left the pictures, what the network says of the chosen one, and all channels of the layer fused
+    over it; in the middle the layer's channels, of which a click picks one; right the patch that
+    excites it most and its reconstructions. Usually made by :func:`nbviz.explore`.
+
+    Parameters
+    ----------
+    model, images, layer, channel, labels, preprocess
+        As in :func:`nbviz.explore`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> model = nbviz.bundled.load("fashion")
+    >>> view = Explorer(model, nbviz.bundled.fashion_test()[0][:2, None])
+    >>> view.picture, view.channel = 1, 7
+    """
+
+    _kind = "explorer"
+    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "channel")
+
+    def _layout(self) -> ipywidgets.Box:
+        self.grid.slider = f"IPY_MODEL_{self.channel_control.model_id}"
+        left = ipywidgets.VBox([self.strip, self.how_control, self.fused])
+        middle = ipywidgets.VBox([self.layer_control, self.grid])
+        right = ipywidgets.VBox([self.channel_control, self.panels, self.seed_control])
+        return ipywidgets.Box([left, middle, right]).add_class("nbviz-columns")
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        return [[self._fused_panel(), self._predictions_panel(), self._grid_panel()], *self._reconstruction_panels()]
+
+
+def explore(
+    model: nn.Module | None = None,
+    images: Any = None,
+    layer: str | None = None,
+    channel: int | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    preprocess: Any = None,
+) -> Explorer:
+    """Open the explorer on a model and pictures, starting where it is useful.
+
+    Parameters
+    ----------
+    model
+        Any eager PyTorch model; it is left as it was, on its device. None takes the bundled network,
+        which needs no download.
+    images
+        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`. None takes
+        bundled ones: photographs, or Fashion-MNIST for a model that takes 28×28 grey pictures.
+    layer
+        The layer at first; None takes the deepest whose maps still show shapes.
+    channel
+        The channel at first; None takes the strongest.
+    labels
+        The names of the model's outputs, in order; found for torchvision's and timm's ImageNet models.
+    preprocess
+        A callable from a PIL picture to the model's input (C, H, W), such as
+        ``weights.transforms()``; found for torchvision's and timm's models.
+
+    Returns
+    -------
+    Explorer
+        The widget, to be shown as a cell's last value.
+
+    Raises
+    ------
+    ValueError
+        For an unknown layer, a channel out of range, labels that do not fit.
+    PictureError
+        For a picture that cannot be read or does not fit the model (a ValueError).
+    ModelError
+        When the model fails in its forward pass (a RuntimeError).
+    TypeError
+        For an argument of the wrong type, or a scripted or compiled model.
+
+    Examples
+    --------
+    >>> explorer = explore()
+    >>> explorer.layer in explorer.session.layers
+    True
+    """
+    if model is None:
+        model = bundled.load("fashion")
+    if images is None:
+        grey = find_preprocess(model, preprocess).mode == "L" if isinstance(model, nn.Module) else False
+        images = bundled.fashion_test()[0][_ONE_OF_EACH, None] if grey else bundled.pictures()
+    return Explorer(model, images, layer, channel, preprocess=preprocess, labels=labels)
+
+
+# The first picture of each class among the bundled ones.
+_ONE_OF_EACH = [0, 1, 2, 3, 4, 6, 8, 13, 18, 19]

@@ -1,0 +1,52 @@
+"""The widget that shows feature maps directly."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import ipywidgets
+import traitlets as t
+
+from nbviz.export.figure import Panel
+from nbviz.widgets.instrument import Instrument
+
+
+class FeatureMaps(Instrument):
+    """A layer's feature maps: the grid of all channels, one of them in large, all fused over the picture.
+
+    Colour map, scale, order, zoom and the picked channel stay in the page: they answer at once, also
+    while the kernel is busy, and ``channel`` here does not follow them.
+
+    Parameters
+    ----------
+    model, images, layer, preprocess
+        As in :func:`nbviz.feature_maps`; ``layer=None`` starts where maps still show shapes.
+    channel
+        The channel in large at first; None takes the strongest.
+    labels
+        The names of the model's outputs, in order.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.feature_maps`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> model = nbviz.bundled.load("fashion")
+    >>> view = FeatureMaps(model, nbviz.bundled.fashion_test()[0][:2, None], layer="features.4")
+    >>> view.layer = "features.9"  # re-renders in place
+    """
+
+    _kind = "maps"
+    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused")
+
+    def _layout(self) -> ipywidgets.Box:
+        t.dlink((self, "channel"), (self.grid, "channel"))
+        left = ipywidgets.VBox([self.strip, self.how_control, self.fused])
+        right = ipywidgets.VBox([self.layer_control, self.grid])
+        return ipywidgets.Box([left, right]).add_class("nbviz-columns")
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        return [[self._fused_panel(), self._grid_panel()]]

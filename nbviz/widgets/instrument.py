@@ -1,0 +1,337 @@
+"""What the widgets of this room share: a model and pictures, the state of the view, its controls and its parts."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import ipywidgets
+import numpy as np
+import torch
+import traitlets as t
+from torch import Tensor, nn
+
+from nbviz.core.backward import RULES
+from nbviz.core.errors import unknown
+from nbviz.export.figure import Panel
+from nbviz.imaging.pixels import centre, grid, overlay, quantise
+from nbviz.methods.feature_maps import FUSIONS, fuse
+from nbviz.methods.reconstruct import SEEDS
+from nbviz.widgets.base import Pulled
+from nbviz.widgets.session import Session
+from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
+
+#: What a person reads for the names of the rules.
+RULE_CAPTIONS = {"gradient": "gradient", "deconvnet": "deconvnet", "guided": "guided backprop"}
+CAUTION = (
+    "Deconvnet and guided backprop change little when the weights are randomised: read them as what the picture "
+    "contains where the channel fires, not as proof of what was learned."
+)
+
+
+class Instrument(Pulled):
+    """The base of the widgets that show one layer of a model at work on one of some pictures.
+
+    Its state is in plain traits, set by the controls in the page or by code in a cell.
+
+    Parameters
+    ----------
+    model, images, layer, channel, preprocess, labels
+        As in :func:`nbviz.explore`.
+    seed
+        What a reconstruction starts from, as in :func:`nbviz.reconstruct`.
+    how
+        How all channels are fused into one map, as in :func:`nbviz.fuse`.
+    """
+
+    picture = t.Int(0, help="Which of the pictures is shown, from 0.")
+    layer = t.Unicode(help="The layer's name.")
+    channel = t.Int(0, help="The picked channel.")
+    seed = t.Enum(SEEDS, "max", help="What a reconstruction starts from.")
+    how = t.Unicode("l2", help="How all channels are fused into one map.")
+
+    _kind: ClassVar[str]
+    _stales: ClassVar[dict[str, set[str]]] = {
+        "picture": {"trace", "grid", "fused", "channel"},
+        "layer": {"trace", "grid", "fused", "channel"},
+        "how": {"fused"},
+        "channel": {"channel"},
+        "seed": {"channel"},
+    }
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Any,
+        layer: str | None = None,
+        channel: int | None = None,
+        *,
+        preprocess: Any = None,
+        labels: Sequence[str] | None = None,
+        seed: str = "max",
+        how: str = "l2",
+    ) -> None:
+        for kind, given, accepted in (("seed", seed, SEEDS), ("way to fuse", how, FUSIONS)):
+            if given not in accepted:
+                raise unknown(kind, given, accepted)
+        self.session = Session(model, images, preprocess, labels)
+        start = self.session.start_layer() if layer is None else self.session.check_layer(layer)
+        count = self.session.layers[start].shape[0]
+        if channel is not None:
+            self._check_channel(start, channel)
+        self._pick_strongest = channel is None
+        self._costs: dict[str, float] = {}
+        super().__init__(Header(title=type(model).__name__, info=self._info()))
+        group = uuid.uuid4().hex
+        self.strip = Strip(thumbs=_thumbs(self.session))
+        self.grid = ChannelGrid(group=group)
+        self.panels = Panels(self._rows(), group=group, controls=["contrast"], note=CAUTION)
+        self.fused = Panels([{"title": "", "cells": [{"slot": "fused"}]}], group=group, controls=["opacity"])
+        self.layer_control = ipywidgets.Dropdown(
+            options=[(str(found), name) for name, found in self.session.layers.items()],
+            value=start,
+            description="Layer",
+            tooltip="The layer whose maps are shown: type, output shape, receptive field",
+        )
+        self.channel_control = ipywidgets.IntSlider(
+            max=count - 1, description="Channel", tooltip="The picked channel; so does a click on its tile"
+        )
+        self.seed_control = ipywidgets.Dropdown(
+            options=[("strongest position", "max"), ("whole map", "map"), ("one at that position", "unit")],
+            description="From",
+            tooltip="What is passed down from the channel to the picture",
+        )
+        self.how_control = ipywidgets.Dropdown(
+            options=FUSIONS, description="Fused", tooltip="How all channels of the layer become one map"
+        )
+        self.layer, self.seed, self.how = start, seed, how
+        for name in ("layer", "channel", "seed", "how"):
+            t.link((self, name), (getattr(self, f"{name}_control"), "value"))
+        t.link((self, "picture"), (self.strip, "picture"))
+        self.channel = channel or 0
+        shown = self._layout()
+        self.header.controls = [f"IPY_MODEL_{control.model_id}" for control in _controls(shown)]
+        self.children = [self.header, shown]
+        self.add_class(f"nbviz-{self._kind}")
+        self._start()
+
+    def _layout(self) -> ipywidgets.Box:
+        """The widgets below the header."""
+        raise NotImplementedError
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """What the panels show: the strongest patch and its reconstructions, then the same on the whole picture."""
+        rules = [{"slot": rule, "caption": caption} for rule, caption in RULE_CAPTIONS.items()]
+        return [
+            {
+                "title": "What excites it most here, and what that part of the picture is made of",
+                "cells": [
+                    {"slot": "picture", "crop": True, "caption": "patch of the picture"},
+                    *({**cell, "crop": True} for cell in rules),
+                ],
+            },
+            {
+                "title": "On the whole picture",
+                "cells": [{"slot": "picture"}, {"slot": "activation"}, *rules[1:]],
+            },
+        ]
+
+    # State.
+
+    @t.validate("layer")
+    def _valid_layer(self, proposal: Any) -> str:
+        return self.session.check_layer(proposal["value"])
+
+    @t.validate("channel")
+    def _valid_channel(self, proposal: Any) -> int:
+        return self._check_channel(self.layer, proposal["value"]) if self.layer else int(proposal["value"])
+
+    @t.validate("picture")
+    def _valid_picture(self, proposal: Any) -> int:
+        count = len(self.session.display)
+        if not 0 <= proposal["value"] < count:
+            raise ValueError(f"no picture {proposal['value']}: there are {count}, numbered 0 to {count - 1}")
+        return int(proposal["value"])
+
+    @t.validate("how")
+    def _valid_how(self, proposal: Any) -> str:
+        if proposal["value"] not in FUSIONS:
+            raise unknown("way to fuse", proposal["value"], FUSIONS)
+        return str(proposal["value"])
+
+    def _check_channel(self, layer: str, channel: int) -> int:
+        count = self.session.layers[layer].shape[0]
+        if not isinstance(channel, int):
+            raise TypeError(f"channel is {channel!r:.80}; expected a whole number")
+        if not 0 <= channel < count:
+            raise ValueError(f"no channel {channel}: layer {layer!r} has {count}, numbered 0 to {count - 1}")
+        return channel
+
+    def _changed(self, change: Any) -> None:
+        if change.name == "layer":  # has other channels: the slider ends at its last, and its strongest is picked
+            with self._turn():
+                self._stepping = True
+                self.channel_control.max = self.session.layers[self.layer].shape[0] - 1
+                self._stepping = False
+            self._pick_strongest = True
+        elif change.name == "channel" and not self._stepping:
+            self._pick_strongest = False
+        super()._changed(change)
+
+    # Parts.
+
+    def _show_trace(self) -> Iterator[None]:
+        maps = self.session.maps(self.picture, self.layer)
+        self.strip.predictions = self.session.predictions(self.picture, self.layer)
+        self._cost("layer", self.session.milliseconds)
+        if self._pick_strongest:
+            self._pick_strongest = False
+            self.channel = int(maps.flatten(1).amax(1).argmax())
+        yield from ()  # goes with the next part, in one chunk
+
+    def _show_grid(self) -> Iterator[None]:
+        self.grid.show(self.session.maps(self.picture, self.layer))
+        yield
+
+    def _show_fused(self) -> Iterator[None]:
+        fused = fuse(self.session.maps(self.picture, self.layer)[None], self.how)[0]
+        picture = self.session.display[self.picture]
+        colours = self.how == "pca"
+        caption = f"all {self.channel_control.max + 1} channels fused ({self.how}) over the picture"
+        pixels = quantise(fused)[0]
+        over = pixels.permute(1, 2, 0) if colours else pixels
+        self.fused.show("fused", "overlay", picture, over=over, caption=caption)
+        yield
+
+    def _show_channel(self) -> Iterator[None]:
+        layer, channel = self.session.layers[self.layer], self.channel
+        chosen = self.session.maps(self.picture, self.layer)[channel]
+        row, column = divmod(int(chosen.flatten().argmax()), chosen.shape[1])
+        box = list(self.session.box(layer, row, column))
+        if self.seed == "map":  # starts from everywhere
+            box = [0, 0, *self.session.display.shape[-2:]]
+        self.panels.current = f"{self.picture} {self.layer} {channel} {self.seed}"
+        steps, low, high = quantise(chosen)
+        caption = f"#{channel}: {chosen.shape[0]}×{chosen.shape[1]}, {low:.3g} to {high:.3g}"
+        with self.panels.hold_sync():
+            picture = self.session.display[self.picture]
+            self.panels.show("picture", "picture", picture, box=box, caption="picture, receptive field")
+            self.panels.show("activation", "map", steps[None], caption=caption)
+        yield
+        met, spent = 0, 0.0
+        for rule in RULES:
+            start = time.perf_counter()
+            maps, met = self.session.reconstruction(self.picture, self.layer, channel, rule, self.seed)
+            pixels = centre(_colours(maps)).cpu()
+            spent += 1000 * (time.perf_counter() - start)
+            self.panels.show(rule, "signed", pixels, box=box)
+            if rule != RULES[-1]:
+                yield
+        self._cost("reconstructions", spent)
+        none = "no rectifier (ReLU or ReLU6) was met: deconvnet and guided backprop equal the plain gradient here"
+        self.header.note = "" if met else none
+        self.header.code = self.code
+        yield
+
+    @property
+    def code(self) -> str:
+        """The call that gives this view."""
+        usual = {"seed": "max", "how": "l2"}
+        state = {"layer": self.layer, "channel": self.channel, "seed": self.seed, "how": self.how}
+        given = ", ".join(f"{name}={value!r}" for name, value in state.items() if usual.get(name) != value)
+        return f"nbviz.{type(self).__name__}(model, images, {given})"
+
+    def _cost(self, what: str, milliseconds: float) -> None:
+        self._costs[what] = milliseconds
+        self.header.cost = " · ".join(f"{name} {value:.0f} ms" for name, value in self._costs.items())
+
+    def _info(self) -> str:
+        model, pictures = self.session.model, self.session.pictures
+        dtype = str(pictures.inputs.dtype).removeprefix("torch.")
+        mode = "train mode, shown in eval" if model.training else "eval"
+        count = len(self.session.layers)
+        return f"{count} layers · {pictures.inputs.device} · {dtype} · {mode} · input: {pictures.preprocess.source}"
+
+    # The figure.
+
+    def _heading(self) -> str:
+        return f"{self.header.title} · {self.session.layers[self.layer]}"
+
+    def _picture_panel(self) -> Panel:
+        return Panel(_pixels(self.session.display[self.picture]), self.session.pictures.names[self.picture])
+
+    def _predictions_panel(self) -> Panel:
+        return Panel(None, bars=self.strip.predictions) if self.strip.predictions else self._picture_panel()
+
+    def _fused_panel(self) -> Panel:
+        fused = fuse(self.session.maps(self.picture, self.layer)[None], self.how)
+        picture = self.session.display[self.picture : self.picture + 1]
+        if self.how == "pca":
+            over = torch.nn.functional.interpolate(fused.cpu().float(), picture.shape[-2:], mode="bilinear")
+            pixels = (0.4 * picture + 0.6 * 255 * over).to(torch.uint8)
+        else:
+            pixels = overlay(picture, fused.cpu(), self.fused.opacity, self.fused.cmap)
+        return Panel(_pixels(pixels[0]), f"all channels fused ({self.how}) over the picture")
+
+    def _grid_panel(self) -> Panel:
+        maps = self.session.maps(self.picture, self.layer).float().cpu()
+        shown = maps.flatten(1).amax(1).argsort(descending=True, stable=True)[:64]
+        tiles = grid(maps[shown], scale_each=True, padding=1, pad_value=float("nan"))[0]
+        count = f"{len(shown)} strongest of {len(maps)} channels" if len(shown) < len(maps) else f"{len(maps)} channels"
+        return Panel(tiles.numpy(), f"{count}, strongest first, each on its own scale", self.grid.cmap, width=2.0)
+
+    def _reconstruction_panels(self) -> list[list[Panel]]:
+        """The panels' rows as they were last sent; those that were not drawn yet are left out."""
+        rows = []
+        for row in self.panels.rows:
+            slots = [(cell, self.panels.slot(cell["slot"])) for cell in row["cells"]]
+            rows.append([_panel(cell, slot, self.panels.cmap) for cell, slot in slots if slot])
+        return [row for row in rows if row]
+
+
+def _pixels(picture: Tensor) -> np.ndarray[Any, Any]:
+    """(C, H, W) to (H, W, C)."""
+    return picture.permute(1, 2, 0).cpu().numpy()
+
+
+def _panel(cell: dict[str, Any], slot: dict[str, Any], cmap: str) -> Panel:
+    """A filled slot as a panel of the figure."""
+    pixels = np.frombuffer(slot["data"], np.uint8).reshape(slot["shape"])
+    box = slot.get("box")
+    caption = cell.get("caption") or slot.get("caption", "")
+    if slot["kind"] == "map":
+        return Panel(pixels[..., 0], caption, cmap)
+    if pixels.shape[2] == 1:
+        pixels = pixels.repeat(3, 2)
+    if cell.get("crop"):
+        top, left, bottom, right = box
+        return Panel(pixels[top:bottom, left:right], caption)
+    return Panel(pixels, caption, box=box if slot["kind"] == "picture" else None)
+
+
+def _controls(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
+    """The widgets in a layout whose changes the kernel must answer."""
+    for child in box.children:
+        if isinstance(child, ipywidgets.Box):
+            yield from _controls(child)
+        elif isinstance(child, (ipywidgets.Dropdown, ipywidgets.IntSlider, Strip)):
+            yield child
+
+
+def _colours(maps: Tensor) -> Tensor:
+    """Maps (C, H, W) of a picture's channels with 1 or 3 of them, as they can be drawn."""
+    return maps if maps.shape[0] in (1, 3) else maps.sum(0, keepdim=True)
+
+
+def _thumbs(session: Session, size: int = 96) -> list[dict[str, Any]]:
+    scale = min(1.0, size / max(session.display.shape[-2:]))
+    small = session.display
+    if scale < 1:
+        small = torch.nn.functional.interpolate(small.float(), scale_factor=scale, mode="bilinear", antialias=True)
+    pixels = small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return [
+        {"name": name, "shape": list(p.shape[:2]), "data": p.tobytes()}
+        for name, p in zip(session.pictures.names, pixels, strict=True)
+    ]

@@ -1,0 +1,48 @@
+"""The widget that shows a channel's reconstructions under the three rules, side by side."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import ipywidgets
+
+from nbviz.export.figure import Panel
+from nbviz.widgets.instrument import Instrument
+
+
+class Reconstruction(Instrument):
+    """A channel passed back to the picture: plain gradient, deconvnet and guided backprop from one forward pass.
+
+    Parameters
+    ----------
+    model, images, layer, preprocess
+        As in :func:`nbviz.reconstruct`; ``layer=None`` starts where maps still show shapes.
+    channel
+        The channel at first; None takes the strongest.
+    seed
+        What is passed down, as in :func:`nbviz.reconstruct`.
+    labels
+        The names of the model's outputs, in order.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.reconstruct`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> model = nbviz.bundled.load("fashion")
+    >>> view = Reconstruction(model, nbviz.bundled.fashion_test()[0][:2, None], layer="features.9", channel=3)
+    >>> view.channel = 5  # runs no forward pass
+    """
+
+    _kind = "reconstruction"
+    _parts: ClassVar[tuple[str, ...]] = ("trace", "channel")
+
+    def _layout(self) -> ipywidgets.Box:
+        right = ipywidgets.VBox([self.layer_control, self.channel_control, self.panels, self.seed_control])
+        return ipywidgets.Box([self.strip, right]).add_class("nbviz-columns")
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        return self._reconstruction_panels()

@@ -1,0 +1,92 @@
+// The line on top: which model, what the last change cost, whether the kernel is at work; errors and notes below it.
+// It also asks the kernel for the next chunk once the page has painted the last.
+
+const PATIENCE = 400; // ms after which an unanswered control is said to wait
+
+/** @param {{model: Model, el: HTMLElement}} context */
+function render({ model, el }) {
+  let waiting = 0;
+  let gone = false;
+  const title = make("strong");
+  const info = make("span", { className: "nbviz-info" });
+  const cost = make("span", { className: "nbviz-cost" });
+  const state = make("span", { className: "nbviz-state", role: "status" });
+  const code = make("button", {
+    type: "button",
+    className: "nbviz-link",
+    textContent: "Copy code",
+    title: "Copy the call that gives this view",
+    onclick: async () => {
+      await navigator.clipboard.writeText(model.get("code"));
+      code.textContent = "Copied";
+      setTimeout(() => (code.textContent = "Copy code"), 1500);
+    },
+  });
+  const error = make("div", { className: "nbviz-error", role: "alert" });
+  const note = make("div", { className: "nbviz-note" });
+  el.classList.add("nbviz-header");
+  el.append(make("div", { className: "nbviz-bar" }, title, info, make("span", { className: "nbviz-space" }), cost, code, state), error, note);
+
+  const show = () => {
+    title.textContent = model.get("title");
+    info.textContent = model.get("info");
+    cost.textContent = model.get("cost");
+    error.textContent = model.get("error");
+    error.hidden = !model.get("error");
+    note.textContent = model.get("note");
+    note.hidden = !model.get("note");
+    code.hidden = !model.get("code");
+  };
+  /** @param {string} text */
+  const say = (text) => {
+    state.textContent = text;
+    state.dataset.state = text.split(":")[0];
+    el.dataset.state = state.dataset.state ?? "";
+  };
+  const answered = () => {
+    clearTimeout(waiting);
+    say(model.get("state"));
+  };
+  // A control that moved in the page, with no word from the kernel: it is busy with a cell, or far away.
+  const moved = () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => say("waiting: the kernel is busy"), PATIENCE);
+  };
+  /** @type {any[]} */
+  const controls = [];
+  for (const reference of model.get("controls"))
+    model.widget_manager.get_model(reference.replace("IPY_MODEL_", "")).then((control) => {
+      if (gone) return;
+      controls.push(control);
+      control.on("change:value change:index change:picture", moved);
+    });
+
+  const painted = () => {
+    const chunk = model.get("chunk");
+    // Twice: the first callback comes before the frame that shows the chunk, the second after it.
+    requestAnimationFrame(() =>
+      requestAnimationFrame(() => {
+        el.dataset.chunk = String(chunk);
+        if (gone || chunk !== model.get("chunk") || chunk === model.get("painted")) return;
+        model.set("painted", chunk);
+        model.save_changes();
+      }),
+    );
+  };
+  const ends = [
+    follow(model, ["title", "info", "cost", "error", "note", "code"], show),
+    follow(model, ["state"], answered),
+    follow(model, ["chunk"], () => {
+      answered();
+      painted();
+    }),
+  ];
+  return () => {
+    gone = true;
+    clearTimeout(waiting);
+    ends.forEach((end) => end());
+    controls.forEach((control) => control.off("change:value change:index change:picture", moved));
+  };
+}
+
+export default { render };

@@ -1,0 +1,61 @@
+// Shared by all views: joined in front of each by Python, since a widget's module is one file.
+
+/** @typedef {{get(name: string): any, set(name: string, value: any): void, save_changes(): void,
+ *   on(event: string, callback: () => void): void, off(event: string, callback: () => void): void,
+ *   widget_manager: {get_model(id: string): Promise<any>}}} Model */
+
+/** What the views of one widget tell each other without the kernel: the colour map. */
+const page = (globalThis.__nbviz_page ??= new EventTarget());
+
+/** An element with properties and children. Text is always text, never HTML.
+ * @param {string} tag @param {Record<string, any>} [properties] @param {(Node | string)[]} children */
+function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in element && !name.includes("-")) /** @type {any} */ (element)[name] = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** Bytes that came from the kernel. @param {DataView | undefined} view */
+const bytes = (view) =>
+  view ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : new Uint8Array();
+
+/** Float32 numbers that came from the kernel (copied: their offset may not be a multiple of 4). @param {DataView} view */
+const floats = (view) => new Float32Array(bytes(view).slice().buffer);
+
+/** A colour map as 256 packed RGBA pixels. @param {DataView} table */
+function palette(table) {
+  const rgb = bytes(table);
+  const packed = new Uint32Array(256);
+  for (let i = 0; i < 256; i++)
+    packed[i] = 0xff000000 | (rgb[3 * i + 2] << 16) | (rgb[3 * i + 1] << 8) | rgb[3 * i];
+  return packed;
+}
+
+/** Three significant digits, as a person writes them. @param {number} value */
+const short = (value) => (value === 0 ? "0" : Number(value.toPrecision(3)).toString());
+
+/** Run now and whenever one of the model's traits changes; gives the function that ends it.
+ * @param {Model} model @param {string[]} names @param {() => void} callback */
+function follow(model, names, callback) {
+  for (const name of names) model.on(`change:${name}`, callback);
+  callback();
+  return () => names.forEach((name) => model.off(`change:${name}`, callback));
+}
+
+/** A row of buttons of which one is on. @param {string} label @param {[string, string][]} options name and tooltip
+ * @param {(name: string) => void} choose */
+function choices(label, options, choose) {
+  const buttons = options.map(([name, title]) =>
+    make("button", { type: "button", textContent: name, title, onclick: () => choose(name) }),
+  );
+  const group = make("span", { className: "nbviz-choices", role: "group", "aria-label": label }, ...buttons);
+  return {
+    group,
+    /** @param {string} name */
+    show: (name) => buttons.forEach((b) => b.setAttribute("aria-pressed", String(b.textContent === name))),
+  };
+}

@@ -1,0 +1,58 @@
+// The pictures to choose from, and what the network says of the chosen one.
+
+/** @param {{model: Model, el: HTMLElement}} context */
+function render({ model, el }) {
+  el.classList.add("nbviz-strip");
+  const strip = make("div", { className: "nbviz-thumbs", role: "group", "aria-label": "Pictures" });
+  const table = make("div", { className: "nbviz-predictions" });
+  el.append(make("div", { className: "nbviz-caption", textContent: "Picture" }), strip, table);
+
+  const thumbs = () => {
+    strip.replaceChildren(
+      ...model.get("thumbs").map((/** @type {any} */ thumb, /** @type {number} */ i) => {
+        const [h, w] = thumb.shape;
+        const canvas = /** @type {HTMLCanvasElement} */ (make("canvas", { width: w, height: h }));
+        const image = new ImageData(w, h);
+        const from = bytes(thumb.data);
+        for (let p = 0; p < h * w; p++) {
+          for (let c = 0; c < 3; c++) image.data[4 * p + c] = from[3 * p + c];
+          image.data[4 * p + 3] = 255;
+        }
+        /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")).putImageData(image, 0, 0);
+        if (w <= 64) canvas.style.imageRendering = "pixelated";
+        const choose = () => {
+          model.set("picture", i);
+          model.save_changes();
+        };
+        return make("button", { type: "button", title: thumb.name, "aria-label": thumb.name, onclick: choose }, canvas);
+      }),
+    );
+  };
+  const choice = () =>
+    [...strip.children].forEach((b, i) => b.setAttribute("aria-pressed", String(i === model.get("picture"))));
+  const predictions = () => {
+    const rows = model.get("predictions");
+    table.replaceChildren(
+      ...(rows.length ? [make("div", { className: "nbviz-caption", textContent: "Prediction" })] : []),
+      ...rows.map((/** @type {[string, number]} */ [label, probability]) => {
+        const bar = make("span", { className: "nbviz-probability" });
+        bar.style.width = `${Math.max(1, 40 * probability)}px`;
+        return make(
+          "div",
+          {},
+          make("span", { className: "nbviz-label", textContent: label, title: label }),
+          make("span", { className: "nbviz-track" }, bar),
+          make("span", { className: "nbviz-number", textContent: probability.toFixed(2) }),
+        );
+      }),
+    );
+  };
+  const ends = [
+    follow(model, ["thumbs"], thumbs),
+    follow(model, ["thumbs", "picture"], choice),
+    follow(model, ["predictions"], predictions),
+  ];
+  return () => ends.forEach((end) => end());
+}
+
+export default { render };
