@@ -43,13 +43,7 @@ _RECTIFIERS: dict[Any, Callable[..., bool]] = {
 
 
 class BackwardRule(TorchDispatchMode):
-    """While active on a backward pass, rectifiers follow ``rule`` and unpooling follows ``unpool``.
-
-    Attributes
-    ----------
-    met
-        How many rectifiers the pass has met.
-    """
+    """While active on a backward pass, rectifiers follow ``rule`` and unpooling follows ``unpool``."""
 
     def __init__(self, rule: str, unpool: str = "sum") -> None:
         super().__init__()
@@ -57,12 +51,18 @@ class BackwardRule(TorchDispatchMode):
             raise unknown("rule", rule, RULES)
         if unpool not in UNPOOLING:
             raise unknown("unpooling", unpool, UNPOOLING)
-        self.rule, self.unpool, self.met = rule, unpool, 0
+        self.rule, self.unpool = rule, unpool
+        self._met: set[int] = set()
+
+    @property
+    def met(self) -> int:
+        """How many rectifiers the pass has met, each counted once: a batched pass may call a kernel for each signal."""
+        return len(self._met)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _RECTIFIERS and _RECTIFIERS[func](*args, **kwargs):
-            self.met += 1
+            self._met.add(args[1].data_ptr())
             if self.rule == "deconvnet":
                 return args[0].clamp(min=0)
             if self.rule == "guided":

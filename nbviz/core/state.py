@@ -16,7 +16,7 @@ lock = threading.RLock()
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Hold the model in eval mode; afterwards flags, buffers and random state are what they were.
+    """Hold the model in eval mode; afterwards flags, buffers, attributes and random state are what they were.
 
     Parameters
     ----------
@@ -34,26 +34,26 @@ def untouched(model: nn.Module) -> Iterator[None]:
         devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
         stack.enter_context(torch.random.fork_rng(devices=sorted(d.index or 0 for d in devices)))
         modules = list(model.modules())
-        flags = [module.training for module in modules]
-        buffers = [
-            (module, name, buffer, buffer.detach().clone())
+        attributes = [
+            (now, now.copy())
             for module in modules
-            for name, buffer in module._buffers.items()
-            if buffer is not None
+            for now in (vars(module), module._parameters, module._buffers, module._modules)
         ]
+        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         try:
             # The flag itself, not .eval(): a subclass may do more there than can be undone.
             for module in modules:
                 module.training = False
             yield
         finally:
-            for module, flag in zip(modules, flags, strict=True):
-                module.training = flag
+            # All of them: a buffer that a forward pass replaced may belong to a size noted beside it.
+            for now, before in attributes:
+                now.clear()
+                now.update(before)
             with torch.no_grad():
-                for module, name, buffer, before in buffers:
-                    module._buffers[name] = buffer
-                    if not _same(buffer, before):
-                        buffer.copy_(before)
+                for buffer, value in buffers:
+                    if not _same(buffer, value):
+                        buffer.copy_(value)
 
 
 def check_model(model: object) -> None:

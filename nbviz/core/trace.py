@@ -28,11 +28,14 @@ class Trace:
         The output of each layer asked for, under the name it was asked by.
     output
         The model's own output, or None where the run stopped before.
+    model
+        The model that ran.
     """
 
     inputs: Tensor
     activations: dict[str, Tensor] = field(default_factory=dict)
     output: Any = None
+    model: nn.Module | None = None
 
 
 class _Enough(BaseException):
@@ -82,34 +85,37 @@ def run(
     """
     check_model(model)
     names = {name: find_module(model, name) for name in layers}
-    wanted = {(module, call): name for name, (module, call) in names.items()}
+    wanted = set(names.values())
+    kept: dict[tuple[str, int], Any] = {}
     # Inference tensors take no part in a graph, so neither they nor their mode may get in.
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
-        trace = Trace(inputs.requires_grad_(grad))
+        trace = Trace(inputs.requires_grad_(grad), model=model)
         calls: Counter[str] = Counter()
 
         def keep(module: str, value: Any) -> Any:
-            name = wanted.get((module, calls[module]))
+            call = module, calls[module]
             calls[module] += 1
-            if name is None:
+            if call not in wanted:
                 return None
-            trace.activations[name] = value
-            if len(trace.activations) == len(wanted) and not output:
+            # A copy to keep and one to go on with: what follows may work in place, on what a layer handed on as well.
+            kept[call] = value.clone() if isinstance(value, Tensor) else value
+            if len(kept) == len(wanted) and not output:
                 raise _Enough
-            return value.clone() if isinstance(value, Tensor) else None  # what follows may work in place
+            return kept[call].clone() if isinstance(value, Tensor) else None
 
         with untouched(model), hooked(model, {module for module, _ in wanted}, keep):
             try:
                 trace.output = call_model(model, trace.inputs.clone())
             except _Enough:
                 pass
-    for name, (module, _) in names.items():
-        if name not in trace.activations:
-            raise _not_reached(name, module, calls[module])
-        value = trace.activations[name]
+    for name, call in names.items():
+        if call not in kept:
+            raise _not_reached(name, call[0], calls[call[0]])
+        value = kept[call]
         if not isinstance(value, Tensor):
             raise TypeError(f"layer {name!r} gives a {type(value).__name__}; expected a layer that gives a tensor")
+        trace.activations[name] = value
     return trace
 
 
@@ -154,11 +160,12 @@ def find_module(model: nn.Module, name: str) -> tuple[str, int]:
     """A layer's name as module name and number of its call; a module shared under two names has its first."""
     if not isinstance(name, str):
         raise TypeError(f"layer is {type(name).__name__}; expected a module's name, such as 'features.16'")
+    every = dict(model.named_modules(remove_duplicate=False))
     module, _, call = name.rpartition(":")
-    if not (module and call.isdecimal()):
+    if name in every or not (module and call.isdecimal()):
         module, call = name, "0"
     first = {id(m): n for n, m in model.named_modules()}
-    found = dict(model.named_modules(remove_duplicate=False)).get(module) if module else None
+    found = every.get(module) if module else None
     if found is None:
         raise unknown("layer", name, (n for n in first.values() if n))
     return first[id(found)], int(call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import RULES, UNPOOLING, pull
 from nbviz.core.errors import NoRectifierWarning, unknown
+from nbviz.core.state import untouched
 from nbviz.core.trace import Trace, run
 from nbviz.imaging.load import load
 from nbviz.methods.arguments import check_indices, check_logits, check_maps, check_target
@@ -110,7 +112,8 @@ def reconstruct(
         logits = check_logits(trace.output)
         signal = torch.nn.functional.one_hot(check_target(target, logits), logits.shape[1]).to(logits.dtype)
         for rule in rules:
-            maps, met = pull(rule, logits, signal[None], trace.inputs, unpool)
+            with untouched(model):  # what a checkpoint left out of the graph runs again
+                maps, met = pull(rule, logits, signal[None], trace.inputs, unpool)
             warn_without_rectifiers(rule, met)
             result[rule] = maps[0]
     else:
@@ -129,10 +132,11 @@ def project(
     """Channels of a traced layer sent back to the picture, many in one pass: (N, K, C, H, W) and rectifiers met."""
     activation = trace.activations[layer]
     pieces, met = [trace.inputs.new_empty(0, *trace.inputs.shape)], 0
-    for i in range(0, len(channels), _CHANNELS_AT_ONCE):
-        part = seeds(activation, channels[i : i + _CHANNELS_AT_ONCE], seed)
-        piece, met = pull(rule, activation, part, trace.inputs, unpool)
-        pieces.append(piece)
+    with untouched(trace.model) if trace.model is not None else nullcontext():
+        for i in range(0, len(channels), _CHANNELS_AT_ONCE):
+            part = seeds(activation, channels[i : i + _CHANNELS_AT_ONCE], seed)
+            piece, met = pull(rule, activation, part, trace.inputs, unpool)
+            pieces.append(piece)
     return torch.cat(pieces).transpose(0, 1), met
 
 

@@ -123,7 +123,7 @@ class Instrument(Pulled):
 
     def _rows(self) -> list[dict[str, Any]]:
         """What the panels show: the strongest patch and its reconstructions, then the same on the whole picture."""
-        rules = [{"slot": rule, "caption": caption} for rule, caption in RULE_CAPTIONS.items()]
+        rules = [{"slot": rule} for rule in RULES]
         return [
             {
                 "title": "What excites it most here, and what that part of the picture is made of",
@@ -192,7 +192,10 @@ class Instrument(Pulled):
         yield from ()  # goes with the next part, in one chunk
 
     def _show_grid(self) -> Iterator[None]:
-        self.grid.show(self.session.maps(self.picture, self.layer))
+        maps = self.session.maps(self.picture, self.layer)
+        with self.grid.hold_sync():
+            self.grid.title = str(self.session.layers[self.layer])
+            self.grid.show(maps)
         yield
 
     def _show_fused(self) -> Iterator[None]:
@@ -226,7 +229,8 @@ class Instrument(Pulled):
             maps, met = self.session.reconstruction(self.picture, self.layer, channel, rule, self.seed)
             pixels = centre(_colours(maps)).cpu()
             spent += 1000 * (time.perf_counter() - start)
-            self.panels.show(rule, "signed", pixels, box=box)
+            nothing = "" if bool((pixels != 128).any()) else ": zero everywhere"
+            self.panels.show(rule, "signed", pixels, box=box, caption=RULE_CAPTIONS[rule] + nothing)
             if rule != RULES[-1]:
                 yield
         self._cost("reconstructions", spent)

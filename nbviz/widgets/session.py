@@ -59,11 +59,20 @@ class Session:
         raise ValueError(f"layer {name!r} gives no feature maps (N, C, H, W). Accepted: {', '.join(self.layers)}")
 
     def start_layer(self) -> str:
-        """Where looking is useful at first: the deepest layer whose maps still show shapes, else the middle one."""
-        shows = [layer for layer in self.layers.values() if layer.leaf and min(layer.shape[1:]) >= 12]
-        rectified = [layer for layer in shows if layer.type.startswith(("ReLU", "MaxPool"))]
-        names = list(self.layers)
-        return (rectified or shows)[-1].name if shows else names[len(names) // 2]
+        """Where looking is useful at first: the deepest layer that still shows shapes, of parts of the picture."""
+        picture = self.pictures.inputs.shape[2:]
+        layers = list(self.layers.values())
+        parts = [
+            layer
+            for layer in layers
+            if layer.leaf
+            and min(layer.shape[1:]) >= 12
+            and layer.receptive_field is not None
+            and all(field <= 0.6 * side for field, side in zip(layer.receptive_field, picture, strict=True))
+        ]
+        # Rather after a rectifier: its maps say where a channel fires. (ReLU6 can be saturated: no gradient.)
+        fires = [layer for layer in parts if layer.type in ("ReLU", "MaxPool2d")]
+        return (fires or parts or layers[len(layers) // 2 :][:1])[-1].name
 
     def trace(self, picture: int, layer: str) -> Trace:
         """The trace of one picture up to a layer; run again only if one of these or a weight has changed."""

@@ -62,10 +62,11 @@ class ChannelGrid(View):
     _script = "grid.js"
     tiles = t.Dict().tag(sync=True)  # written by the kernel, see show()
     tables = t.Dict(_TABLES).tag(sync=True)
+    title = t.Unicode().tag(sync=True)  # what the layer is, written by the kernel
     group = t.Unicode().tag(sync=True)  # views of one group share the colour map
     cmap = t.Unicode("viridis").tag(sync=True)
     scale = t.Enum(("each", "shared"), "each").tag(sync=True)
-    order = t.Enum(("index", "strongest", "spread"), "index").tag(sync=True)
+    order = t.Enum(("index", "strongest", "spread"), "strongest").tag(sync=True)
     channel = t.Int().tag(sync=True)  # the picked one, where there is no slider
     slider = t.Unicode().tag(sync=True)  # the model of the slider whose value is the picked channel
 
@@ -96,7 +97,7 @@ class Panels(View):
     tables = t.Dict(_TABLES).tag(sync=True)
     group = t.Unicode().tag(sync=True)
     cmap = t.Unicode("viridis").tag(sync=True)
-    contrast = t.Float(1.0).tag(sync=True)
+    contrast = t.Float(2.0).tag(sync=True)
     opacity = t.Float(0.6).tag(sync=True)
     note = t.Unicode().tag(sync=True)
     current = t.Unicode().tag(sync=True)  # the state that is wanted: pictures of another are dimmed

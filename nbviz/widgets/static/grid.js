@@ -66,11 +66,12 @@ async function render({ model, el }) {
     spacer,
   );
   const caption = make("div", { className: "nbviz-caption" });
+  const title = make("div", { className: "nbviz-caption" });
   const large = /** @type {HTMLCanvasElement} */ (make("canvas", { className: "nbviz-large" }));
   const largeCaption = make("figcaption");
   const bar = make("div", { className: "nbviz-bar" }, orders.group, scales.group, colours, zooms);
   el.classList.add("nbviz-grid");
-  el.append(bar, make("div", { className: "nbviz-frame" }, scroller, tip), caption);
+  el.append(title, bar, make("div", { className: "nbviz-frame" }, scroller, tip), caption);
   if (!reference) el.append(make("figure", { className: "nbviz-picked" }, large, largeCaption));
 
   const layout = () => {
@@ -266,6 +267,7 @@ async function render({ model, el }) {
     follow(model, ["tiles"], receive),
     follow(model, ["order"], arrange),
     follow(model, ["scale"], draw),
+    follow(model, ["title"], () => (title.textContent = model.get("title"))),
     follow(owner, [trait], draw),
     follow(model, ["cmap"], () => {
       draw();

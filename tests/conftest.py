@@ -1,0 +1,248 @@
+"""Shared by all tests: devices, small seeded networks, and a look at a model before and after."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_globals
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from nbviz.core.state import lock
+
+Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device in turn; one that is not there is skipped, and said to be."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers for each test, whatever ran before."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Snapshot:
+    """``with snapshot(model):`` fails if what is inside, whether it raises or not, leaves a mark."""
+    return unchanged
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    before = state(model)
+    try:
+        yield
+    finally:
+        after = state(model)
+        assert [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)] == []
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """All that a call could leave behind, in the model and around it, in a form that compares bit for bit."""
+    found: dict[str, Any] = {
+        "torch's random state": bits(torch.get_rng_state()),
+        "NumPy's random state": repr(np.random.get_state()),  # noqa: NPY002
+        "Python's random state": random.getstate(),
+        "default device": torch.get_default_device(),
+        "default dtype": torch.get_default_dtype(),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "modes": (len(_get_current_function_mode_stack()), len(_get_current_dispatch_mode_stack())),
+        "lock": lock._is_owned(),
+        "global hooks": hooks(vars(module_globals)),
+    }
+    if torch.cuda.is_initialized():
+        found["CUDA's random state"] = [bits(s) for s in torch.cuda.get_rng_state_all()]
+    for name, module in model.named_modules():
+        found[f"{name} class"] = type(module)
+        found[f"{name} training"] = module.training
+        found[f"{name} hooks"] = hooks(vars(module))
+        found[f"{name} attributes"] = {key: id(value) for key, value in vars(module).items()}
+        found[f"{name} children"] = {key: id(value) for key, value in module._modules.items()}
+        for key, tensor in {**module._parameters, **module._buffers}.items():
+            found[f"{name}.{key}"] = None if tensor is None else described(tensor)
+    return found
+
+
+def described(tensor: Tensor) -> tuple[Any, ...]:
+    """A parameter or buffer: which object, where, its bits and all that hangs on it."""
+    return (
+        *(id(tensor), tensor.data_ptr(), tensor.dtype, tensor.device, tuple(tensor.shape), bits(tensor)),
+        *(tensor.requires_grad, tensor.grad is None or bits(tensor.grad), tensor.grad_fn),
+        *(len(tensor._backward_hooks or ()), len(getattr(tensor, "_post_accumulate_grad_hooks", None) or ())),
+    )
+
+
+def bits(tensor: Tensor) -> bytes:
+    """So that a NaN equals itself and -0 differs from 0."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def hooks(attributes: dict[str, Any]) -> dict[str, list[tuple[int, int]]]:
+    """Every hook of every kind, in order."""
+    return {
+        name: [(key, id(hook)) for key, hook in value.items()]
+        for name, value in attributes.items()
+        if "hooks" in name and isinstance(value, dict)
+    }
+
+
+@pytest.fixture
+def vgg_like() -> nn.Sequential:
+    """Convolutions in pairs and 2×2 pooling, which does not overlap; takes (N, 3, 32, 32)."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(256, 20), nn.ReLU(), nn.Dropout(), nn.Linear(20, 10)),
+    ).eval()
+
+
+@pytest.fixture
+def alexnet_like() -> Callable[[int], nn.Sequential]:
+    """A wide first filter with a stride, then max-pooling of the given size with stride 2: 3 overlaps, 2 does not."""
+
+    def build(pool: int) -> nn.Sequential:
+        return nn.Sequential(
+            *(nn.Conv2d(3, 8, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(pool, 2)),
+            *(nn.Conv2d(8, 12, 5, padding=2, groups=2), nn.ReLU(), nn.MaxPool2d(pool, 2)),
+            *(nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 12, 3, padding=1), nn.ReLU()),
+            nn.MaxPool2d(pool, 2),
+        ).eval()
+
+    return build
+
+
+class ByHand(torch.autograd.Function):
+    """A rectifier whose backward pass is written out, after the papers."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, rule: str, threshold: float, value: float, high: float) -> Tensor:
+        ctx.rule, ctx.open = rule, (z > threshold) & (z < high)
+        return torch.where(z > threshold, z, torch.full_like(z, value)).clamp(max=high)
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.rule != "gradient":
+            signal = torch.where(signal > 0, signal, torch.zeros_like(signal))
+        if ctx.rule != "deconvnet":
+            signal = torch.where(ctx.open, signal, torch.zeros_like(signal))
+        return signal, None, None, None, None
+
+
+class RectifiersByHand(TorchFunctionMode):
+    """Puts ``ByHand`` in place of every rectifier of a forward pass, however it is spelled."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__()
+        self.rule, self.calls = rule, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        spelled = SPELLINGS.get(name.strip("_"))  # F.threshold is called _threshold
+        if spelled is None:
+            return func(*args, **kwargs)
+        given = {**spelled, **dict(zip(spelled, args, strict=False)), **kwargs}
+        if given.get("min_val", 0.0) != 0:
+            return func(*args, **kwargs)
+        self.calls += 1
+        z = given["input"]
+        in_place = given["inplace"] or name.endswith("_")
+        high = given.get("max_val", float("inf"))
+        result = ByHand.apply(
+            z.clone() if in_place else z, self.rule, given.get("threshold", 0.0), given.get("value", 0.0), high
+        )
+        return z.copy_(result) if in_place else result
+
+
+# The arguments of each spelling, in order, with their defaults.
+SPELLINGS: dict[str, dict[str, Any]] = {
+    "relu": {"input": None, "inplace": False},
+    "relu6": {"input": None, "inplace": False, "min_val": 0.0, "max_val": 6.0},
+    "hardtanh": {"input": None, "min_val": -1.0, "max_val": 1.0, "inplace": False},
+    "threshold": {"input": None, "threshold": None, "value": None, "inplace": False},
+}
+
+
+@pytest.fixture(scope="session")
+def by_hand() -> Callable[..., tuple[Tensor, int]]:
+    """Plain autograd through a forward pass in which every rectifier is replaced by one with its rule written out.
+
+    ``by_hand(model, inputs, layer, rule, seed)`` with ``seed`` from the layer's activation (or, for None, the output)
+    to the signal that starts there gives the signal at the input, and how many rectifiers were called.
+    """
+
+    def reconstruct(
+        model: nn.Module, inputs: Tensor, layer: str | None, rule: str, seed: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, int]:
+        kept: list[Tensor] = []
+
+        def keep(_module: nn.Module, _args: Any, value: Tensor) -> Tensor:
+            kept.append(value)
+            return value.clone()
+
+        x = inputs.detach().clone().requires_grad_()
+        handle = model.get_submodule(layer).register_forward_hook(keep) if layer is not None else None
+        with RectifiersByHand(rule) as mode:
+            output = model(x.clone())
+        if handle is not None:
+            handle.remove()
+        start = kept[0] if layer is not None else output
+        (signal,) = torch.autograd.grad(start, x, seed(start.detach()))
+        return signal, mode.calls
+
+    return reconstruct
+
+
+@pytest.fixture(scope="session")
+def strongest() -> Callable[..., Callable[[Tensor], Tensor]]:
+    """``strongest(channel, seed)``: from an activation to its seed, position by position."""
+
+    def make(channel: int, seed: str = "max") -> Callable[[Tensor], Tensor]:
+        def signal(activation: Tensor) -> Tensor:
+            result = torch.zeros_like(activation)
+            for n, maps in enumerate(activation):
+                if seed == "map":
+                    result[n, channel] = maps[channel]
+                    continue
+                row, column = divmod(int(maps[channel].argmax()), maps.shape[2])
+                result[n, channel, row, column] = 1 if seed == "unit" else maps[channel].max()
+            return result
+
+        return signal
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def close() -> Callable[..., None]:
+    """``close(a, b)``: equal to 1e-5 of the largest value, and that value is not 0."""
+
+    def check(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+        assert actual.shape == expected.shape
+        assert actual.dtype == expected.dtype
+        largest = float(expected.abs().max())
+        assert largest > 0
+        assert float((actual - expected).abs().max()) <= tolerance * largest
+
+    return check

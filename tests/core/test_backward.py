@@ -1,0 +1,210 @@
+"""The backward rules, against rectifiers whose backward pass is written out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nbviz.core.backward import RULES, BackwardRule, pull
+from nbviz.core.errors import ModelError
+
+# Every way to write a rectifier, and whether a rule should meet it. The input is never a leaf.
+SPELLED = {
+    "nn.ReLU": (nn.ReLU(), True),
+    "nn.ReLU, in place": (nn.ReLU(inplace=True), True),
+    "F.relu": (F.relu, True),
+    "F.relu, in place": (lambda z: F.relu(z, inplace=True), True),
+    "F.relu_": (F.relu_, True),
+    "torch.relu": (torch.relu, True),
+    "torch.relu_": (torch.relu_, True),
+    "Tensor.relu": (lambda z: z.relu(), True),
+    "Tensor.relu_": (lambda z: z.relu_(), True),
+    "nn.ReLU6": (nn.ReLU6(), True),
+    "nn.ReLU6, in place": (nn.ReLU6(inplace=True), True),
+    "F.relu6": (F.relu6, True),
+    "F.hardtanh from 0": (lambda z: F.hardtanh(z, 0.0, 6.0), True),
+    "F.hardtanh_ from 0": (lambda z: F.hardtanh_(z, 0.0, 1.0), True),
+    "nn.Hardtanh from 0": (nn.Hardtanh(0, 6), True),
+    "F.threshold": (lambda z: F.threshold(z, 0, 0), True),
+    "F.threshold, elsewhere": (lambda z: F.threshold(z, 0.5, -2.0), True),
+    "F.threshold_": (lambda z: F.threshold_(z, 0, 0), True),
+    "nn.Threshold": (nn.Threshold(0.0, 0.0), True),
+    "F.hardtanh from -1": (F.hardtanh, False),
+    "nn.SiLU": (nn.SiLU(), False),
+    "nn.GELU": (nn.GELU(), False),
+    "nn.LeakyReLU": (nn.LeakyReLU(), False),
+    "nn.Hardswish": (nn.Hardswish(), False),
+    "nn.Sigmoid": (nn.Sigmoid(), False),
+}
+
+
+@pytest.fixture
+def z(device, dtype):
+    """Both signs, both sides of 6, and exactly 0."""
+    values = torch.tensor([-8.0, -1.0, -0.25, 0.0, 0.25, 1.0, 5.0, 6.0, 8.0], device=device, dtype=dtype)
+    return values.repeat(4, 1).requires_grad_()
+
+
+@pytest.fixture
+def signals(device, dtype):
+    return torch.randn(3, 4, 9, device=device, dtype=dtype)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("spelling", SPELLED)
+def test_each_spelling_follows_the_rule(spelling, rule, z, signals, by_hand):
+    rectify, met = SPELLED[spelling]
+    maps, count = pull(rule, rectify(z.clone()), signals, z)
+    model = nn.Sequential(rectify if isinstance(rectify, nn.Module) else Function(rectify))
+    for k in range(3):
+        expected, calls = by_hand(model, z, None, rule, lambda _, k=k: signals[k])
+        assert torch.equal(maps[k], expected)
+        assert count == calls == met
+
+
+def test_the_rules_are_those_of_the_papers(z):
+    """Springenberg et al. 2015, figure 1, in numbers."""
+    z = torch.tensor([1.0, -1.0, 1.0, -1.0], requires_grad=True)
+    signal = torch.tensor([[2.0, 2.0, -2.0, -2.0]])
+    assert pull("gradient", z.relu(), signal, z)[0].tolist() == [[2, 0, -2, 0]]
+    assert pull("deconvnet", z.relu(), signal, z)[0].tolist() == [[2, 2, 0, 0]]
+    assert pull("guided", z.relu(), signal, z)[0].tolist() == [[2, 0, 0, 0]]
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Spelled(nn.Module):
+    """A network in which one rectifier follows another, each spelled in its own way, with a branch and a skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 6, 6, 3, padding=1) for i in range(11))
+        self.relu = nn.ReLU()
+        self.in_place = nn.ReLU(inplace=True)
+        self.relu6 = nn.ReLU6(inplace=True)
+        self.last = nn.Identity()
+
+    def forward(self, x):
+        c = iter(self.convs)
+        x = self.relu(next(c)(x))
+        x = self.relu(next(c)(x))  # the same module again
+        x = self.in_place(next(c)(x))
+        z = next(c)(x)
+        x = z + F.relu(next(c)(F.relu(z)))  # a rectifier's input goes around it
+        x = self.relu(x) + self.relu(next(c)(x))  # one module on two branches
+        x = torch.relu(next(c)(x))
+        x = next(c)(x)
+        x.relu_()  # what it returns is not used
+        x = F.max_pool2d(x, 3, 2)
+        x = F.threshold(next(c)(x), 0, 0)
+        x = F.hardtanh(next(c)(x), 0.0, 6.0)
+        x = self.relu6(next(c)(x))
+        return self.last(x)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_network_of_all_spellings_follows_the_rule(rule, device, by_hand, close):
+    net = Spelled().to(device, torch.float64)
+    for conv in net.convs:
+        nn.init.kaiming_normal_(conv.weight)
+    x = torch.randn(2, 3, 16, 16, device=device, dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    output = net(leaf.clone())
+    signals = torch.randn(5, *output.shape, device=device, dtype=torch.float64)
+    maps, met = pull(rule, output, signals, leaf)
+    for k in range(5):
+        expected, calls = by_hand(net, x, None, rule, lambda _, k=k: signals[k])
+        close(maps[k], expected)
+    assert met == calls == 12
+
+
+def test_the_rules_differ_on_that_network(device):
+    net = Spelled().to(device)
+    x = torch.randn(1, 3, 16, 16, device=device, requires_grad=True)
+    output = net(x.clone())
+    maps = [pull(rule, output, torch.ones_like(output)[None], x)[0] for rule in RULES]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.allclose(maps[i], maps[j])
+
+
+def test_the_gradient_rule_is_the_gradient(device):
+    net = Spelled().to(device)
+    x = torch.randn(1, 3, 16, 16, device=device, requires_grad=True)
+    output = net(x.clone())
+    (expected,) = torch.autograd.grad(output.sum(), x, retain_graph=True)
+    assert torch.equal(pull("gradient", output, torch.ones_like(output)[None], x)[0][0], expected)
+
+
+@pytest.mark.parametrize("pool", [2, 3])
+@pytest.mark.parametrize("return_indices", [False, True])
+def test_overwriting_is_max_unpool(pool, return_indices, device, dtype):
+    x = torch.randn(2, 3, 11, 13, device=device, dtype=dtype, requires_grad=True)
+    pooled, switches = F.max_pool2d(x, pool, 2, return_indices=True)
+    start = pooled if return_indices else F.max_pool2d(x, pool, 2)
+    signals = torch.randn(4, *pooled.shape, device=device, dtype=dtype)
+    maps, _ = pull("gradient", start, signals, x, unpool="overwrite")
+    for k in range(4):
+        assert torch.equal(maps[k], F.max_unpool2d(signals[k], switches, pool, 2, output_size=(11, 13)))
+
+
+def test_summing_and_overwriting_differ_only_where_windows_overlap():
+    x = torch.randn(1, 2, 12, 12, requires_grad=True)
+    for pool, same in ((2, True), (3, False)):
+        start = F.max_pool2d(x, pool, 2)
+        a, b = (pull("deconvnet", start, torch.ones_like(start)[None], x, unpool=u)[0] for u in ("sum", "overwrite"))
+        assert torch.equal(a, b) is same
+
+
+def test_many_signals_at_once_equal_one_at_a_time(device):
+    net = Spelled().to(device)
+    x = torch.randn(1, 3, 16, 16, device=device, requires_grad=True)
+    output = net(x.clone())
+    signals = torch.randn(7, *output.shape, device=device)
+    for rule in RULES:
+        for unpool in ("sum", "overwrite"):
+            together, met = pull(rule, output, signals, x, unpool)
+            for k in range(7):
+                alone, met_alone = pull(rule, output, signals[k : k + 1], x, unpool)
+                torch.testing.assert_close(together[k : k + 1], alone)
+                assert met == met_alone
+
+
+def test_no_signal_at_all_gives_zeros():
+    x = torch.randn(1, 3, 16, 16, requires_grad=True)
+    output = Spelled()(x.clone())
+    assert not pull("guided", output, torch.zeros_like(output)[None], x)[0].any()
+
+
+def test_the_graph_outlives_a_pull_and_results_have_none():
+    x = torch.randn(1, 3, 16, 16, requires_grad=True)
+    output = Spelled()(x.clone())
+    seed = torch.ones_like(output)[None]
+    first, _ = pull("guided", output, seed, x)
+    second, _ = pull("guided", output, seed, x)
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_tensor_that_does_not_depend_on_the_picture_is_an_error(count):
+    x = torch.randn(3, requires_grad=True)
+    weight = torch.randn(3, requires_grad=True)
+    with pytest.raises(ModelError, match="does not depend on it"):
+        pull("gradient", weight * 2, torch.ones(count, 3), x)
+    with pytest.raises(ModelError, match="detaches it or rounds it"):
+        pull("gradient", (x * 2).detach(), torch.ones(count, 3), x)
+
+
+def test_unknown_names_are_errors_with_the_nearest():
+    with pytest.raises(ValueError, match=r"no rule 'deconv'; did you mean 'deconvnet'\? Accepted: gradient"):
+        BackwardRule("deconv")
+    with pytest.raises(ValueError, match=r"no unpooling 'overwrit'; did you mean 'overwrite'\?"):
+        BackwardRule("guided", "overwrit")

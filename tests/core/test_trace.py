@@ -1,0 +1,525 @@
+"""A traced run keeps what is asked for, stops early, and leaves nothing behind."""
+
+import threading
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nbviz.core.errors import ModelError, PictureError
+from nbviz.core.trace import call_model, find_module, hooked, run
+
+
+@pytest.fixture
+def net():
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5)),
+        *(nn.Conv2d(4, 5, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)),
+    )
+
+
+@pytest.fixture
+def x(device):
+    return torch.randn(2, 3, 12, 12, device=device)
+
+
+def steps(net, x):
+    """The output of each layer of a plain chain, in eval mode, one after the other and with nothing in place."""
+    results = []
+    net.eval()
+    with torch.no_grad():
+        for module in net:
+            results.append(x := module(x.clone()))
+    net.train()
+    return results
+
+
+def test_only_what_is_asked_is_kept(net, x, device):
+    net.to(device)
+    expected = steps(net, x)
+    trace = run(net, x, ["4", "1"])
+    assert set(trace.activations) == {"4", "1"}
+    assert trace.output is None
+    for name, activation in trace.activations.items():
+        assert torch.equal(activation, expected[int(name)])
+        assert activation.device == x.device
+
+
+def test_the_output_is_kept_when_asked(net, x, device):
+    net.to(device)
+    trace = run(net, x, ["0"], output=True)
+    assert torch.equal(trace.output, steps(net, x)[-1])
+    assert list(trace.activations) == ["0"]
+    assert torch.equal(run(net, x, output=True).output, trace.output)
+
+
+def test_the_run_stops_right_after_the_last_layer(net):
+    called = []
+    for name, module in net.named_children():
+        module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+    run(net, torch.randn(1, 3, 12, 12), ["2", "0"])
+    assert called == ["0", "1", "2"]
+    called.clear()
+    run(net, torch.randn(1, 3, 12, 12), ["2"], output=True)
+    assert called == [str(i) for i in range(9)]
+
+
+def test_one_forward_pass_serves_all_layers(net):
+    passes = []
+    net.register_forward_pre_hook(lambda *_: passes.append(1))
+    run(net, torch.randn(1, 3, 12, 12), [str(i) for i in range(9)], output=True, grad=True)
+    assert len(passes) == 1
+
+
+def test_a_model_that_catches_exceptions_is_stopped_all_the_same():
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            try:
+                x = self.a(x)
+            except Exception:
+                x = torch.zeros(1, 4, 4, 4)
+            called.append("b")
+            return self.b(x)
+
+    called = []
+    run(Careful(), torch.randn(1, 3, 8, 8), ["a"])
+    assert called == []
+
+
+class Aliases(nn.Module):
+    """Hands its tensors on and works in place on them afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.same, self.flat, self.relu = nn.Conv2d(3, 4, 1), nn.Identity(), nn.Flatten(0, 1), nn.ReLU(True)
+        self.drop = nn.Dropout()
+
+    def forward(self, x):
+        x = self.conv(x)
+        y = self.same(x)
+        z = self.drop(x)
+        flat = self.flat(x)
+        self.relu(x)  # changes y, z and flat too
+        return x + y + z + flat.view_as(x)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("layers", [["conv"], ["same"], ["drop"], ["flat"], ["conv", "same", "drop", "flat"]])
+def test_later_work_in_place_does_not_reach_what_was_kept(layers, grad):
+    net, x = Aliases(), torch.randn(1, 3, 5, 5)
+    expected = net.conv(x)
+    assert (expected < 0).any()
+    trace = run(net, x, layers, output=True, grad=grad)
+    for layer in layers:
+        assert torch.equal(trace.activations[layer], expected if layer != "flat" else expected.flatten(0, 1))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_keeping_does_not_change_what_the_model_computes(net, grad):
+    x = torch.randn(1, 3, 12, 12)
+    expected = steps(net, x)[-1]
+    assert torch.equal(run(net, x, [str(i) for i in range(9)], output=True, grad=grad).output, expected)
+
+
+def test_what_is_kept_lies_on_the_way_to_the_output(net):
+    """So that the output can be asked about a layer, as CAM methods do."""
+    trace = run(net, torch.randn(1, 3, 12, 12), ["2"], output=True, grad=True)
+    (signal,) = torch.autograd.grad(trace.output[0, 0], trace.activations["2"])
+    assert signal.abs().sum() > 0
+
+
+def test_a_layer_that_gives_its_own_state_does_not_hand_it_out(snapshot):
+    class Position(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1, 2, 3, 3))
+            self.register_buffer("count", torch.zeros(1, 1, 3, 3))
+
+        def forward(self):
+            self.count += 1
+            return self.weight if self.returns == "weight" else self.count
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position = Position()
+
+        def forward(self, x):
+            return x + self.position()
+
+    net = Net()
+    for net.position.returns, value in (("weight", 0.0), ("count", 1.0)):
+        with snapshot(net):
+            kept = run(net, torch.rand(1, 2, 3, 3), ["position"]).activations["position"]
+            assert kept.unique().tolist() == [value]
+            kept.add_(5)
+
+
+def test_calls_of_a_reused_module_are_told_apart():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv2d(3, 3, 1))
+
+        def forward(self, x):
+            return self.block(self.block(x))
+
+    net, x = Twice(), torch.randn(1, 3, 4, 4)
+    first, second = net.block(x), net.block(net.block(x))
+    trace = run(net, x, ["block:1", "block.0", "block", "block:0"])
+    assert list(trace.activations) == ["block:1", "block.0", "block", "block:0"]
+    for name in ("block", "block.0", "block:0"):
+        assert torch.equal(trace.activations[name], first)
+    assert torch.equal(trace.activations["block:1"], second)
+    with pytest.raises(ValueError, match=r"'block' is called 2 time\(s\).* Accepted: block, block:1$"):
+        run(net, x, ["block:2"])
+
+
+def test_a_module_under_two_names_has_both():
+    net = nn.Sequential()
+    net.add_module("a", nn.Conv2d(3, 3, 1))
+    net.add_module("b", net.a)
+    x = torch.randn(1, 3, 4, 4)
+    trace = run(net, x, ["a", "b", "b:1"])
+    assert torch.equal(trace.activations["a"], net.a(x))
+    assert torch.equal(trace.activations["b"], net.a(x))
+    assert torch.equal(trace.activations["b:1"], net.a(net.a(x)))
+
+
+def test_a_name_with_a_colon_of_its_own_is_a_name():
+    net = nn.Sequential()
+    net.add_module("stage:1", nn.Conv2d(3, 3, 1))
+    assert find_module(net, "stage:1") == ("stage:1", 0)
+    assert find_module(net, "stage:1:2") == ("stage:1", 2)
+
+
+@pytest.mark.parametrize("name", ["", ":", ":1", "5", "layer4", "0:x", "0:", "0.weight"])
+def test_an_unknown_layer_is_an_error_before_the_forward_pass(name, net, snapshot):
+    net.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    with snapshot(net), pytest.raises(ValueError, match="no layer .*Accepted: 0, 1, 2"):
+        run(net[:2] if name == "5" else net, torch.randn(1, 3, 12, 12), [name])
+
+
+def test_an_unknown_layer_has_the_nearest_choice():
+    net = nn.ModuleDict({"layer3": nn.ReLU(), "layer4": nn.ReLU(), "stem": nn.ReLU()})
+    with pytest.raises(ValueError, match=r"^no layer 'layer5'; did you mean 'layer[34]'\? Accepted: layer3, layer4, stem$"):
+        run(net, torch.randn(1, 3, 12, 12), ["layer5"])
+
+
+@pytest.mark.parametrize("name", [None, 3, ["0"]])
+def test_a_layer_is_named_by_text(name, net):
+    with pytest.raises(TypeError, match=f"layer is {type(name).__name__}; expected a module's name"):
+        run(net, torch.randn(1, 3, 12, 12), [name])
+
+
+def test_a_layer_that_takes_no_part_is_an_error(snapshot):
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.used(x)
+
+    net = Part()
+    with snapshot(net), pytest.raises(ValueError, match="'unused' takes no part in the forward pass"):
+        run(net, torch.randn(1, 3, 4, 4), ["unused"])
+
+
+def test_a_layer_that_gives_no_tensor_is_an_error(snapshot):
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), Two())
+    with snapshot(net), pytest.raises(TypeError, match="layer '1' gives a tuple; expected a layer that gives a tensor"):
+        run(net, torch.randn(1, 3, 4, 4), ["1"])
+
+
+# What a run leaves behind: nothing
+
+
+def test_hooks_of_the_person_run_and_stay(net, snapshot):
+    seen = []
+    handles = [
+        net[0].register_forward_hook(lambda *_: seen.append("forward")),
+        net[0].register_forward_pre_hook(lambda *_: seen.append("pre")),
+        net[0].register_forward_hook(lambda _m, _a, out: seen.append("changes") or out + 1),
+        net[2].register_forward_hook(lambda *_: seen.append("at the layer"), always_call=True),
+        net[5].register_forward_hook(lambda *_: seen.append("too late")),
+    ]
+    x = torch.randn(1, 3, 12, 12)
+    with snapshot(net):
+        changed = run(net, x, ["0", "2"]).activations["0"]
+    assert seen == ["pre", "forward", "changes", "at the layer"]
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(changed, run(net, x, ["0"]).activations["0"] + 1)
+
+
+class Breaks(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [Breaks, KeyboardInterrupt, SystemExit, MemoryError])
+@pytest.mark.parametrize("where", ["layer", "hook", "pre-hook"])
+def test_nothing_is_left_after_an_exception(error, where, net, snapshot):
+    def fail(*_):
+        torch.rand(1)
+        net[1].running_mean.add_(1)
+        raise error("on purpose")
+
+    register = {
+        "hook": net[4].register_forward_hook,
+        "pre-hook": net[4].register_forward_pre_hook,
+        "layer": lambda function: setattr(net[4], "forward", function),
+    }[where]
+    register(fail)
+    net[4].requires_grad_(False)
+    x = torch.randn(1, 3, 12, 12)
+    expected = ModelError if issubclass(error, Exception) else error
+    for layers, output, grad in ((["5"], False, True), (["0", "5"], True, False)):
+        with snapshot(net), pytest.raises(expected, match="on purpose"):
+            run(net, x, layers, output=output, grad=grad)
+
+
+def test_the_hooks_are_gone_after_an_exception_inside(net, snapshot):
+    with snapshot(net), pytest.raises(Breaks), hooked(net, None, lambda *_: None):
+        assert sum(len(module._forward_hooks) for module in net.modules()) == 9
+        raise Breaks
+
+
+def test_a_failing_model_says_what_went_in(net):
+    net[4] = nn.Conv2d(7, 4, 3)  # does not fit what comes before
+    with pytest.raises(ModelError, match=r"^Sequential failed in its forward pass on an input of shape \(1, 3, 12, 12\), "):
+        run(net, torch.randn(1, 3, 12, 12), ["5"])
+    with pytest.raises(ModelError, match="float32, cpu: RuntimeError: .*to have 7 channels") as raised:
+        run(net, torch.randn(1, 3, 12, 12), ["5"])
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_a_wrong_number_of_channels_is_the_pictures_fault(net):
+    with pytest.raises(PictureError, match=r"picture has 1 channel\(s\), .* convolution '0' takes 3; expected an input \(N, 3"):
+        run(net, torch.randn(1, 1, 12, 12), ["0"])
+
+
+def test_another_failure_is_not_put_down_to_the_channels():
+    """A model that adds channels of its own before its first convolution."""
+
+    class Coordinates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(5, 4, 1), nn.Linear(7, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(torch.cat([x, x[:, :2]], 1)).mean((2, 3)))
+
+    net = Coordinates()
+    assert run(net, torch.randn(1, 3, 4, 4), ["conv"]).activations["conv"].shape == (1, 4, 4, 4)
+    with pytest.raises(ModelError, match="shapes cannot be multiplied"):
+        call_model(net, torch.randn(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+def test_train_mode_is_put_back_and_takes_no_part(train, grad, net, snapshot):
+    net.train(train)
+    net[0].eval()
+    net[1].train()
+    x = torch.randn(2, 3, 12, 12)
+    with snapshot(net):
+        first = run(net, x, output=True, grad=grad).output
+        second = run(net, x, output=True, grad=grad).output
+    assert torch.equal(first, second)  # no dropout
+    assert torch.equal(first, net.eval()(x))
+
+
+def test_random_numbers_drawn_in_a_forward_pass_are_given_back(snapshot):
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x + torch.randn_like(x) + F.dropout(x)
+
+    net = Noise()
+    with snapshot(net):
+        a = run(net, torch.zeros(1, 3, 4, 4), output=True).output
+    assert a.std() > 0
+
+
+class Mutable(nn.Module):
+    """Changes its buffers in all the ways there are, and notes beside one of them what it belongs to."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("counted", torch.zeros((), dtype=torch.long))
+        self.register_buffer("averaged", torch.full((3,), float("nan")))
+        self.register_buffer("replaced", torch.zeros(3))
+        self.register_buffer("cache", None)
+        self.register_buffer("grid", torch.arange(4.0), persistent=False)
+        self.size = 4
+
+    def forward(self, x):
+        self.counted += 1
+        self.averaged.copy_(x.mean((0, 2, 3)))
+        self.replaced = self.replaced + 1
+        if self.cache is None:
+            self.cache = torch.ones(1)
+        if not hasattr(self, "late"):
+            self.register_buffer("late", torch.ones(2))
+            self.made = True
+        if self.size != x.shape[-1]:
+            self.size, self.grid = x.shape[-1], torch.arange(float(x.shape[-1]))
+        return x + self.grid + self.late[0]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_buffers_changed_in_a_forward_pass_are_put_back(grad, snapshot):
+    net = nn.Sequential(Mutable(), nn.Conv2d(3, 2, 1))
+    keys = list(net.state_dict())
+    for size in (4, 6):
+        with snapshot(net):
+            run(net, torch.rand(1, 3, size, size), ["1"], grad=grad)
+    assert list(net.state_dict()) == keys
+    # and the model works on as before
+    assert net(torch.rand(1, 3, 4, 4)).shape == (1, 2, 4, 4)
+    assert net(torch.rand(1, 3, 6, 6)).shape == (1, 2, 6, 6)
+
+
+def test_tied_buffers_and_views_stay_tied(snapshot):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("a", torch.zeros(4))
+            self.register_buffer("b", self.a)
+            self.register_buffer("c", self.a[1:3])
+
+        def forward(self, x):
+            self.a.add_(1)
+            return x + self.c.sum()
+
+    net = Tied()
+    with snapshot(net):
+        run(net, torch.rand(1, 3, 2, 2), output=True)
+    net(torch.rand(1, 3, 2, 2))
+    assert net.b.tolist() == [1] * 4
+    assert net.c.tolist() == [1, 1]
+
+
+class InPlace(nn.Module):
+    """Works in place on the picture itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        return self.conv(x.sub_(0.5).relu_())
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_the_persons_input_is_left_alone(grad, requires_grad, snapshot):
+    x = torch.rand(1, 3, 4, 4, requires_grad=requires_grad)
+    before = x.detach().clone()
+    net = InPlace()
+    with snapshot(net):
+        trace = run(net, x, ["conv"], output=True, grad=grad)
+    assert torch.equal(x, before)
+    assert x.requires_grad is requires_grad
+    assert x.grad is None
+    assert x.grad_fn is None
+    assert torch.equal(trace.inputs, before)
+    assert trace.inputs.requires_grad is grad
+    assert trace.inputs is not x
+    assert torch.equal(trace.output, net.conv((before - 0.5).relu()))
+
+
+def test_no_gradient_reaches_a_graph_of_the_person():
+    base = torch.rand(1, 3, 4, 4, requires_grad=True)
+    trace = run(InPlace(), base * 2, ["conv"], grad=True)
+    trace.activations["conv"].sum().backward()
+    assert base.grad is None
+    assert trace.inputs.grad is not None
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_persons_grad_mode_plays_no_part(mode, grad, net, snapshot):
+    x = torch.randn(1, 3, 12, 12)
+    expected = run(net, x, ["4"], grad=grad).activations["4"]
+    with mode():
+        inside = torch.randn(1, 3, 12, 12).copy_(x)  # an inference tensor, in inference mode
+        with snapshot(net):
+            activation = run(net, inside, ["4"], grad=grad).activations["4"]
+        assert not activation.is_inference()
+        assert activation.requires_grad is grad
+    assert torch.equal(activation, expected)
+
+
+def test_a_frozen_model_stays_frozen_and_has_a_graph(net, snapshot):
+    net.requires_grad_(False)
+    with snapshot(net):
+        trace = run(net, torch.randn(1, 3, 12, 12), ["4"], grad=True)
+        (signal,) = torch.autograd.grad(trace.activations["4"].sum(), trace.inputs)
+    assert signal.abs().sum() > 0
+
+
+def test_without_grad_there_is_no_graph(net):
+    trace = run(net, torch.randn(1, 3, 12, 12), ["4"], output=True)
+    assert trace.activations["4"].grad_fn is None
+    assert trace.output.grad_fn is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_dtype_is_the_models(dtype, net, device, snapshot):
+    net.to(device, dtype)
+    with snapshot(net):
+        trace = run(net, torch.randn(1, 3, 12, 12, device=device, dtype=dtype), ["2"], output=True, grad=True)
+    assert trace.activations["2"].dtype == trace.output.dtype == dtype
+
+
+def test_the_default_device_is_the_persons(net, snapshot):
+    torch.set_default_device("meta")
+    try:
+        with snapshot(net):
+            trace = run(net, torch.ones(1, 3, 12, 12, device="cpu"), ["2"])
+        assert trace.activations["2"].device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+
+
+def test_nothing_is_left_after_a_run_many_times_over(net):
+    """No reference to a trace outlives it."""
+    import gc
+    import weakref
+
+    trace = run(net, torch.randn(1, 3, 12, 12), ["4"], grad=True)
+    kept = weakref.ref(trace.activations["4"])
+    del trace
+    gc.collect()
+    assert kept() is None
+
+
+def test_two_threads_take_turns_in_a_model():
+    inside, most = [], []
+
+    class Slow(nn.Module):
+        def forward(self, x):
+            inside.append(threading.get_ident())
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.pop()
+            return x * 2
+
+    net = nn.Sequential(Slow(), nn.Conv2d(3, 2, 1))
+    threads = [threading.Thread(target=run, args=(net, torch.rand(1, 3, 4, 4), ["1"])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1, 1]
