@@ -75,5 +75,5 @@ def load() -> FashionNet:
         model = FashionNet()
     model.load_state_dict(load_file(Path(__file__).with_name("fashion.safetensors")), assign=True)
     transform = transforms.Compose([transforms.Resize((28, 28)), transforms.ToTensor()])
-    model.nbviz_preprocess = Preprocess(transform, "L", (0.0,), (1.0,), CLASSES, "the bundled network")
+    model.nbviz_preprocess = Preprocess(transform, "L", (0.0,), (1.0,), CLASSES, "its own")
     return model.eval()

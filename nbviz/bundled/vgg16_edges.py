@@ -82,4 +82,4 @@ def _preprocess() -> Preprocess:
     transform = transforms.Compose(
         [transforms.Resize(224), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(mean, std)]
     )
-    return Preprocess(transform, "RGB", mean, std, source="the bundled network")
+    return Preprocess(transform, "RGB", mean, std, source="its own")

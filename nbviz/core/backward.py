@@ -46,7 +46,7 @@ class BackwardRule(TorchDispatchMode):
     """While active on a backward pass, rectifiers follow ``rule`` and unpooling follows ``unpool``."""
 
     def __init__(self, rule: str, unpool: str = "sum") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         if rule not in RULES:
             raise unknown("rule", rule, RULES)
         if unpool not in UNPOOLING:

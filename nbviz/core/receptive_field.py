@@ -59,12 +59,19 @@ class Field:
 
     def window(self, kernel: Pair, step: Pair, padding: Pair, dilation: Pair) -> Field:
         """The field after a sliding window: a convolution or a pooling."""
-        both = range(2)
-        low = tuple(self.low[i] - padding[i] * self.stride[i] for i in both)
-        reach = tuple(((kernel[i] - 1) * dilation[i] - padding[i]) * self.stride[i] for i in both)
-        high = tuple(self.high[i] + reach[i] for i in both)
-        stride = tuple(self.stride[i] * step[i] for i in both)
-        return replace(self, stride=stride, low=low, high=high)
+        first = (-padding[0], -padding[1])
+        last = ((kernel[0] - 1) * dilation[0] - padding[0], (kernel[1] - 1) * dilation[1] - padding[1])
+        return self.reading(step, first, last)
+
+    def reading(self, step: Pair, first: Pair, last: Pair) -> Field:
+        """The field of a tensor whose position i reads ``step * i + first`` to ``step * i + last`` of this one."""
+        (y, x), (top, left), (bottom, right) = self.stride, self.low, self.high
+        return replace(
+            self,
+            stride=(y * step[0], x * step[1]),
+            low=(top + y * first[0], left + x * first[1]),
+            high=(bottom + y * last[0], right + x * last[1]),
+        )
 
 
 class FieldTracker(TorchFunctionMode):
@@ -86,8 +93,9 @@ class FieldTracker(TorchFunctionMode):
         known = [(shape, field) for shape, field in seen if field is not None]
         result = func(*args, **kwargs)
         if seen:
-            rule = _RULES.get(func.__name__.strip("_"), _keeps_positions)
-            for output in _tensors(result):
+            name = func.__name__.strip("_")
+            rule = _RULES.get(name, _lost if name.startswith(("fft_", "linalg_")) else _keeps_positions)
+            for output in _tensors(args[0] if name == "setitem" else result):
                 field = rule(known, output, args, kwargs) if known and output.ndim >= 2 else None
                 if field is not None and len(known) < len(seen):
                     field = replace(field, gated=True)
@@ -139,10 +147,15 @@ def _pair(value: Any) -> Pair:
     return (float(values[0]), float(values[-1]))
 
 
+def _rows_and_columns_last(known: Known, output: Tensor) -> Field | None:
+    """The field of a convolution's or pooling's input, if rows and columns are what it slides along."""
+    shape, field = known[0]
+    return field if len(shape) == output.ndim >= 3 and field.axes == (output.ndim - 2, output.ndim - 1) else None
+
+
 def _convolution(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    weight = _argument(args, kwargs, 1, "weight", None)
-    field = known[0][1]
-    if weight is None or output.ndim - 2 != 2:
+    field, weight = _rows_and_columns_last(known, output), _argument(args, kwargs, 1, "weight", None)
+    if field is None or weight is None:
         return None
     kernel = _pair(tuple(weight.shape[-2:]))
     dilation = _pair(_argument(args, kwargs, 5, "dilation", 1))
@@ -154,58 +167,110 @@ def _convolution(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict
 
 
 def _transposed(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    weight = _argument(args, kwargs, 1, "weight", None)
-    if weight is None or output.ndim - 2 != 2:
+    field, weight = _rows_and_columns_last(known, output), _argument(args, kwargs, 1, "weight", None)
+    if field is None or weight is None:
         return None
     kernel = _pair(tuple(weight.shape[-2:]))
     step = _pair(_argument(args, kwargs, 3, "stride", 1))
     padding = _pair(_argument(args, kwargs, 4, "padding", 0))
     dilation = _pair(_argument(args, kwargs, 7, "dilation", 1))
     # Output o takes from inputs i with o = i * step - padding + k * dilation.
-    field = known[0][1]
-    stride = tuple(field.stride[i] / step[i] for i in range(2))
-    low = tuple(field.low[i] + stride[i] * (padding[i] - (kernel[i] - 1) * dilation[i]) for i in range(2))
-    high = tuple(field.high[i] + stride[i] * padding[i] for i in range(2))
-    return replace(field, stride=stride, low=low, high=high)
+    first = [(padding[i] - (kernel[i] - 1) * dilation[i]) / step[i] for i in range(2)]
+    last = (padding[0] / step[0], padding[1] / step[1])
+    return field.reading((1 / step[0], 1 / step[1]), (first[0], first[1]), last)
 
 
-def _pooling(dilated: bool) -> Rule:
-    def rule(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-        if output.ndim < 3 or known[0][1].axes != (len(known[0][0]) - 2, len(known[0][0]) - 1):
-            return None
-        kernel = _pair(_argument(args, kwargs, 1, "kernel_size", 1))
-        step = _argument(args, kwargs, 2, "stride", None) or kernel
-        padding = _pair(_argument(args, kwargs, 3, "padding", 0))
-        dilation = _pair(_argument(args, kwargs, 4, "dilation", 1)) if dilated else (1.0, 1.0)
-        return known[0][1].window(kernel, _pair(step), padding, dilation)
-
-    return rule
-
-
-def _resampled(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    """Adaptive pooling and interpolation: windows of equal share; smooth interpolation also sees its neighbours."""
-    shape, field = known[0]
-    before, after = _sides(shape, field.axes), _sides(output.shape, field.axes)
-    if after == (1, 1) != before:
+def _pooling(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+    field = _rows_and_columns_last(known, output)
+    if field is None:
         return None
-    share = tuple(before[i] / after[i] for i in range(2))
-    smooth = 0.0 if share == (1.0, 1.0) else 1.0 if kwargs.get("mode", "nearest") in ("bilinear", "bicubic") else 0.0
-    kernel = tuple(math.ceil(share[i]) + 2 * smooth + (0 if share[i] >= 1 and share[i].is_integer() else 1) for i in range(2))
-    kernel = (1.0, 1.0) if share == (1.0, 1.0) else kernel
-    return field.window((kernel[0], kernel[1]), (share[0], share[1]), (smooth, smooth), (1.0, 1.0))
+    kernel = _pair(_argument(args, kwargs, 1, "kernel_size", 1))
+    step = _argument(args, kwargs, 2, "stride", None) or kernel
+    padding = _pair(_argument(args, kwargs, 3, "padding", 0))
+    return field.window(kernel, _pair(step), padding, _pair(_argument(args, kwargs, 4, "dilation", 1)))
+
+
+def _average_pooling(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+    return _pooling(known, output, args[:4], kwargs)  # the fifth is ceil_mode
+
+
+def _power_pooling(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+    return _pooling(known, output, (args[0], *args[2:4]), kwargs)  # the second is the power
+
+
+def _adaptive_pooling(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+    """Windows of equal share, rounded outwards."""
+
+    def windows(before: int, after: int, axis: int) -> tuple[float, Reads]:
+        return before / after, [(i * before // after, -((i + 1) * before // -after) - 1) for i in range(after)]
+
+    return _resampled(known, output, windows)
+
+
+def _interpolated(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+    """The nearest position, or for smooth modes a few around it."""
+    mode = _argument(args, kwargs, 3, "mode", "nearest")
+    if mode == "area":
+        return _adaptive_pooling(known, output, args, kwargs)
+    factor = _argument(args, kwargs, 2, "scale_factor", None)
+    corners = _argument(args, kwargs, 4, "align_corners", False)
+    resized = factor is None or _argument(args, kwargs, 5, "recompute_scale_factor", False)
+    antialias = _argument(args, kwargs, 6, "antialias", False)
+    around = {"bilinear": 1, "bicubic": 2}.get(mode, 0)
+
+    def reads(before: int, after: int, axis: int) -> tuple[float, Reads]:
+        if around and corners:
+            step = (before - 1) / max(after - 1, 1)
+        else:
+            step = before / after if resized else 1 / _pair(factor)[axis]
+        found = []
+        for i in range(after):
+            if mode == "nearest" or step == 1:
+                first = last = math.floor(i * step)
+            elif not around:
+                first = last = math.floor((i + 0.5) * step)
+            elif antialias:
+                centre, support = (i + 0.5) * step, around * max(step, 1)
+                first, last = math.floor(centre - support), math.ceil(centre + support)
+            else:
+                left = math.floor(max(i * step if corners else (i + 0.5) * step - 0.5, 0))
+                first, last = left + 1 - around, left + around
+            found.append((min(max(first, 0), before - 1), min(max(last, 0), before - 1)))
+        return step, found
+
+    return _resampled(known, output, reads)
+
+
+Reads = list[tuple[int, int]]
+
+
+def _resampled(known: Known, output: Tensor, reads: Callable[[int, int, int], tuple[float, Reads]]) -> Field | None:
+    """From the first and last position that each position of the output reads, along each axis."""
+    field = _rows_and_columns_last(known, output)
+    before, after = tuple(known[0][0][-2:]), tuple(output.shape[-2:])
+    if field is None or after == (1, 1) != before:
+        return None
+    steps, firsts, lasts = [], [], []
+    for axis in range(2):
+        step, found = reads(before[axis], after[axis], axis)
+        steps.append(step)
+        firsts.append(min(first - step * i for i, (first, _) in enumerate(found)))
+        lasts.append(max(last - step * i for i, (_, last) in enumerate(found)))
+    return field.reading((steps[0], steps[1]), (firsts[0], firsts[1]), (lasts[0], lasts[1]))
 
 
 def _padded(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+    """What is reflected or repeated at a border is counted as zeros are; what comes from the other side is not."""
+    if _argument(args, kwargs, 2, "mode", "constant") == "circular":
+        return None
     pads = list(_argument(args, kwargs, 1, "pad", ()))
     field = known[0][1]
-    low, high = list(field.low), list(field.high)
+    before = [0.0, 0.0]
     for axis in range(len(pads) // 2):
-        dim = output.ndim - 1 - axis
         for i in range(2):
-            if field.axes[i] == dim:
-                shift = pads[2 * axis] * field.stride[i]
-                low[i], high[i] = low[i] - shift, high[i] - shift
-    return replace(field, low=(low[0], low[1]), high=(high[0], high[1]))
+            if field.axes[i] == output.ndim - 1 - axis:
+                before[i] = -float(pads[2 * axis])
+    return field.reading((1.0, 1.0), (before[0], before[1]), (before[0], before[1]))
 
 
 def _permuted(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
@@ -231,7 +296,8 @@ def _reshaped(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[st
     axes = []
     for axis in field.axes:
         before = math.prod(shape[:axis])
-        fits = [i for i in range(output.ndim) if math.prod(output.shape[:i]) == before and output.shape[i] == shape[axis]]
+        same = [i for i, length in enumerate(output.shape) if length == shape[axis]]
+        fits = [i for i in same if math.prod(output.shape[:i]) == before]
         if not fits:
             return None
         axes.append(fits[-1])
@@ -239,13 +305,17 @@ def _reshaped(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[st
 
 
 def _normalised(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    """Group and instance normalisation, and layer normalisation over rows or columns: statistics of the whole."""
+    """Group and instance normalisation: by statistics over rows and columns."""
     field = _keeps_positions(known[:1], output, args, kwargs)
-    over = _argument(args, kwargs, 1, "normalized_shape", ())
-    along_channels = isinstance(over, (list, tuple, torch.Size)) and field is not None
-    if along_channels and field is not None and all(axis < output.ndim - len(over) for axis in field.axes):
-        return field
     return replace(field, gated=True) if field is not None else None
+
+
+def _layer_normalised(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+    """By statistics over the last dimensions, which may be channels alone."""
+    field = _keeps_positions(known[:1], output, args, kwargs)
+    over = len(_argument(args, kwargs, 1, "normalized_shape", ()))
+    alone = field is not None and max(field.axes) < output.ndim - over
+    return field if alone else _normalised(known, output, args, kwargs)
 
 
 def _linear(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
@@ -253,10 +323,34 @@ def _linear(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str,
     return None if mixes_positions else _keeps_positions(known, output, args, kwargs)
 
 
-def _softmaxed(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    field = _keeps_positions(known, output, args, kwargs)
-    dim = _argument(args, kwargs, 1, "dim", 1) % output.ndim
-    return None if field is None or dim in field.axes else field
+def _batch_normalised(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+    """By the statistics kept with the module, or by those of the pictures at hand."""
+    field = _keeps_positions(known[:1], output, args, kwargs)
+    by_these = _argument(args, kwargs, 5, "training", False)
+    return replace(field, gated=True) if field is not None and by_these else field
+
+
+def _along(place: int, default: int = -1) -> Rule:
+    """Operations that mix or move positions along given dimensions."""
+
+    def rule(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+        field = _keeps_positions(known, output, args, kwargs)
+        given = _argument(args, kwargs, place, "dim", default)
+        dims = [d % output.ndim for d in (given if isinstance(given, (list, tuple)) else [given])]
+        return None if field is None or any(axis in dims for axis in field.axes) else field
+
+    return rule
+
+
+def _indexed(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+    """Slices that leave rows and columns whole; positions picked one by one may come in any order."""
+    field, index = _keeps_positions(known, output, args, kwargs), args[1] if isinstance(args[1], tuple) else (args[1],)
+    for place, item in enumerate(index):
+        if item is None or item is Ellipsis:
+            return field if all(isinstance(i, slice) for i in index[place + 1 :]) else None
+        if field is not None and not isinstance(item, slice) and place >= min(field.axes):
+            return None
+    return field
 
 
 def _lost(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
@@ -264,22 +358,33 @@ def _lost(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, A
 
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(("conv2d",), _convolution),
-    **dict.fromkeys(("conv_transpose2d",), _transposed),
-    **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices"), _pooling(dilated=True)),
-    **dict.fromkeys(("avg_pool2d",), _pooling(dilated=False)),
-    "lp_pool2d": lambda known, output, args, kwargs: _pooling(dilated=False)(known, output, (args[0], *args[2:]), kwargs),
+    "conv2d": _convolution,
+    "conv_transpose2d": _transposed,
+    **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices"), _pooling),
+    "avg_pool2d": _average_pooling,
+    "lp_pool2d": _power_pooling,
     **dict.fromkeys(
-        ("adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptive_max_pool2d_with_indices", "interpolate", "upsample"),
-        _resampled,
+        ("adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptive_max_pool2d_with_indices"), _adaptive_pooling
     ),
+    **dict.fromkeys(("interpolate", "upsample"), _interpolated),
     "pad": _padded,
     "permute": _permuted,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transposed_dims),
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), _reshaped),
-    **dict.fromkeys(("group_norm", "instance_norm", "layer_norm"), _normalised),
+    **dict.fromkeys(("group_norm", "instance_norm"), _normalised),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _layer_normalised),
+    "batch_norm": _batch_normalised,
     "linear": _linear,
-    **dict.fromkeys(("softmax", "log_softmax"), _softmaxed),
-    **dict.fromkeys(("flip", "roll", "rot90", "cumsum", "sort", "scaled_dot_product_attention", "grid_sample"), _lost),
-    **dict.fromkeys(("matmul", "bmm", "einsum", "fft2", "rfft2", "ifft2", "pixel_shuffle"), _lost),
+    "getitem": _indexed,
+    **dict.fromkeys(("softmax", "log_softmax", "special_softmax", "special_log_softmax"), _along(1, default=1)),
+    "normalize": _along(2, default=1),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort"), _along(1)),
+    **dict.fromkeys(("index_select", "gather", "scatter", "scatter_add", "index_add", "index_copy"), _along(1)),
+    # They mix or move positions in ways that are not followed.
+    **dict.fromkeys(("setitem", "roll", "rot90", "flip", "fliplr", "flipud", "movedim", "moveaxis", "get"), _lost),
+    **dict.fromkeys(("matmul", "rmatmul", "bmm", "baddbmm", "einsum", "tensordot", "bilinear"), _lost),
+    **dict.fromkeys(("scaled_dot_product_attention", "multi_head_attention_forward"), _lost),
+    **dict.fromkeys(("grid_sample", "deform_conv2d", "pixel_shuffle", "take_along_dim", "topk"), _lost),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _lost),
+    **{f"{op}{d}d": _lost for op in ("conv", "conv_transpose", "max_pool", "avg_pool", "lp_pool") for d in (1, 3)},
 }

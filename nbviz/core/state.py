@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 #: Held by whoever is in any model: a call, a widget's observer on its own thread, or the person's
 #: running cell. Two threads in one model would mix their hooks and flags.
@@ -37,23 +37,22 @@ def untouched(model: nn.Module) -> Iterator[None]:
         attributes = [
             (now, now.copy())
             for module in modules
-            for now in (vars(module), module._parameters, module._buffers, module._modules)
+            for now in (vars(module), *(vars(module)[kind] for kind in ("_parameters", "_buffers", "_modules")))
         ]
-        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        # What it writes to its buffers goes to copies, which also stay valid in the graph of the run.
+        with torch.inference_mode(False):
+            copies = {id(b): b.detach().clone().requires_grad_(b.requires_grad) for b in model.buffers()}
         try:
-            # The flag itself, not .eval(): a subclass may do more there than can be undone.
             for module in modules:
+                # The flag itself, not .eval(): a subclass may do more there than can be undone.
                 module.training = False
+                module._buffers.update({name: copies.get(id(b)) for name, b in module._buffers.items()})
             yield
         finally:
-            # All of them: a buffer that a forward pass replaced may belong to a size noted beside it.
+            # All attributes: a buffer that a forward pass replaced may belong to a size noted beside it.
             for now, before in attributes:
                 now.clear()
                 now.update(before)
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    if not _same(buffer, value):
-                        buffer.copy_(value)
 
 
 def check_model(model: object) -> None:
@@ -74,7 +73,3 @@ def fingerprint(model: nn.Module) -> tuple[tuple[int, int, int], ...]:
     """Changes whenever a parameter or buffer is written to or replaced; costs no look at their values."""
     tensors = [*model.parameters(), *model.buffers()]
     return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a, b) if not a.is_meta else True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,10 +105,8 @@ def run(
             return kept[call].clone() if isinstance(value, Tensor) else None
 
         with untouched(model), hooked(model, {module for module, _ in wanted}, keep):
-            try:
+            with suppress(_Enough):
                 trace.output = call_model(model, trace.inputs.clone())
-            except _Enough:
-                pass
     for name, call in names.items():
         if call not in kept:
             raise _not_reached(name, call[0], calls[call[0]])
@@ -125,8 +123,8 @@ def call_model(model: nn.Module, inputs: Tensor) -> Any:
         return model(inputs)
     except Exception as error:
         first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
-        if first is not None and inputs.shape[1] != first[1].in_channels:
-            name, takes = first[0], first[1].in_channels
+        name, takes = (first[0], first[1].in_channels) if first is not None else ("", 0)
+        if f"to have {takes} channels, but got {inputs.shape[1]} channels" in str(error):
             raise PictureError(
                 f"the picture has {inputs.shape[1]} channel(s), the model's first convolution {name!r} takes {takes}; "
                 f"expected an input (N, {takes}, H, W), got {tuple(inputs.shape)}"
@@ -147,9 +145,7 @@ def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, A
     try:
         for name, module in model.named_modules():
             if name and (names is None or name in names):
-                handles.append(
-                    module.register_forward_hook(lambda _m, _args, value, name=name: on_output(name, value))
-                )
+                handles.append(module.register_forward_hook(lambda _m, _args, value, name=name: on_output(name, value)))
         yield
     finally:
         for handle in handles:

@@ -20,7 +20,7 @@ from nbviz.widgets.views import Header
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ABANDONED = 1.0  # seconds after which a page that has not painted a chunk is no longer waited for
+_CHUNK = 0.05  # seconds of work, at least, before the page is shown what there is
 _BEFORE_DISPLAY = 1.5  # seconds of work at most before the first picture is shown
 
 
@@ -29,7 +29,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
 
     A change of state marks parts as stale (``_stales``) and starts over with them, in the order of
     ``_parts``; so nothing queues up, and a newer state drops what is left of an older one. For each
-    part there is a generator method ``_show_<part>`` which yields between chunks of about 50-100 ms.
+    part there is a generator method ``_show_<part>`` which yields where a chunk may end.
     """
 
     _parts: ClassVar[tuple[str, ...]] = ()
@@ -41,7 +41,6 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self._stale = set(self._parts)
         self._job: Iterator[None] | None = None
         self._stepping = False
-        self._sent = 0.0
         super().__init__(**kwargs)
         self.add_class("nbviz")
 
@@ -64,10 +63,9 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             self._stale |= self._stales[change.name] & set(self._parts)
             if self._stepping:  # the chunk that made this change goes on to what it made stale
                 return
+            # At once and in full view of the front end, which sends a control's next change only when
+            # this one is done with: so a flood of changes becomes a few, of which the last is the latest.
             self._job = self._work()
-            # The page asks again once it has painted; one that is gone must not be waited for.
-            if self.header.painted != self.header.chunk and time.monotonic() - self._sent < _ABANDONED:
-                return
             self._step()
 
     def _painted(self, change: Any) -> None:
@@ -76,12 +74,15 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
                 self._step()
 
     def _step(self, raise_errors: bool = False) -> None:
-        """Do one chunk of the work and tell the page."""
+        """Do one chunk of the work and tell the page, which asks for the next."""
         if self._job is None:
             return
         self._stepping = True
+        end = time.monotonic() + _CHUNK
         try:
             next(self._job)
+            while time.monotonic() < end:
+                next(self._job)
             self.header.error = ""
             self.header.state = "working"
         except StopIteration:
@@ -97,7 +98,6 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             self.header.state = "error"
         finally:
             self._stepping = False
-        self._sent = time.monotonic()
         self.header.chunk += 1
 
     def finish(self, seconds: float = float("inf")) -> None:

@@ -70,9 +70,11 @@ class Session:
             and layer.receptive_field is not None
             and all(field <= 0.6 * side for field, side in zip(layer.receptive_field, picture, strict=True))
         ]
-        # Rather after a rectifier: its maps say where a channel fires. (ReLU6 can be saturated: no gradient.)
+        # Rather after a rectifier, whose maps say where a channel fires; but one that saturates (ReLU6, …)
+        # passes no gradient where it is strongest.
         fires = [layer for layer in parts if layer.type in ("ReLU", "MaxPool2d")]
-        return (fires or parts or layers[len(layers) // 2 :][:1])[-1].name
+        filters = [layer for layer in parts if layer.type.startswith("Conv")]
+        return (fires or filters or parts or [layers[len(layers) // 2]])[-1].name
 
     def trace(self, picture: int, layer: str) -> Trace:
         """The trace of one picture up to a layer; run again only if one of these or a weight has changed."""

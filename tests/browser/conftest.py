@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, sync_playwright
 
 from tests.browser.lab import LabServer, Notebook, chromium, lab_server
 
@@ -85,7 +86,8 @@ def notebook(
     yield open_notebook
     for book in opened:
         if request.node.stash.get(FAILED, True):
-            book.screenshot(f"failed-{request.node.name}.png")
+            with suppress(Error):  # a page that has crashed
+                book.screenshot(f"failed-{request.node.name}.png")
             print(*book.console_errors, sep="\n")
         book.page.close()
     lab.stop_kernels()
