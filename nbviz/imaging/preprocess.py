@@ -144,7 +144,7 @@ def _torchvision(model: nn.Module) -> Preprocess | None:
     from torchvision import models
 
     size = sum(p.numel() for p in model.parameters())
-    fits = []
+    fits: list[tuple[int, bool, int, Any]] = []
     for name in models.list_models(module=importlib.import_module(module)):
         for weights in models.get_model_weights(name):
             off = abs(weights.meta["num_params"] - size)

@@ -1,4 +1,4 @@
-"""What in the picture a channel or a class answers to: gradient, deconvnet and guided backprop from one forward pass."""
+"""What a channel or a class answers to in the picture: all three rules from one forward pass."""
 
 from __future__ import annotations
 
@@ -165,7 +165,9 @@ def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
             result[k, :, channel] = chosen
             continue
         position = chosen.flatten(1).argmax(1, keepdim=True)
-        value = chosen.flatten(1).gather(1, position) if seed == "max" else torch.ones_like(position, dtype=chosen.dtype)
+        value = (
+            chosen.flatten(1).gather(1, position) if seed == "max" else torch.ones_like(position, dtype=chosen.dtype)
+        )
         result[k, :, channel] = torch.zeros_like(chosen).flatten(1).scatter(1, position, value).view_as(chosen)
     return result
 

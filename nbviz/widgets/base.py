@@ -167,7 +167,7 @@ def _hold_lock_during_cells() -> None:
     """
     from IPython.core.getipython import get_ipython
 
-    shell = get_ipython()  # type: ignore[no-untyped-call]
+    shell = get_ipython()
     with _holding:
         if shell is None or _cells.get("shell") is shell:
             return

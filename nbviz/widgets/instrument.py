@@ -303,13 +303,13 @@ def _pixels(picture: Tensor) -> np.ndarray[Any, Any]:
 def _panel(cell: dict[str, Any], slot: dict[str, Any], cmap: str) -> Panel:
     """A filled slot as a panel of the figure."""
     pixels = np.frombuffer(slot["data"], np.uint8).reshape(slot["shape"])
-    box = slot.get("box")
+    box: Sequence[int] | None = slot.get("box")
     caption = cell.get("caption") or slot.get("caption", "")
     if slot["kind"] == "map":
         return Panel(pixels[..., 0], caption, cmap)
     if pixels.shape[2] == 1:
         pixels = pixels.repeat(3, 2)
-    if cell.get("crop"):
+    if cell.get("crop") and box is not None:
         top, left, bottom, right = box
         return Panel(pixels[top:bottom, left:right], caption)
     return Panel(pixels, caption, box=box if slot["kind"] == "picture" else None)

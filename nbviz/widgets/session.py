@@ -125,9 +125,7 @@ class Session:
         return [(names[c], v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
 
 
-def _names(
-    classes: int | None, given: Sequence[str] | None, found: Sequence[str] | None
-) -> tuple[str, ...] | None:
+def _names(classes: int | None, given: Sequence[str] | None, found: Sequence[str] | None) -> tuple[str, ...] | None:
     """A name for each output of the model, or None for a model that gives no class scores."""
     if given is not None:
         if isinstance(given, str):

