@@ -43,26 +43,27 @@ _RECTIFIERS: dict[Any, Callable[..., bool]] = {
 
 
 class BackwardRule(TorchDispatchMode):
-    """While active on a backward pass, rectifiers follow ``rule`` and unpooling follows ``unpool``."""
+    """While active on a backward pass of some ``signals`` at once, rectifiers and unpooling follow the rules given."""
 
-    def __init__(self, rule: str, unpool: str = "sum") -> None:
+    def __init__(self, rule: str, unpool: str = "sum", signals: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if rule not in RULES:
             raise unknown("rule", rule, RULES)
         if unpool not in UNPOOLING:
             raise unknown("unpooling", unpool, UNPOOLING)
-        self.rule, self.unpool = rule, unpool
-        self._met: set[int] = set()
+        self.rule, self.unpool, self.signals = rule, unpool, signals
+        self._met = 0.0
 
     @property
     def met(self) -> int:
-        """How many rectifiers the pass has met, each counted once: a batched pass may call a kernel for each signal."""
-        return len(self._met)
+        """How many rectifiers the pass has met."""
+        return round(self._met)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _RECTIFIERS and _RECTIFIERS[func](*args, **kwargs):
-            self._met.add(args[1].data_ptr())
+            # A kernel that cannot be batched is called for each signal alone.
+            self._met += 1 / self.signals if args[0].shape == args[1].shape else 1
             if self.rule == "deconvnet":
                 return args[0].clamp(min=0)
             if self.rule == "guided":
@@ -111,7 +112,7 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
     >>> pull("guided", x.relu(), torch.tensor([[[1.0, 1.0, -1.0]]]), x)
     (tensor([[[0., 1., 0.]]]), 1)
     """
-    mode = BackwardRule(rule, unpool)
+    mode = BackwardRule(rule, unpool, len(seeds))
     if not start.requires_grad:
         raise ModelError("no gradient flows from this layer to the picture: the model detaches it or rounds it")
     batched = len(seeds) > 1

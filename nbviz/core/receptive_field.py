@@ -218,10 +218,11 @@ def _interpolated(known: Known, output: Tensor, args: Sequence[Any], kwargs: dic
     around = {"bilinear": 1, "bicubic": 2}.get(mode, 0)
 
     def reads(before: int, after: int, axis: int) -> tuple[float, Reads]:
+        step = before / after if resized else 1 / _pair(factor)[axis]
         if around and corners:
             step = (before - 1) / max(after - 1, 1)
-        else:
-            step = before / after if resized else 1 / _pair(factor)[axis]
+        elif mode == "nearest" and after in (before, 2 * before):
+            step = before / after  # torch takes a short cut here, whatever the factor
         found = []
         for i in range(after):
             if mode == "nearest" or step == 1:

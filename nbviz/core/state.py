@@ -70,6 +70,6 @@ def check_model(model: object) -> None:
 
 
 def fingerprint(model: nn.Module) -> tuple[tuple[int, int, int], ...]:
-    """Changes whenever a parameter or buffer is written to or replaced; costs no look at their values."""
+    """Changes whenever a parameter or buffer is written to (``.data`` aside) or replaced; looks at no values."""
     tensors = [*model.parameters(), *model.buffers()]
     return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from nbviz.core.errors import PictureError, PictureNotFoundError
+from nbviz.core.state import check_model
 from nbviz.imaging.preprocess import Preprocess, find_preprocess
 
 _ACCEPTED = "a path, a PIL picture, a NumPy array, a tensor, or a list of these"
@@ -79,7 +80,7 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
         When a file is no picture, an array has no picture's shape or range, a value is not finite, or
         pictures differ in size after preprocessing (a ValueError).
     TypeError
-        For anything that is no picture.
+        For anything that is no picture, or a model that is scripted or compiled.
 
     Examples
     --------
@@ -87,6 +88,7 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     >>> load(net, [Image.new("L", (8, 6)), np.zeros((6, 8, 3), np.uint8)]).inputs.shape
     torch.Size([2, 3, 6, 8])
     """
+    check_model(model)
     found = find_preprocess(model, preprocess)
     inputs: list[Tensor] = []
     names: list[str] = []

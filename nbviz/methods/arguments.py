@@ -19,10 +19,11 @@ def check_indices(kind: str, given: Any, count: int) -> list[int]:
     ([3], [0, 7])
     """
     values = given.tolist() if hasattr(given, "tolist") else given
-    try:
-        indices = [operator.index(i) for i in (values if isinstance(values, Iterable) else [values])]
-    except TypeError:
-        raise TypeError(f"{kind}: got {given!r:.80}; expected a whole number or a list of them") from None
+    values = list(values) if isinstance(values, Iterable) else [values]
+    # A mask of truth values is no list of numbers, though Python could take it for one.
+    if not all(hasattr(i, "__index__") and not isinstance(i, bool) for i in values):
+        raise TypeError(f"{kind}: got {given!r:.80}; expected a whole number or a list of them")
+    indices = [operator.index(i) for i in values]
     for index in indices:
         if not 0 <= index < count:
             raise ValueError(f"no {kind} {index}: there are {count}, numbered 0 to {count - 1}")

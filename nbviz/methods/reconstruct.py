@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -112,7 +113,7 @@ def reconstruct(
         logits = check_logits(trace.output)
         signal = torch.nn.functional.one_hot(check_target(target, logits), logits.shape[1]).to(logits.dtype)
         for rule in rules:
-            with untouched(model):  # what a checkpoint left out of the graph runs again
+            with untouched(model):
                 maps, met = pull(rule, logits, signal[None], trace.inputs, unpool)
             warn_without_rectifiers(rule, met)
             result[rule] = maps[0]
@@ -122,7 +123,8 @@ def reconstruct(
         chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
         for rule in rules:
             result[rule], met = project(trace, layer, chosen, rule, seed, unpool)
-            warn_without_rectifiers(rule, met)
+            if chosen:
+                warn_without_rectifiers(rule, met)
     return result
 
 
@@ -164,20 +166,23 @@ def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
         if seed == "map":
             result[k, :, channel] = chosen
             continue
-        position = chosen.flatten(1).argmax(1, keepdim=True)
-        value = (
-            chosen.flatten(1).gather(1, position) if seed == "max" else torch.ones_like(position, dtype=chosen.dtype)
-        )
-        result[k, :, channel] = torch.zeros_like(chosen).flatten(1).scatter(1, position, value).view_as(chosen)
+        flat = chosen.flatten(1)
+        position = flat.argmax(1, keepdim=True)
+        value = flat.gather(1, position) if seed == "max" else torch.ones_like(position, dtype=flat.dtype)
+        result[k, :, channel] = torch.zeros_like(flat).scatter(1, position, value).view_as(chosen)
     return result
 
 
 def warn_without_rectifiers(rule: str, met: int) -> None:
-    """Warn, at the caller of the public function, when a rule had nothing to act on."""
-    if rule != "gradient" and not met:
-        warnings.warn(
-            f"the {rule} rule met no rectifier (ReLU or ReLU6) on its way to the picture: "
-            "deconvnet and guided backprop equal the plain gradient here",
-            NoRectifierWarning,
-            stacklevel=3,
-        )
+    """Warn, where nbviz was called from, when a rule had nothing to act on."""
+    if rule == "gradient" or met:
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("nbviz."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"the {rule} rule met no rectifier (ReLU or ReLU6) on its way to the picture: "
+        "deconvnet and guided backprop equal the plain gradient here",
+        NoRectifierWarning,
+        stacklevel=level,
+    )

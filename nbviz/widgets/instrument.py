@@ -182,6 +182,10 @@ class Instrument(Pulled):
 
     # Parts.
 
+    def _work(self) -> Iterator[None]:
+        yield from super()._work()
+        self.header.code = self.code
+
     def _show_trace(self) -> Iterator[None]:
         maps = self.session.maps(self.picture, self.layer)
         self.strip.predictions = self.session.predictions(self.picture, self.layer)
@@ -236,7 +240,6 @@ class Instrument(Pulled):
         self._cost("reconstructions", spent)
         none = "no rectifier (ReLU or ReLU6) was met: deconvnet and guided backprop equal the plain gradient here"
         self.header.note = "" if met else none
-        self.header.code = self.code
         yield
 
     @property

@@ -179,15 +179,12 @@ def resizers(draw):
         return nn.ConvTranspose2d(1, 1, kernel, stride, padding, output_padding=extra)
     mode = draw(st.sampled_from(["nearest", "nearest-exact", "bilinear", "bicubic", "area"]))
     smooth = {"align_corners": draw(st.booleans())} if mode in ("bilinear", "bicubic") else {}
-    if mode in ("bilinear", "bicubic") and not smooth["align_corners"]:
-        smooth["antialias"] = draw(st.booleans())
     if kind == "upsample":
-        smooth.pop("antialias", None)
         return nn.Upsample(scale_factor=draw(st.integers(1, 3)), mode=mode, **smooth)
     if kind == "size":
         return Resize(size=draw(st.tuples(st.integers(2, 12), st.integers(2, 12))), mode=mode, **smooth)
     if kind == "factor":
-        factor = draw(st.sampled_from([0.4, 0.5, 0.75, 1.2, 1.3, 2.0, (2.5, 0.6)]))
+        factor = draw(st.sampled_from([0.4, 0.5, 0.75, 1.2, 1.3, 2.0, 2.3, (2.5, 0.6)]))
         again = {"recompute_scale_factor": draw(st.booleans())}
         return Resize(scale_factor=factor, mode=mode, **smooth, **again)
     pool = draw(st.sampled_from([nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d]))
@@ -273,6 +270,12 @@ def test_known_fields(case):
     assert layer.receptive_field == size
     assert layer.stride == stride
     check(net, 16, 16)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(3, 4), (5, 5), (20, 7)])
+def test_antialiasing_reads_wider(mode, size):
+    check(nn.Sequential(nn.Conv2d(1, 1, 3, stride=2), Resize(size=size, mode=mode, antialias=True)), 23, 19)
 
 
 def chain(*steps):

@@ -1,0 +1,145 @@
+"""Layers: named, in the order in which they run, once for each call."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nbviz.core.errors import ModelError
+from nbviz.core.layers import Layer, trace_layers
+from nbviz.core.trace import run
+
+
+class Network(nn.Module):
+    """Registered in another order than called, with reuse, a part left out, a tuple and a container."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        self.unused = nn.Conv2d(9, 9, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), self.relu)
+        self.first = nn.Conv2d(3, 4, 3, stride=2)
+        self.pool = nn.MaxPool2d(2, return_indices=True)
+        self.twin = self.first
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        x = self.second(x)
+        x, _ = self.pool(x)
+        return self.head(F.relu(x).mean((2, 3)))
+
+
+@pytest.fixture
+def net():
+    return Network().train()
+
+
+PICTURE = torch.rand(1, 3, 13, 15, generator=torch.Generator().manual_seed(1))
+
+
+def test_layers_come_in_the_order_in_which_they_finish(net):
+    found, _ = trace_layers(net, PICTURE)
+    assert [layer.name for layer in found] == ["first", "relu", "second.0", "relu:1", "second", "head"]
+
+
+def test_every_listed_name_can_be_traced_and_has_the_shape_said(net):
+    found, output = trace_layers(net, PICTURE)
+    trace = run(net, PICTURE, [layer.name for layer in found], output=True)
+    for layer in found:
+        assert layer.shape == tuple(trace.activations[layer.name].shape[1:])
+    assert torch.equal(output, trace.output)
+
+
+def test_a_layer_says_what_it_is(net):
+    found = {layer.name: layer for layer in trace_layers(net, PICTURE)[0]}
+    assert found["second.0"].type == "Conv2d"
+    assert found["second.0"].shape == (4, 6, 7)
+    assert found["second.0"].receptive_field == (7, 7)
+    assert found["second.0"].stride == (2, 2)
+    assert found["second.0"].leaf
+    assert not found["second"].leaf
+    assert found["second.0"].has_maps
+    assert not found["head"].has_maps
+    assert (found["head"].field, found["head"].stride, found["head"].receptive_field) == (None, None, None)
+    assert str(found["second.0"]) == "second.0 · Conv2d · 4×6×7 · sees 7×7 px, step 2"
+    assert str(found["head"]) == "head · Linear · 3 · sees the whole picture"
+
+
+def test_what_gives_no_tensor_is_left_out(net):
+    assert not any(layer.name.startswith("pool") for layer in trace_layers(net, PICTURE)[0])
+
+
+def test_what_does_not_run_is_left_out(net):
+    assert not any(layer.name == "unused" for layer in trace_layers(net, PICTURE)[0])
+
+
+def test_maps_with_channels_last_are_no_maps():
+    class Last(nn.Module):
+        def forward(self, x):
+            return x.permute(0, 2, 3, 1)
+
+    found, _ = trace_layers(nn.Sequential(nn.Conv2d(3, 5, 3), Last()), PICTURE)
+    assert [layer.has_maps for layer in found] == [True, False]
+    assert found[1].shape == (11, 13, 5)
+    assert found[1].field.size == (3, 3)
+
+
+def test_unequal_steps_are_written_out():
+    found, _ = trace_layers(nn.Sequential(nn.Conv2d(3, 1, (3, 1), stride=(2, 1))), PICTURE)
+    assert found[0].sees == "sees 3×1 px, step 2×1"
+
+
+def test_the_list_prints_as_a_table(net):
+    found, _ = trace_layers(net, PICTURE)
+    lines = repr(found).splitlines()
+    assert lines[0].split() == ["layer", "type", "output"]
+    assert lines[1].split() == ["first", "Conv2d", "4×6×7", "sees", "3×3", "px,", "step", "2"]
+    assert len(lines) == 1 + len(found)
+    assert isinstance(found[0], Layer)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_nothing_is_left_behind(net, mode, snapshot):
+    with mode(), snapshot(net):
+        trace_layers(net, PICTURE)
+
+
+def test_the_picture_is_left_alone():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.mul_(2)
+
+    x = PICTURE.clone()
+    trace_layers(nn.Sequential(InPlace(), nn.ReLU(True)), x)
+    assert torch.equal(x, PICTURE)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_nothing_is_left_after_an_exception(net, error, snapshot):
+    def fail(*_):
+        raise error("on purpose")
+
+    net.second.register_forward_hook(fail)
+    with snapshot(net), pytest.raises(ModelError if error is ValueError else error, match="on purpose"):
+        trace_layers(net, PICTURE)
+
+
+def test_hooks_of_the_person_run_and_stay(net, snapshot):
+    seen = []
+    net.second.register_forward_hook(lambda *_: seen.append("second"))
+    with snapshot(net):
+        trace_layers(net, PICTURE)
+    assert seen == ["second"]
+
+
+def test_one_forward_pass_is_enough(net):
+    seen = []
+    net.register_forward_pre_hook(lambda *_: seen.append(1))
+    trace_layers(net, PICTURE)
+    assert seen == [1]
+
+
+def test_layers_of_a_half_precision_model():
+    found, _ = trace_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(torch.bfloat16), PICTURE.bfloat16())
+    assert [layer.receptive_field for layer in found] == [(3, 3), (3, 3)]
