@@ -104,9 +104,8 @@ def run(
                 raise _Enough
             return kept[call].clone() if isinstance(value, Tensor) else None
 
-        with untouched(model), hooked(model, {module for module, _ in wanted}, keep):
-            with suppress(_Enough):
-                trace.output = call_model(model, trace.inputs.clone())
+        with untouched(model), hooked(model, {module for module, _ in wanted}, keep), suppress(_Enough):
+            trace.output = call_model(model, trace.inputs.clone())
     for name, call in names.items():
         if call not in kept:
             raise _not_reached(name, call[0], calls[call[0]])

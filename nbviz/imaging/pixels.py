@@ -48,9 +48,9 @@ def grid(
     Raises
     ------
     ValueError
-        For maps of another shape, ``nrow`` below 1 or ``padding`` below 0, or a range without extent.
+        For maps of another shape, ``nrow`` below 1 or ``padding`` below 0, or a range from high to low.
     TypeError
-        For maps that are no tensor.
+        For maps that are no tensor, or of whole numbers to be normalised.
 
     Examples
     --------
@@ -71,8 +71,12 @@ def grid(
             raise TypeError(f"{name} is {value!r:.80}; expected a whole number")
         if value < least:
             raise ValueError(f"{name} is {value}; expected at least {least}")
-    if value_range is not None and not (len(value_range) == 2 and value_range[0] <= value_range[1]):
-        raise ValueError(f"value_range is {value_range!r}; expected (low, high) with low at most high")
+    if normalize and not maps.is_floating_point():
+        raise TypeError(f"maps is {maps.dtype}; expected a float dtype to normalise (or normalize=False)")
+    if value_range is not None:
+        if not isinstance(value_range, (tuple, list)) or len(value_range) != 2 or not value_range[0] <= value_range[1]:
+            raise ValueError(f"value_range is {value_range!r}; expected (low, high) with low at most high")
+        value_range = (value_range[0], value_range[1])
     tiles = maps[:, None] if maps.ndim == 3 else maps
     result: Tensor = make_grid(tiles, nrow, padding, normalize, value_range, scale_each, pad_value)
     return result
@@ -154,6 +158,11 @@ def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.5, cmap: str = "v
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity is {opacity}; expected 0 to 1")
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or maps.ndim != 3 or len(maps) != len(pictures):
+        raise ValueError(
+            f"pictures has shape {tuple(pictures.shape)} and maps {tuple(maps.shape)}; "
+            "expected (N, 3, H, W) and (N, h, w)"
+        )
     full = torch.nn.functional.interpolate(maps[:, None].float(), pictures.shape[-2:], mode="bilinear")[:, 0]
     colours = torch.from_numpy(colour_table(cmap)).to(pictures.device)
     coloured = colours[quantise(full)[0].to(pictures.device).long()].permute(0, 3, 1, 2)

@@ -113,7 +113,7 @@ def reconstruct(
         logits = check_logits(trace.output)
         signal = torch.nn.functional.one_hot(check_target(target, logits), logits.shape[1]).to(logits.dtype)
         for rule in rules:
-            with untouched(model):
+            with untouched(model):  # what a checkpoint left out of the graph runs again
                 maps, met = pull(rule, logits, signal[None], trace.inputs, unpool)
             warn_without_rectifiers(rule, met)
             result[rule] = maps[0]

@@ -45,7 +45,7 @@ def test_explorer_is_legible_in_both_themes(
         book.set_theme(theme)
         book.screenshot(f"{name}-{theme}.png", widget)
         colours = widget.evaluate(
-            """widget => [".nbviz-header strong", ".nbviz-info", ".nbviz-caption", ".nbviz-row figcaption"].map(name => {
+            """widget => ["strong", ".nbviz-info", ".nbviz-caption", ".nbviz-row figcaption"].map(name => {
                 const numbers = color => color.match(/[\\d.]+/g).slice(0, 3).map(Number);
                 const style = getComputedStyle(widget.querySelector(name));
                 return [numbers(style.color), numbers(getComputedStyle(widget).backgroundColor)];

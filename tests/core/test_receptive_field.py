@@ -52,7 +52,7 @@ def check(net, height, width, exact=False):
     field, pixels = claimed(net, height, width), reached(net, height, width)
     if field is None or field.gated:
         assert not exact
-        return
+        return None
     compared = 0
     for row in range(pixels.shape[0]):
         for column in range(pixels.shape[1]):
@@ -61,9 +61,12 @@ def check(net, height, width, exact=False):
             assert 0 <= box[1] < box[3] <= width
             if seen is None:
                 continue
-            assert box[0] <= seen[0] and box[1] <= seen[1] and box[2] >= seen[2] and box[3] >= seen[3]
+            assert box[0] <= seen[0]
+            assert box[1] <= seen[1]
+            assert box[2] >= seen[2]
+            assert box[3] >= seen[3]
             inside = all(
-                0 <= field.stride[i] * (row, column)[i] + field.low[i]
+                field.stride[i] * (row, column)[i] + field.low[i] >= 0
                 and field.stride[i] * (row, column)[i] + field.high[i] < (height, width)[i]
                 for i in range(2)
             )

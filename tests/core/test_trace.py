@@ -30,11 +30,9 @@ def x(device):
 
 def steps(net, x):
     """The output of each layer of a plain chain, in eval mode, one after the other and with nothing in place."""
-    results = []
     net.eval()
     with torch.no_grad():
-        for module in net:
-            results.append(x := module(x.clone()))
+        results = [x := module(x.clone()) for module in net]
     net.train()
     return results
 

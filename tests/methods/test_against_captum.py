@@ -1,4 +1,4 @@
-"""The three rules against Captum, where Captum is right: networks whose rectifiers are nn.ReLU modules, each used once."""
+"""The three rules against Captum, where it is right: networks whose rectifiers are nn.ReLU modules, each used once."""
 
 import warnings
 

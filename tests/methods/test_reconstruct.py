@@ -91,7 +91,10 @@ def test_each_picture_of_a_batch_is_as_if_alone(vgg_like, x, close):
 def test_results_are_in_the_models_dtype_and_on_its_device(vgg_like, device):
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         net = vgg_like.to(device, dtype)
-        for maps in (nbviz.guided_backprop(net, torch.rand(3, 32, 32), "7", 0), nbviz.deconvnet(net, torch.rand(3, 32, 32))):
+        for maps in (
+            nbviz.guided_backprop(net, torch.rand(3, 32, 32), "7", 0),
+            nbviz.deconvnet(net, torch.rand(3, 32, 32)),
+        ):
             assert (maps.dtype, maps.device.type) == (dtype, device.type)
             assert not maps.requires_grad
             assert maps.isfinite().all()
@@ -197,14 +200,14 @@ def mixed():
 
 
 CALLS = {
-    "layers": lambda net, x: nbviz.layers(net, x),
+    "layers": nbviz.layers,
     "feature_maps": lambda net, x: nbviz.feature_maps(net, x, "5"),
     "gradient": lambda net, x: nbviz.gradient(net, x, "5"),
     "deconvnet": lambda net, x: nbviz.deconvnet(net, x, "5", seed="map", unpool="overwrite"),
-    "guided_backprop": lambda net, x: nbviz.guided_backprop(net, x),
+    "guided_backprop": nbviz.guided_backprop,
     "reconstruct": lambda net, x: nbviz.reconstruct(net, x, "5"),
     "reconstruct a class": lambda net, x: nbviz.reconstruct(net, x, target=2),
-    "load": lambda net, x: nbviz.load(net, x),
+    "load": nbviz.load,
 }
 
 
@@ -321,7 +324,7 @@ def test_a_layer_that_no_gradient_leaves_is_an_error(snapshot):
             return self.conv(self.way(x))
 
     x = torch.rand(1, 3, 4, 4)
-    for way in (torch.Tensor.detach, torch.round, lambda z: torch.ones_like(z)):
+    for way in (torch.Tensor.detach, torch.round, torch.ones_like):
         net = Detached(way)
         if way is torch.round:  # its gradient is zero, but there
             assert not nbviz.gradient(net, x, "conv").any()
