@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from nbviz.core.state import lock
 
+torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
+
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
 
 

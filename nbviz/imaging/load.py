@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,12 +93,13 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     found = find_preprocess(model, preprocess)
     inputs: list[Tensor] = []
     names: list[str] = []
-    for item in images if isinstance(images, (list, tuple)) else [images]:
-        name = Path(item).name if isinstance(item, (str, os.PathLike)) else ""
-        for picture in _split(item):
-            name_here = name or f"picture {len(inputs) + 1}"
-            inputs.append(_prepare(picture, found, name_here))
-            names.append(name_here)
+    with torch.random.fork_rng(devices=[]):  # a preprocess that crops at random draws from numbers of its own
+        for item in images if isinstance(images, (list, tuple)) else [images]:
+            name = Path(item).name if isinstance(item, (str, os.PathLike)) else ""
+            for picture in _split(item):
+                name_here = name or f"picture {len(inputs) + 1}"
+                inputs.append(_prepare(picture, found, name_here))
+                names.append(name_here)
     if not inputs:
         raise PictureError(f"images is empty; expected {_ACCEPTED}")
     shapes = {tuple(x.shape) for x in inputs}
@@ -159,9 +161,7 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as file:
             return ImageOps.exif_transpose(file)
     except FileNotFoundError:
-        near = (
-            ", ".join(sorted(p.name for p in path.parent.glob(f"{path.stem[:3]}*"))[:3]) if path.parent.is_dir() else ""
-        )
+        near = ", ".join(sorted(p.name for p in path.parent.glob(f"{glob.escape(path.stem[:3])}*"))[:3])
         raise PictureNotFoundError(f"there is no file {str(path)!r}{f'; near it: {near}' if near else ''}") from None
     except UnidentifiedImageError:
         raise PictureError(f"{str(path)!r} is no picture that can be read; expected PNG, JPEG or the like") from None
@@ -174,7 +174,7 @@ def _flatten(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith(("I", "F")):
         return _from_array(np.asarray(picture))
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
+        picture = picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return picture if picture.mode in ("L", "RGB") else picture.convert("L" if picture.mode == "1" else "RGB")
@@ -201,7 +201,7 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     elif array.dtype.kind in "ui":
         if array.min() < 0 or array.max() > 65535:
             raise PictureError(f"an array has values from {array.min()} to {array.max()}; expected 0 to 255 or 65535")
-        if array.dtype.itemsize > 1 and (array.dtype == np.uint16 or array.max() > 255):
+        if array.dtype.str[1:] == "u2" or array.max() > 255:
             array = np.round(array / 257)
     else:
         raise TypeError(f"an array of {array.dtype} is no picture; expected uint8, uint16, bool or float in [0, 1]")

@@ -130,9 +130,10 @@ def _timm(model: nn.Module) -> Preprocess | None:
     except ImportError:  # a model that only looks like timm's
         return None
     config = data.resolve_data_config({}, model=model)
+    if grey := input_channels(model) == 1:  # the configuration may still be that of the weights for three channels
+        config.update({name: (sum(config[name]) / len(config[name]),) for name in ("mean", "std")})
     labels = _imagenet_labels() if getattr(model, "num_classes", None) == 1000 else None
-    transform = data.create_transform(**config, is_training=False)
-    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    transform, mode = data.create_transform(**config, is_training=False), "L" if grey else "RGB"
     return Preprocess(transform, mode, tuple(config["mean"]), tuple(config["std"]), labels, "timm's configuration")
 
 
@@ -145,7 +146,9 @@ def _torchvision(model: nn.Module) -> Preprocess | None:
 
     size = sum(p.numel() for p in model.parameters())
     fits: list[tuple[int, bool, int, Any]] = []
-    for name in models.list_models(module=importlib.import_module(module)):
+    for name in models.list_models():
+        if models.get_model_builder(name).__module__ != module:
+            continue
         for weights in models.get_model_weights(name):
             off = abs(weights.meta["num_params"] - size)
             default = weights is models.get_model_weights(name).DEFAULT
