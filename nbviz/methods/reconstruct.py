@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import RULES, UNPOOLING, pull
 from nbviz.core.errors import NoRectifierWarning, unknown
+from nbviz.core.local import Start, pull_local
 from nbviz.core.state import untouched
 from nbviz.core.trace import Trace, run
 from nbviz.imaging.load import load
@@ -134,12 +135,28 @@ def project(
     """Channels of a traced layer sent back to the picture, many in one pass: (N, K, C, H, W) and rectifiers met."""
     activation = trace.activations[layer]
     pieces, met = [trace.inputs.new_empty(0, *trace.inputs.shape)], 0
+    # A checkpoint in the model runs parts of it again on the way.
     with untouched(trace.model) if trace.model is not None else nullcontext():
+        if channels and seed != "map" and unpool == "sum":  # from one position: work only where the signal is
+            local = pull_local(rule, activation, _strongest(activation, channels, seed), trace.inputs)
+            if local is not None:
+                return local[0].unflatten(0, (len(activation), len(channels))), local[1]
         for i in range(0, len(channels), _CHANNELS_AT_ONCE):
             part = seeds(activation, channels[i : i + _CHANNELS_AT_ONCE], seed)
             piece, met = pull(rule, activation, part, trace.inputs, unpool)
             pieces.append(piece)
     return torch.cat(pieces).transpose(0, 1), met
+
+
+def _strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[Start]:
+    """For each picture, and then each channel, the strongest position with its activation or a one."""
+    chosen = activation.detach()[:, list(channels)].flatten(2)
+    values, places = (t.flatten().tolist() for t in (chosen.amax(2), chosen.argmax(2)))
+    width, k = activation.shape[3], len(channels)
+    return [
+        Start(i // k, channels[i % k], place // width, place % width, value if seed == "max" else 1.0)
+        for i, (value, place) in enumerate(zip(values, places, strict=True))
+    ]
 
 
 def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
