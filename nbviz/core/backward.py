@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nbviz.core.errors import ModelError, unknown
-from nbviz.core.state import lock
+from nbviz.core.state import lock, uninterrupted
 
 #: The names of the rules, in the order in which they are shown.
 RULES = ("gradient", "deconvnet", "guided")
@@ -43,27 +43,20 @@ _RECTIFIERS: dict[Any, Callable[..., bool]] = {
 
 
 class BackwardRule(TorchDispatchMode):
-    """While active on a backward pass of some ``signals`` at once, rectifiers and unpooling follow the rules given."""
+    """While active on a backward pass, rectifiers and unpooling follow the rules given; ``met`` says if any did."""
 
-    def __init__(self, rule: str, unpool: str = "sum", signals: int = 1) -> None:
+    def __init__(self, rule: str, unpool: str = "sum") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if rule not in RULES:
             raise unknown("rule", rule, RULES)
         if unpool not in UNPOOLING:
             raise unknown("unpooling", unpool, UNPOOLING)
-        self.rule, self.unpool, self.signals = rule, unpool, signals
-        self._met = 0.0
-
-    @property
-    def met(self) -> int:
-        """How many rectifiers the pass has met."""
-        return round(self._met)
+        self.rule, self.unpool, self.met = rule, unpool, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _RECTIFIERS and _RECTIFIERS[func](*args, **kwargs):
-            # A kernel that cannot be batched is called for each signal alone.
-            self._met += 1 / self.signals if args[0].shape == args[1].shape else 1
+            self.met = True
             if self.rule == "deconvnet":
                 return args[0].clamp(min=0)
             if self.rule == "guided":
@@ -79,7 +72,7 @@ def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor) -> Tensor:
     return empty.scatter(-1, switches.flatten(-2), signal.flatten(-2)).view_as(pooled_from)
 
 
-def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = "sum") -> tuple[Tensor, int]:
+def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = "sum") -> tuple[Tensor, bool]:
     """Send seeds from a kept tensor back to the input under a rule, through the graph of one forward pass.
 
     Parameters
@@ -99,7 +92,7 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
     Returns
     -------
     tuple
-        The signals at the input (K, N, C, H, W), and how many rectifiers the rule met on the way.
+        The signals at the input (K, N, C, H, W), and whether the rule met a rectifier on the way.
 
     Raises
     ------
@@ -110,13 +103,13 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
     --------
     >>> x = torch.tensor([[-1.0, 2.0, 3.0]], requires_grad=True)
     >>> pull("guided", x.relu(), torch.tensor([[[1.0, 1.0, -1.0]]]), x)
-    (tensor([[[0., 1., 0.]]]), 1)
+    (tensor([[[0., 1., 0.]]]), True)
     """
-    mode = BackwardRule(rule, unpool, len(seeds))
+    mode = BackwardRule(rule, unpool)
     if not start.requires_grad:
         raise ModelError("no gradient flows from this layer to the picture: the model detaches it or rounds it")
     batched = len(seeds) > 1
-    with lock, torch.inference_mode(False), mode:
+    with lock, uninterrupted(), torch.inference_mode(False), mode:
         (signal,) = torch.autograd.grad(
             start, inputs, seeds if batched else seeds[0], True, is_grads_batched=batched, allow_unused=True
         )

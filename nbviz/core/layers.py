@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.receptive_field import Field, FieldTracker
-from nbviz.core.state import check_model, untouched
+from nbviz.core.state import check_model, interruptible, lock, uninterrupted, untouched
 from nbviz.core.trace import call_model, hooked
 
 
@@ -103,11 +103,13 @@ def trace_layers(model: nn.Module, inputs: Tensor) -> tuple[Layers, Any]:
     found = Layers()
     calls: Counter[str] = Counter()
     modules = dict(model.named_modules())
-    with torch.inference_mode(False), torch.no_grad():
+    with lock, uninterrupted(), torch.inference_mode(False), torch.no_grad():
         picture = inputs.detach().clone()
         tracker = FieldTracker(picture)
 
         def describe(name: str, value: Any) -> None:
+            with interruptible():  # not within an operation, where torch has put the tracker aside
+                pass
             call, calls[name] = calls[name], calls[name] + 1
             if not isinstance(value, Tensor):
                 return

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nbviz.core.backward import BackwardRule
-from nbviz.core.state import lock
+from nbviz.core.state import interruptible, lock, uninterrupted
 
 Pair = tuple[int, int]
 _aten = torch.ops.aten
@@ -52,7 +52,7 @@ class _NotLocal(Exception):
     """An operation that this pass does not know."""
 
 
-def pull_local(rule: str, start: Tensor, starts: Sequence[Start], inputs: Tensor) -> tuple[Tensor, int] | None:
+def pull_local(rule: str, start: Tensor, starts: Sequence[Start], inputs: Tensor) -> tuple[Tensor, bool] | None:
     """Send one position's signal for each start back to the picture, as :func:`nbviz.core.backward.pull` does.
 
     Parameters
@@ -69,8 +69,8 @@ def pull_local(rule: str, start: Tensor, starts: Sequence[Start], inputs: Tensor
     Returns
     -------
     tuple or None
-        The signals at the input, each on its own picture, (B, C, H, W), and how many rectifiers the rule
-        met; None where an operation on the way is not local, or the regions are no smaller than the
+        The signals at the input, each on its own picture, (B, C, H, W), and whether the rule met any
+        rectifier; None where an operation on the way is not local, or the regions are no smaller than the
         picture and the full pass is as quick.
 
     Examples
@@ -81,13 +81,14 @@ def pull_local(rule: str, start: Tensor, starts: Sequence[Start], inputs: Tensor
     [0.0, 0.0, 3.0, 3.0, 3.0, 0.0]
     """
     # A batch of starts takes as much memory as its largest region: the first, alone, says how much that is.
-    pieces, done, at_once, met = [], 0, 1, 0
+    pieces, done, at_once, met = [], 0, 1, False
     # In this order: leaving inference mode turns gradients on.
-    with lock, torch.inference_mode(False), torch.no_grad():
+    with lock, uninterrupted(), torch.inference_mode(False), torch.no_grad():
         try:
             order = _order(start, inputs)
             while done < len(starts):
-                part = starts[done : done + at_once]
+                with interruptible():
+                    part = starts[done : done + at_once]
                 walk = _Walk(rule, start, part, inputs)
                 pieces.append(walk.run(order))
                 if walk.touched > _WORTH_IT * walk.passed:

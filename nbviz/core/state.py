@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +17,78 @@ from torch import nn
 lock = threading.RLock()
 
 
+class _Interrupts:
+    """A handler of SIGINT that passes it on while ``open``, and else notes that it came."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self.handler, self.open, self.came = handler, False, False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.open:
+            self.came = True
+            return
+        self.open = False  # what now puts things back is not to be interrupted again
+        self.handler(number, frame)
+        self.open = True
+
+    def set(self, is_open: bool) -> None:
+        self.open = is_open
+        if self.open and self.came:
+            self.came = False
+            signal.raise_signal(signal.SIGINT)
+
+    @contextmanager
+    def setting(self, is_open: bool) -> Iterator[None]:
+        before = self.open
+        try:
+            self.set(is_open)
+            yield
+        finally:
+            self.set(before)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """While inside, Ctrl-C waits for the end, or for a part that is :func:`interruptible`."""
+    handler = _handler()
+    if not callable(handler):
+        yield
+    elif isinstance(handler, _Interrupts):
+        with handler.setting(False):
+            yield
+    else:
+        interrupts = _Interrupts(handler)
+        signal.signal(signal.SIGINT, interrupts)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            if interrupts.came:
+                signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A part of what is :func:`uninterrupted` that Ctrl-C may end; one that has been waiting does so at once."""
+    handler = _handler()
+    if isinstance(handler, _Interrupts):
+        with handler.setting(True):
+            yield
+    else:
+        yield
+
+
+def _handler() -> Any:
+    """What Ctrl-C would call; it never interrupts any but the main thread."""
+    return signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+
+
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Hold the model in eval mode; afterwards flags, buffers, attributes and random state are what they were.
+    """Hold the model in eval mode and Ctrl-C back; afterwards model and random state are what they were.
+
+    Of the model: flags, hooks and buffers, attributes, and what the lists, dicts and sets among them hold.
+    What is worth interrupting inside goes in :func:`interruptible`.
 
     Parameters
     ----------
@@ -29,16 +101,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
         When the model is not a module, or is scripted or compiled.
     """
     check_model(model)
-    with ExitStack() as stack:
-        stack.enter_context(lock)
-        devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        stack.enter_context(torch.random.fork_rng(devices=sorted(d.index or 0 for d in devices)))
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with lock, uninterrupted(), torch.random.fork_rng(devices=devices):
         modules = list(model.modules())
-        attributes = [
-            (now, now.copy())
-            for module in modules
-            for now in (vars(module), *(vars(module)[kind] for kind in ("_parameters", "_buffers", "_modules")))
-        ]
+        # All attributes: a buffer that a forward pass replaced may belong to a size noted beside it.
+        attributes = {id(held): held for module in modules for held in (vars(module), *vars(module).values())}
+        kept = [(held, kind(held)) for held in attributes.values() if (kind := _kind(held)) is not None]
         # What it writes to its buffers goes to copies, which also stay valid in the graph of the run.
         with torch.inference_mode(False):
             copies = {id(b): b.detach().clone().requires_grad_(b.requires_grad) for b in model.buffers()}
@@ -49,10 +117,31 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 module._buffers.update({name: copies.get(id(b)) for name, b in module._buffers.items()})
             yield
         finally:
-            # All attributes: a buffer that a forward pass replaced may belong to a size noted beside it.
-            for now, before in attributes:
-                now.clear()
-                now.update(before)
+            for held, before in kept:
+                _put_back(held, before)
+
+
+def _kind(held: object) -> type[dict[Any, Any]] | type[list[Any]] | type[set[Any]] | None:
+    return next((kind for kind in (dict, list, set) if isinstance(held, kind)), None)
+
+
+def _put_back(held: Any, before: Any) -> None:
+    """What a dict, list or set held before, in place and at no moment emptied."""
+    if isinstance(held, list):
+        if len(held) != len(before) or any(a is not b for a, b in zip(held, before, strict=True)):
+            held[:] = before
+    elif isinstance(held, set):
+        held &= before
+        held |= before
+    else:
+        in_order = list(held) == list(before)
+        for key in held.keys() - before.keys():
+            del held[key]
+        for key, value in before.items():
+            if not in_order:
+                held.pop(key, None)
+            if held.get(key, held) is not value:
+                held[key] = value
 
 
 def check_model(model: object) -> None:

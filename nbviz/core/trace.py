@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.errors import ModelError, PictureError, unknown
-from nbviz.core.state import check_model, untouched
+from nbviz.core.state import check_model, interruptible, lock, uninterrupted, untouched
 
 
 @dataclass
@@ -88,7 +88,7 @@ def run(
     wanted = set(names.values())
     kept: dict[tuple[str, int], Any] = {}
     # Inference tensors take no part in a graph, so neither they nor their mode may get in.
-    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+    with lock, uninterrupted(), torch.inference_mode(False), torch.set_grad_enabled(grad):
         inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
         trace = Trace(inputs.requires_grad_(grad), model=model)
         calls: Counter[str] = Counter()
@@ -104,7 +104,8 @@ def run(
                 raise _Enough
             return kept[call].clone() if isinstance(value, Tensor) else None
 
-        with untouched(model), hooked(model, {module for module, _ in wanted}, keep), suppress(_Enough):
+        hooks = hooked(model, {module for module, _ in wanted}, keep)
+        with untouched(model), hooks, suppress(_Enough), interruptible():
             trace.output = call_model(model, trace.inputs.clone())
     for name, call in names.items():
         if call not in kept:
@@ -138,7 +139,8 @@ def call_model(model: nn.Module, inputs: Tensor) -> Any:
 def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, Any], Any]) -> Iterator[None]:
     """While inside, ``on_output(name, output)`` sees each call of the named modules (None: of all but the root).
 
-    What it returns, unless None, takes the place of the output. The hooks are gone afterwards, come what may.
+    What it returns, unless None, takes the place of the output. The hooks are gone afterwards, come what may
+    (but what may come between two lines is kept out by :func:`nbviz.core.state.untouched`).
     """
     handles = []
     try:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from nbviz.core.errors import PictureError, PictureNotFoundError
-from nbviz.core.state import check_model
+from nbviz.core.state import check_model, interruptible, uninterrupted
 from nbviz.imaging.preprocess import Preprocess, find_preprocess
 
 _ACCEPTED = "a path, a PIL picture, a NumPy array, a tensor, or a list of these"
@@ -93,7 +93,8 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     found = find_preprocess(model, preprocess)
     inputs: list[Tensor] = []
     names: list[str] = []
-    with torch.random.fork_rng(devices=[]):  # a preprocess that crops at random draws from numbers of its own
+    # A preprocess that crops at random draws from numbers of its own.
+    with uninterrupted(), torch.random.fork_rng(devices=[]), interruptible():
         for item in images if isinstance(images, (list, tuple)) else [images]:
             name = Path(item).name if isinstance(item, (str, os.PathLike)) else ""
             for picture in _split(item):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nbviz.core.backward import RULES, UNPOOLING, pull
 from nbviz.core.errors import NoRectifierWarning, unknown
 from nbviz.core.local import Start, pull_local
-from nbviz.core.state import untouched
+from nbviz.core.state import interruptible, untouched
 from nbviz.core.trace import Trace, run
 from nbviz.imaging.load import load
 from nbviz.methods.arguments import check_indices, check_logits, check_maps, check_target
@@ -131,12 +131,12 @@ def reconstruct(
 
 def project(
     trace: Trace, layer: str, channels: Sequence[int], rule: str, seed: str = "max", unpool: str = "sum"
-) -> tuple[Tensor, int]:
-    """Channels of a traced layer sent back to the picture, many in one pass: (N, K, C, H, W) and rectifiers met."""
+) -> tuple[Tensor, bool]:
+    """Channels of a traced layer sent back to the picture, many in one pass: (N, K, C, H, W) and whether rectifiers were met."""
     activation = trace.activations[layer]
-    pieces, met = [trace.inputs.new_empty(0, *trace.inputs.shape)], 0
+    pieces, met = [trace.inputs.new_empty(0, *trace.inputs.shape)], False
     # A checkpoint in the model runs parts of it again on the way.
-    with untouched(trace.model) if trace.model is not None else nullcontext():
+    with untouched(trace.model) if trace.model is not None else nullcontext(), interruptible():
         if channels and seed != "map" and unpool == "sum":  # from one position: work only where the signal is
             local = pull_local(rule, activation, _strongest(activation, channels, seed), trace.inputs)
             if local is not None:
@@ -190,7 +190,7 @@ def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
     return result
 
 
-def warn_without_rectifiers(rule: str, met: int) -> None:
+def warn_without_rectifiers(rule: str, met: bool) -> None:
     """Warn, where nbviz was called from, when a rule had nothing to act on."""
     if rule == "gradient" or met:
         return

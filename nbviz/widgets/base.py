@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipywidgets
 
-from nbviz.core.state import lock
 from nbviz.export.figure import Panel, draw_figure
+from nbviz.widgets.cells import between_cells, watch_cells
 from nbviz.widgets.views import Header
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
     _stales: ClassVar[dict[str, set[str]]] = {}
 
     def __init__(self, header: Header, **kwargs: Any) -> None:
-        _hold_lock_during_cells()
+        watch_cells()
         self.header = header
         self._stale = set(self._parts)
         self._job: Iterator[None] | None = None
@@ -61,6 +60,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
     def _changed(self, change: Any) -> None:
         with self._turn():
             self._stale |= self._stales[change.name] & set(self._parts)
+            self.header.stale = sorted(self._stale)
             if self._stepping:  # the chunk that made this change goes on to what it made stale
                 return
             # At once and in full view of the front end, which sends a control's next change only when
@@ -96,8 +96,13 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             self._job = None
             self.header.error = f"{type(error).__name__}: {error}"
             self.header.state = "error"
+        except BaseException:  # interrupted: what is stale is drawn when next asked for
+            self._job = self._work()
+            self.header.state = "interrupted"
+            raise
         finally:
             self._stepping = False
+            self.header.stale = sorted(self._stale)
         self.header.chunk += 1
 
     def finish(self, seconds: float = float("inf")) -> None:
@@ -110,13 +115,14 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Hold the lock on all models; say so if that means to wait."""
-        if not lock.acquire(blocking=False):
+        before = self.header.state
+
+        def say() -> None:
             self.header.state = "waiting: a cell is running"
-            lock.acquire()
-        try:
+
+        with between_cells(say):
+            self.header.state = before
             yield
-        finally:
-            lock.release()
 
     def _heading(self) -> str:
         """One line above the figure."""
@@ -128,8 +134,9 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
 
     def figure(self) -> Figure:
         """The current view as a matplotlib figure, made without pyplot."""
-        self.finish()
-        return draw_figure(self._heading(), self._figure_rows())
+        with self._turn():
+            self.finish()
+            return draw_figure(self._heading(), self._figure_rows())
 
     def save(self, path: str | Path) -> None:
         """Write the current view as a figure; the ending of the name says how (png, svg, pdf).
@@ -148,42 +155,19 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         """The live view, and a PNG of it for where no widget can live."""
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is not None:
-            self.finish(_BEFORE_DISPLAY)
-            png = io.BytesIO()
-            draw_figure(self._heading(), self._figure_rows()).savefig(png, format="png", dpi=90)
-            bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
+            with self._turn():
+                self.finish(_BEFORE_DISPLAY)
+                if not self.header.error:
+                    png = io.BytesIO()
+                    draw_figure(self._heading(), self._figure_rows()).savefig(png, format="png", dpi=90)
+                    bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
         return bundle
 
-
-_holding = threading.Lock()  # one registration, however many widgets are made at once
-_cells: dict[str, Any] = {}
-
-
-def _hold_lock_during_cells() -> None:
-    """From now on a running cell holds the lock on all models, the cell that makes the first widget included.
-
-    Front ends may deliver a control's change on a thread of its own while a cell runs: without this,
-    two threads could be in one model.
-    """
-    from IPython.core.getipython import get_ipython
-
-    shell = get_ipython()
-    with _holding:
-        if shell is None or _cells.get("shell") is shell:
-            return
-        _cells.update(shell=shell, held=0)
-        shell.events.register("pre_run_cell", _acquire)
-        shell.events.register("post_run_cell", _release)
-    if threading.current_thread() is threading.main_thread():
-        _acquire()
-
-
-def _acquire(*_: Any) -> None:
-    lock.acquire()
-    _cells["held"] += 1
-
-
-def _release(*_: Any) -> None:
-    if _cells["held"]:
-        _cells["held"] -= 1
-        lock.release()
+    def close(self) -> None:
+        """End the widget and all in it."""
+        closed: list[ipywidgets.Widget] = list(self.children)
+        for widget in closed:
+            closed.extend(getattr(widget, "children", ()))
+        for widget in closed:
+            widget.close()
+        super().close()

@@ -56,6 +56,9 @@ def explore(
     *,
     labels: Sequence[str] | None = None,
     preprocess: Any = None,
+    picture: int = 0,
+    seed: str = "max",
+    how: str = "l2",
 ) -> Explorer:
     """Open the explorer on a model and pictures, starting where it is useful.
 
@@ -70,12 +73,18 @@ def explore(
     layer
         The layer at first; None takes the deepest whose maps still show shapes.
     channel
-        The channel at first; None takes the strongest.
+        The channel at first; None takes the one that is strongest away from the border.
     labels
         The names of the model's outputs, in order; found for torchvision's and timm's ImageNet models.
     preprocess
         A callable from a PIL picture to the model's input (C, H, W), such as
         ``weights.transforms()``; found for torchvision's and timm's models.
+    picture
+        Which of the pictures is shown at first, from 0.
+    seed
+        What a reconstruction starts from, as in :func:`nbviz.reconstruct`.
+    how
+        How all channels are fused into one map, as in :func:`nbviz.fuse`.
 
     Returns
     -------
@@ -104,7 +113,8 @@ def explore(
     if images is None:
         grey = find_preprocess(model, preprocess).mode == "L" if isinstance(model, nn.Module) else False
         images = bundled.fashion_test()[0][_ONE_OF_EACH, None] if grey else bundled.pictures()
-    return Explorer(model, images, layer, channel, preprocess=preprocess, labels=labels)
+    given = {"preprocess": preprocess, "labels": labels, "picture": picture, "seed": seed, "how": how}
+    return Explorer(model, images, layer, channel, **given)
 
 
 # The first picture of each class among the bundled ones.

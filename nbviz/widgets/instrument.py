@@ -17,6 +17,7 @@ from nbviz.core.backward import RULES
 from nbviz.core.errors import unknown
 from nbviz.export.figure import Panel
 from nbviz.imaging.pixels import centre, grid, overlay, quantise
+from nbviz.methods.arguments import check_indices
 from nbviz.methods.feature_maps import FUSIONS, fuse
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets.base import Pulled
@@ -40,6 +41,8 @@ class Instrument(Pulled):
     ----------
     model, images, layer, channel, preprocess, labels
         As in :func:`nbviz.explore`.
+    picture
+        Which of the pictures is shown at first, from 0.
     seed
         What a reconstruction starts from, as in :func:`nbviz.reconstruct`.
     how
@@ -70,6 +73,7 @@ class Instrument(Pulled):
         *,
         preprocess: Any = None,
         labels: Sequence[str] | None = None,
+        picture: int = 0,
         seed: str = "max",
         how: str = "l2",
     ) -> None:
@@ -79,10 +83,13 @@ class Instrument(Pulled):
         self.session = Session(model, images, preprocess, labels)
         start = self.session.start_layer() if layer is None else self.session.check_layer(layer)
         count = self.session.layers[start].shape[0]
+        self._given = [name for name, value in (("preprocess", preprocess), ("labels", labels)) if value is not None]
+        (picture,) = check_indices("picture", picture, len(self.session.display))
         if channel is not None:
-            self._check_channel(start, channel)
+            (channel,) = check_indices("channel", channel, count)
         self._pick_strongest = channel is None
         self._costs: dict[str, float] = {}
+        self._notes: dict[str, str] = {}
         super().__init__(Header(title=type(model).__name__, info=self._info()))
         group = uuid.uuid4().hex
         self.strip = Strip(thumbs=_thumbs(self.session))
@@ -106,7 +113,7 @@ class Instrument(Pulled):
         self.how_control = ipywidgets.Dropdown(
             options=FUSIONS, description="Fused", tooltip="How all channels of the layer become one map"
         )
-        self.layer, self.seed, self.how = start, seed, how
+        self.layer, self.picture, self.seed, self.how = start, picture, seed, how
         for name in ("layer", "channel", "seed", "how"):
             t.link((self, name), (getattr(self, f"{name}_control"), "value"))
         t.link((self, "picture"), (self.strip, "picture"))
@@ -146,28 +153,18 @@ class Instrument(Pulled):
 
     @t.validate("channel")
     def _valid_channel(self, proposal: Any) -> int:
-        return self._check_channel(self.layer, proposal["value"]) if self.layer else int(proposal["value"])
+        count = self.session.layers[self.layer].shape[0] if self.layer else 1
+        return check_indices("channel", proposal["value"], count)[0]
 
     @t.validate("picture")
     def _valid_picture(self, proposal: Any) -> int:
-        count = len(self.session.display)
-        if not 0 <= proposal["value"] < count:
-            raise ValueError(f"no picture {proposal['value']}: there are {count}, numbered 0 to {count - 1}")
-        return int(proposal["value"])
+        return check_indices("picture", proposal["value"], len(self.session.display))[0]
 
     @t.validate("how")
     def _valid_how(self, proposal: Any) -> str:
         if proposal["value"] not in FUSIONS:
             raise unknown("way to fuse", proposal["value"], FUSIONS)
         return str(proposal["value"])
-
-    def _check_channel(self, layer: str, channel: int) -> int:
-        count = self.session.layers[layer].shape[0]
-        if not isinstance(channel, int):
-            raise TypeError(f"channel is {channel!r:.80}; expected a whole number")
-        if not 0 <= channel < count:
-            raise ValueError(f"no channel {channel}: layer {layer!r} has {count}, numbered 0 to {count - 1}")
-        return channel
 
     def _changed(self, change: Any) -> None:
         if change.name == "layer":  # has other channels: the slider ends at its last, and its strongest is picked
@@ -192,7 +189,11 @@ class Instrument(Pulled):
         self._cost("layer", self.session.milliseconds)
         if self._pick_strongest:
             self._pick_strongest = False
-            self.channel = int(maps.flatten(1).amax(1).argmax())
+            # Away from the border, where padding alone can excite a channel.
+            inner = maps[:, 1:-1, 1:-1] if min(maps.shape[1:]) >= 5 else maps
+            self.channel = int(torch.nan_to_num(inner).flatten(1).amax(1).argmax())
+        strange = maps.numel() - int(maps.isfinite().sum())
+        self._note("finite", f"{strange} of the layer's values are not finite (NaN or infinity)" if strange else "")
         yield from ()  # goes with the next part, in one chunk
 
     def _show_grid(self) -> Iterator[None]:
@@ -221,6 +222,10 @@ class Instrument(Pulled):
             box = [0, 0, *self.session.display.shape[-2:]]
         self.panels.current = f"{self.picture} {self.layer} {channel} {self.seed}"
         steps, low, high = quantise(chosen)
+        if low == high:  # nothing to stretch (a global pooling): where its value lies among the layer's
+            every = torch.nan_to_num(self.session.maps(self.picture, self.layer).float())
+            place = (low - every.min()) / (every.max() - every.min()).clamp(min=1e-12)
+            steps = (place * 255).round().to(torch.uint8).expand_as(steps)
         caption = f"#{channel}: {chosen.shape[0]}×{chosen.shape[1]}, {low:.3g} to {high:.3g}"
         with self.panels.hold_sync():
             picture = self.session.display[self.picture]
@@ -239,16 +244,21 @@ class Instrument(Pulled):
                 yield
         self._cost("reconstructions", spent)
         none = "no rectifier (ReLU or ReLU6) was met: deconvnet and guided backprop equal the plain gradient here"
-        self.header.note = "" if met else none
+        self._note("rectifiers", "" if met else none)
         yield
 
     @property
     def code(self) -> str:
         """The call that gives this view."""
-        usual = {"seed": "max", "how": "l2"}
-        state = {"layer": self.layer, "channel": self.channel, "seed": self.seed, "how": self.how}
-        given = ", ".join(f"{name}={value!r}" for name, value in state.items() if usual.get(name) != value)
-        return f"nbviz.{type(self).__name__}(model, images, {given})"
+        usual = {"picture": 0, "seed": "max", "how": "l2"}
+        state = {name: getattr(self, name) for name in ("layer", "channel", "picture", "seed", "how")}
+        given = [f"{name}={value!r}" for name, value in state.items() if usual.get(name) != value]
+        given += [f"{name}={name}" for name in self._given]
+        return f"nbviz.{type(self).__name__}(model, images, {', '.join(given)})"
+
+    def _note(self, about: str, text: str) -> None:
+        self._notes[about] = text
+        self.header.note = "; ".join(filter(None, self._notes.values()))
 
     def _cost(self, what: str, milliseconds: float) -> None:
         self._costs[what] = milliseconds
@@ -260,6 +270,13 @@ class Instrument(Pulled):
         mode = "train mode, shown in eval" if model.training else "eval"
         count = len(self.session.layers)
         return f"{count} layers · {pictures.inputs.device} · {dtype} · {mode} · input: {pictures.preprocess.source}"
+
+    def close(self) -> None:
+        """End the widget, and let go of what it keeps of the model's activations."""
+        session = getattr(self, "session", None)  # a widget whose making failed is closed as well
+        if session is not None:
+            session.forget()
+        super().close()
 
     # The figure.
 
@@ -285,9 +302,11 @@ class Instrument(Pulled):
     def _grid_panel(self) -> Panel:
         maps = self.session.maps(self.picture, self.layer).float().cpu()
         shown = maps.flatten(1).amax(1).argsort(descending=True, stable=True)[:64]
-        tiles = grid(maps[shown], scale_each=True, padding=1, pad_value=float("nan"))[0]
+        alone = maps[0].numel() > 1
+        tiles = grid(maps[shown], scale_each=alone, padding=1, pad_value=float("nan"))[0]
         count = f"{len(shown)} strongest of {len(maps)} channels" if len(shown) < len(maps) else f"{len(maps)} channels"
-        return Panel(tiles.numpy(), f"{count}, strongest first, each on its own scale", self.grid.cmap, width=2.0)
+        scale = "each on its own scale" if alone else "on one scale"
+        return Panel(tiles.numpy(), f"{count}, strongest first, {scale}", self.grid.cmap, width=2.0)
 
     def _reconstruction_panels(self) -> list[list[Panel]]:
         """The panels' rows as they were last sent; those that were not drawn yet are left out."""
@@ -336,7 +355,8 @@ def _thumbs(session: Session, size: int = 96) -> list[dict[str, Any]]:
     scale = min(1.0, size / max(session.display.shape[-2:]))
     small = session.display
     if scale < 1:
-        small = torch.nn.functional.interpolate(small.float(), scale_factor=scale, mode="bilinear", antialias=True)
+        shape = [max(1, round(scale * side)) for side in session.display.shape[-2:]]
+        small = torch.nn.functional.interpolate(small.float(), shape, mode="bilinear", antialias=True)
     pixels = small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     return [
         {"name": name, "shape": list(p.shape[:2]), "data": p.tobytes()}

@@ -18,11 +18,11 @@ class Reconstruction(Instrument):
     model, images, layer, preprocess
         As in :func:`nbviz.reconstruct`; ``layer=None`` starts where maps still show shapes.
     channel
-        The channel at first; None takes the strongest.
-    seed
-        What is passed down, as in :func:`nbviz.reconstruct`.
+        The channel at first; None takes the one that is strongest away from the border.
     labels
         The names of the model's outputs, in order.
+    picture, seed
+        Which picture is shown, and what is passed down, at first; as in :func:`nbviz.explore`.
 
     Raises
     ------

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nbviz.core.layers import Layer, trace_layers
@@ -81,7 +81,7 @@ class Session:
         weights = fingerprint(self.model)
         key = (picture, layer, weights)
         if key != self._key:
-            self._key = None
+            self.forget()
             # The predictions need the rest of the network: once for each picture.
             whole = self.labels is not None and (picture, weights) not in self._predictions
             start = time.perf_counter()
@@ -95,7 +95,12 @@ class Session:
                 self._trace.output = None  # and with it the graph above the layer
             self.milliseconds = 1000 * (time.perf_counter() - start)
             self._key = key
+        _remember(self)
         return self._trace
+
+    def forget(self) -> None:
+        """Let go of the trace; the next question runs it again."""
+        self._key, self._trace = None, Trace(self.pictures.inputs[:0])
 
     def maps(self, picture: int, layer: str) -> Tensor:
         """The layer's feature maps of one picture, (C, H, W)."""
@@ -120,9 +125,24 @@ class Session:
         scores = output.detach()[0].float()
         already = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3
         probabilities = scores if already else scores.softmax(0)
-        values, classes = torch.nan_to_num(probabilities).topk(min(5, len(scores)))
+        if not bool(probabilities.isfinite().all()):
+            return []
+        values, classes = probabilities.topk(min(5, len(scores)))
         names = self.labels or ()
         return [(names[c], v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
+
+
+#: The sessions whose traces are kept, the latest last: a notebook's older widgets run theirs again when asked.
+_recent: list[weakref.ref[Session]] = []
+_TRACES_KEPT = 3
+
+
+def _remember(session: Session) -> None:
+    others = [ref for ref in _recent if ref() is not None and ref() is not session]
+    for ref in others[: len(others) - _TRACES_KEPT + 1]:
+        if (old := ref()) is not None:
+            old.forget()
+    _recent[:] = [*others[max(0, len(others) - _TRACES_KEPT + 1) :], weakref.ref(session)]
 
 
 def _names(classes: int | None, given: Sequence[str] | None, found: Sequence[str] | None) -> tuple[str, ...] | None:

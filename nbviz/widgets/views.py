@@ -38,7 +38,8 @@ class Header(View):
     title = t.Unicode().tag(sync=True)
     info = t.Unicode().tag(sync=True)
     cost = t.Unicode().tag(sync=True)
-    state = t.Unicode("ready").tag(sync=True)  # ready, working, waiting or error, and after a colon why
+    state = t.Unicode("ready").tag(sync=True)  # ready, working, waiting, interrupted or error; after a colon why
+    stale: t.List[Any] = t.List().tag(sync=True)  # the parts whose pictures are of an earlier state
     error = t.Unicode().tag(sync=True)
     note = t.Unicode().tag(sync=True)
     code = t.Unicode().tag(sync=True)  # the call that gives this view

@@ -98,7 +98,9 @@ def test_every_control_ends_on_the_right_picture(notebook: Callable[..., Noteboo
     choose_layer(widget, "features.7")
     expect(widget.locator(".nbviz-grid")).to_have_attribute("data-shape", "64×14×14")
     widget = ready(book)
-    strongest = kernel(book, "int(nbviz.feature_maps(model, images[:1], 'features.7')[0].flatten(1).amax(1).argmax())")
+    strongest = kernel(
+        book, "int(nbviz.feature_maps(model, images[:1], 'features.7')[0, :, 1:-1, 1:-1].flatten(1).amax(1).argmax())"
+    )
     expect(widget.locator(".nbviz-grid")).to_have_attribute("data-channel", str(strongest))
     check_channel(book, widget, "features.7", int(str(strongest)))
 
@@ -250,6 +252,8 @@ def test_an_error_is_a_line_in_the_widget_which_goes_on(notebook: Callable[..., 
     error = widget.locator(".nbviz-error")
     expect(error).to_contain_text("<b>out of tune</b>")
     expect(widget.locator(".nbviz-header")).to_have_attribute("data-state", "error")
+    for old in (".nbviz-predictions", ".nbviz-frame", "figure[data-slot='fused']", "figure[data-slot='guided']"):
+        expect(widget.locator(old).first).to_have_css("opacity", "0.35")
     book.screenshot("error.png", widget)
     book.add_and_run("handle.remove()")
     choose_layer(widget, "features.6")
@@ -257,6 +261,42 @@ def test_an_error_is_a_line_in_the_widget_which_goes_on(notebook: Callable[..., 
     expect(error).to_be_hidden()
     strongest = int(str(kernel(book, "view.channel")))
     check_channel(book, widget, "features.6", strongest)
+
+
+@once
+def test_the_picked_tile_comes_into_view(notebook: Callable[..., Notebook]) -> None:
+    book = notebook([EXPLORE.replace("features.4", "features.13")])
+    widget = ready(book)
+    scroller = widget.locator(".nbviz-scroller")
+    widget.get_by_role("button", name="index", exact=True).click()
+    assert scroller.evaluate("element => element.scrollTop") == 0
+    book.add_and_run("view.channel = 127")
+    ready(book)
+    assert scroller.evaluate("element => element.scrollTop") > 0
+    scroller.focus()
+    scroller.press("Home")
+    expect(widget.locator(".nbviz-grid")).to_have_attribute("data-channel", "0")
+    widget = ready(book)
+    assert scroller.evaluate("element => element.scrollTop") == 0
+    assert kernel(book, "view.channel") == 0
+
+
+@once
+def test_a_view_without_its_kernel_keeps_its_shape_and_says_so(notebook: Callable[..., Notebook]) -> None:
+    book = notebook([EXPLORE])
+    widget = ready(book)
+    columns = widget.locator(".nbviz-columns > *")
+    before = [columns.nth(i).bounding_box() for i in range(3)]
+    book.page.evaluate("jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.restart()")
+    book.wait_idle()
+    widget.locator(".noUi-handle").first.press("ArrowRight")
+    header = widget.locator(".nbviz-header")
+    expect(header).to_contain_text("no kernel")
+    widget.locator(".nbviz-grid select").select_option("magma")
+    expect(widget.locator(".nbviz-grid")).to_have_attribute("data-cmap", "magma")
+    after = [columns.nth(i).bounding_box() for i in range(3)]
+    assert [(box["x"], box["width"]) for box in before if box] == [(box["x"], box["width"]) for box in after if box]
+    book.screenshot("no-kernel.png", widget)
 
 
 @once

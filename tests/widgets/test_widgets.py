@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +51,8 @@ def test_starts_on_the_strongest_channel_and_gets_ready(kind: Any, model: nn.Mod
     view.finish()
     assert view.header.state == "ready"
     assert view.header.error == ""
-    assert view.channel == int(nbviz.feature_maps(model, images[:1], "features.8")[0].flatten(1).amax(1).argmax())
+    inner = nbviz.feature_maps(model, images[:1], "features.8")[0, :, 1:-1, 1:-1]
+    assert view.channel == int(inner.flatten(1).amax(1).argmax())
 
 
 def test_what_is_sent_is_what_the_functions_give(model: nn.Module, images: torch.Tensor) -> None:
@@ -104,7 +107,7 @@ def test_a_weight_that_changes_is_seen(images: torch.Tensor) -> None:
     [
         ({"layer": "features.99"}, "no layer 'features.99'; did you mean 'features.9'"),
         ({"layer": "classifier"}, "gives no feature maps"),
-        ({"channel": 64}, "no channel 64: layer 'features.8' has 64, numbered 0 to 63"),
+        ({"channel": 64}, "no channel 64: there are 64, numbered 0 to 63"),
         ({"picture": 3}, "no picture 3: there are 3, numbered 0 to 2"),
         ({"how": "l3"}, "no way to fuse 'l3'"),
     ],
@@ -239,20 +242,95 @@ def test_two_threads_are_never_in_the_model_at_once(images: torch.Tensor) -> Non
     assert all(view.header.error == "" for view in views)
 
 
-def test_a_change_that_has_to_wait_says_so(model: nn.Module, images: torch.Tensor) -> None:
+def test_a_change_that_has_to_wait_says_so_and_then_no_more(model: nn.Module, images: torch.Tensor) -> None:
     view = nbviz.Explorer(model, images, layer="features.8", channel=0)
     view.finish()
     states: list[str] = []
     view.header.observe(lambda change: states.append(change.new), "state")
     with lock:
-        thread = threading.Thread(target=lambda: setattr(view, "channel", 1))
+        thread = threading.Thread(target=view.finish)
         thread.start()
         while not states:
             time.sleep(0.001)
         assert states == ["waiting: a cell is running"]
     thread.join()
+    assert view.header.state == "ready"
+
+
+def test_an_interrupt_while_drawing_leaves_the_rest_to_be_drawn(
+    model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = nbviz.Explorer(model, images, layer="features.8", channel=0)
+    view.finish()
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(view.session, "maps", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            view.layer = "features.4"
+    assert view.header.state == "interrupted"
     view.finish()
     assert view.header.state == "ready"
+    assert view.header.stale == []
+    assert view.grid.title.startswith("features.4 ")
+
+
+def test_an_error_leaves_what_is_stale_marked_and_the_view_can_be_shown(images: torch.Tensor) -> None:
+    model = nbviz.bundled.load("fashion")
+    view = nbviz.Explorer(model, images, layer="features.8")
+    view.finish()
+    assert view.header.stale == []
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("out of tune")
+
+    model.features[5].register_forward_hook(broken)
+    view.picture = 1
+    assert view.header.stale == ["channel", "fused", "grid", "trace"]
+    bundle = view._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert "image/png" not in bundle
+
+
+def test_a_closed_widget_keeps_no_activations(images: torch.Tensor) -> None:
+    model = nbviz.bundled.load("fashion")
+    view = nbviz.Explorer(model, images)
+    view.finish()
+    session = weakref.ref(view.session)
+    parts = [view, view.header, view.grid, view.panels, view.channel_control]
+    view.close()
+    assert all(part.comm is None for part in parts)
+    del view, parts
+    gc.collect()
+    assert session() is None or not session()._trace.activations
+
+
+def test_only_the_latest_widgets_keep_their_activations(model: nn.Module, images: torch.Tensor) -> None:
+    views = [nbviz.Explorer(model, images) for _ in range(5)]
+    for view in views:
+        view.finish()
+    assert sum(bool(view.session._trace.activations) for view in views) == 3
+    views[0].channel = 1
+    views[0].finish()
+    assert views[0].header.state == "ready"
+
+
+def test_values_that_are_not_finite_are_said_to_be() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU())
+    with torch.no_grad():
+        net[0].bias[1] = float("nan")
+    view = nbviz.Explorer(net, torch.rand(1, 1, 12, 12), how="pca", layer="1")
+    view.finish()
+    assert view.header.error == ""
+    assert "100 of the layer's values are not finite" in view.header.note
+
+
+def test_long_thin_pictures_have_thumbs() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU())
+    view = nbviz.Explorer(net, torch.rand(1, 1, 1, 400))
+    assert view.strip.thumbs[0]["shape"] == [1, 96]
 
 
 def test_it_works_under_no_grad_and_inference_mode(model: nn.Module, images: torch.Tensor) -> None:
@@ -288,7 +366,7 @@ def test_a_view_can_be_saved(ending: str, tmp_path: Any, model: nn.Module, image
 
 
 def test_the_code_gives_the_same_view(model: nn.Module, images: torch.Tensor) -> None:
-    view = nbviz.Explorer(model, images, layer="features.9", channel=11, seed="map", how="pca")
+    view = nbviz.Explorer(model, images, layer="features.9", channel=11, picture=1, seed="map", how="pca")
     view.finish()
     assert view.header.code == view.code
     again = eval(view.code, {"nbviz": nbviz, "model": model, "images": images})

@@ -118,13 +118,15 @@ async function render({ model, el }) {
     const pixels = new Uint32Array(image.data.buffer);
     const table = palette(model.get("tables")[model.get("cmap")]);
     const shared = model.get("scale") === "shared";
-    const low = shared ? tiles.low.reduce((a, b) => Math.min(a, b)) : 0;
-    const high = shared ? tiles.high.reduce((a, b) => Math.max(a, b)) : 0;
+    const low = tiles.low.reduce((a, b) => Math.min(a, b));
+    const high = tiles.high.reduce((a, b) => Math.max(a, b));
+    // A channel without extent (a global pooling) has its colour from where it lies among all.
     const own = new Uint32Array(256);
     for (let place = first * columns; place < Math.min(last * columns, tiles.count); place++) {
       const channel = order[place];
       for (let q = 0; q < 256; q++) {
-        const step = shared ? Math.round(((valueOf(channel, q) - low) / (high - low || 1)) * 255) : q;
+        const among = shared || tiles.low[channel] === tiles.high[channel];
+        const step = among ? Math.round(((valueOf(channel, q) - low) / (high - low || 1)) * 255) : q;
         own[q] = table[Math.min(255, Math.max(0, step))];
       }
       const left = (place % columns) * w;
@@ -268,7 +270,10 @@ async function render({ model, el }) {
     follow(model, ["order"], arrange),
     follow(model, ["scale"], draw),
     follow(model, ["title"], () => (title.textContent = model.get("title"))),
-    follow(owner, [trait], draw),
+    follow(owner, [trait], () => {
+      draw();
+      if (tiles) reveal();
+    }),
     follow(model, ["cmap"], () => {
       draw();
       const detail = { group: model.get("group"), cmap: model.get("cmap") };

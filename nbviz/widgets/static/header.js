@@ -3,6 +3,15 @@
 
 const PATIENCE = 400; // ms after which an unanswered control is said to wait
 
+/** @param {string} text */
+function copyOld(text) {
+  const area = /** @type {HTMLTextAreaElement} */ (make("textarea", { value: text }));
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+
 /** @param {{model: Model, el: HTMLElement}} context */
 function render({ model, el }) {
   let waiting = 0;
@@ -17,7 +26,8 @@ function render({ model, el }) {
     textContent: "Copy code",
     title: "Copy the call that gives this view",
     onclick: async () => {
-      await navigator.clipboard.writeText(model.get("code"));
+      if (navigator.clipboard) await navigator.clipboard.writeText(model.get("code"));
+      else copyOld(model.get("code")); // a page that did not come over https or from this machine
       code.textContent = "Copied";
       setTimeout(() => (code.textContent = "Copy code"), 1500);
     },
@@ -46,11 +56,16 @@ function render({ model, el }) {
   const answered = () => {
     clearTimeout(waiting);
     say(model.get("state"));
+    const root = /** @type {HTMLElement | null} */ (el.closest(".nbviz"));
+    if (root) root.dataset.stale = model.get("stale").join(" ");
   };
   // A control that moved in the page, with no word from the kernel: it is busy with a cell, or far away.
   const moved = () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => say("waiting: the kernel is busy"), PATIENCE);
+    waiting = setTimeout(() => {
+      const alive = controls.every((control) => control.comm_live !== false);
+      say(alive ? "waiting: the kernel is busy" : "no kernel: run the cell again");
+    }, PATIENCE);
   };
   /** @type {any[]} */
   const controls = [];
@@ -75,7 +90,7 @@ function render({ model, el }) {
   };
   const ends = [
     follow(model, ["title", "info", "cost", "error", "note", "code"], show),
-    follow(model, ["state"], answered),
+    follow(model, ["state", "stale"], answered),
     follow(model, ["chunk"], () => {
       answered();
       painted();

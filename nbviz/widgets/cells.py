@@ -1,0 +1,75 @@
+"""Whether a cell is running, for observers that a front end calls on a thread of its own meanwhile.
+
+JupyterLab sends a control's change to a *subshell*: another thread of the kernel, which runs beside the
+person's cell. An observer on such a thread waits until no cell runs, since the cell may be training the
+very model. All other threads are the person's own, and wait for nothing but the lock on all models.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from IPython.core.getipython import get_ipython
+from IPython.core.interactiveshell import InteractiveShell
+
+from nbviz.core.state import lock
+
+_idle = threading.Event()
+_idle.set()
+_running: list[Any] = []  # the infos of the cells that have begun, outermost first
+_watched: list[Any] = []  # the shell whose cells are followed
+
+
+@contextmanager
+def between_cells(say: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock on all models; on a subshell's thread, only while no cell runs. ``say`` is called before a wait."""
+    must_wait = threading.current_thread().name.startswith("subshell-")
+    if not lock.acquire(blocking=False):
+        say()
+        lock.acquire()
+    while must_wait and not _idle.is_set():
+        lock.release()
+        say()
+        _idle.wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def watch_cells() -> None:
+    """Follow the shell's cells from now on, the one that is running included."""
+    shell = get_ipython()
+    if shell is None or shell in _watched:
+        return
+    _watched[:] = [shell]
+    shell.events.register("pre_run_cell", _begin)
+    shell.events.register("post_run_cell", _end)
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is InteractiveShell.run_code.__code__:
+            _begin(None)
+            return
+
+
+def _begin(info: Any) -> None:
+    _running.append(info)
+    _idle.clear()
+    with lock:  # an observer that is in a model finishes its chunk first
+        pass
+
+
+def _end(result: Any) -> None:
+    # An empty cell ends without having begun.
+    for info in (result.info, None):
+        if any(begun is info for begun in _running):
+            _running[:] = [begun for begun in _running if begun is not info]
+            break
+    if not _running:
+        _idle.set()
