@@ -1,13 +1,21 @@
 """Working in a person's model without leaving a mark."""
 
+import os
+import random
+import signal
+import sys
 import threading
+import time
 import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from nbviz.core.state import check_model, fingerprint, lock, untouched
+from nbviz.core.layers import trace_layers
+from nbviz.core.state import check_model, fingerprint, interruptible, lock, uninterrupted, untouched
+from nbviz.core.trace import run
+from nbviz.methods.reconstruct import project
 
 
 @pytest.fixture
@@ -107,6 +115,162 @@ def test_what_happens_inside_is_undone_after_an_exception(net, snapshot):
 
     with snapshot(net), pytest.raises(KeyboardInterrupt), untouched(net):
         everything()
+
+
+class Remembers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls, self.counts, self.seen = ["a"], {"a": 1, "b": 2}, {"a"}
+        self.first, self.second = nn.ReLU(), nn.Tanh()
+
+    def forward(self, x):
+        self.calls.append(x)
+        self.calls[0] = "b"
+        self.counts["a"] += 1
+        self.counts["c"] = 3
+        self.seen.add("b")
+        self.seen.discard("a")
+        self.first, first = nn.Sigmoid(), self.first
+        del self.first
+        self.first = first  # now after the second
+        self.register_forward_hook(lambda *_: None)
+        return x
+
+
+def test_what_lists_dicts_and_sets_of_the_model_hold_is_put_back(snapshot):
+    net = Remembers()
+    held = net.calls, net.counts, net.seen
+    with snapshot(net), untouched(net):
+        net(torch.rand(3))
+        net(torch.rand(3))
+    assert held == (["a"], {"a": 1, "b": 2}, {"a"})
+    assert all(a is b for a, b in zip(held, (net.calls, net.counts, net.seen), strict=True))
+    assert [name for name, _ in net.named_children()] == ["first", "second"]
+
+
+def reconstruct(net):
+    trace = run(net, torch.rand(1, 1, 6, 6), ["2"], grad=True)
+    project(trace, "2", [0, 1], "guided")
+    project(trace, "2", [0, 1], "deconvnet", "map")
+
+
+INTERRUPTED = {
+    "trace": lambda net: run(net, torch.rand(1, 1, 6, 6), ["1"]),
+    "layers": lambda net: trace_layers(net, torch.rand(1, 1, 6, 6)),
+    "reconstruct": reconstruct,
+}
+
+
+def at_step(number, act):
+    """A trace function that acts at one step of the interpreter; ``steps[0]`` counts them."""
+    steps = [0]
+
+    def follow(frame, event, arg):
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            steps[0] += 1
+            if steps[0] == number:
+                sys.settrace(None)
+                act()
+        return follow
+
+    return follow, steps
+
+
+@pytest.mark.parametrize("call", INTERRUPTED)
+def test_an_interrupt_at_any_step_leaves_no_mark(call, net, snapshot):
+    """Ctrl-C between any two instructions of nbviz, torch and the standard library, 150 of them picked at random."""
+    net[2].eval()
+    traced, draw, interrupted = sys.gettrace(), random.Random(0), 0
+
+    def attempt(number):
+        follow, steps = at_step(number, lambda: signal.raise_signal(signal.SIGINT))
+        state = torch.get_rng_state()
+        with snapshot(net):
+            try:
+                sys.settrace(follow)
+                INTERRUPTED[call](net)
+                ended = False
+            except KeyboardInterrupt:
+                ended = True
+            finally:
+                sys.settrace(traced)
+                torch.set_rng_state(state)  # which the pictures drawn have moved
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        return ended, steps[0]
+
+    attempt(0)
+    ended, count = attempt(0)
+    assert not ended
+    for _ in range(150):
+        interrupted += attempt(draw.randint(1, count))[0]
+    assert interrupted > 140  # at the very last steps it comes after the call
+
+
+def test_interrupts_at_any_moment_leave_no_mark(net, snapshot):
+    draw = random.Random(0)
+    x = torch.rand(1, 1, 6, 6)
+    with snapshot(net):
+        for _ in range(300):
+            wait = draw.uniform(0, 0.004)
+            killer = threading.Thread(target=lambda wait=wait: (time.sleep(wait), os.kill(os.getpid(), signal.SIGINT)))
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+                killer.start()
+                while True:
+                    run(net, x, ["1"])
+            killer.join()
+
+
+def test_interrupts_wait_outside_of_what_is_interruptible():
+    done = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        done.append("waited")
+        with uninterrupted(), interruptible():
+            done.append("not reached")
+    assert done == ["waited"]
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            signal.raise_signal(signal.SIGINT)
+        done.append("one more comes while things are put back")
+        signal.raise_signal(signal.SIGINT)
+        done.append("waited")
+    assert len(done) == 3
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_forward_pass_can_be_interrupted_and_other_threads_never_are(net):
+    class Long(nn.Module):
+        def forward(self, x):
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("not interrupted")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Long(), torch.rand(1), output=True)
+    kept = []
+    thread = threading.Thread(target=lambda: kept.append(run(net, torch.rand(1, 1, 6, 6), ["1"])))
+    thread.start()
+    thread.join()
+    assert list(kept[0].activations) == ["1"]
+
+
+def test_a_handler_of_ones_own_is_called_and_stays():
+    called = []
+    before = signal.signal(signal.SIGINT, lambda *_: called.append(1))
+    try:
+        mine = signal.getsignal(signal.SIGINT)
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            assert called == []
+            with interruptible():
+                assert called == [1]
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            assert called == [1, 1, 1]
+        assert signal.getsignal(signal.SIGINT) is mine
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_buffers_are_not_so_much_as_written_to(net):
