@@ -165,12 +165,13 @@ class RectifiersByHand(TorchFunctionMode):
         if spelled is None:
             return func(*args, **kwargs)
         given = {**spelled, **dict(zip(spelled, args, strict=False)), **kwargs}
-        if given.get("min_val", 0.0) != 0:
+        if given.get("min_val", 0.0) != 0 or given.get("min", 0) != 0:
             return func(*args, **kwargs)
         self.calls += 1
         z = given["input"]
-        in_place = given["inplace"] or name.endswith("_")
-        high = given.get("max_val", float("inf"))
+        in_place = given.get("inplace") or name.endswith("_")
+        high = given.get("max_val", given.get("max"))
+        high = float("inf") if high is None else high
         result = ByHand.apply(
             z.clone() if in_place else z, self.rule, given.get("threshold", 0.0), given.get("value", 0.0), high
         )
@@ -183,6 +184,9 @@ SPELLINGS: dict[str, dict[str, Any]] = {
     "relu6": {"input": None, "inplace": False, "min_val": 0.0, "max_val": 6.0},
     "hardtanh": {"input": None, "min_val": -1.0, "max_val": 1.0, "inplace": False},
     "threshold": {"input": None, "threshold": None, "value": None, "inplace": False},
+    "clamp": {"input": None, "min": None, "max": None},
+    "clip": {"input": None, "min": None, "max": None},
+    "clamp_min": {"input": None, "min": None},
 }
 
 

@@ -13,13 +13,16 @@ deconvnet   max(R, 0)                 Zeiler and Fergus 2014, section 2.1
 guided      max(R, 0) · [z > 0]       Springenberg et al. 2015, figure 1
 ==========  ========================  ==============================================
 
+A clamp from 0 has no kernel of its own in its backward pass; it is found in the graph, see :func:`_clamps`.
+
 The rest of the deconvnet is the gradient itself: a convolution's backward pass is the transposed
 filter, and max-pooling's sends each value to its recorded switch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -65,6 +68,25 @@ class BackwardRule(TorchDispatchMode):
             return _unpool(args[0], args[1], args[7])
         return func(*args, **kwargs)
 
+    def clamped(self, sent: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]) -> Any:
+        """What a clamp from 0 sends on, as a hook of its node."""
+        self.met = True
+        signal = received[0] if self.rule == "deconvnet" else sent[0]
+        return None if self.rule == "gradient" or signal is None else (signal.clamp(min=0), *sent[1:])
+
+
+def _clamps(start: Tensor) -> Iterator[Any]:
+    """The nodes below a tensor that are a clamp from 0: it passes the signal at 0 too, and else is a rectifier."""
+    seen, waiting = {None}, [start.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting.extend(below for below, _ in node.next_functions)
+            low = getattr(node, "_saved_min", None)
+            if node.name().startswith("Clamp") and isinstance(low, (int, float)) and low == 0:
+                yield node
+
 
 def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor) -> Tensor:
     """``max_unpool2d``: each value at its switch, a later one in place of an earlier one."""
@@ -109,7 +131,9 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
     if not start.requires_grad:
         raise ModelError("no gradient flows from this layer to the picture: the model detaches it or rounds it")
     batched = len(seeds) > 1
-    with lock, uninterrupted(), torch.inference_mode(False), mode:
+    with lock, uninterrupted(), torch.inference_mode(False), mode, ExitStack() as stack:
+        for node in _clamps(start):
+            stack.callback(node.register_hook(mode.clamped).remove)
         (signal,) = torch.autograd.grad(
             start, inputs, seeds if batched else seeds[0], True, is_grads_batched=batched, allow_unused=True
         )

@@ -9,11 +9,13 @@ receptive fields of convolutional neural networks", in its interval form).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -87,19 +89,32 @@ class FieldTracker(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        name = func.__name__
+        in_place = name == "__setitem__" or re.fullmatch(r"__i\w+__|\w*[a-z0-9]_", name) or "out" in kwargs
+        name = name.strip("_")
+        taken = args[:1] if name in _SHAPED_BY_ANOTHER else (args, kwargs)
         # Shapes are taken now: an in-place operation gives its own input back.
-        seen = [(tuple(t.shape), self.fields[t]) for t in _tensors((args, kwargs)) if t in self.fields]
+        seen = [(tuple(t.shape), self.fields[t]) for t in _tensors(taken) if t in self.fields]
         known = [(shape, field) for shape, field in seen if field is not None]
         result = func(*args, **kwargs)
         if seen:
-            name = func.__name__.strip("_")
-            rule = _RULES.get(name, _lost if name.startswith(("fft_", "linalg_")) else _keeps_positions)
+            unknown = name.startswith(("fft_", "linalg_")) or isinstance(func, (OpOverload, OpOverloadPacket))
+            rule = _lost if unknown else _RULES.get(name, _keeps_positions)
             for output in _tensors(args[0] if name == "setitem" else result):
                 field = rule(known, output, args, kwargs) if known and output.ndim >= 2 else None
                 if field is not None and len(known) < len(seen):
                     field = replace(field, gated=True)
+                if in_place and (field is None or field != self.fields.get(output)):
+                    self._written(output)
                 self.fields[output] = field
         return result
+
+    def _written(self, tensor: Tensor) -> None:
+        """What else lies in the same memory is no longer known."""
+        base = tensor if tensor._base is None else tensor._base
+        for other in (base, *self.fields):
+            if other is base or other._base is base:
+                self.fields[other] = None
 
 
 Known = Sequence[tuple[tuple[int, ...], Field]]
@@ -357,6 +372,9 @@ def _lost(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, A
     return None
 
 
+#: They take but the shape or type of their second tensor.
+_SHAPED_BY_ANOTHER = frozenset(("view_as", "reshape_as", "expand_as", "type_as", "to"))
+
 _RULES: dict[str, Rule] = {
     "conv2d": _convolution,
     "conv_transpose2d": _transposed,
@@ -371,6 +389,7 @@ _RULES: dict[str, Rule] = {
     "permute": _permuted,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transposed_dims),
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), _reshaped),
+    **dict.fromkeys(("view_as", "reshape_as"), _reshaped),
     **dict.fromkeys(("group_norm", "instance_norm"), _normalised),
     **dict.fromkeys(("layer_norm", "rms_norm"), _layer_normalised),
     "batch_norm": _batch_normalised,
@@ -379,10 +398,15 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("softmax", "log_softmax", "special_softmax", "special_log_softmax"), _along(1, default=1)),
     "normalize": _along(2, default=1),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort"), _along(1)),
-    **dict.fromkeys(("index_select", "gather", "scatter", "scatter_add", "index_add", "index_copy"), _along(1)),
+    **dict.fromkeys(("index_select", "gather", "index_add", "index_copy", "index_reduce"), _along(1)),
+    **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _along(1)),
     # They mix or move positions in ways that are not followed.
     **dict.fromkeys(("setitem", "roll", "rot90", "flip", "fliplr", "flipud", "movedim", "moveaxis", "get"), _lost),
+    **dict.fromkeys(("t", "adjoint", "as_strided", "take", "put", "index_put", "masked_scatter", "set"), _lost),
+    **dict.fromkeys(("gradient", "renorm", "convolution", "max_unpool2d"), _lost),
+    **dict.fromkeys(("native_batch_norm", "native_group_norm", "native_layer_norm"), _lost),
     **dict.fromkeys(("matmul", "rmatmul", "bmm", "baddbmm", "einsum", "tensordot", "bilinear"), _lost),
+    **dict.fromkeys(("mm", "addmm", "addbmm", "inner", "cdist"), _lost),
     **dict.fromkeys(("scaled_dot_product_attention", "multi_head_attention_forward"), _lost),
     **dict.fromkeys(("grid_sample", "deform_conv2d", "pixel_shuffle", "take_along_dim", "topk"), _lost),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _lost),

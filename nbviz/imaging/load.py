@@ -62,7 +62,8 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
         - a PIL picture;
         - a NumPy array (H, W), (H, W, C) or (N, H, W, C) with 1, 3 or 4 channels: uint8, uint16, bool,
           or float in [0, 1];
-        - a uint8 tensor (C, H, W) or (N, C, H, W) with 1, 3 or 4 channels;
+        - a uint8 tensor (C, H, W) or (N, C, H, W) with 1, 3 or 4 channels (C = 3 or 4 for a grey model
+          only in the latter: it could be three or four grey pictures);
         - a float tensor (C, H, W) or (N, C, H, W): taken as the model's input as it is.
     preprocess
         A callable from a PIL picture to a float tensor (C, H, W). None takes the model's own, see
@@ -97,6 +98,7 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     with uninterrupted(), torch.random.fork_rng(devices=[]), interruptible():
         for item in images if isinstance(images, (list, tuple)) else [images]:
             name = Path(item).name if isinstance(item, (str, os.PathLike)) else ""
+            _check_not_several(item, found.mode)
             for picture in _split(item):
                 name_here = name or f"picture {len(inputs) + 1}"
                 inputs.append(_prepare(picture, found, name_here))
@@ -131,10 +133,19 @@ def _prepare(picture: Image.Image | Tensor, preprocess: Preprocess, name: str) -
     return result
 
 
+def _check_not_several(item: Any, mode: str) -> None:
+    if not isinstance(item, Tensor) or item.is_floating_point() or item.ndim != 3 or mode != "L" or len(item) <= 1:
+        return
+    raise PictureError(
+        f"a tensor of shape {tuple(item.shape)} for a model of grey pictures: for {len(item)} pictures give "
+        "images[:, None], which is (N, 1, H, W); for one in colour images[None], which is (1, C, H, W)"
+    )
+
+
 def _split(item: Any) -> Iterator[Image.Image | Tensor]:
     """The pictures in one item: PIL pictures, or float tensors (C, H, W) that are inputs already."""
     if isinstance(item, (str, os.PathLike)):
-        yield _flatten(_open(Path(item)))
+        yield _flatten(_open(item))
     elif isinstance(item, Image.Image):
         yield _flatten(item)
     elif isinstance(item, Tensor):
@@ -157,8 +168,12 @@ def _split(item: Any) -> Iterator[Image.Image | Tensor]:
         raise TypeError(f"images: got {type(item).__name__}; expected {_ACCEPTED}")
 
 
-def _open(path: Path) -> Image.Image:
+def _open(given: str | os.PathLike[str]) -> Image.Image:
+    if "://" in str(given):
+        raise PictureError(f"{str(given)!r} is an address; only files are loaded: download it and give the file's path")
+    path = Path(given)
     try:
+        path = path.expanduser()
         with Image.open(path) as file:
             return ImageOps.exif_transpose(file)
     except FileNotFoundError:
@@ -166,7 +181,7 @@ def _open(path: Path) -> Image.Image:
         raise PictureNotFoundError(f"there is no file {str(path)!r}{f'; near it: {near}' if near else ''}") from None
     except UnidentifiedImageError:
         raise PictureError(f"{str(path)!r} is no picture that can be read; expected PNG, JPEG or the like") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(f"{str(path)!r} cannot be read as a picture: {error}") from error
 
 

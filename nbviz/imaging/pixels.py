@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -74,9 +75,10 @@ def grid(
     if normalize and not maps.is_floating_point():
         raise TypeError(f"maps is {maps.dtype}; expected a float dtype to normalise (or normalize=False)")
     if value_range is not None:
-        if not isinstance(value_range, (tuple, list)) or len(value_range) != 2 or not value_range[0] <= value_range[1]:
-            raise ValueError(f"value_range is {value_range!r}; expected (low, high) with low at most high")
-        value_range = (value_range[0], value_range[1])
+        ends = list(value_range) if isinstance(value_range, (tuple, list)) else []
+        if len(ends) != 2 or not all(isinstance(end, Real) for end in ends) or not ends[0] <= ends[1]:
+            raise ValueError(f"value_range is {value_range!r:.80}; expected (low, high) with low at most high")
+        value_range = (float(ends[0]), float(ends[1]))
     tiles = maps[:, None] if maps.ndim == 3 else maps
     result: Tensor = make_grid(tiles, nrow, padding, normalize, value_range, scale_each, pad_value)
     return result
@@ -158,6 +160,9 @@ def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.5, cmap: str = "v
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity is {opacity}; expected 0 to 1")
+    for name, value in (("pictures", pictures), ("maps", maps)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is {type(value).__name__}; expected a tensor")
     if pictures.ndim != 4 or pictures.shape[1] != 3 or maps.ndim != 3 or len(maps) != len(pictures):
         raise ValueError(
             f"pictures has shape {tuple(pictures.shape)} and maps {tuple(maps.shape)}; "

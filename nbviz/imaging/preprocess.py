@@ -74,8 +74,8 @@ def find_preprocess(model: nn.Module, preprocess: Any = None) -> Preprocess:
     ----------
     model
         Looked at in this order: its attribute ``nbviz_preprocess``, its timm configuration, the
-        torchvision weights that fit its class and size. A model that is none of these takes
-        pictures as they are, in [0, 1].
+        torchvision weights that fit its class and size; of a DataParallel, those of its ``module``.
+        A model that is none of these takes pictures as they are, in [0, 1].
     preprocess
         Given by the person: a callable from a PIL picture to a tensor (C, H, W), such as
         ``weights.transforms()``. It goes before what is found; the labels found are kept.
@@ -111,6 +111,8 @@ def _found(model: nn.Module) -> Preprocess:
     own = getattr(model, "nbviz_preprocess", None)
     if isinstance(own, Preprocess):
         return own
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _found(model.module)
     return _timm(model) or _torchvision(model) or _plain(model)
 
 

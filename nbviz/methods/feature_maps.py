@@ -35,7 +35,8 @@ def feature_maps(
     Returns
     -------
     Tensor
-        (N, K, H, W) in the model's dtype and on its device, without a graph.
+        (N, K, H, W) in the model's dtype (under autocast, the one that autocast gives) and on its device,
+        without a graph.
 
     Raises
     ------
@@ -69,7 +70,7 @@ def fuse(maps: Tensor, how: str = "mean") -> Tensor:
     how
         ``"mean"``, ``"max"``, ``"sum"``, ``"l2"`` (the length of the vector of channels at each
         position), or ``"pca"``: the three directions in which the channels vary most over the
-        positions of a picture, as red, green and blue.
+        positions of a picture, as red, green and blue (values that are not finite count as 0).
 
     Returns
     -------
@@ -92,9 +93,9 @@ def fuse(maps: Tensor, how: str = "mean") -> Tensor:
     """
     if not isinstance(maps, Tensor):
         raise TypeError(f"maps is {type(maps).__name__}; expected a tensor (N, K, H, W)")
-    if maps.ndim != 4 or maps.shape[1] == 0:
-        raise ValueError(f"maps has shape {tuple(maps.shape)}; expected (N, K, H, W) with at least one channel")
-    if how not in _FUSIONS:
+    if maps.ndim != 4 or 0 in maps.shape[1:]:
+        raise ValueError(f"maps has shape {tuple(maps.shape)}; expected (N, K, H, W), none but N zero")
+    if not isinstance(how, str) or how not in _FUSIONS:
         raise unknown("way to fuse", how, _FUSIONS)
     if not maps.is_floating_point():
         raise TypeError(f"maps is {maps.dtype}; expected a float dtype")
@@ -103,7 +104,7 @@ def fuse(maps: Tensor, how: str = "mean") -> Tensor:
 
 def _principal_colours(maps: Tensor) -> Tensor:
     n, _, h, w = maps.shape
-    points = maps.flatten(2).transpose(1, 2).float()  # (N, positions, channels)
+    points = torch.nan_to_num(maps.flatten(2).transpose(1, 2).float(), 0.0, 0.0, 0.0)  # (N, positions, channels)
     points = points - points.mean(1, keepdim=True)
     u, s, v = torch.linalg.svd(points, full_matrices=False)
     u, s, v = u[..., :3], s[..., :3], v[:, :3]

@@ -40,7 +40,9 @@ def reconstruct(
 
     All other activations of the layer are set to zero and what is left is passed down to the picture
     (Zeiler and Fergus 2014, section 2.1); a rule says what a rectifier does to it on the way, see
-    :func:`nbviz.gradient`, :func:`nbviz.deconvnet` and :func:`nbviz.guided_backprop`.
+    :func:`nbviz.gradient`, :func:`nbviz.deconvnet` and :func:`nbviz.guided_backprop`. Rectifiers are ReLU, ReLU6,
+    threshold, hardtanh from 0 and clamp(min=0), however they are called; one that is put together from other
+    operations, such as ``torch.maximum(x, zero)``, or a clamp in a checkpointed part, follows the plain gradient.
 
     Parameters
     ----------
@@ -72,7 +74,8 @@ def reconstruct(
     dict of str to Tensor
         For each rule (N, K, C, H, W) with a layer, (N, C, H, W) with a class, in units of activation
         per unit of the model's input (times the activation for ``"max"`` and ``"map"``), signed, in
-        the model's dtype and on its device.
+        the model's dtype and on its device. Under autocast the forward pass is in the dtype that autocast
+        gives, and so precise.
 
     Raises
     ------
@@ -132,7 +135,7 @@ def reconstruct(
 def project(
     trace: Trace, layer: str, channels: Sequence[int], rule: str, seed: str = "max", unpool: str = "sum"
 ) -> tuple[Tensor, bool]:
-    """Channels of a traced layer sent back to the picture, many in one pass: (N, K, C, H, W) and whether rectifiers were met."""
+    """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and if any rectifier was met."""
     activation = trace.activations[layer]
     pieces, met = [trace.inputs.new_empty(0, *trace.inputs.shape)], False
     # A checkpoint in the model runs parts of it again on the way.

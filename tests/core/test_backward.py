@@ -29,6 +29,15 @@ SPELLED = {
     "F.threshold, elsewhere": (lambda z: F.threshold(z, 0.5, -2.0), True),
     "F.threshold_": (lambda z: F.threshold_(z, 0, 0), True),
     "nn.Threshold": (nn.Threshold(0.0, 0.0), True),
+    "torch.clamp": (lambda z: torch.clamp(z, 0), True),
+    "torch.clamp to 6": (lambda z: torch.clamp(z, min=0, max=6), True),
+    "torch.clamp_min": (lambda z: torch.clamp_min(z, 0.0), True),
+    "torch.clip": (lambda z: torch.clip(z, min=0), True),
+    "Tensor.clamp": (lambda z: z.clamp(min=0.0), True),
+    "Tensor.clamp_": (lambda z: z.clamp_(min=0), True),
+    "Tensor.clamp_min_": (lambda z: z.clamp_min_(0), True),
+    "clamp from -1": (lambda z: z.clamp(-1, 1), False),
+    "clamp up to 0": (lambda z: z.clamp(max=0), False),
     "F.hardtanh from -1": (F.hardtanh, False),
     "nn.SiLU": (nn.SiLU(), False),
     "nn.GELU": (nn.GELU(), False),
@@ -54,6 +63,8 @@ def signals(device, dtype):
 @pytest.mark.parametrize("spelling", SPELLED)
 def test_each_spelling_follows_the_rule(spelling, rule, z, signals, by_hand):
     rectify, met = SPELLED[spelling]
+    if "clamp" in spelling or "clip" in spelling:  # a clamp passes the signal at its ends, too
+        z = (z.detach() + 0.125).requires_grad_()
     maps, met_here = pull(rule, rectify(z.clone()), signals, z)
     model = nn.Sequential(rectify if isinstance(rectify, nn.Module) else Function(rectify))
     for k in range(3):
@@ -124,6 +135,19 @@ def test_a_network_of_all_spellings_follows_the_rule(rule, device, by_hand, clos
         close(maps[k], expected)
     assert met
     assert calls == 12
+
+
+def test_rules_do_not_stay_on_a_clamp_and_it_may_be_behind_other_rectifiers(by_hand, close):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Function(lambda z: z.clamp(min=0)), nn.Conv2d(4, 4, 3), nn.ReLU())
+    x = torch.randn(1, 3, 8, 8, requires_grad=True)
+    output = net(x.clone())
+    signals = torch.randn(2, *output.shape)
+    for rule in (*RULES, *reversed(RULES)):
+        maps, _ = pull(rule, output, signals, x)
+        for k in range(2):
+            expected, calls = by_hand(net, x, None, rule, lambda _, k=k: signals[k])
+            assert calls == 2
+            close(maps[k], expected)
 
 
 def test_the_rules_differ_on_that_network(device):

@@ -256,6 +256,9 @@ CASES = {
     "nearest": (nn.Upsample(scale_factor=2), (2, 2), (0.5, 0.5)),
     "down by nearest": (nn.Upsample(scale_factor=0.5), (1, 1), (2, 2)),
     "bilinear, not resized": (nn.Upsample((16, 16), mode="bilinear"), (1, 1), (1, 1)),
+    "in the shape of another": (Half(lambda x: x.reshape(*x.shape, 1).view_as(x.flip(3))), (1, 1), (1, 1)),
+    "in place on channels": (Half(lambda x: [x := x * 1, x[:, :1].relu_()][0]), (1, 1), (1, 1)),
+    "in place": (Half(lambda x: F.max_pool2d(x, 3, 1, 1).add_(x).relu_()), (3, 3), (1, 1)),
     "skip": (Branches([nn.Conv2d(1, 1, 3, padding=1), nn.Identity()], "add"), (3, 3), (1, 1)),
     "inception": (Branches([nn.Conv2d(1, 1, k, padding=k // 2) for k in (1, 3, 5)], "cat"), (5, 5), (1, 1)),
     "channels last": (
@@ -396,7 +399,51 @@ def rows_as_pictures(x):
     return F.conv1d(rows, torch.ones(c, c, 3, dtype=x.dtype), padding=1).reshape(n, h, c, w).permute(0, 2, 1, 3)
 
 
+def written_to(write):
+    """A copy of the picture, changed in place by ``write(copy, picture)``."""
+
+    def step(x):
+        result = x.clone()
+        write(result, x)
+        return result
+
+    return step
+
+
+def written_behind_a_view(x):
+    result = x.clone()
+    view = result[:, :]
+    result.add_(F.max_pool2d(x, 3, 1, 1))
+    return view * 1
+
+
+def ones(x, *shape):
+    return torch.ones(shape, dtype=x.dtype)
+
+
 UNKNOWN = {
+    "mixed in the shape of another": lambda x: (x.flatten(1).flip(1)).view_as(x),
+    "mixed in another's shape, reshaped": lambda x: (x.flatten(1).flip(1)).reshape_as(x),
+    "mixed in another's type": lambda x: x.flip(3).type_as(x) * 1,
+    "torch.convolution": lambda x: torch.convolution(
+        x, ones(x, 1, 1, 3, 3), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+    ),
+    "an operation by its inner name": lambda x: torch.ops.aten.avg_pool2d.default(x, [3, 3], [1, 1], [1, 1]),
+    "a group of them": lambda x: torch.ops.aten.avg_pool2d(x, [3, 3], [1, 1], [1, 1]),
+    "native batch norm": lambda x: torch.native_batch_norm(x, None, None, None, None, True, 0.0, 1e-5)[0],
+    "take": lambda x: x.take(torch.arange(x.numel() - 1, -1, -1).view(x.shape)),
+    "as_strided": lambda x: x.as_strided(x.shape, (x.stride(0), x.stride(1), x.stride(3), x.stride(2))),
+    "renorm": lambda x: x.renorm(2, 3, 1.0),
+    "adjoint": lambda x: x.adjoint(),
+    "slopes": lambda x: torch.gradient(x, dim=3)[0],
+    "scattered by a mask": lambda x: x.masked_scatter(torch.ones_like(x, dtype=torch.bool), x.flip(3)),
+    "mm": lambda x: torch.mm(x[0, 0], ones(x, x.shape[3], x.shape[3]))[None, None].expand(len(x), -1, -1, -1),
+    "copied into a slice": written_to(lambda z, x: z[:, :, 2:].copy_(x[:, :, :-2])),
+    "added to a slice": written_to(lambda z, x: z[:, :, 2:].add_(x[:, :, :-2])),
+    "added to a slice of a slice": written_to(lambda z, x: z[:, :, 1:][:, :, 1:].add_(x[:, :, :-2])),
+    "written out to a slice": written_to(lambda z, x: torch.add(x[:, :, :-2], 1, out=z[:, :, 2:])),
+    "written through a view of another shape": written_to(lambda z, x: z.flatten(1).copy_(x.flatten(1).flip(1))),
+    "written behind a view": written_behind_a_view,
     "flip": lambda x: x.flip(1, 3),
     "roll": lambda x: x.roll(2, 3),
     "rot90": lambda x: torch.rot90(x, 2, (2, 3)),

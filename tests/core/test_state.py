@@ -214,7 +214,7 @@ def test_interrupts_at_any_moment_leave_no_mark(net, snapshot):
         for _ in range(300):
             wait = draw.uniform(0, 0.004)
             killer = threading.Thread(target=lambda wait=wait: (time.sleep(wait), os.kill(os.getpid(), signal.SIGINT)))
-            with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            with pytest.raises(KeyboardInterrupt):
                 killer.start()
                 while True:
                     run(net, x, ["1"])
@@ -236,6 +236,13 @@ def test_interrupts_wait_outside_of_what_is_interruptible():
         signal.raise_signal(signal.SIGINT)
         done.append("waited")
     assert len(done) == 3
+    with pytest.raises(KeyboardInterrupt), uninterrupted(), interruptible():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:  # on its way out a second one is not let through
+            signal.raise_signal(signal.SIGINT)
+            done.append("waited")
+    assert len(done) == 4
     with interruptible(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 

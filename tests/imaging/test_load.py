@@ -104,9 +104,7 @@ def test_a_missing_file_names_those_near(net, tmp_path):
     assert isinstance(raised.value, ValueError)
 
 
-@pytest.mark.parametrize(
-    "name", ["**cat.jpg", "[cat.jpg", "*.png", "?", "missing/cat.jpg", "https://example.org/cat.jpg"]
-)
+@pytest.mark.parametrize("name", ["**cat.jpg", "[cat.jpg", "*.png", "?", "missing/cat.jpg"])
 def test_a_missing_file_of_any_name_is_the_same_error(name, net, tmp_path):
     (tmp_path / "cat.png").touch()
     with pytest.raises(nbviz.PictureError, match="^there is no file '"):
@@ -120,6 +118,21 @@ def broken(tmp_path, rgb):
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder.png").mkdir()
     return ["cut.png", "text.jpg", "empty.png", "folder.png"]
+
+
+def test_a_tilde_is_home(net, rgb, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    Image.fromarray(rgb).save(tmp_path / "photo.png")
+    assert np.array_equal(levels(net, "~/photo.png"), levels(net, tmp_path / "photo.png"))
+    assert np.array_equal(levels(net, Path("~/photo.png")), levels(net, tmp_path / "photo.png"))
+    with pytest.raises(nbviz.PictureError):
+        nbviz.load(net, "~nobody-of-this-name/photo.png")
+
+
+def test_an_address_is_not_loaded(net):
+    with pytest.raises(nbviz.PictureError, match="^'https://example.org/cat.jpg' is an address; only files are loaded"):
+        nbviz.load(net, "https://example.org/cat.jpg")
 
 
 def test_a_file_that_is_no_picture_is_an_error(net, rgb, tmp_path):
@@ -326,6 +339,18 @@ def test_a_whole_number_tensor_is_a_picture(dtype, net, grey):
     assert levels(net, x[0]).shape == (1, 5, 7, 3)
     assert levels(grey, x[:, :1]).shape == (2, 5, 7, 1)
     assert levels(net, x[:, :1]).shape == (2, 5, 7, 3)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_a_grey_models_whole_numbers_without_channels_are_ambiguous(count, grey, net):
+    x = torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8)
+    with pytest.raises(nbviz.PictureError, match=rf"^a tensor of shape \({count}, 28, 28\) .* give images\[:, None\]"):
+        nbviz.load(grey, x)
+    assert nbviz.load(grey, x[:, None]).inputs.shape == (count, 1, 28, 28)
+    assert nbviz.load(grey, x[:1]).inputs.shape == (1, 1, 28, 28)
+    if count == 3:
+        assert nbviz.load(grey, x[None]).inputs.shape == (1, 1, 28, 28)
+        assert nbviz.load(net, x).inputs.shape == (1, 3, 28, 28)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

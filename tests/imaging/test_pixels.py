@@ -238,3 +238,17 @@ def test_opacity_lies_between_0_and_1(opacity):
 def test_an_overlay_says_what_does_not_fit(pictures, maps, message):
     with pytest.raises(ValueError, match=message):
         nbviz.overlay(torch.zeros(pictures, dtype=torch.uint8), torch.rand(maps))
+
+
+def test_an_overlay_of_arrays_is_an_error():
+    pictures, maps = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.rand(1, 2, 2)
+    with pytest.raises(TypeError, match="^pictures is ndarray; expected a tensor"):
+        nbviz.overlay(pictures.numpy(), maps)
+    with pytest.raises(TypeError, match="^maps is ndarray; expected a tensor"):
+        nbviz.overlay(pictures, maps.numpy())
+
+
+@pytest.mark.parametrize("value_range", [("a", "b"), (1, "b"), "01", (None, 1), 3])
+def test_a_range_is_of_numbers(value_range):
+    with pytest.raises((ValueError, TypeError), match="^value_range is .*; expected .low, high. with low at most high"):
+        nbviz.grid(torch.rand(2, 3, 3), value_range=value_range)

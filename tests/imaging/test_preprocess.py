@@ -27,6 +27,9 @@ def photo():
 
 # Builder, and the weights it would have: the default ones of its size.
 TORCHVISION = {
+    "resnet18": (models.resnet18, models.ResNet18_Weights.IMAGENET1K_V1),
+    "mobilenet_v3_small": (models.mobilenet_v3_small, models.MobileNet_V3_Small_Weights.IMAGENET1K_V1),
+    "vit_b_16": (models.vit_b_16, models.ViT_B_16_Weights.IMAGENET1K_V1),
     "squeezenet1_0": (models.squeezenet1_0, models.SqueezeNet1_0_Weights.IMAGENET1K_V1),
     "squeezenet1_1": (models.squeezenet1_1, models.SqueezeNet1_1_Weights.IMAGENET1K_V1),
     "mobilenet_v3_large": (models.mobilenet_v3_large, models.MobileNet_V3_Large_Weights.IMAGENET1K_V2),
@@ -146,6 +149,23 @@ def test_a_model_of_nobodys_takes_pictures_as_they_are(channels, mode, photo):
     assert torch.equal(found(photo), TF.to_tensor(photo.convert(mode)))
     assert (found.mean, found.std, found.labels) == (None, None, None)
     assert input_channels(net) == channels
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: nn.DataParallel(nn.DataParallel(net))])
+def test_a_parallel_model_is_what_it_wraps(wrap, photo):
+    net = models.squeezenet1_1()
+    assert find_preprocess(wrap(net)).source == find_preprocess(net).source != "given"
+    assert len(find_preprocess(wrap(net)).labels) == 1000
+    net.nbviz_preprocess = own = Preprocess(TF.to_tensor)
+    assert find_preprocess(wrap(net)) is own
+
+
+def test_a_distributed_model_is_what_it_wraps():
+    net = models.squeezenet1_1()
+    wrapped = object.__new__(nn.parallel.DistributedDataParallel)  # without the processes that it works with
+    nn.Module.__init__(wrapped)
+    wrapped.module = net
+    assert find_preprocess(wrapped).source == find_preprocess(net).source
 
 
 def test_a_subclass_of_torchvisions_is_a_model_of_ones_own(photo):

@@ -137,6 +137,21 @@ def test_a_constant_channel_takes_no_part():
     torch.testing.assert_close(nbviz.fuse(loud, "pca"), nbviz.fuse(maps, "pca"), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_counts_as_0_in_pca(value):
+    maps = torch.randn(2, 4, 5, 5)
+    maps[0, 1, 2, 3] = 0
+    expected = nbviz.fuse(maps, "pca")
+    maps[0, 1, 2, 3] = value
+    assert torch.equal(nbviz.fuse(maps, "pca"), expected)
+
+
+def test_the_dtype_under_autocast_is_autocasts(vgg_like, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nbviz.feature_maps(vgg_like, x, "0").dtype == torch.bfloat16
+        assert nbviz.reconstruct(vgg_like, x, "2", 0)["guided"].dtype == torch.float32
+
+
 def test_colours_lie_between_0_and_1():
     fused = nbviz.fuse(1e4 * torch.randn(4, 9, 7, 7), "pca")
     assert torch.equal(fused.amin((2, 3)), torch.zeros(4, 3))
@@ -161,7 +176,9 @@ def test_fusing_leaves_its_input_alone(how):
             r"^no way to fuse 'average'.*Accepted: mean, max, l2, sum, pca$",
         ),
         (torch.rand(2, 3, 3), "mean", ValueError, r"^maps has shape \(2, 3, 3\); expected \(N, K, H, W\)"),
-        (torch.rand(1, 0, 3, 3), "max", ValueError, r"^maps has shape \(1, 0, 3, 3\); .*at least one channel$"),
+        (torch.rand(1, 0, 3, 3), "max", ValueError, r"^maps has shape \(1, 0, 3, 3\); .*none but N zero$"),
+        (torch.rand(1, 2, 0, 3), "pca", ValueError, r"^maps has shape \(1, 2, 0, 3\); .*none but N zero$"),
+        (torch.rand(1, 2, 3, 3), ["max"], ValueError, r"^no way to fuse .*max.*Accepted: mean"),
         (
             torch.ones(1, 2, 3, 3, dtype=torch.uint8),
             "mean",
