@@ -500,3 +500,10 @@ def test_neighbouring_boxes_are_a_stride_apart():
     starts = [field.box(row, 0, 32, 32)[0] for row in range(5)]
     assert {b - a for a, b in pairwise(starts)} == {4}
     assert math.prod(field.size) == 25
+
+
+@pytest.mark.parametrize("name", ["view_as", "reshape_as", "expand_as", "type_as", "to"])
+def test_a_tensor_that_gives_its_shape_or_type_gives_nothing_else(name):
+    field = claimed(Half(lambda x: getattr(x, name)(x.flip(3)) * 1), 6, 7)
+    assert (field.size, field.gated) == ((1, 1), False)
+    assert claimed(Half(lambda x: getattr(x.flip(3), name)(x) * 1), 6, 7) is None

@@ -18,6 +18,14 @@ from nbviz.core.trace import run
 from nbviz.methods.reconstruct import project
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Python's own handler, which a run in the background does not begin with."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def net():
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Sequential(nn.ReLU(), nn.Dropout()))
