@@ -111,8 +111,8 @@ class Session:
         self.trace(picture, layer)
         return self._predictions.get((picture, fingerprint(self.model)), [])
 
-    def reconstruction(self, picture: int, layer: str, channel: int, rule: str, seed: str) -> tuple[Tensor, int]:
-        """A channel sent back to the picture, (C, H, W), and how many rectifiers the rule met."""
+    def reconstruction(self, picture: int, layer: str, channel: int, rule: str, seed: str) -> tuple[Tensor, bool]:
+        """A channel sent back to the picture, (C, H, W), and whether the rule met a rectifier."""
         maps, met = project(self.trace(picture, layer), layer, [channel], rule, seed)
         return maps[0, 0], met
 
