@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 import weakref
 from collections.abc import Sequence
@@ -143,6 +144,14 @@ def _remember(session: Session) -> None:
         if (old := ref()) is not None:
             old.forget()
     _recent[:] = [*others[max(0, len(others) - _TRACES_KEPT + 1) :], weakref.ref(session)]
+
+
+@atexit.register
+def _forget_all() -> None:
+    """Torch aborts if the interpreter's end takes a graph apart whose tensors Python still holds."""
+    for ref in _recent:
+        if (session := ref()) is not None:
+            session.forget()
 
 
 def _names(classes: int | None, given: Sequence[str] | None, found: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import gc
 import io
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -315,6 +317,11 @@ def test_only_the_latest_widgets_keep_their_activations(model: nn.Module, images
     views[0].channel = 1
     views[0].finish()
     assert views[0].header.state == "ready"
+
+
+def test_a_kernel_that_ends_with_a_widget_open_ends_well() -> None:
+    code = "import nbviz; view = nbviz.explore(); view.finish()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_values_that_are_not_finite_are_said_to_be() -> None:
