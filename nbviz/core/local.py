@@ -300,7 +300,7 @@ def _max_pooling(walk: _Walk, node: Any, region: _Region) -> Sequence[_Region]:
     scale = (region.scale[0] * step[0], region.scale[1] * step[1])
     shift = (region.shift[0] * step[0] - padding[0], region.shift[1] * step[1] - padding[1])
     empty = _Region(region.signal.new_zeros(*region.signal.shape[:2], tall, wide), scale, shift)
-    switches = walk.under(node._saved_result1 if hasattr(node, "_saved_result1") else node._saved_indices, region)
+    switches = walk.under(node._saved_result1, region)
     corners = torch.tensor([walk.corner(empty, b) for b in range(len(walk.starts))], device=switches.device)
     rows = switches // width - corners[:, 0].view(-1, 1, 1, 1)
     columns = switches % width - corners[:, 1].view(-1, 1, 1, 1)
@@ -336,8 +336,7 @@ def _relu(walk: _Walk, node: Any, region: _Region) -> Sequence[_Region]:
 
 
 def _hardtanh(walk: _Walk, node: Any, region: _Region) -> Sequence[_Region]:
-    kept = node._saved_self if hasattr(node, "_saved_self") else node._saved_result
-    return walk.rectified(_aten.hardtanh_backward, region, kept, node._saved_min_val, node._saved_max_val)
+    return walk.rectified(_aten.hardtanh_backward, region, node._saved_self, node._saved_min_val, node._saved_max_val)
 
 
 def _sum(walk: _Walk, node: Any, region: _Region) -> Sequence[_Region]:

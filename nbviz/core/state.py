@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-#: Held by whoever is in any model: a call, a widget's observer on its own thread, or the person's
-#: running cell. Two threads in one model would mix their hooks and flags.
+#: Held by whoever is in any model, a call or a widget's observer on a thread of its own: two threads in
+#: one model would mix their hooks and flags.
 lock = threading.RLock()
 
 

@@ -181,15 +181,12 @@ def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
     """
     activation = activation.detach()
     result = activation.new_zeros(len(channels), *activation.shape)
-    for k, channel in enumerate(channels):
-        chosen = activation[:, channel]
-        if seed == "map":
-            result[k, :, channel] = chosen
-            continue
-        flat = chosen.flatten(1)
-        position = flat.argmax(1, keepdim=True)
-        value = flat.gather(1, position) if seed == "max" else torch.ones_like(position, dtype=flat.dtype)
-        result[k, :, channel] = torch.zeros_like(flat).scatter(1, position, value).view_as(chosen)
+    if seed == "map":
+        for k, channel in enumerate(channels):
+            result[k, :, channel] = activation[:, channel]
+    else:
+        for i, start in enumerate(_strongest(activation, channels, seed)):
+            result[i % len(channels), start.picture, start.channel, start.row, start.column] = start.value
     return result
 
 

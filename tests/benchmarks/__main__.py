@@ -51,7 +51,7 @@ def positions(model: torch.nn.Module, images: torch.Tensor, layer: str) -> list[
     return [(k, *divmod(place, maps.shape[2])) for k, place in enumerate(places)]
 
 
-def whole_layer(name: str, layer: str, images: torch.Tensor, wanted: str) -> None:
+def whole_layer(name: str, layer: str, images: torch.Tensor, wanted: str, first_wanted: str = "") -> None:
     """All channels' reconstructions against a loop over Captum's, and against batched full passes."""
     model = torchvision.models.get_model(name, weights=None).eval()
     neurons = positions(model, images, layer)
@@ -65,7 +65,7 @@ def whole_layer(name: str, layer: str, images: torch.Tensor, wanted: str) -> Non
         x = images.clone().requires_grad_()
         torch.autograd.grad(model(x).max(), x)
 
-    row(f"{name} {layer}: first 16 channels", first, "one full forward + backward", best(both), "≥ 0.67×")
+    row(f"{name} {layer}: first 16 channels", first, "one full forward + backward", best(both), first_wanted)
 
 
 def one_channel(name: str, layer: str, images: torch.Tensor) -> None:
@@ -141,7 +141,7 @@ def main() -> None:
     images = torch.randn(1, 3, 224, 224)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'':<58} {'ours, ms':>9}  {'against':<42} {'theirs, ms':>10} {'ratio':>9}  wanted")
-    whole_layer("vgg16", "features.16", images, "≥ 25×")
+    whole_layer("vgg16", "features.16", images, "≥ 25×", "≥ 0.67×")
     whole_layer("resnet18", "layer2", images, "≥ 6×")
     one_channel("vgg16", "features.16", images)
     one_channel("resnet18", "layer2", images)

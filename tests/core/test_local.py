@@ -134,16 +134,6 @@ def test_it_equals_the_full_pass_on_random_networks(steps, size, rule, data):
         compare(model, inputs, "last", data.draw(st.lists(place, min_size=1, max_size=5)), rule)
 
 
-class Gated(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-
-    def forward(self, x):
-        y = self.conv(x)
-        return {"out": y * y.mean((2, 3), keepdim=True).sigmoid()}
-
-
 @pytest.mark.parametrize(
     "layer",
     [

@@ -319,6 +319,13 @@ def test_only_the_latest_widgets_keep_their_activations(model: nn.Module, images
     assert views[0].header.state == "ready"
 
 
+def test_without_pictures_one_of_each_class_is_shown() -> None:
+    pictures, labels = nbviz.bundled.fashion_test()
+    shown = nbviz.explore().session.display[:, 0]
+    found = [int(labels[(pictures == picture).flatten(1).all(1)][0]) for picture in shown]
+    assert sorted(found) == list(range(10))
+
+
 def test_a_kernel_that_ends_with_a_widget_open_ends_well() -> None:
     code = "import nbviz; view = nbviz.explore(); view.finish()"
     subprocess.run([sys.executable, "-c", code], check=True)
