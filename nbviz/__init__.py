@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nbviz.widgets.explorer import Explorer as Explorer
     from nbviz.widgets.explorer import explore as explore
     from nbviz.widgets.feature_maps import FeatureMaps as FeatureMaps
+    from nbviz.widgets.memory import set_memory_limit as set_memory_limit
     from nbviz.widgets.reconstruction import Reconstruction as Reconstruction
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ _HOMES = {
     "Preprocess": "nbviz.imaging.preprocess",
     "reconstruct": "nbviz.methods.reconstruct",
     "Reconstruction": "nbviz.widgets.reconstruction",
+    "set_memory_limit": "nbviz.widgets.memory",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

@@ -48,11 +48,16 @@ class Field:
         """Rows and columns of the field away from the border."""
         return math.ceil(self.high[0] - self.low[0]) + 1, math.ceil(self.high[1] - self.low[1]) + 1
 
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """Top and left of what a position sees, before clipping: beyond the border they are negative."""
+        top = math.floor(self.stride[0] * row + self.low[0])
+        return top, math.floor(self.stride[1] * column + self.low[1])
+
     def box(self, row: int, column: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, bottom, right (ends excluded) of what a position sees of a picture, at least one pixel."""
         ends = []
         for i, position, size in ((0, row, height), (1, column, width)):
-            start = math.floor(self.stride[i] * position + self.low[i])
+            start = self.corner(row, column)[i]
             stop = math.ceil(self.stride[i] * position + self.high[i]) + 1
             start = min(max(start, 0), size - 1)
             ends.append((start, max(min(stop, size), start + 1)))

@@ -37,6 +37,35 @@ class Trace:
     output: Any = None
     model: nn.Module | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the trace keeps beside the model and the pictures, its graph's saved tensors among them."""
+        tensors = list(self.activations.values())
+        seen: set[Any] = {None}
+        nodes = [t.grad_fn for t in (*tensors, self.output) if isinstance(t, Tensor)]
+        while nodes:
+            node: Any = nodes.pop()
+            if node not in seen:
+                seen.add(node)
+                nodes.extend(below for below, _ in node.next_functions)
+                tensors += _saved(node)
+        own = [self.inputs] if self.model is None else [self.inputs, *self.model.parameters(), *self.model.buffers()]
+        sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        for tensor in own:
+            sizes.pop(tensor.untyped_storage().data_ptr(), None)
+        return sum(sizes.values())
+
+
+def _saved(node: Any) -> Iterator[Tensor]:
+    """The tensors that a node of the graph keeps for its backward pass."""
+    for name in dir(type(node)):
+        if name.startswith("_saved_"):
+            with suppress(RuntimeError):  # let go of, or written to, since
+                value = getattr(node, name)
+                yield from (
+                    t for t in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(t, Tensor)
+                )
+
 
 class _Enough(BaseException):
     """Ends a forward pass once its last wanted layer has spoken (no model catches a BaseException)."""

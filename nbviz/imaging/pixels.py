@@ -1,4 +1,4 @@
-"""Maps to uint8 on their device, one copy to the host; colour tables; overlays; the grid of make_grid."""
+"""Maps to uint8 on their device; colour tables; overlays; the grid of make_grid."""
 
 from __future__ import annotations
 
@@ -84,31 +84,51 @@ def grid(
     return result
 
 
-def quantise(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantise(maps: Tensor, side: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Each map on 256 steps between its own low and high.
 
     Parameters
     ----------
     maps
         (..., H, W), any float dtype, on any device. Values that are not finite are shown as 0.
+    side
+        Where given, larger maps are averaged over blocks, so far that the longer side is still at least this.
 
     Returns
     -------
     tuple of Tensor
-        uint8 (..., H, W), and each map's low and high, float32 (...), all on the maps' device. A value
-        is ``low + q / 255 * (high - low)`` to within half a step.
+        uint8 (..., h, w), and each map's low and high, float32 (...), all on the maps' device. A value
+        (a block's mean) is ``low + q / 255 * (high - low)`` to within half a step.
 
     Examples
     --------
     >>> q, low, high = quantise(torch.tensor([[[-1.0, 0.0, 4.0]]]))
     >>> q.tolist(), low.item(), high.item()
     ([[[0, 51, 255]]], -1.0, 4.0)
+    >>> quantise(torch.arange(8.0).view(2, 4), side=2)[0].tolist()
+    [[91, 164]]
     """
     maps = torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0)
     low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
     spread = (high - low).clamp(min=torch.finfo(torch.float32).tiny)
-    steps = (maps - low[..., None, None]) / spread[..., None, None] * 255
+    steps = (shrink(maps, side) - low[..., None, None]) / spread[..., None, None] * 255
     return steps.round().to(torch.uint8), low, high
+
+
+def shrink(maps: Tensor, side: int | None) -> Tensor:
+    """Maps (..., H, W) averaged over square blocks, so far that the longer side is still at least ``side``.
+
+    Examples
+    --------
+    >>> shrink(torch.arange(8.0).view(2, 4), 2).tolist(), shrink(torch.ones(3, 224, 224), 48).shape
+    ([[2.5, 4.5]], torch.Size([3, 56, 56]))
+    """
+    block = 1 if side is None else max(1, max(maps.shape[-2:]) // max(side, 1))
+    if block == 1:
+        return maps
+    tiles = maps.reshape(-1, 1, *maps.shape[-2:])
+    small = torch.nn.functional.avg_pool2d(tiles, block, ceil_mode=True, count_include_pad=False)
+    return small.reshape(*maps.shape[:-2], *small.shape[-2:])
 
 
 def centre(maps: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
 
     A change of state marks parts as stale (``_stales``) and starts over with them, in the order of
     ``_parts``; so nothing queues up, and a newer state drops what is left of an older one. For each
-    part there is a generator method ``_show_<part>`` which yields where a chunk may end.
+    part there is a generator method ``_show_<part>`` which yields where a chunk may end, and True where it
+    must: so much is on its way to the page that more would queue up.
     """
 
     _parts: ClassVar[tuple[str, ...]] = ()
@@ -38,7 +39,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         watch_cells()
         self.header = header
         self._stale = set(self._parts)
-        self._job: Iterator[None] | None = None
+        self._job: Iterator[bool] | None = None
         self._stepping = False
         super().__init__(**kwargs)
         self.add_class("nbviz")
@@ -51,15 +52,19 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         with self._turn():
             self._step(raise_errors=True)
 
-    def _work(self) -> Iterator[None]:
+    def _work(self) -> Iterator[bool]:
         for part in self._parts:
             if part in self._stale:
                 yield from getattr(self, f"_show_{part}")()
                 self._stale.discard(part)
 
     def _changed(self, change: Any) -> None:
+        self._renew(self._stales[change.name])
+
+    def _renew(self, parts: set[str]) -> None:
+        """Draw parts again."""
         with self._turn():
-            self._stale |= self._stales[change.name] & set(self._parts)
+            self._stale |= parts & set(self._parts)
             self.header.stale = sorted(self._stale)
             if self._stepping:  # the chunk that made this change goes on to what it made stale
                 return
@@ -80,9 +85,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self._stepping = True
         end = time.monotonic() + _CHUNK
         try:
-            next(self._job)
-            while time.monotonic() < end:
-                next(self._job)
+            while not next(self._job) and time.monotonic() < end:
+                pass
             self.header.error = ""
             self.header.state = "working"
         except StopIteration:

@@ -35,12 +35,12 @@ class Explorer(Instrument):
     """
 
     _kind = "explorer"
-    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "channel")
+    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "channel", "rest")
 
     def _layout(self) -> ipywidgets.Box:
         self.grid.slider = f"IPY_MODEL_{self.channel_control.model_id}"
         left = ipywidgets.VBox([self.strip, self.how_control, self.fused])
-        middle = ipywidgets.VBox([self.layer_control, self.grid])
+        middle = ipywidgets.VBox([self.layer_control, self.tiles_control, self.grid])
         right = ipywidgets.VBox([self.channel_control, self.panels, self.seed_control])
         return ipywidgets.Box([left, middle, right]).add_class("nbviz-columns")
 
@@ -59,6 +59,7 @@ def explore(
     picture: int = 0,
     seed: str = "max",
     how: str = "l2",
+    tiles: str = "activation",
 ) -> Explorer:
     """Open the explorer on a model and pictures, starting where it is useful.
 
@@ -85,6 +86,9 @@ def explore(
         What a reconstruction starts from, as in :func:`nbviz.reconstruct`.
     how
         How all channels are fused into one map, as in :func:`nbviz.fuse`.
+    tiles
+        What the grid shows of each channel: ``"activation"``, its map; or ``"gradient"``, ``"deconvnet"`` or
+        ``"guided"``, what this rule makes of it, cut to what the channel sees.
 
     Returns
     -------
@@ -114,7 +118,7 @@ def explore(
         grey = find_preprocess(model, preprocess).mode == "L" if isinstance(model, nn.Module) else False
         images = bundled.fashion_test()[0][_ONE_OF_EACH, None] if grey else bundled.pictures()
     given = {"preprocess": preprocess, "labels": labels, "picture": picture, "seed": seed, "how": how}
-    return Explorer(model, images, layer, channel, **given)
+    return Explorer(model, images, layer, channel, **given, tiles=tiles)
 
 
 # The first picture of each class among the bundled ones.

@@ -42,7 +42,8 @@ class FeatureMaps(Instrument):
     """
 
     _kind = "maps"
-    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused")
+    _grad = False
+    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "rest")
 
     def _layout(self) -> ipywidgets.Box:
         t.dlink((self, "channel"), (self.grid, "channel"))

@@ -16,16 +16,24 @@ from torch import Tensor, nn
 from nbviz.core.backward import RULES
 from nbviz.core.errors import unknown
 from nbviz.export.figure import Panel
+from nbviz.imaging.encode import decode, to_host
 from nbviz.imaging.pixels import centre, grid, overlay, quantise
 from nbviz.methods.arguments import check_indices
 from nbviz.methods.feature_maps import FUSIONS, fuse
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.session import Session
+from nbviz.widgets.memory import forget_beyond_limit, too_large
+from nbviz.widgets.session import Look, Session
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
 #: What a person reads for the names of the rules.
 RULE_CAPTIONS = {"gradient": "gradient", "deconvnet": "deconvnet", "guided": "guided backprop"}
+#: What the grid can show of each channel: its map, or what a rule makes of it.
+TILES = ("activation", *RULES)
+_FIRST = 16  # channels that are drawn before anything else is
+_MOST_TILES = 64  # reconstructions in one go
+_TILES_SECONDS = 0.06  # that one go should take
+_MOST_BYTES = 1 << 18  # of tiles in one message
 CAUTION = (
     "Deconvnet and guided backprop change little when the weights are randomised: read them as what the picture "
     "contains where the channel fires, not as proof of what was learned."
@@ -47,6 +55,8 @@ class Instrument(Pulled):
         What a reconstruction starts from, as in :func:`nbviz.reconstruct`.
     how
         How all channels are fused into one map, as in :func:`nbviz.fuse`.
+    tiles
+        What the grid shows of each channel, as in :func:`nbviz.explore`.
     """
 
     picture = t.Int(0, help="Which of the pictures is shown, from 0.")
@@ -54,14 +64,17 @@ class Instrument(Pulled):
     channel = t.Int(0, help="The picked channel.")
     seed = t.Enum(SEEDS, "max", help="What a reconstruction starts from.")
     how = t.Unicode("l2", help="How all channels are fused into one map.")
+    tiles = t.Enum(TILES, TILES[0], help="What the grid shows of each channel.")
 
     _kind: ClassVar[str]
+    _grad: ClassVar[bool] = True  # whether there are reconstructions, for which more is kept
     _stales: ClassVar[dict[str, set[str]]] = {
-        "picture": {"trace", "grid", "fused", "channel"},
-        "layer": {"trace", "grid", "fused", "channel"},
+        "picture": {"trace", "grid", "fused", "channel", "rest"},
+        "layer": {"trace", "grid", "fused", "channel", "rest"},
         "how": {"fused"},
         "channel": {"channel"},
-        "seed": {"channel"},
+        "seed": {"channel", "grid", "rest"},
+        "tiles": {"grid", "rest"},
     }
 
     def __init__(
@@ -76,11 +89,12 @@ class Instrument(Pulled):
         picture: int = 0,
         seed: str = "max",
         how: str = "l2",
+        tiles: str = TILES[0],
     ) -> None:
-        for kind, given, accepted in (("seed", seed, SEEDS), ("way to fuse", how, FUSIONS)):
+        for kind, given, accepted in (("seed", seed, SEEDS), ("way to fuse", how, FUSIONS), ("tiles", tiles, TILES)):
             if given not in accepted:
                 raise unknown(kind, given, accepted)
-        self.session = Session(model, images, preprocess, labels)
+        self.session = Session(model, images, preprocess, labels, self._grad)
         start = self.session.start_layer() if layer is None else self.session.check_layer(layer)
         count = self.session.layers[start].shape[0]
         self._given = [name for name, value in (("preprocess", preprocess), ("labels", labels)) if value is not None]
@@ -113,8 +127,13 @@ class Instrument(Pulled):
         self.how_control = ipywidgets.Dropdown(
             options=FUSIONS, description="Fused", tooltip="How all channels of the layer become one map"
         )
-        self.layer, self.picture, self.seed, self.how = start, picture, seed, how
-        for name in ("layer", "channel", "seed", "how"):
+        self.tiles_control = ipywidgets.Dropdown(
+            options=[(RULE_CAPTIONS.get(name, name), name) for name in TILES],
+            description="Tiles",
+            tooltip="What the grid shows of each channel: its map, or its reconstruction, cut to what it sees",
+        )
+        self.layer, self.picture, self.seed, self.how, self.tiles = start, picture, seed, how, tiles
+        for name in ("layer", "channel", "seed", "how", "tiles"):
             t.link((self, name), (getattr(self, f"{name}_control"), "value"))
         t.link((self, "picture"), (self.strip, "picture"))
         self.channel = channel or 0
@@ -122,6 +141,7 @@ class Instrument(Pulled):
         self.header.controls = [f"IPY_MODEL_{control.model_id}" for control in _controls(shown)]
         self.children = [self.header, shown]
         self.add_class(f"nbviz-{self._kind}")
+        self.grid.observe(self._zoomed, names="side")
         self._start()
 
     def _layout(self) -> ipywidgets.Box:
@@ -175,83 +195,121 @@ class Instrument(Pulled):
             self._pick_strongest = True
         elif change.name == "channel" and not self._stepping:
             self._pick_strongest = False
-        super()._changed(change)
+        stale = self._stales[change.name]
+        if change.name == "seed" and self.tiles == TILES[0]:  # which start from nothing
+            stale = stale - {"grid", "rest"}
+        self._renew(stale)
+
+    def _zoomed(self, change: Any) -> None:
+        """The page has larger tiles than before: send them with more pixels, if there are more."""
+        whole = max(self.grid.tiles["shape"][1:])
+        if whole // change.new < whole // change.old:
+            self._renew({"grid", "rest"})
 
     # Parts.
 
-    def _work(self) -> Iterator[None]:
+    def _work(self) -> Iterator[bool]:
         yield from super()._work()
         self.header.code = self.code
+        self._note("memory", too_large(self.session))
+        forget_beyond_limit()
 
-    def _show_trace(self) -> Iterator[None]:
-        maps = self.session.maps(self.picture, self.layer)
+    def _look(self) -> Look:
+        return self.session.look(self.picture, self.layer, self.how, self.grid.side)
+
+    def _show_trace(self) -> Iterator[bool]:
+        look = self._look()
         self.strip.predictions = self.session.predictions(self.picture, self.layer)
         self._cost("layer", self.session.milliseconds)
         if self._pick_strongest:
             self._pick_strongest = False
-            # Away from the border, where padding alone can excite a channel.
-            inner = maps[:, 1:-1, 1:-1] if min(maps.shape[1:]) >= 5 else maps
-            self.channel = int(torch.nan_to_num(inner).flatten(1).amax(1).argmax())
-        strange = maps.numel() - int(maps.isfinite().sum())
+            self.channel = int(look.inner.argmax())
+        strange = int(np.prod(self.session.layers[self.layer].shape)) - int(look.finite.sum())
         self._note("finite", f"{strange} of the layer's values are not finite (NaN or infinity)" if strange else "")
         yield from ()  # goes with the next part, in one chunk
 
-    def _show_grid(self) -> Iterator[None]:
-        maps = self.session.maps(self.picture, self.layer)
+    def _show_grid(self) -> Iterator[bool]:
+        """The first tiles; the others come last of all, in ``_show_rest``."""
+        look, layer = self._look(), self.session.layers[self.layer]
+        self._at_once, self._spent = _FIRST // 2, 0.0
+        of = f"{self.picture} {self.layer} {self.tiles} {self.seed}"
+        maps = self.tiles == TILES[0]
+        kind, size = ("map", layer.shape[1:]) if maps else ("signed", self.session.patch(layer, self.seed))
         with self.grid.hold_sync():
-            self.grid.title = str(self.session.layers[self.layer])
-            self.grid.show(maps)
-        yield
+            self.grid.title = str(layer)
+            self.grid.begin(kind, of, (layer.shape[0], *size), look.high, look.spread)
+            much = self._add_tiles(look)
+        yield much
+        while len(self.grid.waiting(layer.shape[0])) > layer.shape[0] - _FIRST:
+            yield self._add_tiles(look)
 
-    def _show_fused(self) -> Iterator[None]:
-        fused = fuse(self.session.maps(self.picture, self.layer)[None], self.how)[0]
-        picture = self.session.display[self.picture]
-        colours = self.how == "pca"
+    def _show_rest(self) -> Iterator[bool]:
+        look = self._look()
+        while self.grid.waiting(1):
+            yield self._add_tiles(look)
+
+    def _add_tiles(self, look: Look) -> bool:
+        """Send some more tiles; whether they are so many bytes that the page should draw them first."""
+        if self.tiles == TILES[0]:
+            channels = self.grid.waiting(max(_FIRST, _MOST_BYTES // look.pixels[0].size))
+            return self.grid.add(look.pixels[channels], look.low[channels], look.high[channels]) > _MOST_BYTES // 4
+        start = time.perf_counter()
+        channels, layer = self.grid.waiting(self._at_once), self.session.layers[self.layer]
+        maps, _ = self.session.reconstructions(self.picture, self.layer, channels, self.tiles, self.seed)
+        pixels, scales = self.session.patches(layer, maps, look.place[channels].tolist(), self.seed, self.grid.side)
+        sent = self.grid.add(pixels, -scales, scales)
+        spent = time.perf_counter() - start
+        self._spent += spent
+        self._cost("tiles", 1000 * self._spent)
+        # As many as take about one chunk: few where each needs a backward pass over the whole picture.
+        self._at_once = max(1, min(_MOST_TILES, round(self._at_once * _TILES_SECONDS / spent)))
+        return sent > _MOST_BYTES // 4
+
+    def _show_fused(self) -> Iterator[bool]:
+        fused = self._look().fused
         caption = f"all {self.channel_control.max + 1} channels fused ({self.how}) over the picture"
-        pixels = quantise(fused)[0]
-        over = pixels.permute(1, 2, 0) if colours else pixels
-        self.fused.show("fused", "overlay", picture, over=over, caption=caption)
-        yield
+        over = fused.transpose(1, 2, 0) if fused.ndim == 3 else fused
+        self.fused.show("fused", "overlay", _pixels(self.session.display[self.picture]), over, caption=caption)
+        yield False
 
-    def _show_channel(self) -> Iterator[None]:
-        layer, channel = self.session.layers[self.layer], self.channel
-        chosen = self.session.maps(self.picture, self.layer)[channel]
-        row, column = divmod(int(chosen.flatten().argmax()), chosen.shape[1])
+    def _show_channel(self) -> Iterator[bool]:
+        layer, channel, look = self.session.layers[self.layer], self.channel, self._look()
+        row, column = divmod(int(look.place[channel]), layer.shape[2])
         box = list(self.session.box(layer, row, column))
         if self.seed == "map":  # starts from everywhere
             box = [0, 0, *self.session.display.shape[-2:]]
         self.panels.current = f"{self.picture} {self.layer} {channel} {self.seed}"
-        steps, low, high = quantise(chosen)
+        (steps,) = to_host(quantise(self.session.maps(self.picture, self.layer)[channel])[0])
+        low, high = look.low[channel], look.high[channel]
         if low == high:  # nothing to stretch (a global pooling): where its value lies among the layer's
-            every = torch.nan_to_num(self.session.maps(self.picture, self.layer).float())
-            place = (low - every.min()) / (every.max() - every.min()).clamp(min=1e-12)
-            steps = (place * 255).round().to(torch.uint8).expand_as(steps)
-        caption = f"#{channel}: {chosen.shape[0]}×{chosen.shape[1]}, {low:.3g} to {high:.3g}"
+            lowest, highest = look.low.min(), look.high.max()
+            steps = np.full_like(steps, round(255 * float((low - lowest) / max(highest - lowest, 1e-12))))
+        caption = f"#{channel}: {steps.shape[0]}×{steps.shape[1]}, {low:.3g} to {high:.3g}"
         with self.panels.hold_sync():
-            picture = self.session.display[self.picture]
+            picture = _pixels(self.session.display[self.picture])
             self.panels.show("picture", "picture", picture, box=box, caption="picture, receptive field")
-            self.panels.show("activation", "map", steps[None], caption=caption)
-        yield
+            self.panels.show("activation", "map", steps[..., None], caption=caption)
+        yield False
         met, spent = 0, 0.0
         for rule in RULES:
             start = time.perf_counter()
-            maps, met = self.session.reconstruction(self.picture, self.layer, channel, rule, self.seed)
-            pixels = centre(_colours(maps)).cpu()
+            maps, met = self.session.reconstructions(self.picture, self.layer, [channel], rule, self.seed)
+            (pixels,) = to_host(centre(maps[0]).permute(1, 2, 0))
             spent += 1000 * (time.perf_counter() - start)
-            nothing = "" if bool((pixels != 128).any()) else ": zero everywhere"
+            nothing = "" if (pixels != 128).any() else ": zero everywhere"
             self.panels.show(rule, "signed", pixels, box=box, caption=RULE_CAPTIONS[rule] + nothing)
             if rule != RULES[-1]:
-                yield
+                yield False
         self._cost("reconstructions", spent)
         none = "no rectifier (ReLU or ReLU6) was met: deconvnet and guided backprop equal the plain gradient here"
         self._note("rectifiers", "" if met else none)
-        yield
+        yield False
 
     @property
     def code(self) -> str:
         """The call that gives this view."""
-        usual = {"picture": 0, "seed": "max", "how": "l2"}
-        state = {name: getattr(self, name) for name in ("layer", "channel", "picture", "seed", "how")}
+        usual = {"picture": 0, "seed": "max", "how": "l2", "tiles": TILES[0]}
+        state = {name: getattr(self, name) for name in ("layer", "channel", *usual)}
         given = [f"{name}={value!r}" for name, value in state.items() if usual.get(name) != value]
         given += [f"{name}={name}" for name in self._given]
         return f"nbviz.{type(self).__name__}(model, images, {', '.join(given)})"
@@ -300,6 +358,13 @@ class Instrument(Pulled):
         return Panel(_pixels(pixels[0]), f"all channels fused ({self.how}) over the picture")
 
     def _grid_panel(self) -> Panel:
+        if self.tiles != TILES[0]:
+            _, pixels = self.grid.pixels()
+            colours = torch.from_numpy(pixels[:64]).permute(0, 3, 1, 2).float() / 255
+            count = f"{len(colours)} of {self.channel_control.max + 1} channels"
+            caption = f"{count}, {RULE_CAPTIONS[self.tiles]}, strongest first"
+            tiles = grid(colours, normalize=False, padding=1, pad_value=1.0)
+            return Panel(_pixels((tiles * 255).round().to(torch.uint8)), caption, width=2.0)
         maps = self.session.maps(self.picture, self.layer).float().cpu()
         shown = maps.flatten(1).amax(1).argsort(descending=True, stable=True)[:64]
         alone = maps[0].numel() > 1
@@ -324,7 +389,7 @@ def _pixels(picture: Tensor) -> np.ndarray[Any, Any]:
 
 def _panel(cell: dict[str, Any], slot: dict[str, Any], cmap: str) -> Panel:
     """A filled slot as a panel of the figure."""
-    pixels = np.frombuffer(slot["data"], np.uint8).reshape(slot["shape"])
+    pixels = decode(slot)
     box: Sequence[int] | None = slot.get("box")
     caption = cell.get("caption") or slot.get("caption", "")
     if slot["kind"] == "map":
@@ -344,11 +409,6 @@ def _controls(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
             yield from _controls(child)
         elif isinstance(child, (ipywidgets.Dropdown, ipywidgets.IntSlider, Strip)):
             yield child
-
-
-def _colours(maps: Tensor) -> Tensor:
-    """Maps (C, H, W) of a picture's channels with 1 or 3 of them, as they can be drawn."""
-    return maps if maps.shape[0] in (1, 3) else maps.sum(0, keepdim=True)
 
 
 def _thumbs(session: Session, size: int = 96) -> list[dict[str, Any]]:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-import atexit
 import time
-import weakref
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import fingerprint
 from nbviz.core.trace import Trace, find_module, run
+from nbviz.imaging.encode import Array, to_host
 from nbviz.imaging.load import load
+from nbviz.imaging.pixels import centre, quantise, shrink
 from nbviz.methods.arguments import check_maps
+from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
+from nbviz.widgets.memory import remember
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the page wants to know of a layer on one picture, on the host; but for the last, one entry a channel."""
+
+    pixels: Array  # the maps at screen resolution, uint8 (C, h, w), each from its low to its high
+    low: Array
+    high: Array
+    inner: Array  # the highest value away from the border, where padding alone can excite a channel
+    spread: Array  # the standard deviation over the positions
+    place: Array  # the position of the highest value, row by row
+    finite: Array  # how many values are not NaN or infinite
+    fused: Array  # all channels in one map, uint8 (h, w), or (3, h, w) in colours
 
 
 class Session:
@@ -27,6 +47,8 @@ class Session:
         As in :func:`nbviz.load`.
     labels
         The names of the model's outputs, in order; None takes those found with the preprocessing.
+    grad
+        Keep what reconstructions need.
 
     Attributes
     ----------
@@ -36,8 +58,16 @@ class Session:
         How many were run, for people who count.
     """
 
-    def __init__(self, model: nn.Module, images: Any, preprocess: Any = None, labels: Sequence[str] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Any,
+        preprocess: Any = None,
+        labels: Sequence[str] | None = None,
+        grad: bool = True,
+    ) -> None:
         self.model = model
+        self.grad = grad
         self.pictures = load(model, images, preprocess)
         found, output = trace_layers(model, self.pictures.inputs[:1])
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
@@ -48,8 +78,13 @@ class Session:
         self.labels = _names(classes, labels, self.pictures.preprocess.labels)
         self.forward_passes = 1
         self.milliseconds = 0.0
+        # Widgets answer on other threads, where the person's autocast is not known.
+        device = self.pictures.inputs.device.type
+        self._autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         self._key: tuple[Any, ...] | None = None
         self._trace = Trace(self.pictures.inputs[:0])
+        self.trace_bytes = 0
+        self._look: tuple[tuple[Any, ...], Look] | None = None
         self._predictions: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
 
     def check_layer(self, name: str) -> str:
@@ -87,7 +122,8 @@ class Session:
             whole = self.labels is not None and (picture, weights) not in self._predictions
             start = time.perf_counter()
             inputs = self.pictures.inputs[picture : picture + 1]
-            self._trace = run(self.model, inputs, [layer], output=whole, grad=True)
+            with self._under_autocast():
+                self._trace = run(self.model, inputs, [layer], output=whole, grad=self.grad)
             self.forward_passes += 1
             check_maps(self._trace.activations[layer], layer)
             if whole:
@@ -96,26 +132,80 @@ class Session:
                 self._trace.output = None  # and with it the graph above the layer
             self.milliseconds = 1000 * (time.perf_counter() - start)
             self._key = key
-        _remember(self)
+            self.trace_bytes = self._trace.nbytes
+        remember(self)
         return self._trace
 
     def forget(self) -> None:
         """Let go of the trace; the next question runs it again."""
-        self._key, self._trace = None, Trace(self.pictures.inputs[:0])
+        self._key, self._trace, self.trace_bytes = None, Trace(self.pictures.inputs[:0]), 0
+
+    def _under_autocast(self) -> AbstractContextManager[Any]:
+        device = self.pictures.inputs.device.type
+        return nullcontext() if self._autocast is None else torch.autocast(device, self._autocast)
 
     def maps(self, picture: int, layer: str) -> Tensor:
         """The layer's feature maps of one picture, (C, H, W)."""
         return self.trace(picture, layer).activations[layer].detach()[0]
+
+    def look(self, picture: int, layer: str, how: str, side: int) -> Look:
+        """All that is shown of a layer's maps, in one copy from the device; each map about ``side`` pixels wide."""
+        key = (picture, layer, how, side, fingerprint(self.model))
+        if self._look is not None and self._look[0] == key:
+            return self._look[1]
+        maps = self.maps(picture, layer)
+        finite = torch.nan_to_num(maps.float(), 0.0, 0.0, 0.0)
+        steps, low, high = quantise(maps, side)
+        inner = finite[:, 1:-1, 1:-1] if min(maps.shape[1:]) >= 5 else finite
+        facts = (
+            low,
+            high,
+            inner.flatten(1).amax(1),
+            finite.flatten(1).std(1, correction=0),
+            maps.flatten(1).argmax(1),
+            maps.isfinite().flatten(1).sum(1),
+        )
+        look = Look(*to_host(steps, *facts, quantise(fuse(maps[None], how)[0])[0]))
+        self._look = key, look
+        return look
 
     def predictions(self, picture: int, layer: str) -> list[tuple[str, float]]:
         """The five most probable classes; empty for a model that gives no class scores."""
         self.trace(picture, layer)
         return self._predictions.get((picture, fingerprint(self.model)), [])
 
-    def reconstruction(self, picture: int, layer: str, channel: int, rule: str, seed: str) -> tuple[Tensor, bool]:
-        """A channel sent back to the picture, (C, H, W), and whether the rule met a rectifier."""
-        maps, met = project(self.trace(picture, layer), layer, [channel], rule, seed)
-        return maps[0, 0], met
+    def reconstructions(
+        self, picture: int, layer: str, channels: Sequence[int], rule: str, seed: str
+    ) -> tuple[Tensor, bool]:
+        """Channels sent back to the picture, (K, 1 or 3, H, W), and whether the rule met a rectifier."""
+        maps, met = project(self.trace(picture, layer), layer, channels, rule, seed)
+        # Pictures with another number of channels are drawn as their sum.
+        return (maps[0] if maps.shape[2] in (1, 3) else maps[0].sum(1, keepdim=True)), met
+
+    def patch(self, layer: Layer, seed: str) -> tuple[int, int]:
+        """Height and width of the part of the picture that a reconstruction in the layer's grid shows."""
+        height, width = self.pictures.inputs.shape[2:]
+        if layer.field is None or seed == "map":
+            return height, width
+        return min(layer.field.size[0], height), min(layer.field.size[1], width)
+
+    def patches(self, layer: Layer, maps: Tensor, places: Sequence[int], seed: str, side: int) -> tuple[Array, Array]:
+        """Reconstructions (K, C, H, W) cut to what each channel's position sees: uint8 (K, h, w, C) and scales (K,).
+
+        What lies beyond the picture's border is zero, which is grey.
+        """
+        (height, width), (h, w) = maps.shape[2:], self.patch(layer, seed)
+        parts = []
+        for signal, place in zip(maps, places, strict=True):
+            top, left = (0, 0) if layer.field is None else layer.field.corner(*divmod(place, layer.shape[2]))
+            top, left = 0 if h == height else top, 0 if w == width else left
+            part = signal[:, max(top, 0) : max(top + h, 0), max(left, 0) : max(left + w, 0)]
+            above, before = min(max(-top, 0), h), min(max(-left, 0), w)
+            parts.append(F.pad(part, (before, w - before - part.shape[2], above, h - above - part.shape[1])))
+        signals = torch.nan_to_num(torch.stack(parts).float(), 0.0, 0.0, 0.0)
+        signals = shrink(signals, side)
+        pixels, scales = to_host(centre(signals).permute(0, 2, 3, 1), signals.abs().flatten(1).amax(1))
+        return pixels, scales
 
     def box(self, layer: Layer, row: int, column: int) -> tuple[int, int, int, int]:
         """Top, left, bottom, right of what a position of a layer sees, in pixels of the input."""
@@ -131,27 +221,6 @@ class Session:
         values, classes = probabilities.topk(min(5, len(scores)))
         names = self.labels or ()
         return [(names[c], v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
-
-
-#: The sessions whose traces are kept, the latest last: a notebook's older widgets run theirs again when asked.
-_recent: list[weakref.ref[Session]] = []
-_TRACES_KEPT = 3
-
-
-def _remember(session: Session) -> None:
-    others = [ref for ref in _recent if ref() is not None and ref() is not session]
-    for ref in others[: len(others) - _TRACES_KEPT + 1]:
-        if (old := ref()) is not None:
-            old.forget()
-    _recent[:] = [*others[max(0, len(others) - _TRACES_KEPT + 1) :], weakref.ref(session)]
-
-
-@atexit.register
-def _forget_all() -> None:
-    """Torch aborts if the interpreter's end takes a graph apart whose tensors Python still holds."""
-    for ref in _recent:
-        if (session := ref()) is not None:
-            session.forget()
 
 
 def _names(classes: int | None, given: Sequence[str] | None, found: Sequence[str] | None) -> tuple[str, ...] | None:

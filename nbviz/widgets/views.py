@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import anywidget
-import torch
+import numpy as np
 import traitlets as t
-from torch import Tensor
 
-from nbviz.imaging.pixels import colour_table, quantise
+from nbviz.imaging.encode import Array, decode, encode
+from nbviz.imaging.pixels import colour_table
 
 _STATIC = Path(__file__).parent / "static"
 #: The colour maps that a person can choose from in the page.
@@ -21,18 +23,18 @@ _TABLES = {name: colour_table(name).tobytes() for name in COLOURS}
 class View(anywidget.AnyWidget):
     """Base of the views: joins the shared script with the view's own, as a widget's module is one file."""
 
-    _script: str
+    _script: tuple[str, ...]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "_script" in cls.__dict__:
-            cls._esm = "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in ("shared.js", cls._script))
+            cls._esm = "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in ("shared.js", *cls._script))
         super().__init_subclass__(**kwargs)
 
 
 class Header(View):
     """Which model, what the last change cost, whether the kernel is at work; errors and notes; the pulling."""
 
-    _script = "header.js"
+    _script = ("header.js",)
     _css = (_STATIC / "nbviz.css").read_text(encoding="utf-8")
     # All written by the kernel, but for the last.
     title = t.Unicode().tag(sync=True)
@@ -51,32 +53,113 @@ class Header(View):
 class Strip(View):
     """The pictures to choose from, and the predictions for the chosen one."""
 
-    _script = "strip.js"
+    _script = ("strip.js",)
     thumbs: t.List[Any] = t.List().tag(sync=True)  # name, shape (h, w), data (RGB) of each picture
     picture = t.Int().tag(sync=True)  # written by both
     predictions: t.List[Any] = t.List().tag(sync=True)  # (label, probability), written by the kernel
 
 
 class ChannelGrid(View):
-    """All channels of a layer. What the page changes of it stays in the page."""
+    """All channels of a layer. What the page changes of it stays in the page.
 
-    _script = "grid.js"
-    tiles = t.Dict().tag(sync=True)  # written by the kernel, see show()
+    The channels come in blocks, the strongest first, each in a trait of its own: what the page has is
+    not sent again, and a page that is opened anew finds all of them.
+    """
+
+    _script = ("paint.js", "grid.js")
+    # Written by the kernel: what the tiles are, and how many of them the first blocks hold; later ones are old.
+    tiles: t.Dict[str, Any] = t.Dict().tag(sync=True)
+    sent = t.Int().tag(sync=True)
     tables = t.Dict(_TABLES).tag(sync=True)
-    title = t.Unicode().tag(sync=True)  # what the layer is, written by the kernel
-    group = t.Unicode().tag(sync=True)  # views of one group share the colour map
+    title = t.Unicode().tag(sync=True)  # what the layer is
+    group = t.Unicode().tag(sync=True)  # views of one group share the colour map and the contrast
     cmap = t.Unicode("viridis").tag(sync=True)
+    contrast = t.Float(2.0).tag(sync=True)
     scale = t.Enum(("each", "shared"), "each").tag(sync=True)
     order = t.Enum(("index", "strongest", "spread"), "strongest").tag(sync=True)
     channel = t.Int().tag(sync=True)  # the picked one, where there is no slider
     slider = t.Unicode().tag(sync=True)  # the model of the slider whose value is the picked channel
+    side = t.Int(64).tag(sync=True)  # written by the page: pixels of the screen along a tile's longer side
 
-    def show(self, maps: Tensor) -> None:
-        """Send maps (K, H, W) as bytes, with what the page needs to scale and order them."""
-        steps, low, high = quantise(maps)
-        spread = torch.nan_to_num(maps.float()).flatten(1).std(1, correction=0)
-        arrays = {"data": steps, "low": low, "high": high, "spread": spread}
-        self.tiles = {"shape": list(steps.shape), **{name: a.cpu().numpy().tobytes() for name, a in arrays.items()}}
+    def __init__(self, **kwargs: Any) -> None:
+        # Before the base class opens the comm, which asks once which traits there are.
+        self.add_traits(**{f"block_{i}": t.Dict().tag(sync=True) for i in range(_BLOCKS)})
+        self._waiting: list[int] = []  # channels that are still to be sent, in their order
+        self._open: list[tuple[int, Array, float, float]] = []  # what the last block holds while there is room in it
+        super().__init__(**kwargs)
+
+    def begin(self, kind: str, of: str, shape: Sequence[int], strength: Array, spread: Array) -> None:
+        """Start on other tiles.
+
+        Parameters
+        ----------
+        kind
+            ``"map"`` for values to colour, ``"signed"`` for colours around grey.
+        of
+            What they show: tiles of the same stay until they are replaced, others go at once.
+        shape
+            Channels, and height and width of a whole tile, of which the page may be sent a smaller one.
+        strength, spread
+            For each channel, what the page orders them by.
+        """
+        self._waiting = np.argsort(-strength, kind="stable").tolist()
+        self._open = []
+        ranks = {"strength": _floats(strength), "spread": _floats(spread)}
+        self.sent = 0
+        self.tiles = {"key": self.tiles.get("key", 0) + 1, "kind": kind, "of": of, "shape": list(shape), **ranks}
+
+    def waiting(self, most: int) -> list[int]:
+        """The channels that come next, so many at most."""
+        return self._waiting[:most]
+
+    def add(self, pixels: Array, low: Array, high: Array) -> int:
+        """Send the next channels' tiles, uint8 (K, h, w) or (K, h, w, C); gives the bytes that it took."""
+        room, spent = self._room(), 0
+        channels, self._waiting = self._waiting[: len(pixels)], self._waiting[len(pixels) :]
+        with self.hold_sync():
+            for i, tile in enumerate(zip(channels, pixels, low, high, strict=True)):
+                number = self.sent // room
+                self._open.append(tile)
+                self.sent += 1
+                if len(self._open) == room or i == len(channels) - 1:
+                    spent += self._fill(number)
+                if len(self._open) == room:
+                    self._open = []
+        return spent
+
+    def _fill(self, number: int) -> int:
+        """Put the open tiles into a block; the bytes that this sends: none where it held the same already."""
+        channels, pixels, low, high = zip(*self._open, strict=True)
+        ends = {"low": _floats(np.asarray(low)), "high": _floats(np.asarray(high))}
+        block = {"channels": list(channels), **ends, **encode(np.stack(pixels))}
+        if block == self.block(number):
+            return 0
+        self.set_trait(f"block_{number}", block)
+        return len(block["data"])
+
+    def block(self, number: int) -> dict[str, Any]:
+        """What a block was last filled with; empty if nothing yet."""
+        filled: dict[str, Any] = getattr(self, f"block_{number}")
+        return filled
+
+    def pixels(self) -> tuple[list[int], Array]:
+        """The channels that were sent, and their tiles (K, h, w) or (K, h, w, C)."""
+        room = self._room()
+        blocks = [self.block(i) for i in range(-(-self.sent // room))]
+        return [c for block in blocks for c in block["channels"]], np.concatenate([decode(block) for block in blocks])
+
+    def _room(self) -> int:
+        """Channels in a block."""
+        count: int = self.tiles["shape"][0]
+        return max(_AT_LEAST, math.ceil(count / _BLOCKS))
+
+
+_BLOCKS = 64  # at most
+_AT_LEAST = 4  # channels in a block
+
+
+def _floats(values: Array) -> bytes:
+    return values.astype(np.float32).tobytes()
 
 
 class Panels(View):
@@ -91,7 +174,7 @@ class Panels(View):
         Any of ``"contrast"`` and ``"opacity"``.
     """
 
-    _script = "panels.js"
+    _script = ("panels.js",)
     rows: t.List[Any] = t.List().tag(sync=True)
     controls: t.List[Any] = t.List().tag(sync=True)
     tables = t.Dict(_TABLES).tag(sync=True)
@@ -103,17 +186,17 @@ class Panels(View):
     current = t.Unicode().tag(sync=True)  # the state that is wanted: pictures of another are dimmed
 
     def __init__(self, rows: list[dict[str, Any]], **kwargs: Any) -> None:
-        slots = {cell["slot"] for row in rows for cell in row["cells"]}
+        slots = sorted({cell["slot"] for row in rows for cell in row["cells"]})
+        traits = {f"{part}_{slot}": t.Dict().tag(sync=True) for slot in slots for part in ("slot", "over", "label")}
         # Before the base class opens the comm, which asks once which traits there are.
-        self.add_traits(**{f"slot_{slot}": t.Dict().tag(sync=True) for slot in sorted(slots)})
+        self.add_traits(**traits)
         super().__init__(rows=rows, **kwargs)
 
     def slot(self, name: str) -> dict[str, Any]:
         """What a slot was last filled with; empty if nothing yet."""
-        filled: dict[str, Any] = getattr(self, f"slot_{name}")
-        return filled
+        return {**getattr(self, f"slot_{name}"), **getattr(self, f"label_{name}")}
 
-    def show(self, slot: str, kind: str, pixels: Tensor, **more: Any) -> None:
+    def show(self, slot: str, kind: str, pixels: Array, over: Array | None = None, **label: Any) -> None:
         """Fill a slot.
 
         Parameters
@@ -124,14 +207,13 @@ class Panels(View):
             ``"picture"`` or ``"overlay"`` for colours, ``"map"`` for values to colour, ``"signed"``
             for colours around grey.
         pixels
-            uint8 (C, H, W) with 1 or 3 channels.
-        **more
-            ``caption``, ``box`` (top, left, bottom, right), and for an overlay ``over``: a uint8 map (h, w),
-            or (h, w, 3) in colours.
+            uint8 (H, W, C) with 1 or 3 channels.
+        over
+            For an overlay: a uint8 map (h, w), or (h, w, 3) in colours.
+        **label
+            ``caption``, ``box`` (top, left, bottom, right): apart from the pixels, which may stay the same.
         """
-        over = more.pop("over", None)
-        if over is not None:
-            more["over"] = {"shape": list(over.shape), "data": over.cpu().numpy().tobytes()}
-        image = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
-        payload = {"kind": kind, "key": self.current, "shape": list(image.shape), "data": image.tobytes(), **more}
-        self.set_trait(f"slot_{slot}", payload)
+        with self.hold_sync():
+            self.set_trait(f"slot_{slot}", {"kind": kind, **encode(pixels)})
+            self.set_trait(f"over_{slot}", {} if over is None else encode(over))
+            self.set_trait(f"label_{slot}", {"key": self.current, **label})

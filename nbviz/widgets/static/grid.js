@@ -16,14 +16,13 @@ async function render({ model, el }) {
     owner.set(trait, channel);
     if (reference) owner.save_changes();
   };
-  /** @type {{count: number, h: number, w: number, data: Uint8Array, low: Float32Array, high: Float32Array, spread: Float32Array}} */
+  /** @type {Tiles & {key: number, of: string, whole: number[], strength: Float32Array, spread: Float32Array, blocks: any[]}} */
   let tiles;
+  let contrast = model.get("contrast");
   /** @type {number[]} */
   let order = [];
   let columns = 8;
   let painted = 0;
-  const native = document.createElement("canvas");
-  const nativeContext = /** @type {CanvasRenderingContext2D} */ (native.getContext("2d"));
 
   const orders = choices(
     "Order of the channels",
@@ -77,7 +76,7 @@ async function render({ model, el }) {
   const layout = () => {
     const width = Math.max(scroller.clientWidth, 40);
     const tile = (width + GAP) / columns - GAP;
-    const height = Math.max(1, (tile * tiles.h) / tiles.w);
+    const height = Math.max(1, (tile * tiles.whole[0]) / tiles.whole[1]);
     return { width, tile, height, rows: Math.ceil(tiles.count / columns) };
   };
 
@@ -92,74 +91,65 @@ async function render({ model, el }) {
     const across = (x - column * (tile + GAP)) / tile;
     const down = (y - Math.floor(y / (height + GAP)) * (height + GAP)) / height;
     if (column >= columns || place >= tiles.count || across >= 1 || down >= 1 || x < 0) return null;
-    return { channel: order[place], row: Math.floor(down * tiles.h), column: Math.floor(across * tiles.w) };
+    return { channel: order[place], down, across };
   }
 
   /** @param {number} channel @param {number} step of 0..255 */
   const valueOf = (channel, step) =>
-    tiles.low[channel] + (step / 255) * (tiles.high[channel] - tiles.low[channel]);
+    tiles.kind === "signed"
+      ? ((step - 128) / 127) * tiles.high[channel]
+      : tiles.low[channel] + (step / 255) * (tiles.high[channel] - tiles.low[channel]);
+
+  /** The value under the pointer: of a signed tile in colours that of the strongest of them.
+   * @param {{channel: number, down: number, across: number}} at */
+  function valueAt({ channel, down, across }) {
+    const { h, w, channels, data } = tiles;
+    const pixel = (channel * h + Math.floor(down * h)) * w + Math.floor(across * w);
+    const values = [...data.subarray(pixel * channels, (pixel + 1) * channels)].map((q) => valueOf(channel, q));
+    return values.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a));
+  }
+
+  /** @returns {Look} */
+  const look = () => ({
+    table: palette(model.get("tables")[model.get("cmap")]),
+    shared: model.get("scale") === "shared",
+    contrast,
+  });
 
   function draw() {
     if (!tiles?.count) return;
     const { width, tile, height, rows } = layout();
     const total = rows * (height + GAP) - GAP;
-    scroller.style.height = `${Math.min(total, MAX_HEIGHT)}px`;
     const view = Math.min(total, MAX_HEIGHT);
+    scroller.style.height = `${view}px`;
     spacer.style.height = `${Math.max(0, total - view)}px`;
     const ratio = globalThis.devicePixelRatio || 1;
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(view * ratio);
     canvas.style.width = `${width}px`;
     canvas.style.height = `${view}px`;
-    const first = Math.floor(scroller.scrollTop / (height + GAP));
-    const last = Math.min(rows, Math.ceil((scroller.scrollTop + view) / (height + GAP)));
-    const { h, w } = tiles;
-    const image = new ImageData(columns * w, Math.max(1, (last - first) * h));
-    const pixels = new Uint32Array(image.data.buffer);
-    const table = palette(model.get("tables")[model.get("cmap")]);
-    const shared = model.get("scale") === "shared";
-    const low = tiles.low.reduce((a, b) => Math.min(a, b));
-    const high = tiles.high.reduce((a, b) => Math.max(a, b));
-    // A channel without extent (a global pooling) has its colour from where it lies among all.
-    const own = new Uint32Array(256);
-    for (let place = first * columns; place < Math.min(last * columns, tiles.count); place++) {
-      const channel = order[place];
-      for (let q = 0; q < 256; q++) {
-        const among = shared || tiles.low[channel] === tiles.high[channel];
-        const step = among ? Math.round(((valueOf(channel, q) - low) / (high - low || 1)) * 255) : q;
-        own[q] = table[Math.min(255, Math.max(0, step))];
-      }
-      const left = (place % columns) * w;
-      const top = (Math.floor(place / columns) - first) * h;
-      let from = channel * h * w;
-      for (let y = 0; y < h; y++) {
-        let to = (top + y) * columns * w + left;
-        for (let x = 0; x < w; x++) pixels[to++] = own[tiles.data[from++]];
-      }
-    }
-    native.width = image.width;
-    native.height = image.height;
-    nativeContext.putImageData(image, 0, 0);
-
+    const first = Math.floor(scroller.scrollTop / (height + GAP)) * columns;
+    const last = Math.min(tiles.count, Math.ceil((scroller.scrollTop + view) / (height + GAP)) * columns);
+    /** @type {Place[]} */
+    const places = order.slice(first, last).map((channel, i) => {
+      const row = Math.floor((first + i) / columns);
+      const [x, y] = [(i % columns) * (tile + GAP), row * (height + GAP) - scroller.scrollTop];
+      return { channel, x: x * ratio, y: y * ratio, width: tile * ratio, height: height * ratio };
+    });
     const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-    context.setTransform(ratio, 0, 0, ratio, 0, -scroller.scrollTop * ratio);
-    context.imageSmoothingEnabled = tile * ratio < w;
-    context.imageSmoothingQuality = "high";
-    for (let place = first * columns; place < Math.min(last * columns, tiles.count); place++) {
-      const x = (place % columns) * (tile + GAP);
-      const row = Math.floor(place / columns);
-      const y = row * (height + GAP);
-      context.drawImage(native, (place % columns) * w, (row - first) * h, w, h, x, y, tile, height);
-      if (order[place] === picked()) {
-        context.strokeStyle = "#ff9800";
-        context.lineWidth = 2;
-        context.strokeRect(x + 1, y + 1, tile - 2, height - 2);
-      }
+    const by = paint(context, tiles, places.filter(({ channel }) => tiles.have[channel]), look());
+    const frame = places.find(({ channel }) => channel === picked());
+    if (frame) {
+      context.strokeStyle = "#ff9800";
+      context.lineWidth = 2 * ratio;
+      context.strokeRect(frame.x + ratio, frame.y + ratio, frame.width - 2 * ratio, frame.height - 2 * ratio);
     }
-    if (!reference) drawLarge(table);
-    const shown = Math.min(tiles.count, last * columns) - first * columns;
+    if (!reference) drawLarge();
+    const there = tiles.have.reduce((a, b) => a + b, 0);
+    const shown = last - first;
     caption.textContent =
       `${shown} of ${tiles.count} shown` +
+      (there < tiles.count ? ` · ${there} drawn so far` : "") +
       (total > view ? " · scroll for more" : "") +
       " · Ctrl + wheel or + − zooms · click or arrow keys pick";
     orders.show(model.get("order"));
@@ -168,42 +158,106 @@ async function render({ model, el }) {
     el.dataset.painted = String(++painted);
     el.dataset.channel = picked();
     el.dataset.cmap = model.get("cmap");
+    el.dataset.by = by;
+    // Larger tiles than before may want more pixels than were sent: these are asked for.
+    const side = 2 ** Math.ceil(Math.log2(Math.max(tile, height) * ratio));
+    const [most, own] = [Math.max(...tiles.whole), Math.max(tiles.h, tiles.w)];
+    if (own < most && side > own && side > model.get("side")) {
+      model.set("side", side);
+      model.save_changes();
+    }
   }
 
-  /** The picked channel alone, from its own low to its own high. @param {Uint32Array} table */
-  function drawLarge(table) {
+  /** The picked channel alone, from its own low to its own high. */
+  function drawLarge() {
     const { h, w } = tiles;
     const channel = Math.min(picked(), tiles.count - 1);
-    const image = new ImageData(w, h);
-    const pixels = new Uint32Array(image.data.buffer);
-    for (let i = 0; i < pixels.length; i++) pixels[i] = table[tiles.data[channel * h * w + i]];
+    if (!tiles.have[channel]) return;
     large.width = w;
     large.height = h;
-    /** @type {CanvasRenderingContext2D} */ (large.getContext("2d")).putImageData(image, 0, 0);
+    const context = /** @type {CanvasRenderingContext2D} */ (large.getContext("2d"));
+    paintByTable(context, tiles, [{ channel, x: 0, y: 0, width: w, height: h }], { ...look(), shared: false });
     large.style.imageRendering = w <= 128 ? "pixelated" : "auto";
-    largeCaption.textContent = `#${channel}: ${h}×${w}, ${short(tiles.low[channel])} to ${short(tiles.high[channel])}`;
+    const ends = `${short(tiles.low[channel])} to ${short(tiles.high[channel])}`;
+    largeCaption.textContent = `#${channel}: ${tiles.whole.join("×")}, ${ends}`;
   }
 
   function arrange() {
     if (!tiles) return;
-    const key = { index: null, strongest: tiles.high, spread: tiles.spread }[model.get("order")];
+    const key = { index: null, strongest: tiles.strength, spread: tiles.spread }[model.get("order")];
     order = Array.from({ length: tiles.count }, (_, i) => i);
     if (key) order.sort((a, b) => key[b] - key[a] || a - b);
     draw();
   }
 
+  const next = inTurn();
+  let queued = false;
+  /** Take what has come: other tiles, or more of them. */
   function receive() {
-    const { shape, data, low, high, spread } = model.get("tiles");
-    if (!shape) return;
-    const [count, h, w] = shape;
-    const before = tiles?.count;
-    tiles = { count, h, w, data: bytes(data), low: floats(low), high: floats(high), spread: floats(spread) };
-    if (before !== count) {
-      columns = Math.max(1, Math.min(8, Math.ceil(Math.sqrt(count))));
-      scroller.scrollTop = 0;
-    }
-    arrange();
-    el.dataset.shape = shape.join("×");
+    if (queued) return;
+    queued = true;
+    next(async () => {
+      queued = false;
+      const header = model.get("tiles");
+      const blocks = [];
+      for (let left = model.get("sent"); left > 0; left -= blocks.at(-1).channels.length)
+        blocks.push(model.get(`block_${blocks.length}`));
+      if (!blocks.length) return;
+      const known = header.key === tiles?.key ? tiles.blocks : [];
+      const came = blocks.filter((block, i) => block !== known[i]);
+      const pixels = await Promise.all(came.map(inflate));
+      if (header.key !== tiles?.key) begin(header, came[0].shape);
+      tiles.blocks = blocks;
+      came.forEach((block, i) => fill(block, pixels[i]));
+      arrange();
+      el.dataset.shape = header.shape.join("×");
+      el.dataset.there = String(tiles.have.reduce((a, b) => a + b, 0));
+      el.dataset.of = header.of;
+    });
+  }
+
+  /** Start on other tiles. @param {any} header @param {number[]} shape of a block */
+  function begin({ key, kind, of, shape, strength, spread }, [, h, w, channels = 1]) {
+    const before = tiles;
+    const [count, ...whole] = shape;
+    const nothing = { low: new Float32Array(count), high: new Float32Array(count), have: new Uint8Array(count) };
+    const ranks = { strength: floats(strength), spread: floats(spread) };
+    const data = new Uint8Array(count * h * w * channels);
+    tiles = { key, kind, of, count, h, w, whole, channels, data, ...nothing, ...ranks, blocks: [], fresh: new Set() };
+    if (before?.of === of) magnify(before);
+    release(before);
+    if (before?.count === count) return;
+    columns = Math.max(1, Math.min(8, Math.ceil(Math.sqrt(count))));
+    scroller.scrollTop = 0;
+  }
+
+  /** Tiles of the same in fewer pixels stay until they are replaced. @param {Tiles} before */
+  function magnify(before) {
+    const { count, h, w, channels, data } = tiles;
+    tiles.low.set(before.low);
+    tiles.high.set(before.high);
+    tiles.have.set(before.have);
+    let to = 0;
+    for (let k = 0; k < count; k++)
+      for (let y = 0; y < h; y++) {
+        const row = (k * before.h + Math.floor((y * before.h) / h)) * before.w;
+        for (let x = 0; x < w; x++) {
+          const from = (row + Math.floor((x * before.w) / w)) * channels;
+          for (let c = 0; c < channels; c++) data[to++] = before.data[from + c];
+        }
+      }
+  }
+
+  /** @param {any} block @param {Uint8Array} pixels */
+  function fill({ channels, low, high }, pixels) {
+    const size = tiles.h * tiles.w * tiles.channels;
+    const ends = [floats(low), floats(high)];
+    channels.forEach((/** @type {number} */ channel, /** @type {number} */ i) => {
+      tiles.data.set(pixels.subarray(i * size, (i + 1) * size), channel * size);
+      [tiles.low[channel], tiles.high[channel]] = [ends[0][i], ends[1][i]];
+      tiles.have[channel] = 1;
+      tiles.fresh.add(channel);
+    });
   }
 
   /** @param {number} by */
@@ -225,10 +279,11 @@ async function render({ model, el }) {
   scroller.addEventListener("scroll", draw);
   scroller.addEventListener("mousemove", (event) => {
     const at = under(event);
-    tip.hidden = !at;
-    if (!at) return;
-    const step = tiles.data[(at.channel * tiles.h + at.row) * tiles.w + at.column];
-    tip.textContent = `#${at.channel} · row ${at.row} col ${at.column} · ${short(valueOf(at.channel, step))}`;
+    tip.hidden = !at || !tiles.have[at.channel];
+    if (!at || tip.hidden) return;
+    const [row, column] = [Math.floor(at.down * tiles.whole[0]), Math.floor(at.across * tiles.whole[1])];
+    const about = tiles.h < tiles.whole[0] ? "≈ " : ""; // the mean of a block
+    tip.textContent = `#${at.channel} · row ${row} col ${column} · ${about}${short(valueAt(at))}`;
     const box = scroller.getBoundingClientRect();
     tip.style.left = `${Math.min(event.clientX - box.left + 12, box.width - tip.offsetWidth)}px`;
     tip.style.top = `${event.clientY - box.top + 14}px`;
@@ -266,7 +321,7 @@ async function render({ model, el }) {
 
   for (const name of Object.keys(model.get("tables"))) colours.append(make("option", { value: name, textContent: name }));
   const ends = [
-    follow(model, ["tiles"], receive),
+    follow(model, ["tiles", "sent"], receive),
     follow(model, ["order"], arrange),
     follow(model, ["scale"], draw),
     follow(model, ["title"], () => (title.textContent = model.get("title"))),
@@ -276,14 +331,18 @@ async function render({ model, el }) {
     }),
     follow(model, ["cmap"], () => {
       draw();
-      const detail = { group: model.get("group"), cmap: model.get("cmap") };
-      page.dispatchEvent(new CustomEvent("cmap", { detail }));
+      tell(model, "cmap", model.get("cmap"));
+    }),
+    hear(model, "contrast", (value) => {
+      contrast = value;
+      draw();
     }),
   ];
   const resized = new ResizeObserver(draw);
   resized.observe(scroller);
   return () => {
     resized.disconnect();
+    release(tiles);
     ends.forEach((end) => end());
   };
 }

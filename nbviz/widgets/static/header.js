@@ -76,8 +76,11 @@ function render({ model, el }) {
       control.on("change:value change:index change:picture", moved);
     });
 
-  const painted = () => {
+  const painted = async () => {
     const chunk = model.get("chunk");
+    // After the views have heard of the chunk, which may be later than this one, and have drawn it.
+    await new Promise((done) => setTimeout(done));
+    await Promise.all(page.drawing);
     // Twice: the first callback comes before the frame that shows the chunk, the second after it.
     requestAnimationFrame(() =>
       requestAnimationFrame(() => {

@@ -1,24 +1,21 @@
 // Rows of pictures with captions. Contrast, opacity and colour map stay in the page.
 
-/** @typedef {{kind: "picture" | "map" | "signed" | "overlay", key: string, caption?: string, shape: number[],
- *   data: DataView, low?: number, high?: number, box?: number[], over?: {shape: number[], data: DataView}}} Slot */
+/** @typedef {{shape: number[], pixels: Uint8Array}} Pixels */
 
-/** Pixels of a slot as an ImageData. @param {Slot} slot @param {Uint32Array} table @param {number} contrast */
-function pixelsOf(slot, table, contrast) {
-  const [h, w, channels] = slot.shape;
+/** @param {Pixels} source @param {"picture" | "map" | "signed"} kind @param {Uint32Array} table @param {number} contrast */
+function imageOf({ shape, pixels }, kind, table, contrast) {
+  const [h, w, channels] = shape;
   const image = new ImageData(w, h);
-  const from = bytes(slot.data);
-  if (slot.kind === "map") {
+  if (kind === "map") {
     const to = new Uint32Array(image.data.buffer);
-    for (let i = 0; i < to.length; i++) to[i] = table[from[i]];
+    for (let i = 0; i < to.length; i++) to[i] = table[pixels[i]];
     return image;
   }
   const to = image.data; // clamps
-  const signed = slot.kind === "signed";
   for (let i = 0; i < h * w; i++) {
     for (let c = 0; c < 3; c++) {
-      const value = from[i * channels + (channels === 3 ? c : 0)];
-      to[4 * i + c] = signed ? 128 + (value - 128) * contrast : value;
+      const value = pixels[i * channels + (channels === 3 ? c : 0)];
+      to[4 * i + c] = kind === "signed" ? 128 + (value - 128) * contrast : value;
     }
     to[4 * i + 3] = 255;
   }
@@ -44,41 +41,62 @@ function render({ model, el }) {
 
   /** @type {{cell: any, canvas: HTMLCanvasElement, mark: HTMLElement, figure: HTMLElement, caption: HTMLElement}[]} */
   const cells = [];
+  /** What each slot holds, inflated. @type {Record<string, {source: any, kind: string, own: Pixels,
+   * over: Pixels | null, label: any}>} */
+  const slots = {};
 
   /** @param {typeof cells[number]} place */
-  function draw(place) {
-    const { cell, canvas, mark, figure, caption } = place;
-    /** @type {Slot} */
-    const slot = model.get(`slot_${cell.slot}`);
-    figure.hidden = !slot?.shape;
-    if (!slot?.shape) return;
+  function draw({ cell, canvas, mark, figure, caption }) {
+    const slot = slots[cell.slot];
+    figure.hidden = !slot;
+    if (!slot) return;
+    const { kind, own, over, label } = slot;
     const table = palette(model.get("tables")[cmap]);
-    const context = put(canvas, pixelsOf(slot, table, contrast), cell.crop ? slot.box : undefined);
-    if (slot.kind === "overlay" && slot.over) {
-      const colours = slot.over.shape.length === 3;
-      const map = { ...slot.over, kind: /** @type {Slot["kind"]} */ (colours ? "picture" : "map"), key: "" };
-      put(native, pixelsOf(map, table, 1));
+    const plain = kind === "map" || kind === "signed" ? kind : "picture";
+    const context = put(canvas, imageOf(own, plain, table, contrast), cell.crop ? label.box : undefined);
+    if (over) {
+      put(native, imageOf(over, over.shape.length === 3 ? "picture" : "map", table, 1));
       context.globalAlpha = opacity;
       context.imageSmoothingQuality = "high";
       context.drawImage(native, 0, 0, canvas.width, canvas.height);
     }
     canvas.style.imageRendering = canvas.width <= 64 ? "pixelated" : "auto";
-    mark.hidden = cell.crop || !slot.box || slot.kind !== "picture";
-    if (!mark.hidden && slot.box) {
-      const [h, w] = slot.shape;
-      const [top, left, bottom, right] = slot.box;
+    mark.hidden = cell.crop || !label.box || kind !== "picture";
+    if (!mark.hidden) {
+      const [h, w] = own.shape;
+      const [top, left, bottom, right] = label.box;
       mark.style.cssText =
         `top:${(100 * top) / h}%;left:${(100 * left) / w}%;` +
         `height:${(100 * (bottom - top)) / h}%;width:${(100 * (right - left)) / w}%`;
     }
-    caption.textContent = cell.caption || slot.caption || "";
+    caption.textContent = cell.caption || label.caption || "";
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", caption.textContent ?? "");
-    // A picture of an earlier state is dimmed until its successor comes.
-    figure.dataset.key = slot.key;
-    figure.classList.toggle("nbviz-old", slot.key !== model.get("current"));
+    figure.dataset.key = label.key;
+    dim();
   }
   const drawAll = () => cells.forEach(draw);
+  /** A picture of an earlier state is dimmed until its successor comes. */
+  const dim = () =>
+    cells.forEach(({ figure }) => figure.classList.toggle("nbviz-old", figure.dataset.key !== model.get("current")));
+
+  const next = inTurn();
+  const queued = new Set();
+  /** @param {string} slot */
+  function receive(slot) {
+    if (queued.has(slot)) return; // one of its other traits has changed too
+    queued.add(slot);
+    next(async () => {
+      queued.delete(slot);
+      const [own, over, label] = ["slot", "over", "label"].map((part) => model.get(`${part}_${slot}`));
+      if (!own.shape) return;
+      const before = slots[slot];
+      const pixels = own === before?.source ? before.own.pixels : await inflate(own);
+      const above = over.shape ? { shape: over.shape, pixels: await inflate(over) } : null;
+      slots[slot] = { source: own, kind: own.kind, own: { shape: own.shape, pixels }, over: above, label };
+      cells.filter(({ cell }) => cell.slot === slot).forEach(draw);
+    });
+  }
 
   el.classList.add("nbviz-panels");
   for (const row of model.get("rows")) {
@@ -89,7 +107,7 @@ function render({ model, el }) {
       const canvas = /** @type {HTMLCanvasElement} */ (make("canvas"));
       const mark = make("div", { className: "nbviz-mark", hidden: true });
       const caption = make("figcaption");
-      const figure = make("figure", { "data-slot": cell.slot }, make("div", {}, canvas, mark), caption);
+      const figure = make("figure", { "data-slot": cell.slot, hidden: true }, make("div", {}, canvas, mark), caption);
       cells.push({ cell, canvas, mark, figure, caption });
       line.append(figure);
     }
@@ -111,31 +129,28 @@ function render({ model, el }) {
   const bar = make("div", { className: "nbviz-bar nbviz-right" });
   if (controls.includes("contrast"))
     bar.append(
-      slider("contrast", "Contrast of the reconstructions, from 1× to 16×", 0, 4, Math.log2(contrast), (x) => (contrast = 2 ** x)),
+      slider("contrast", "Contrast of the reconstructions, from 1× to 16×", 0, 4, Math.log2(contrast), (x) => tell(model, "contrast", (contrast = 2 ** x))),
     );
   if (controls.includes("opacity"))
     bar.append(slider("opacity", "Opacity of the map over the picture", 0, 1, opacity, (x) => (opacity = x)));
   const note = make("div", { className: "nbviz-note" });
   el.append(bar, note);
 
-  const recolour = (/** @type {any} */ event) => {
-    if (event.detail.group !== model.get("group")) return;
-    cmap = event.detail.cmap;
-    drawAll();
-  };
-  page.addEventListener("cmap", recolour);
   const ends = [
-    ...cells.map((place) => follow(model, [`slot_${place.cell.slot}`], () => draw(place))),
-    follow(model, ["current"], drawAll),
+    hear(model, "cmap", (value) => {
+      cmap = value;
+      drawAll();
+    }),
+    ...cells.map(({ cell: { slot } }) =>
+      follow(model, [`slot_${slot}`, `over_${slot}`, `label_${slot}`], () => receive(slot)),
+    ),
+    follow(model, ["current"], dim),
     follow(model, ["note"], () => {
       note.textContent = model.get("note");
       note.hidden = !model.get("note");
     }),
   ];
-  return () => {
-    page.removeEventListener("cmap", recolour);
-    ends.forEach((end) => end());
-  };
+  return () => ends.forEach((end) => end());
 }
 
 export default { render };

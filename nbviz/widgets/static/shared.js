@@ -4,8 +4,9 @@
  *   on(event: string, callback: () => void): void, off(event: string, callback: () => void): void,
  *   widget_manager: {get_model(id: string): Promise<any>}}} Model */
 
-/** What the views of one widget tell each other without the kernel: the colour map. */
-const page = (globalThis.__nbviz_page ??= new EventTarget());
+/** What the views of one widget tell each other without the kernel (colour map, contrast), and what all views of the
+ * page share. */
+const page = (globalThis.__nbviz_page ??= Object.assign(new EventTarget(), { drawing: new Set() }));
 
 /** An element with properties and children. Text is always text, never HTML.
  * @param {string} tag @param {Record<string, any>} [properties] @param {(Node | string)[]} children */
@@ -25,6 +26,38 @@ const bytes = (view) =>
 
 /** Float32 numbers that came from the kernel (copied: their offset may not be a multiple of 4). @param {DataView} view */
 const floats = (view) => new Float32Array(bytes(view).slice().buffer);
+
+/** Pixels that the kernel has encoded. Until they are drawn, the page does not ask for more.
+ * @param {{data: DataView, deflated: boolean}} encoded */
+async function inflate({ data, deflated }) {
+  if (!deflated) return bytes(data);
+  const stream = new Blob([data]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** Do asynchronous work one after the other; the header waits for it before it asks for more. */
+function inTurn() {
+  let last = Promise.resolve();
+  return (/** @type {() => Promise<void>} */ work) => {
+    const done = (last = last.then(work).catch((error) => console.error(error)));
+    page.drawing.add(done);
+    done.then(() => page.drawing.delete(done));
+  };
+}
+
+/** Tell the other views of a widget. @param {Model} model @param {string} name @param {any} value */
+const tell = (model, name, value) =>
+  page.dispatchEvent(new CustomEvent(name, { detail: { group: model.get("group"), value } }));
+
+/** Hear what another view of the widget tells; gives the function that ends it.
+ * @param {Model} model @param {string} name @param {(value: any) => void} use */
+function hear(model, name, use) {
+  const listener = (/** @type {any} */ event) => {
+    if (event.detail.group === model.get("group")) use(event.detail.value);
+  };
+  page.addEventListener(name, listener);
+  return () => page.removeEventListener(name, listener);
+}
 
 /** A colour map as 256 packed RGBA pixels. @param {DataView} table */
 function palette(table) {

@@ -1,0 +1,211 @@
+// Draws the tiles of a grid: by a WebGL2 shader where the graphics card does that, else by a table look-up.
+
+/** @typedef {{kind: "map" | "signed", count: number, h: number, w: number, channels: number, data: Uint8Array,
+ *   have: Uint8Array, low: Float32Array, high: Float32Array, texture?: WebGLTexture | null, fresh: Set<number>}} Tiles
+ * ``channels`` is 1 for values, and 1 or 3 for colours around grey; ``fresh`` are those that the texture lacks. */
+/** @typedef {{channel: number, x: number, y: number, width: number, height: number}} Place in pixels of the canvas */
+/** @typedef {{table: Uint32Array, shared: boolean, contrast: number}} Look */
+
+/** For each channel, factor and shift that take its bytes to the scale on which it is shown.
+ * @param {Tiles} tiles @param {boolean} shared */
+function scaling(tiles, shared) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (let k = 0; k < tiles.count; k++) {
+    if (!tiles.have[k]) continue;
+    low = Math.min(low, tiles.low[k]);
+    high = Math.max(high, tiles.high[k]);
+  }
+  return (/** @type {number} */ channel) => {
+    const [own, top] = [tiles.low[channel], tiles.high[channel]];
+    if (tiles.kind === "signed") return shared ? [top / (high || 1), 0] : [1, 0];
+    // A channel without extent (a global pooling) has its colour from where it lies among all.
+    if (!shared && own !== top) return [1, 0];
+    return [(top - own) / (high - low || 1), (255 * (own - low)) / (high - low || 1)];
+  };
+}
+
+/** By table look-up, on the 2D canvas.
+ * @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look */
+function paintByTable(context, tiles, places, { table, shared, contrast }) {
+  const { h, w, channels } = tiles;
+  const scale = scaling(tiles, shared);
+  const across = Math.ceil(Math.sqrt(places.length)) || 1;
+  const image = new ImageData(across * w, Math.max(1, Math.ceil(places.length / across)) * h);
+  const pixels = new Uint32Array(image.data.buffer);
+  const own = new Uint32Array(256);
+  const clamp = new Uint8ClampedArray(256);
+  places.forEach(({ channel }, place) => {
+    const [factor, shift] = scale(channel);
+    const signed = tiles.kind === "signed";
+    for (let q = 0; q < 256; q++) {
+      clamp[q] = signed ? 128 + (q - 128) * contrast * factor : factor * q + shift;
+      own[q] = signed ? 0xff000000 | (clamp[q] * 0x010101) : table[clamp[q]];
+    }
+    let from = channel * h * w * channels;
+    const corner = Math.floor(place / across) * h * image.width + (place % across) * w;
+    for (let y = 0; y < h; y++) {
+      let to = corner + y * image.width;
+      if (channels === 1) for (let x = 0; x < w; x++) pixels[to++] = own[tiles.data[from++]];
+      else
+        for (let x = 0; x < w; x++, from += 3)
+          pixels[to++] =
+            0xff000000 | (clamp[tiles.data[from + 2]] << 16) | (clamp[tiles.data[from + 1]] << 8) | clamp[tiles.data[from]];
+    }
+  });
+  const native = (page.native ??= document.createElement("canvas"));
+  native.width = image.width;
+  native.height = image.height;
+  native.getContext("2d").putImageData(image, 0, 0);
+  context.imageSmoothingEnabled = places.length > 0 && places[0].width < w;
+  context.imageSmoothingQuality = "high";
+  places.forEach(({ x, y, width, height }, place) => {
+    context.drawImage(native, (place % across) * w, Math.floor(place / across) * h, w, h, x, y, width, height);
+  });
+}
+
+const VERTEX = `#version 300 es
+in vec4 place;  // left, top, width, height in pixels of the canvas
+in vec3 source; // channel, factor, shift
+uniform vec2 canvas;
+out vec2 at;
+flat out vec3 tile;
+void main() {
+  at = vec2(gl_VertexID & 1, gl_VertexID >> 1);
+  tile = source;
+  vec2 corner = (place.xy + at * place.zw) / canvas;
+  gl_Position = vec4(2.0 * corner.x - 1.0, 1.0 - 2.0 * corner.y, 0.0, 1.0);
+}`;
+const FRAGMENT = `#version 300 es
+precision highp float;
+precision highp sampler2DArray;
+in vec2 at;
+flat in vec3 tile;
+uniform sampler2DArray bytes;
+uniform sampler2D table;
+uniform vec2 size;      // of a tile, in texels
+uniform vec2 footprint; // of a pixel of the canvas, in texels
+uniform ivec2 samples;  // that are averaged along each side of it
+uniform float contrast;
+uniform bool signed_;
+uniform bool grey;
+out vec4 colour;
+void main() {
+  vec3 sum = vec3(0.0);
+  for (int i = 0; i < samples.x; i++)
+    for (int j = 0; j < samples.y; j++) {
+      vec2 inside = at * size + footprint * ((vec2(i, j) + 0.5) / vec2(samples) - 0.5);
+      ivec2 texel = ivec2(clamp(floor(inside), vec2(0.0), size - 1.0));
+      vec3 steps = 255.0 * texelFetch(bytes, ivec3(texel, int(tile.x)), 0).rgb;
+      if (signed_) sum += clamp(128.0 + ((grey ? steps.rrr : steps) - 128.0) * contrast * tile.y, 0.0, 255.0) / 255.0;
+      else sum += texelFetch(table, ivec2(int(clamp(tile.y * steps.r + tile.z, 0.0, 255.0) + 0.5), 0), 0).rgb;
+    }
+  colour = vec4(sum / float(samples.x * samples.y), 1.0);
+}`;
+
+/** The page's one WebGL2 program for all its grids (a page may have only a few contexts); null where there is none,
+ * or none that is quicker than the table. */
+function shader() {
+  if (page.shader !== undefined) return page.shader?.gl.isContextLost() ? null : page.shader;
+  page.shader = null;
+  const canvas = document.createElement("canvas");
+  const gl = canvas.getContext("webgl2", { failIfMajorPerformanceCaveat: !page.forceShader, antialias: false });
+  if (!gl) return null;
+  // In software it takes several times as long as the table does; tests take it all the same.
+  const renderer = gl.getParameter(gl.getExtension("WEBGL_debug_renderer_info")?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER);
+  if (/swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer) && !page.forceShader) return null;
+  const program = /** @type {WebGLProgram} */ (gl.createProgram());
+  for (const [type, source] of /** @type {[number, string][]} */ ([
+    [gl.VERTEX_SHADER, VERTEX],
+    [gl.FRAGMENT_SHADER, FRAGMENT],
+  ])) {
+    const part = /** @type {WebGLShader} */ (gl.createShader(type));
+    gl.shaderSource(part, source);
+    gl.compileShader(part);
+    gl.attachShader(program, part);
+  }
+  gl.linkProgram(program);
+  if (!gl.getProgramParameter(program, gl.LINK_STATUS)) return null;
+  gl.useProgram(program);
+  gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
+  gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
+  for (const [name, length, offset] of /** @type {[string, number, number][]} */ ([
+    ["place", 4, 0],
+    ["source", 3, 16],
+  ])) {
+    const location = gl.getAttribLocation(program, name);
+    gl.enableVertexAttribArray(location);
+    gl.vertexAttribPointer(location, length, gl.FLOAT, false, 28, offset);
+    gl.vertexAttribDivisor(location, 1);
+  }
+  gl.activeTexture(gl.TEXTURE1);
+  gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
+  gl.activeTexture(gl.TEXTURE0);
+  const at = (/** @type {string} */ name) => gl.getUniformLocation(program, name);
+  gl.uniform1i(at("table"), 1);
+  page.shader = { gl, canvas, at, layers: gl.getParameter(gl.MAX_ARRAY_TEXTURE_LAYERS) };
+  return page.shader;
+}
+
+/** By the shader: each tile goes to the graphics card once, and every change of colour is one call.
+ * @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look
+ * @returns {boolean} false where this can't be done */
+function paintByShader(context, tiles, places, { table, shared, contrast }) {
+  const made = shader();
+  if (!made || tiles.count > made.layers || !places.length) return false;
+  const { gl, canvas, at } = made;
+  const { h, w, channels } = tiles;
+  const format = channels === 1 ? gl.RED : gl.RGB;
+  if (!tiles.texture) {
+    tiles.texture = gl.createTexture();
+    gl.bindTexture(gl.TEXTURE_2D_ARRAY, tiles.texture);
+    gl.texStorage3D(gl.TEXTURE_2D_ARRAY, 1, channels === 1 ? gl.R8 : gl.RGB8, w, h, tiles.count);
+    gl.texParameteri(gl.TEXTURE_2D_ARRAY, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
+    gl.texParameteri(gl.TEXTURE_2D_ARRAY, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
+    tiles.fresh = new Set([...tiles.have.keys()].filter((k) => tiles.have[k]));
+  }
+  gl.bindTexture(gl.TEXTURE_2D_ARRAY, tiles.texture);
+  const size = h * w * channels;
+  for (const k of tiles.fresh)
+    gl.texSubImage3D(gl.TEXTURE_2D_ARRAY, 0, 0, 0, k, w, h, 1, format, gl.UNSIGNED_BYTE, tiles.data.subarray(k * size, (k + 1) * size));
+  tiles.fresh.clear();
+
+  canvas.width = context.canvas.width;
+  canvas.height = context.canvas.height;
+  gl.viewport(0, 0, canvas.width, canvas.height);
+  gl.clear(gl.COLOR_BUFFER_BIT);
+  gl.activeTexture(gl.TEXTURE1);
+  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA8, 256, 1, 0, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(table.buffer));
+  gl.activeTexture(gl.TEXTURE0);
+  const { width, height } = places[0];
+  const footprint = [w / width, h / height];
+  gl.uniform2f(at("canvas"), canvas.width, canvas.height);
+  gl.uniform2f(at("size"), w, h);
+  gl.uniform2f(at("footprint"), footprint[0], footprint[1]);
+  // No more than 8 by 8: a tile that is drawn smaller still was sent smaller too.
+  gl.uniform2i(at("samples"), ...footprint.map((f) => Math.min(8, Math.max(1, Math.ceil(f)))));
+  gl.uniform1f(at("contrast"), contrast);
+  gl.uniform1i(at("signed_"), Number(tiles.kind === "signed"));
+  gl.uniform1i(at("grey"), Number(channels === 1));
+  const scale = scaling(tiles, shared);
+  const instances = new Float32Array(7 * places.length);
+  places.forEach((p, i) => instances.set([p.x, p.y, p.width, p.height, p.channel, ...scale(p.channel)], 7 * i));
+  gl.bufferData(gl.ARRAY_BUFFER, instances, gl.STREAM_DRAW);
+  gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, places.length);
+  context.drawImage(canvas, 0, 0);
+  return true;
+}
+
+/** @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look */
+function paint(context, tiles, places, look) {
+  const byShader = paintByShader(context, tiles, places, look);
+  if (!byShader) paintByTable(context, tiles, places, look);
+  return byShader ? "webgl2" : "table";
+}
+
+/** Give back what the graphics card holds of tiles that are drawn no more. @param {Tiles | undefined} tiles */
+function release(tiles) {
+  if (tiles?.texture) page.shader?.gl.deleteTexture(tiles.texture);
+  if (tiles) tiles.texture = null;
+}
