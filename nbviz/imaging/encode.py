@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,19 +35,20 @@ def to_host(*tensors: Tensor) -> list[Array]:
     if all(tensor.device.type == "cpu" for tensor in detached):
         return [tensor.numpy() for tensor in detached]
     packed = torch.cat([tensor.flatten().view(torch.uint8) for tensor in detached])
-    if packed.device.type == "cuda":
-        host = torch.empty_like(packed, device="cpu", pin_memory=True)
-        host.copy_(packed, non_blocking=True)
-        torch.cuda.current_stream(packed.device).synchronize()
-    else:
-        host = packed.cpu()
-    every, start, arrays = host.numpy(), 0, []
-    for tensor in detached:
-        end = start + tensor.numel() * tensor.element_size()
-        dtype = torch.empty(0, dtype=tensor.dtype).numpy().dtype
-        arrays.append(np.frombuffer(every[start:end].tobytes(), dtype).reshape(tensor.shape))
-        start = end
-    return arrays
+    if packed.device.type != "cuda":
+        return _unpack(packed.cpu().numpy(), detached)
+    host = torch.empty_like(packed, device="cpu", pin_memory=True)
+    host.copy_(packed, non_blocking=True)
+    torch.cuda.current_stream(packed.device).synchronize()
+    return _unpack(host.numpy(), detached)
+
+
+def _unpack(packed: Array, tensors: Sequence[Tensor]) -> list[Array]:
+    """The bytes of some tensors, one after the other, as arrays of their shapes and dtypes."""
+    ends = np.cumsum([tensor.numel() * tensor.element_size() for tensor in tensors])
+    dtypes = [torch.empty(0, dtype=tensor.dtype).numpy().dtype for tensor in tensors]
+    parts = np.split(packed, ends[:-1])
+    return [p.view(d).reshape(t.shape) for p, d, t in zip(parts, dtypes, tensors, strict=True)]
 
 
 _PROBE = 1 << 13  # bytes that say whether the rest is worth it

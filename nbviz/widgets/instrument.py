@@ -203,7 +203,7 @@ class Instrument(Pulled):
     def _zoomed(self, change: Any) -> None:
         """The page has larger tiles than before: send them with more pixels, if there are more."""
         whole = max(self.grid.tiles["shape"][1:])
-        if whole // change.new < whole // change.old:
+        if max(1, whole // change.new) < max(1, whole // change.old):
             self._renew({"grid", "rest"})
 
     # Parts.
@@ -240,7 +240,7 @@ class Instrument(Pulled):
             self.grid.begin(kind, of, (layer.shape[0], *size), look.high, look.spread)
             much = self._add_tiles(look)
         yield much
-        while len(self.grid.waiting(layer.shape[0])) > layer.shape[0] - _FIRST:
+        while self.grid.sent < min(_FIRST, layer.shape[0]):
             yield self._add_tiles(look)
 
     def _show_rest(self) -> Iterator[bool]:

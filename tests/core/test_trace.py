@@ -546,3 +546,13 @@ def test_two_threads_take_turns_in_a_model():
     for thread in threads:
         thread.join()
     assert most == [1, 1, 1, 1]
+
+
+def test_what_a_trace_keeps_is_counted():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.ReLU(), nn.Conv2d(2, 4, 3, bias=False))
+    x = torch.randn(1, 1, 10, 10)
+    maps = {"0": 2 * 8 * 8 * 4, "1": 2 * 8 * 8 * 4, "2": 4 * 6 * 6 * 4}
+    assert run(net, x, ["2"]).nbytes == maps["2"]
+    assert run(net, x, ["1"]).nbytes == maps["1"]
+    # For the backward pass: the picture's copy, what the ReLU gave, and what was kept.
+    assert run(net, x, ["2"], grad=True).nbytes == x.numel() * 4 + maps["1"] + maps["2"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torchvision.utils import make_grid
 
 import nbviz
-from nbviz.imaging.pixels import centre, colour_table, quantise
+from nbviz.imaging.pixels import centre, colour_table, quantise, shrink
 
 many = settings(max_examples=120, deadline=None, derandomize=True)
 numbers = st.floats(-3, 3)
@@ -252,3 +252,33 @@ def test_an_overlay_of_arrays_is_an_error():
 def test_a_range_is_of_numbers(value_range):
     with pytest.raises((ValueError, TypeError), match="^value_range is .*; expected .low, high. with low at most high"):
         nbviz.grid(torch.rand(2, 3, 3), value_range=value_range)
+
+
+@pytest.mark.parametrize("shape", [(56, 56), (57, 31), (7, 7), (1, 64), (224, 100)])
+@pytest.mark.parametrize("side", [1, 8, 48, 64, 300])
+def test_smaller_maps_are_the_means_of_blocks(shape, side, device):
+    maps = torch.randn(2, 3, *shape, device=device, dtype=torch.float64)
+    small = shrink(maps, side)
+    block = max(1, max(shape) // side)
+    assert max(small.shape[2:]) >= min(side, max(shape))
+    assert max(small.shape[2:]) < 2 * side + 1 or block == 1
+    for row in range(small.shape[2]):
+        for column in range(small.shape[3]):
+            part = maps[..., row * block : (row + 1) * block, column * block : (column + 1) * block]
+            torch.testing.assert_close(small[..., row, column], part.mean((-2, -1)))
+
+
+def test_smaller_maps_are_on_the_scale_of_the_whole(device):
+    maps = torch.randn(4, 60, 60, device=device).relu()
+    whole, low, high = quantise(maps)
+    small, low_too, high_too = quantise(maps, side=15)
+    assert torch.equal(low, low_too)
+    assert torch.equal(high, high_too)
+    means = torch.nn.functional.avg_pool2d(whole.float(), 4)
+    assert (small.float() - means).abs().max() <= 1  # either is rounded
+
+
+def test_channels_last_gives_the_same_bytes(device):
+    maps = torch.randn(2, 8, 12, 12, device=device)
+    for a, b in zip(quantise(maps, 6), quantise(maps.to(memory_format=torch.channels_last), 6), strict=True):
+        torch.testing.assert_close(a, b, atol=1, rtol=0)

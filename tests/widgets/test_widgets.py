@@ -18,9 +18,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nbviz
+from nbviz.core.backward import RULES
 from nbviz.core.state import lock
+from nbviz.imaging.encode import decode, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.widgets.instrument import Instrument
 
@@ -38,13 +41,14 @@ def images() -> torch.Tensor:
 
 
 def tiles(view: Instrument) -> np.ndarray:
-    sent = view.grid.tiles
-    return np.frombuffer(sent["data"], np.uint8).reshape(sent["shape"])
+    """The tiles that were sent, in the channels' own order."""
+    channels, pixels = view.grid.pixels()
+    assert sorted(channels) == list(range(view.grid.tiles["shape"][0]))
+    return pixels[np.argsort(channels)]
 
 
 def shown(view: Instrument, slot: str) -> np.ndarray:
-    sent = view.panels.slot(slot)
-    return np.frombuffer(sent["data"], np.uint8).reshape(sent["shape"])
+    return decode(view.panels.slot(slot))
 
 
 @pytest.mark.parametrize("kind", WIDGETS)
@@ -76,6 +80,135 @@ def test_what_is_sent_is_what_the_functions_give(model: nn.Module, images: torch
         top = model(images[2:3] / 255).softmax(1)[0].topk(5)
     assert labels == tuple(model.nbviz_preprocess.labels[i] for i in top.indices)
     np.testing.assert_allclose(probabilities, top.values, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("layer", ["features.5", "features.11", "pool"])
+def test_the_grid_shows_each_channels_reconstruction_cut_to_what_it_sees(
+    rule: str, layer: str, model: nn.Module, images: torch.Tensor
+) -> None:
+    view = nbviz.Explorer(model, images, layer=layer, picture=1, tiles=rule)
+    view.finish()
+    sent = tiles(view)
+    back = nbviz.reconstruct(model, images[1:2], layer, rules=[rule])[rule][0]
+    maps = nbviz.feature_maps(model, images[1:2], layer)[0]
+    field = view.session.layers[layer].field
+    for channel, whole in enumerate(back):
+        row, column = divmod(int(maps[channel].argmax()), maps.shape[2])
+        top, left, bottom, right = (0, 0, 28, 28) if field is None else field.box(row, column, 28, 28)
+        assert whole.count_nonzero() == whole[:, top:bottom, left:right].count_nonzero()
+        part = centre(whole[:, top:bottom, left:right])[0].numpy()
+        expected = np.full(sent.shape[1:3], 128, np.uint8)  # grey beyond the border
+        if expected.shape == (28, 28):
+            down, across = top, left
+        else:
+            assert field is not None
+            down, across = (a - b for a, b in zip((top, left), field.corner(row, column), strict=True))
+        expected[down : down + part.shape[0], across : across + part.shape[1]] = part
+        np.testing.assert_array_equal(sent[channel, ..., 0], expected)
+
+
+def test_the_seed_is_that_of_the_grid_too(model: nn.Module, images: torch.Tensor) -> None:
+    view = nbviz.Explorer(model, images, layer="features.4", tiles="deconvnet")
+    view.finish()
+    view.seed = "map"
+    view.finish()
+    back = nbviz.deconvnet(model, images[:1], "features.4", seed="map")[0]
+    np.testing.assert_array_equal(tiles(view)[..., 0], centre(back)[:, 0].numpy())
+    view.tiles = "activation"
+    view.finish()
+    key = view.grid.tiles["key"]
+    view.seed = "max"
+    view.finish()
+    assert view.grid.tiles["key"] == key  # which start from nothing
+
+
+def test_the_strongest_come_first_then_the_picked_channel_then_the_rest(
+    model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
+    monkeypatch.setattr("nbviz.widgets.instrument._MOST_TILES", 8)
+    view = nbviz.Explorer(model, images, layer="features.11", channel=3, tiles="guided")
+    drawn: list[tuple[int, bool]] = []
+    for chunk in range(100):
+        drawn.append((view.grid.sent, view.panels.slot("guided").get("key") == view.panels.current))
+        if chunk == 6:
+            view.channel = 5  # goes before the rest, which goes on where it was
+        if view.header.state == "ready":
+            break
+        view.header.painted = view.header.chunk
+    assert drawn[0][0] == 8
+    first = next(sent for sent, picked in drawn if picked)
+    assert first == 16
+    assert drawn[-1] == (128, True)
+    assert [sent for sent, _ in drawn] == sorted(sent for sent, _ in drawn)
+    strength = nbviz.feature_maps(model, images[:1], "features.11")[0].flatten(1).amax(1)
+    channels, _ = view.grid.pixels()
+    assert channels == strength.argsort(descending=True, stable=True).tolist()
+
+
+def test_the_pixels_are_as_many_as_the_screen_has(images: torch.Tensor) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU())
+    picture = torch.rand(1, 3, 200, 160)
+    view = nbviz.Explorer(net, picture, layer="1")
+    view.finish()
+    maps = nbviz.feature_maps(net, picture, "1")[0]
+    for side in (64, 128, 256):
+        key = view.grid.tiles["key"]
+        view.grid.side = side
+        view.finish()
+        np.testing.assert_array_equal(tiles(view), quantise(maps, side)[0].numpy())
+        assert view.grid.tiles["shape"] == [6, 200, 160]
+        # From 128 there are no more pixels to be had.
+        assert (view.grid.tiles["key"] > key) == (side == 128)
+    assert view.session.forward_passes == 2
+
+
+def test_a_layer_comes_to_the_host_in_one_copy(
+    model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU would be waited for: a copy, or a number that Python wants."""
+
+    class Waits(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.found: list[str] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = func.name().split("::")[1]
+            if name.startswith(("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "item", "_to_copy.device")):
+                self.found.append(name)
+            return func(*args, **(kwargs or {}))
+
+    copies: list[int] = []
+
+    def counted(*tensors: torch.Tensor) -> Any:
+        copies.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+        return to_host(*tensors)
+
+    view = nbviz.FeatureMaps(model, images, layer="features.4")
+    view.finish()
+    monkeypatch.setattr("nbviz.widgets.session.to_host", counted)
+    with Waits() as waits:
+        view.layer = "features.8"
+        view.finish()
+    assert view.header.state == "ready"
+    assert len(copies) == 1
+    assert waits.found == []
+
+
+def test_the_autocast_of_the_cell_is_that_of_the_widget(model: nn.Module, images: torch.Tensor) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        view = nbviz.Explorer(model, images, layer="features.4", channel=0)
+    thread = threading.Thread(target=lambda: setattr(view, "layer", "features.8"))
+    thread.start()
+    thread.join()
+    view.finish()
+    assert view.header.error == ""
+    assert view.session.maps(0, "features.8").dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = nbviz.Explorer(model, images, layer="features.4", channel=0)
+    assert plain.session.maps(0, "features.4").dtype == torch.bfloat16
 
 
 def test_the_channel_slider_runs_no_forward_pass(model: nn.Module, images: torch.Tensor) -> None:
@@ -140,6 +273,7 @@ def test_a_bad_value_set_in_a_cell_is_refused_and_nothing_changes(
         ({"images": torch.full((1, 1, 28, 28), float("nan"))}, ValueError, "not finite"),
         ({"images": torch.zeros(1, 3, 28, 28)}, ValueError, "takes 1"),
         ({"seed": "middle"}, ValueError, "no seed 'middle'"),
+        ({"tiles": "deconvnets"}, ValueError, "no tiles 'deconvnets'; did you mean 'deconvnet'"),
     ],
 )
 def test_bad_arguments_are_refused_before_a_widget_is_made(
@@ -198,13 +332,13 @@ def test_a_newer_state_drops_what_is_left_of_an_older_one(
     view = nbviz.Explorer(model, images, layer="features.8", channel=0)
     view.finish()
     drawn: list[int] = []
-    project = view.session.reconstruction
+    project = view.session.reconstructions
 
-    def counted(picture: int, layer: str, channel: int, rule: str, seed: str) -> Any:
-        drawn.append(channel)
-        return project(picture, layer, channel, rule, seed)
+    def counted(picture: int, layer: str, channels: list[int], rule: str, seed: str) -> Any:
+        drawn.extend(channels)
+        return project(picture, layer, channels, rule, seed)
 
-    monkeypatch.setattr(view.session, "reconstruction", counted)
+    monkeypatch.setattr(view.session, "reconstructions", counted)
     for channel in range(1, 11):
         view.channel = channel
     view.finish()
@@ -290,7 +424,7 @@ def test_an_error_leaves_what_is_stale_marked_and_the_view_can_be_shown(images: 
 
     model.features[5].register_forward_hook(broken)
     view.picture = 1
-    assert view.header.stale == ["channel", "fused", "grid", "trace"]
+    assert view.header.stale == ["channel", "fused", "grid", "rest", "trace"]
     bundle = view._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "image/png" not in bundle
@@ -307,16 +441,6 @@ def test_a_closed_widget_keeps_no_activations(images: torch.Tensor) -> None:
     del view, parts
     gc.collect()
     assert session() is None or not session()._trace.activations
-
-
-def test_only_the_latest_widgets_keep_their_activations(model: nn.Module, images: torch.Tensor) -> None:
-    views = [nbviz.Explorer(model, images) for _ in range(5)]
-    for view in views:
-        view.finish()
-    assert sum(bool(view.session._trace.activations) for view in views) == 3
-    views[0].channel = 1
-    views[0].finish()
-    assert views[0].header.state == "ready"
 
 
 def test_without_pictures_one_of_each_class_is_shown() -> None:

@@ -1,0 +1,111 @@
+"""What widgets keep of forward passes stays within a limit; what is let go of is run again when asked."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import nbviz
+from nbviz.widgets import memory
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return nbviz.bundled.load("fashion")
+
+
+@pytest.fixture(autouse=True)
+def limit() -> Iterator[None]:
+    gc.collect()
+    yield
+    nbviz.set_memory_limit(512 << 20)
+
+
+def keeps(view: nbviz.Explorer) -> bool:
+    return bool(view.session._trace.activations)
+
+
+def test_the_widgets_used_longest_ago_let_go(model: nn.Module) -> None:
+    first = nbviz.explore(model)
+    first.finish()
+    assert first.session.trace_bytes > 0
+    nbviz.set_memory_limit(int(3.5 * first.session.trace_bytes))
+    views = [first, *(nbviz.explore(model) for _ in range(4))]
+    for view in views:
+        view.finish()
+    assert [keeps(view) for view in views] == [False, False, True, True, True]
+    passes = first.session.forward_passes
+    first.channel = 1
+    first.finish()
+    assert first.header.state == "ready"
+    assert first.session.forward_passes == passes + 1
+    assert [keeps(view) for view in views] == [True, False, False, True, True]
+    nbviz.set_memory_limit(0)
+    assert not any(map(keeps, views))
+
+
+def test_a_pass_beyond_the_limit_is_run_again_and_the_widget_says_so(model: nn.Module) -> None:
+    nbviz.set_memory_limit(1000)
+    view = nbviz.explore(model, layer="features.4", channel=3)
+    view.finish()
+    assert not keeps(view)
+    assert "runs again at each change (nbviz.set_memory_limit)" in view.header.note
+    passes = view.session.forward_passes
+    view.channel = 5
+    view.finish()
+    assert view.session.forward_passes == passes + 1  # once, for all three rules
+    nbviz.set_memory_limit(512 << 20)
+    view.channel = 6
+    view.finish()
+    assert "set_memory_limit" not in view.header.note
+    assert keeps(view)
+
+
+def test_a_view_without_reconstructions_keeps_only_its_maps(model: nn.Module) -> None:
+    images = nbviz.bundled.fashion_test()[0][:1, None]
+    view = nbviz.FeatureMaps(model, images, layer="features.4")
+    view.finish()
+    maps = nbviz.feature_maps(model, images, "features.4")
+    assert view.session.trace_bytes == maps.numel() * 4
+    explorer = nbviz.Explorer(model, images, layer="features.4")
+    assert explorer.session.trace_bytes > 3 * view.session.trace_bytes
+
+
+@pytest.mark.parametrize(
+    ("limit", "error", "message"),
+    [
+        (-1, ValueError, "limit is -1; expected at least 0 bytes"),
+        ("1 GB", TypeError, "expected a whole number of bytes"),
+        (1.5, TypeError, "expected a whole number of bytes"),
+        (True, TypeError, "expected a whole number of bytes"),
+    ],
+)
+def test_a_bad_limit_is_refused(limit: object, error: type[Exception], message: str) -> None:
+    before = memory._limit
+    with pytest.raises(error, match=message):
+        nbviz.set_memory_limit(limit)  # type: ignore[arg-type]
+    assert memory._limit == before
+
+
+def test_a_widget_that_is_gone_is_forgotten(model: nn.Module) -> None:
+    view = nbviz.explore(model)
+    view.close()
+    del view
+    gc.collect()
+    view = nbviz.explore(model)
+    assert [ref() for ref in memory._keepers if ref() is not None][-1] is view.session
+
+
+def test_the_limit_is_no_part_of_the_result(model: nn.Module) -> None:
+    views = []
+    for limit in (0, 512 << 20):
+        nbviz.set_memory_limit(limit)
+        view = nbviz.explore(model, layer="features.8", channel=3, tiles="guided")
+        view.finish()
+        views.append(view)
+    for a, b in zip(views[0].grid.pixels(), views[1].grid.pixels(), strict=True):
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
