@@ -47,6 +47,7 @@ class FeatureMaps(Instrument):
 
     def _layout(self) -> ipywidgets.Box:
         t.dlink((self, "channel"), (self.grid, "channel"))
+        self.grid.side = 128  # the grid has most of the width here
         left = ipywidgets.VBox([self.strip, self.how_control, self.fused])
         right = ipywidgets.VBox([self.layer_control, self.grid])
         return ipywidgets.Box([left, right]).add_class("nbviz-columns")

@@ -179,7 +179,8 @@ async function render({ model, el }) {
     paintByTable(context, tiles, [{ channel, x: 0, y: 0, width: w, height: h }], { ...look(), shared: false });
     large.style.imageRendering = w <= 128 ? "pixelated" : "auto";
     const ends = `${short(tiles.low[channel])} to ${short(tiles.high[channel])}`;
-    largeCaption.textContent = `#${channel}: ${tiles.whole.join("×")}, ${ends}`;
+    const less = h < tiles.whole[0] ? `, drawn at ${h}×${w}: zoom in for all of it` : "";
+    largeCaption.textContent = `#${channel}: ${tiles.whole.join("×")}, ${ends}${less}`;
   }
 
   function arrange() {
