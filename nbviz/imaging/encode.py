@@ -43,6 +43,17 @@ def to_host(*tensors: Tensor) -> list[Array]:
     return _unpack(host.numpy(), detached)
 
 
+def channels_last(picture: Tensor) -> Array:
+    """A picture (C, H, W) as an array (H, W, C).
+
+    Examples
+    --------
+    >>> channels_last(torch.zeros(3, 4, 5)).shape
+    (4, 5, 3)
+    """
+    return to_host(picture.permute(1, 2, 0))[0]
+
+
 def _unpack(packed: Array, tensors: Sequence[Tensor]) -> list[Array]:
     """The bytes of some tensors, one after the other, as arrays of their shapes and dtypes."""
     ends = np.cumsum([tensor.numel() * tensor.element_size() for tensor in tensors])

@@ -110,9 +110,13 @@ def quantise(maps: Tensor, side: int | None = None) -> tuple[Tensor, Tensor, Ten
     """
     maps = torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0)
     low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
-    spread = (high - low).clamp(min=torch.finfo(torch.float32).tiny)
-    steps = (shrink(maps, side) - low[..., None, None]) / spread[..., None, None] * 255
-    return steps.round().to(torch.uint8), low, high
+    per_unit = 255 / (high - low).clamp(min=_LEAST)
+    # In place: fresh memory would cost several times what the numbers do.
+    steps = (shrink(maps, side) - low[..., None, None]).mul_(per_unit[..., None, None])
+    return steps.round_().to(torch.uint8), low, high
+
+
+_LEAST = 1e-35  # above zero, and 255 times its inverse is still a float32
 
 
 def shrink(maps: Tensor, side: int | None) -> Tensor:
@@ -150,8 +154,9 @@ def centre(maps: Tensor) -> Tensor:
     [[[128, 192, 1]]]
     """
     maps = torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0)
-    scale = maps.abs().amax((-3, -2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return (128 + 127 * (maps / scale)).round().to(torch.uint8)
+    low, high = maps.amin((-3, -2, -1), keepdim=True), maps.amax((-3, -2, -1), keepdim=True)
+    per_unit = 127 / torch.maximum(high, -low).clamp(min=_LEAST)
+    return (maps * per_unit).add_(128).round_().to(torch.uint8)
 
 
 def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.5, cmap: str = "viridis") -> Tensor:

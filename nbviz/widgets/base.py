@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 0.05  # seconds of work, at least, before the page is shown what there is
 _BEFORE_DISPLAY = 1.5  # seconds of work at most before the first picture is shown
+_ON_THE_WAY = 0.15  # seconds that a chunk should take to be painted
+_ROOM = (1 << 16, 1 << 22)  # bytes of a chunk, at least and at most
 
 
 class Pulled(ipywidgets.VBox):  # type: ignore[misc]
@@ -41,6 +43,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self._stale = set(self._parts)
         self._job: Iterator[bool] | None = None
         self._stepping = False
+        self._chunk_ended = 0.0
+        self._room = 1 << 18  # bytes that a chunk should not exceed: more where the page answers soon
         super().__init__(**kwargs)
         self.add_class("nbviz")
 
@@ -76,16 +80,22 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
     def _painted(self, change: Any) -> None:
         with self._turn():
             if change.new == self.header.chunk:
+                took = time.monotonic() - self._chunk_ended
+                self._room = int(min(max(self._room * _ON_THE_WAY / took, _ROOM[0]), _ROOM[1]))
                 self._step()
 
     def _step(self, raise_errors: bool = False) -> None:
         """Do one chunk of the work and tell the page, which asks for the next."""
         if self._job is None:
             return
+        with self.header.hold_sync():  # what it says of this chunk goes in one message, after the pictures
+            self._do_chunk(self._job, raise_errors)
+
+    def _do_chunk(self, job: Iterator[bool], raise_errors: bool) -> None:
         self._stepping = True
         end = time.monotonic() + _CHUNK
         try:
-            while not next(self._job) and time.monotonic() < end:
+            while not next(job) and time.monotonic() < end:
                 pass
             self.header.error = ""
             self.header.state = "working"
@@ -107,6 +117,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         finally:
             self._stepping = False
             self.header.stale = sorted(self._stale)
+        self._chunk_ended = time.monotonic()
         self.header.chunk += 1
 
     def finish(self, seconds: float = float("inf")) -> None:

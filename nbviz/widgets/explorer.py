@@ -11,6 +11,7 @@ from torch import nn
 from nbviz import bundled
 from nbviz.export.figure import Panel
 from nbviz.imaging.preprocess import find_preprocess
+from nbviz.widgets.figures import fused_panel, grid_panel, predictions_panel, reconstruction_panels
 from nbviz.widgets.instrument import Instrument
 
 
@@ -35,7 +36,7 @@ class Explorer(Instrument):
     """
 
     _kind = "explorer"
-    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "channel", "rest")
+    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "channel", "predictions", "rest")
 
     def _layout(self) -> ipywidgets.Box:
         self.grid.slider = f"IPY_MODEL_{self.channel_control.model_id}"
@@ -45,7 +46,7 @@ class Explorer(Instrument):
         return ipywidgets.Box([left, middle, right]).add_class("nbviz-columns")
 
     def _figure_rows(self) -> list[list[Panel]]:
-        return [[self._fused_panel(), self._predictions_panel(), self._grid_panel()], *self._reconstruction_panels()]
+        return [[fused_panel(self), predictions_panel(self), grid_panel(self)], *reconstruction_panels(self)]
 
 
 def explore(

@@ -8,6 +8,7 @@ import ipywidgets
 import traitlets as t
 
 from nbviz.export.figure import Panel
+from nbviz.widgets.figures import fused_panel, grid_panel
 from nbviz.widgets.instrument import Instrument
 
 
@@ -43,7 +44,7 @@ class FeatureMaps(Instrument):
 
     _kind = "maps"
     _grad = False
-    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "rest")
+    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "predictions", "rest")
 
     def _layout(self) -> ipywidgets.Box:
         t.dlink((self, "channel"), (self.grid, "channel"))
@@ -53,4 +54,4 @@ class FeatureMaps(Instrument):
         return ipywidgets.Box([left, right]).add_class("nbviz-columns")
 
     def _figure_rows(self) -> list[list[Panel]]:
-        return [[self._fused_panel(), self._grid_panel()]]
+        return [[fused_panel(self), grid_panel(self)]]

@@ -11,29 +11,24 @@ import ipywidgets
 import numpy as np
 import torch
 import traitlets as t
-from torch import Tensor, nn
+from torch import nn
 
 from nbviz.core.backward import RULES
 from nbviz.core.errors import unknown
-from nbviz.export.figure import Panel
-from nbviz.imaging.encode import decode, to_host
-from nbviz.imaging.pixels import centre, grid, overlay, quantise
+from nbviz.imaging.encode import channels_last, to_host
+from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.arguments import check_indices
-from nbviz.methods.feature_maps import FUSIONS, fuse
+from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.memory import forget_beyond_limit, too_large
-from nbviz.widgets.session import Look, Session
+from nbviz.widgets.session import RULE_CAPTIONS, TILES, Look, Session
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
-#: What a person reads for the names of the rules.
-RULE_CAPTIONS = {"gradient": "gradient", "deconvnet": "deconvnet", "guided": "guided backprop"}
-#: What the grid can show of each channel: its map, or what a rule makes of it.
-TILES = ("activation", *RULES)
 _FIRST = 16  # channels that are drawn before anything else is
 _MOST_TILES = 64  # reconstructions in one go
 _TILES_SECONDS = 0.06  # that one go should take
-_MOST_BYTES = 1 << 18  # of tiles in one message
+_FIRST_BYTES = 1 << 18  # of tiles in the first message, which are more than are in view
 CAUTION = (
     "Deconvnet and guided backprop change little when the weights are randomised: read them as what the picture "
     "contains where the channel fires, not as proof of what was learned."
@@ -69,8 +64,8 @@ class Instrument(Pulled):
     _kind: ClassVar[str]
     _grad: ClassVar[bool] = True  # whether there are reconstructions, for which more is kept
     _stales: ClassVar[dict[str, set[str]]] = {
-        "picture": {"trace", "grid", "fused", "channel", "rest"},
-        "layer": {"trace", "grid", "fused", "channel", "rest"},
+        "picture": {"trace", "grid", "fused", "channel", "predictions", "rest"},
+        "layer": {"trace", "grid", "fused", "channel", "predictions", "rest"},
         "how": {"fused"},
         "channel": {"channel"},
         "seed": {"channel", "grid", "rest"},
@@ -219,12 +214,11 @@ class Instrument(Pulled):
 
     def _show_trace(self) -> Iterator[bool]:
         look = self._look()
-        self.strip.predictions = self.session.predictions(self.picture, self.layer)
         self._cost("layer", self.session.milliseconds)
         if self._pick_strongest:
             self._pick_strongest = False
             self.channel = int(look.inner.argmax())
-        strange = int(np.prod(self.session.layers[self.layer].shape)) - int(look.finite.sum())
+        strange = int((~self.session.maps(self.picture, self.layer).isfinite()).sum()) if look.strange.any() else 0
         self._note("finite", f"{strange} of the layer's values are not finite (NaN or infinity)" if strange else "")
         yield from ()  # goes with the next part, in one chunk
 
@@ -238,21 +232,21 @@ class Instrument(Pulled):
         with self.grid.hold_sync():
             self.grid.title = str(layer)
             self.grid.begin(kind, of, (layer.shape[0], *size), look.high, look.spread)
-            much = self._add_tiles(look)
+            much = self._add_tiles(look, _FIRST_BYTES)
         yield much
         while self.grid.sent < min(_FIRST, layer.shape[0]):
-            yield self._add_tiles(look)
+            yield self._add_tiles(look, _FIRST_BYTES)
 
     def _show_rest(self) -> Iterator[bool]:
         look = self._look()
         while self.grid.waiting(1):
-            yield self._add_tiles(look)
+            yield self._add_tiles(look, self._room)
 
-    def _add_tiles(self, look: Look) -> bool:
-        """Send some more tiles; whether they are so many bytes that the page should draw them first."""
+    def _add_tiles(self, look: Look, room: int) -> bool:
+        """Send some more tiles, of about so many bytes; whether the page should draw them before it is sent more."""
         if self.tiles == TILES[0]:
-            channels = self.grid.waiting(max(_FIRST, _MOST_BYTES // look.pixels[0].size))
-            return self.grid.add(look.pixels[channels], look.low[channels], look.high[channels]) > _MOST_BYTES // 4
+            channels = self.grid.waiting(max(_FIRST, room // look.pixels[0].size))
+            return self.grid.add(look.pixels[channels], look.low[channels], look.high[channels]) > room // 4
         start = time.perf_counter()
         channels, layer = self.grid.waiting(self._at_once), self.session.layers[self.layer]
         maps, _ = self.session.reconstructions(self.picture, self.layer, channels, self.tiles, self.seed)
@@ -263,13 +257,17 @@ class Instrument(Pulled):
         self._cost("tiles", 1000 * self._spent)
         # As many as take about one chunk: few where each needs a backward pass over the whole picture.
         self._at_once = max(1, min(_MOST_TILES, round(self._at_once * _TILES_SECONDS / spent)))
-        return sent > _MOST_BYTES // 4
+        return sent > room // 4
 
     def _show_fused(self) -> Iterator[bool]:
         fused = self._look().fused
         caption = f"all {self.channel_control.max + 1} channels fused ({self.how}) over the picture"
         over = fused.transpose(1, 2, 0) if fused.ndim == 3 else fused
-        self.fused.show("fused", "overlay", _pixels(self.session.display[self.picture]), over, caption=caption)
+        self.fused.show("fused", "overlay", channels_last(self.session.display[self.picture]), over, caption=caption)
+        yield False
+
+    def _show_predictions(self) -> Iterator[bool]:
+        self.strip.predictions = self.session.predictions(self.picture)
         yield False
 
     def _show_channel(self) -> Iterator[bool]:
@@ -286,7 +284,7 @@ class Instrument(Pulled):
             steps = np.full_like(steps, round(255 * float((low - lowest) / max(highest - lowest, 1e-12))))
         caption = f"#{channel}: {steps.shape[0]}×{steps.shape[1]}, {low:.3g} to {high:.3g}"
         with self.panels.hold_sync():
-            picture = _pixels(self.session.display[self.picture])
+            picture = channels_last(self.session.display[self.picture])
             self.panels.show("picture", "picture", picture, box=box, caption="picture, receptive field")
             self.panels.show("activation", "map", steps[..., None], caption=caption)
         yield False
@@ -336,70 +334,8 @@ class Instrument(Pulled):
             session.forget()
         super().close()
 
-    # The figure.
-
     def _heading(self) -> str:
         return f"{self.header.title} · {self.session.layers[self.layer]}"
-
-    def _picture_panel(self) -> Panel:
-        return Panel(_pixels(self.session.display[self.picture]), self.session.pictures.names[self.picture])
-
-    def _predictions_panel(self) -> Panel:
-        return Panel(None, bars=self.strip.predictions) if self.strip.predictions else self._picture_panel()
-
-    def _fused_panel(self) -> Panel:
-        fused = fuse(self.session.maps(self.picture, self.layer)[None], self.how)
-        picture = self.session.display[self.picture : self.picture + 1]
-        if self.how == "pca":
-            over = torch.nn.functional.interpolate(fused.cpu().float(), picture.shape[-2:], mode="bilinear")
-            pixels = (0.4 * picture + 0.6 * 255 * over).to(torch.uint8)
-        else:
-            pixels = overlay(picture, fused.cpu(), self.fused.opacity, self.fused.cmap)
-        return Panel(_pixels(pixels[0]), f"all channels fused ({self.how}) over the picture")
-
-    def _grid_panel(self) -> Panel:
-        if self.tiles != TILES[0]:
-            _, pixels = self.grid.pixels()
-            colours = torch.from_numpy(pixels[:64]).permute(0, 3, 1, 2).float() / 255
-            count = f"{len(colours)} of {self.channel_control.max + 1} channels"
-            caption = f"{count}, {RULE_CAPTIONS[self.tiles]}, strongest first"
-            tiles = grid(colours, normalize=False, padding=1, pad_value=1.0)
-            return Panel(_pixels((tiles * 255).round().to(torch.uint8)), caption, width=2.0)
-        maps = self.session.maps(self.picture, self.layer).float().cpu()
-        shown = maps.flatten(1).amax(1).argsort(descending=True, stable=True)[:64]
-        alone = maps[0].numel() > 1
-        tiles = grid(maps[shown], scale_each=alone, padding=1, pad_value=float("nan"))[0]
-        count = f"{len(shown)} strongest of {len(maps)} channels" if len(shown) < len(maps) else f"{len(maps)} channels"
-        scale = "each on its own scale" if alone else "on one scale"
-        return Panel(tiles.numpy(), f"{count}, strongest first, {scale}", self.grid.cmap, width=2.0)
-
-    def _reconstruction_panels(self) -> list[list[Panel]]:
-        """The panels' rows as they were last sent; those that were not drawn yet are left out."""
-        rows = []
-        for row in self.panels.rows:
-            slots = [(cell, self.panels.slot(cell["slot"])) for cell in row["cells"]]
-            rows.append([_panel(cell, slot, self.panels.cmap) for cell, slot in slots if slot])
-        return [row for row in rows if row]
-
-
-def _pixels(picture: Tensor) -> np.ndarray[Any, Any]:
-    """(C, H, W) to (H, W, C)."""
-    return picture.permute(1, 2, 0).cpu().numpy()
-
-
-def _panel(cell: dict[str, Any], slot: dict[str, Any], cmap: str) -> Panel:
-    """A filled slot as a panel of the figure."""
-    pixels = decode(slot)
-    box: Sequence[int] | None = slot.get("box")
-    caption = cell.get("caption") or slot.get("caption", "")
-    if slot["kind"] == "map":
-        return Panel(pixels[..., 0], caption, cmap)
-    if pixels.shape[2] == 1:
-        pixels = pixels.repeat(3, 2)
-    if cell.get("crop") and box is not None:
-        top, left, bottom, right = box
-        return Panel(pixels[top:bottom, left:right], caption)
-    return Panel(pixels, caption, box=box if slot["kind"] == "picture" else None)
 
 
 def _controls(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:

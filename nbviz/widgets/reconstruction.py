@@ -7,6 +7,7 @@ from typing import ClassVar
 import ipywidgets
 
 from nbviz.export.figure import Panel
+from nbviz.widgets.figures import reconstruction_panels
 from nbviz.widgets.instrument import Instrument
 
 
@@ -38,11 +39,11 @@ class Reconstruction(Instrument):
     """
 
     _kind = "reconstruction"
-    _parts: ClassVar[tuple[str, ...]] = ("trace", "channel")
+    _parts: ClassVar[tuple[str, ...]] = ("trace", "channel", "predictions")
 
     def _layout(self) -> ipywidgets.Box:
         right = ipywidgets.VBox([self.layer_control, self.channel_control, self.panels, self.seed_control])
         return ipywidgets.Box([self.strip, right]).add_class("nbviz-columns")
 
     def _figure_rows(self) -> list[list[Panel]]:
-        return self._reconstruction_panels()
+        return reconstruction_panels(self)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nbviz.core.backward import RULES
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import fingerprint
 from nbviz.core.trace import Trace, find_module, run
@@ -22,6 +23,11 @@ from nbviz.methods.arguments import check_maps
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
 from nbviz.widgets.memory import remember
+
+#: What a person reads for the names of the rules.
+RULE_CAPTIONS = {"gradient": "gradient", "deconvnet": "deconvnet", "guided": "guided backprop"}
+#: What the grid can show of each channel: its map, or what a rule makes of it.
+TILES = ("activation", *RULES)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Look:
     inner: Array  # the highest value away from the border, where padding alone can excite a channel
     spread: Array  # the standard deviation over the positions
     place: Array  # the position of the highest value, row by row
-    finite: Array  # how many values are not NaN or infinite
+    strange: Array  # whether any value is NaN or infinite
     fused: Array  # all channels in one map, uint8 (h, w), or (3, h, w) in colours
 
 
@@ -86,6 +92,8 @@ class Session:
         self.trace_bytes = 0
         self._look: tuple[tuple[Any, ...], Look] | None = None
         self._predictions: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
+        if self.labels is not None:  # known from the pass that found the layers
+            self._predictions[0, fingerprint(model)] = self._top(output)
 
     def check_layer(self, name: str) -> str:
         """The layer's name if it has feature maps; otherwise a ValueError that says what does."""
@@ -118,18 +126,12 @@ class Session:
         key = (picture, layer, weights)
         if key != self._key:
             self.forget()
-            # The predictions need the rest of the network: once for each picture.
-            whole = self.labels is not None and (picture, weights) not in self._predictions
             start = time.perf_counter()
             inputs = self.pictures.inputs[picture : picture + 1]
             with self._under_autocast():
-                self._trace = run(self.model, inputs, [layer], output=whole, grad=self.grad)
+                self._trace = run(self.model, inputs, [layer], grad=self.grad)
             self.forward_passes += 1
             check_maps(self._trace.activations[layer], layer)
-            if whole:
-                self._predictions = {k: v for k, v in self._predictions.items() if k[1] == weights}
-                self._predictions[picture, weights] = self._top(self._trace.output)
-                self._trace.output = None  # and with it the graph above the layer
             self.milliseconds = 1000 * (time.perf_counter() - start)
             self._key = key
             self.trace_bytes = self._trace.nbytes
@@ -157,22 +159,31 @@ class Session:
         finite = torch.nan_to_num(maps.float(), 0.0, 0.0, 0.0)
         steps, low, high = quantise(maps, side)
         inner = finite[:, 1:-1, 1:-1] if min(maps.shape[1:]) >= 5 else finite
-        facts = (
-            low,
-            high,
-            inner.flatten(1).amax(1),
-            finite.flatten(1).std(1, correction=0),
-            maps.flatten(1).argmax(1),
-            maps.isfinite().flatten(1).sum(1),
-        )
-        look = Look(*to_host(steps, *facts, quantise(fuse(maps[None], how)[0])[0]))
+        flat, raw = finite.flatten(1), maps.flatten(1)
+        spread = (flat - flat.mean(1, keepdim=True)).square_().mean(1).sqrt()
+        # A value that is not finite is its channel's lowest or highest.
+        strange = ~(raw.amin(1).isfinite() & raw.amax(1).isfinite())
+        fused = quantise(fuse(maps[None], how)[0])[0]
+        look = Look(*to_host(steps, low, high, inner.amax((1, 2)), spread, raw.argmax(1), strange, fused))
         self._look = key, look
         return look
 
-    def predictions(self, picture: int, layer: str) -> list[tuple[str, float]]:
-        """The five most probable classes; empty for a model that gives no class scores."""
-        self.trace(picture, layer)
-        return self._predictions.get((picture, fingerprint(self.model)), [])
+    def predictions(self, picture: int) -> list[tuple[str, float]]:
+        """The five most probable classes; empty for a model that gives no class scores.
+
+        They need the whole network: a pass of their own, so that the layer's maps need not wait for what
+        comes after them. It is run once for each picture.
+        """
+        if self.labels is None:
+            return []
+        key = picture, fingerprint(self.model)
+        if key not in self._predictions:
+            with self._under_autocast():
+                output = run(self.model, self.pictures.inputs[picture : picture + 1], output=True).output
+            self.forward_passes += 1
+            self._predictions = {k: v for k, v in self._predictions.items() if k[1] == key[1]}
+            self._predictions[key] = self._top(output)
+        return self._predictions[key]
 
     def reconstructions(
         self, picture: int, layer: str, channels: Sequence[int], rule: str, seed: str

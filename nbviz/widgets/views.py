@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,8 @@ class ChannelGrid(View):
         # Before the base class opens the comm, which asks once which traits there are.
         self.add_traits(**{f"block_{i}": t.Dict().tag(sync=True) for i in range(_BLOCKS)})
         self._waiting: list[int] = []  # channels that are still to be sent, in their order
-        self._open: list[tuple[int, Array, float, float]] = []  # what the last block holds while there is room in it
+        self._closed = 0  # blocks that are full
+        self._open: tuple[list[int], Array, Array, Array] | None = None  # what the next holds: channels, pixels, ends
         super().__init__(**kwargs)
 
     def begin(self, kind: str, of: str, shape: Sequence[int], strength: Array, spread: Array) -> None:
@@ -103,7 +103,7 @@ class ChannelGrid(View):
             For each channel, what the page orders them by.
         """
         self._waiting = np.argsort(-strength, kind="stable").tolist()
-        self._open = []
+        self._closed, self._open = 0, None
         ranks = {"strength": _floats(strength), "spread": _floats(spread)}
         self.sent = 0
         self.tiles = {"key": self.tiles.get("key", 0) + 1, "kind": kind, "of": of, "shape": list(shape), **ranks}
@@ -114,28 +114,22 @@ class ChannelGrid(View):
 
     def add(self, pixels: Array, low: Array, high: Array) -> int:
         """Send the next channels' tiles, uint8 (K, h, w) or (K, h, w, C); gives the bytes that it took."""
-        room, spent = self._room(), 0
         channels, self._waiting = self._waiting[: len(pixels)], self._waiting[len(pixels) :]
+        held = (channels, pixels, low, high)
+        if self._open is not None:
+            more = (np.concatenate(pair) for pair in zip(self._open[1:], held[1:], strict=True))
+            held = (self._open[0] + channels, next(more), next(more), next(more))
+        ends = {"low": _floats(held[2]), "high": _floats(held[3])}
+        block = {"channels": held[0], **ends, **encode(held[1])}
+        spent = 0 if block == self.block(self._closed) else len(block["data"])
         with self.hold_sync():
-            for i, tile in enumerate(zip(channels, pixels, low, high, strict=True)):
-                number = self.sent // room
-                self._open.append(tile)
-                self.sent += 1
-                if len(self._open) == room or i == len(channels) - 1:
-                    spent += self._fill(number)
-                if len(self._open) == room:
-                    self._open = []
+            self.set_trait(f"block_{self._closed}", block)
+            self.sent += len(channels)
+        # As many in a block that the blocks suffice for all.
+        left = self.tiles["shape"][0] - self.sent + len(held[0])
+        full = len(held[0]) * (_BLOCKS - self._closed) >= left
+        self._open, self._closed = (None, self._closed + 1) if full else (held, self._closed)
         return spent
-
-    def _fill(self, number: int) -> int:
-        """Put the open tiles into a block; the bytes that this sends: none where it held the same already."""
-        channels, pixels, low, high = zip(*self._open, strict=True)
-        ends = {"low": _floats(np.asarray(low)), "high": _floats(np.asarray(high))}
-        block = {"channels": list(channels), **ends, **encode(np.stack(pixels))}
-        if block == self.block(number):
-            return 0
-        self.set_trait(f"block_{number}", block)
-        return len(block["data"])
 
     def block(self, number: int) -> dict[str, Any]:
         """What a block was last filled with; empty if nothing yet."""
@@ -144,18 +138,11 @@ class ChannelGrid(View):
 
     def pixels(self) -> tuple[list[int], Array]:
         """The channels that were sent, and their tiles (K, h, w) or (K, h, w, C)."""
-        room = self._room()
-        blocks = [self.block(i) for i in range(-(-self.sent // room))]
+        blocks = [self.block(i) for i in range(self._closed + (self._open is not None))]
         return [c for block in blocks for c in block["channels"]], np.concatenate([decode(block) for block in blocks])
-
-    def _room(self) -> int:
-        """Channels in a block."""
-        count: int = self.tiles["shape"][0]
-        return max(_AT_LEAST, math.ceil(count / _BLOCKS))
 
 
 _BLOCKS = 64  # at most
-_AT_LEAST = 4  # channels in a block
 
 
 def _floats(values: Array) -> bytes:

@@ -85,12 +85,12 @@ def test_the_page_never_takes_an_old_block_for_a_new_one(view: ChannelGrid) -> N
 def test_what_the_page_has_is_not_sent_again(view: ChannelGrid) -> None:
     page = Page(view)
     pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8), np.uint8)
-    show(view, pixels, np.arange(64.0), 64)
+    show(view, pixels, np.arange(64.0), 4)
     page.sent.clear()
-    show(view, pixels, np.arange(64.0), 64)
+    show(view, pixels, np.arange(64.0), 4)
     assert not any(name.startswith("block_") for update in page.sent for name in update)
     pixels[7] += 1
-    show(view, pixels, np.arange(64.0), 64)
+    show(view, pixels, np.arange(64.0), 4)
     changed = [name for update in page.sent for name in update if name.startswith("block_")]
     assert changed == ["block_14"]  # the strongest is number 63
     np.testing.assert_array_equal(page.tiles()[7], pixels[7])

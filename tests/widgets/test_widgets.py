@@ -424,7 +424,7 @@ def test_an_error_leaves_what_is_stale_marked_and_the_view_can_be_shown(images: 
 
     model.features[5].register_forward_hook(broken)
     view.picture = 1
-    assert view.header.stale == ["channel", "fused", "grid", "rest", "trace"]
+    assert view.header.stale == ["channel", "fused", "grid", "predictions", "rest", "trace"]
     bundle = view._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "image/png" not in bundle

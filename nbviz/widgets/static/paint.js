@@ -58,7 +58,7 @@ function paintByTable(context, tiles, places, { table, shared, contrast }) {
   native.height = image.height;
   native.getContext("2d").putImageData(image, 0, 0);
   context.imageSmoothingEnabled = places.length > 0 && places[0].width < w;
-  context.imageSmoothingQuality = "high";
+  context.imageSmoothingQuality = places.length > 0 && 2 * places[0].width < w ? "high" : "low"; // which is enough to halve
   places.forEach(({ x, y, width, height }, place) => {
     context.drawImage(native, (place % across) * w, Math.floor(place / across) * h, w, h, x, y, width, height);
   });

@@ -1,0 +1,36 @@
+"""Timing, and the rows of the table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def best(work: Callable[[], Any], repeats: int = 3) -> float:
+    """Milliseconds of the quickest of some runs, after one that warms up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return 1000 * min(times)
+
+
+def heading() -> None:
+    """The table's head, in Markdown."""
+    print("| what | nbviz, ms | against | ms | times | wanted | |\n|---|--:|---|--:|--:|--:|---|")
+
+
+def row(what: str, ours: float, against: str, theirs: float, wanted: float | None = None) -> None:
+    """One line: our milliseconds, the other's, and how many times ours go into them."""
+    ratio = theirs / ours
+    want, kept = ("", "") if wanted is None else (f"≥ {wanted:g}", "yes" if ratio >= wanted else "NO")
+    print(f"| {what} | {ours:.1f} | {against} | {theirs:.1f} | {ratio:.2f} | {want} | {kept} |", flush=True)
+
+
+def count(what: str, found: float, most: float, unit: str = "") -> None:
+    """One line for something that is counted and must not be more than so much."""
+    kept = "yes" if found <= most else "NO"
+    print(f"| {what} | | | | {found:.3g}{unit} | ≤ {most:g}{unit} | {kept} |", flush=True)
