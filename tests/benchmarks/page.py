@@ -49,10 +49,10 @@ VGG_TILES = "view = nbviz.explore(net, images, layer='features.16', channel=0, t
 FLOORS = """
 from nbviz.core.trace import run
 from tests.benchmarks.kernel import forward_and_backward
-from tests.benchmarks.table import best
+from tests.benchmarks.table import median
 print(json.dumps([
-    best(lambda: run(net, images[:1], ["features.15"])),
-    best(lambda: forward_and_backward(net, images[:1])),
+    median(lambda: run(net, images[:1], ["features.15"])),
+    median(lambda: forward_and_backward(net, images[:1])),
 ]))
 """
 LARGE = """

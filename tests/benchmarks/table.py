@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 
-def best(work: Callable[[], Any], repeats: int = 3) -> float:
-    """Milliseconds of the quickest of some runs, after one that warms up."""
+def times(work: Callable[[], Any], repeats: int) -> list[float]:
+    """Milliseconds of some runs, after one that warms up."""
     work()
-    times = []
+    found = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - start)
-    return 1000 * min(times)
+        found.append(1000 * (time.perf_counter() - start))
+    return found
+
+
+def best(work: Callable[[], Any], repeats: int = 3) -> float:
+    """Milliseconds of the quickest of some runs: what is compared within one process."""
+    return min(times(work, repeats))
+
+
+def median(work: Callable[[], Any], repeats: int = 7) -> float:
+    """Median milliseconds of some runs: what is compared with the page's, where other processes take part."""
+    return statistics.median(times(work, repeats))
 
 
 def heading() -> None:

@@ -2,6 +2,7 @@
 // It also asks the kernel for the next chunk once the page has painted the last.
 
 const PATIENCE = 400; // ms after which an unanswered control is said to wait
+const DIMMED_AFTER = 300; // ms: most changes are drawn sooner
 
 /** @param {string} text */
 function copyOld(text) {
@@ -15,6 +16,8 @@ function copyOld(text) {
 /** @param {{model: Model, el: HTMLElement}} context */
 function render({ model, el }) {
   let waiting = 0;
+  /** @type {any} */
+  let dimming;
   let gone = false;
   const title = make("strong");
   const info = make("span", { className: "nbviz-info" });
@@ -56,9 +59,20 @@ function render({ model, el }) {
   const answered = () => {
     clearTimeout(waiting);
     say(model.get("state"));
-    const root = /** @type {HTMLElement | null} */ (el.closest(".nbviz"));
-    if (root) root.dataset.stale = model.get("stale").join(" ");
+    const stale = model.get("stale");
+    const dimmed = dim((/** @type {string} */ part) => stale.includes(part));
+    // Not by a CSS transition with a delay: the page would draw frames all the while, and take the kernel's time.
+    if (stale.some((/** @type {string} */ part) => !dimmed.includes(part))) dimming ||= setTimeout(dim, DIMMED_AFTER);
+    if (!stale.length) dimming = clearTimeout(dimming);
   };
+  /** Dim what is of an earlier state: no more than is dimmed already, or all of it. @param {any} [still] */
+  function dim(still) {
+    const root = /** @type {HTMLElement | null} */ (el.closest(".nbviz"));
+    const dimmed = still ? (root?.dataset.stale ?? "").split(" ").filter(still) : model.get("stale");
+    if (root) root.dataset.stale = dimmed.join(" ");
+    if (!still) dimming = undefined;
+    return dimmed;
+  }
   // A control that moved in the page, with no word from the kernel: it is busy with a cell, or far away.
   const moved = () => {
     clearTimeout(waiting);
@@ -102,6 +116,7 @@ function render({ model, el }) {
   return () => {
     gone = true;
     clearTimeout(waiting);
+    clearTimeout(dimming);
     ends.forEach((end) => end());
     controls.forEach((control) => control.off("change:value change:index change:picture", moved));
   };
