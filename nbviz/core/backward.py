@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nbviz.core.errors import ModelError, unknown
-from nbviz.core.state import lock, uninterrupted
+from nbviz.core.state import alone
 
 #: The names of the rules, in the order in which they are shown.
 RULES = ("gradient", "deconvnet", "guided")
@@ -131,7 +131,7 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
     if not start.requires_grad:
         raise ModelError("no gradient flows from this layer to the picture: the model detaches it or rounds it")
     batched = len(seeds) > 1
-    with lock, uninterrupted(), torch.inference_mode(False), mode, ExitStack() as stack:
+    with alone(), torch.inference_mode(False), mode, ExitStack() as stack:
         for node in _clamps(start):
             stack.callback(node.register_hook(mode.clamped).remove)
         (signal,) = torch.autograd.grad(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.receptive_field import Field, FieldTracker
-from nbviz.core.state import check_model, interruptible, lock, uninterrupted, untouched
+from nbviz.core.state import alone, check_model, interruptible, untouched
 from nbviz.core.trace import call_model, hooked
 
 
@@ -103,7 +103,7 @@ def trace_layers(model: nn.Module, inputs: Tensor) -> tuple[Layers, Any]:
     found = Layers()
     calls: Counter[str] = Counter()
     modules = dict(model.named_modules())
-    with lock, uninterrupted(), torch.inference_mode(False), torch.no_grad():
+    with alone(), torch.inference_mode(False), torch.no_grad():
         picture = inputs.detach().clone()
         tracker = FieldTracker(picture)
 

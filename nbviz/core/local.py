@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nbviz.core.backward import BackwardRule
-from nbviz.core.state import interruptible, lock, uninterrupted
+from nbviz.core.state import alone, interruptible
 
 Pair = tuple[int, int]
 _aten = torch.ops.aten
@@ -83,7 +83,7 @@ def pull_local(rule: str, start: Tensor, starts: Sequence[Start], inputs: Tensor
     # A batch of starts takes as much memory as its largest region: the first, alone, says how much that is.
     pieces, done, at_once, met = [], 0, 1, False
     # In this order: leaving inference mode turns gradients on.
-    with lock, uninterrupted(), torch.inference_mode(False), torch.no_grad():
+    with alone(), torch.inference_mode(False), torch.no_grad():
         try:
             order = _order(start, inputs)
             while done < len(starts):

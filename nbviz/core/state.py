@@ -6,6 +6,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
+from operator import is_
 from types import FrameType
 from typing import Any
 
@@ -84,6 +86,20 @@ def _handler() -> Any:
 
 
 @contextmanager
+def alone() -> Iterator[None]:
+    """Hold the lock on all models, and Ctrl-C back; while waiting for the lock, Ctrl-C is let through."""
+    # The lock within: an interrupt between the end of a ``with lock`` and its release would leave it locked.
+    with uninterrupted():
+        while not lock.acquire(timeout=0.1):
+            with interruptible():
+                pass
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+@contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Hold the model in eval mode and Ctrl-C back; afterwards model and random state are what they were.
 
@@ -102,7 +118,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     check_model(model)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with lock, uninterrupted(), torch.random.fork_rng(devices=devices):
+    with alone(), torch.random.fork_rng(devices=devices):
         modules = list(model.modules())
         # All attributes: a buffer that a forward pass replaced may belong to a size noted beside it.
         attributes = {id(held): held for module in modules for held in (vars(module), *vars(module).values())}
@@ -122,18 +138,23 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 def _kind(held: object) -> type[dict[Any, Any]] | type[list[Any]] | type[set[Any]] | None:
-    return next((kind for kind in (dict, list, set) if isinstance(held, kind)), None)
+    # Most attributes of most modules are looked at here: in the order of how often they are what.
+    return (
+        dict if isinstance(held, dict) else list if isinstance(held, list) else set if isinstance(held, set) else None
+    )
 
 
 def _put_back(held: Any, before: Any) -> None:
     """What a dict, list or set held before, in place and at no moment emptied."""
+    if not held and not before:  # as most of a module's dictionaries of hooks
+        return
     if isinstance(held, list):
         if len(held) != len(before) or any(a is not b for a, b in zip(held, before, strict=True)):
             held[:] = before
     elif isinstance(held, set):
         held &= before
         held |= before
-    else:
+    elif len(held) != len(before) or not all(map(is_, _items(held), _items(before))):
         in_order = list(held) == list(before)
         for key in held.keys() - before.keys():
             del held[key]
@@ -142,6 +163,10 @@ def _put_back(held: Any, before: Any) -> None:
                 held.pop(key, None)
             if held.get(key, held) is not value:
                 held[key] = value
+
+
+def _items(held: dict[Any, Any]) -> Iterator[Any]:
+    return chain(held, held.values())
 
 
 def check_model(model: object) -> None:

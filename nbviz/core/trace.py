@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nbviz.core.errors import ModelError, PictureError, unknown
-from nbviz.core.state import check_model, interruptible, lock, uninterrupted, untouched
+from nbviz.core.state import alone, check_model, interruptible, untouched
 
 
 @dataclass
@@ -57,14 +58,24 @@ class Trace:
 
 
 def _saved(node: Any) -> Iterator[Tensor]:
-    """The tensors that a node of the graph keeps for its backward pass."""
-    for name in dir(type(node)):
-        if name.startswith("_saved_"):
-            with suppress(RuntimeError):  # let go of, or written to, since
-                value = getattr(node, name)
-                yield from (
-                    t for t in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(t, Tensor)
-                )
+    """The tensors that a node of the graph keeps for its backward pass.
+
+    Those that a hook would have to make again are left out: a checkpoint runs a part of the model for that.
+    """
+    for name in _saved_names(node.__class__):
+        raw = getattr(node, name)
+        for i, one in enumerate(raw if isinstance(raw, (list, tuple)) else [raw]):
+            if getattr(one, "unpack_hook", one) is None:
+                with suppress(RuntimeError):  # let go of, or written to, since
+                    value = getattr(node, name.removeprefix("_raw"))
+                    kept = value[i] if isinstance(raw, (list, tuple)) else value
+                    if isinstance(kept, Tensor):
+                        yield kept
+
+
+@cache
+def _saved_names(kind: Hashable) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
 class _Enough(BaseException):
@@ -117,7 +128,7 @@ def run(
     wanted = set(names.values())
     kept: dict[tuple[str, int], Any] = {}
     # Inference tensors take no part in a graph, so neither they nor their mode may get in.
-    with lock, uninterrupted(), torch.inference_mode(False), torch.set_grad_enabled(grad):
+    with alone(), torch.inference_mode(False), torch.set_grad_enabled(grad):
         inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
         trace = Trace(inputs.requires_grad_(grad), model=model)
         calls: Counter[str] = Counter()

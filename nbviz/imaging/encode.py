@@ -90,8 +90,9 @@ def encode(pixels: Array) -> dict[str, Any]:
     """
     raw = np.ascontiguousarray(pixels).tobytes()
     middle = max(0, (len(raw) - _PROBE) // 2)
-    deflated = len(_deflate(raw[middle : middle + _PROBE])) < _WORTH_IT * min(len(raw), _PROBE)
-    return {"shape": list(pixels.shape), "data": _deflate(raw) if deflated else raw, "deflated": deflated}
+    worth_it = len(_deflate(raw[middle : middle + _PROBE])) < _WORTH_IT * min(len(raw), _PROBE)
+    data = min(raw, _deflate(raw), key=len) if worth_it else raw
+    return {"shape": list(pixels.shape), "data": data, "deflated": data is not raw}
 
 
 def decode(encoded: Mapping[str, Any]) -> Array:

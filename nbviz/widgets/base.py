@@ -43,6 +43,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self._stale = set(self._parts)
         self._job: Iterator[bool] | None = None
         self._stepping = False
+        self._open = False
         self._chunk_ended = 0.0
         self._room = 1 << 18  # bytes that a chunk should not exceed: more where the page answers soon
         super().__init__(**kwargs)
@@ -52,21 +53,35 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         """Draw the first chunk, and from now on what changes. The first errors are the caller's."""
         self.observe(self._changed, names=list(self._stales))
         self.header.observe(self._painted, names="painted")
+        self._open = True
         self._job = self._work()
         with self._turn():
             self._step(raise_errors=True)
 
     def _work(self) -> Iterator[bool]:
+        failed: Exception | None = None
         for part in self._parts:
             if part in self._stale:
-                yield from getattr(self, f"_show_{part}")()
-                self._stale.discard(part)
+                try:
+                    yield from getattr(self, f"_show_{part}")()
+                    self._stale.discard(part)
+                except Exception as error:
+                    if part == self._parts[0]:  # on which all others stand
+                        raise
+                    failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def _ended(self) -> None:
+        """Called when there is nothing more to do, or an error has ended it."""
 
     def _changed(self, change: Any) -> None:
         self._renew(self._stales[change.name])
 
     def _renew(self, parts: set[str]) -> None:
         """Draw parts again."""
+        if not self._open:
+            return
         with self._turn():
             self._stale |= parts & set(self._parts)
             self.header.stale = sorted(self._stale)
@@ -80,7 +95,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
     def _painted(self, change: Any) -> None:
         with self._turn():
             if change.new == self.header.chunk:
-                took = time.monotonic() - self._chunk_ended
+                took = max(time.monotonic() - self._chunk_ended, 1e-3)
                 self._room = int(min(max(self._room * _ON_THE_WAY / took, _ROOM[0]), _ROOM[1]))
                 self._step()
 
@@ -101,13 +116,15 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             self.header.state = "working"
         except StopIteration:
             self._job = None
+            self._ended()
             self.header.error = ""
             self.header.state = "ready"
         except Exception as error:
-            if raise_errors:
+            if raise_errors and self._parts[0] in self._stale:  # nothing can be shown
                 raise
             # An observer's traceback is seen by nobody: it goes to JupyterLab's log.
             self._job = None
+            self._ended()
             self.header.error = f"{type(error).__name__}: {error}"
             self.header.state = "error"
         except BaseException:  # interrupted: what is stale is drawn when next asked for
@@ -151,7 +168,9 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         """The current view as a matplotlib figure, made without pyplot."""
         with self._turn():
             self.finish()
-            return draw_figure(self._heading(), self._figure_rows())
+            figure = draw_figure(self._heading(), self._figure_rows())
+            self._ended()
+            return figure
 
     def save(self, path: str | Path) -> None:
         """Write the current view as a figure; the ending of the name says how (png, svg, pdf).
@@ -176,10 +195,13 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
                     png = io.BytesIO()
                     draw_figure(self._heading(), self._figure_rows()).savefig(png, format="png", dpi=90)
                     bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
+                    if self._job is None:
+                        self._ended()
         return bundle
 
     def close(self) -> None:
         """End the widget and all in it."""
+        self._open, self._job = False, None
         closed: list[ipywidgets.Widget] = list(self.children)
         for widget in closed:
             closed.extend(getattr(widget, "children", ()))

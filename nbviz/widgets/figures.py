@@ -24,7 +24,8 @@ def picture_panel(view: Instrument) -> Panel:
 
 def predictions_panel(view: Instrument) -> Panel:
     """What the network says of it."""
-    return Panel(None, bars=view.strip.predictions) if view.strip.predictions else picture_panel(view)
+    known = view.strip.predictions if view.session.knows(view.picture) else []
+    return Panel(None, bars=known) if known else picture_panel(view)
 
 
 def fused_panel(view: Instrument) -> Panel:
@@ -41,7 +42,7 @@ def fused_panel(view: Instrument) -> Panel:
 
 def grid_panel(view: Instrument) -> Panel:
     """The strongest of the grid's tiles."""
-    if view.tiles != TILES[0]:
+    if view.tiles != TILES[0] and view.grid.sent:
         _, pixels = view.grid.pixels()
         colours = torch.from_numpy(pixels[:64]).permute(0, 3, 1, 2).float() / 255
         count = f"{len(colours)} of {view.channel_control.max + 1} channels"
@@ -58,11 +59,11 @@ def grid_panel(view: Instrument) -> Panel:
 
 
 def reconstruction_panels(view: Instrument) -> list[list[Panel]]:
-    """The panels' rows as they were last sent; those that were not drawn yet are left out."""
+    """The panels' rows as they were last sent; those of an earlier state are left out."""
     rows = []
     for row in view.panels.rows:
         slots = [(cell, view.panels.slot(cell["slot"])) for cell in row["cells"]]
-        rows.append([_panel(cell, slot, view.panels.cmap) for cell, slot in slots if slot])
+        rows.append([_panel(cell, slot, view.panels.cmap) for cell, slot in slots if slot.get("key") == view.picked])
     return [row for row in rows if row]
 
 

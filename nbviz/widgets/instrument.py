@@ -15,6 +15,7 @@ from torch import nn
 
 from nbviz.core.backward import RULES
 from nbviz.core.errors import unknown
+from nbviz.core.state import fingerprint
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.arguments import check_indices
@@ -25,8 +26,8 @@ from nbviz.widgets.memory import forget_beyond_limit, too_large
 from nbviz.widgets.session import RULE_CAPTIONS, TILES, Look, Session
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
-_FIRST = 16  # channels that are drawn before anything else is
-_MOST_TILES = 64  # reconstructions in one go
+_FIRST = 16  # channels that are drawn before the rest
+_AT_ONCE, _MOST_TILES = 2, 64  # reconstructions in one go, at first and at most
 _TILES_SECONDS = 0.06  # that one go should take
 _FIRST_BYTES = 1 << 18  # of tiles in the first message, which are more than are in view
 CAUTION = (
@@ -64,12 +65,12 @@ class Instrument(Pulled):
     _kind: ClassVar[str]
     _grad: ClassVar[bool] = True  # whether there are reconstructions, for which more is kept
     _stales: ClassVar[dict[str, set[str]]] = {
-        "picture": {"trace", "grid", "fused", "channel", "predictions", "rest"},
-        "layer": {"trace", "grid", "fused", "channel", "predictions", "rest"},
+        "picture": {"trace", "grid", "fused", "channel", "first", "predictions", "rest"},
+        "layer": {"trace", "grid", "fused", "channel", "first", "predictions", "rest"},
         "how": {"fused"},
         "channel": {"channel"},
-        "seed": {"channel", "grid", "rest"},
-        "tiles": {"grid", "rest"},
+        "seed": {"channel", "grid", "first", "rest"},
+        "tiles": {"grid", "first", "rest"},
     }
 
     def __init__(
@@ -89,6 +90,8 @@ class Instrument(Pulled):
         for kind, given, accepted in (("seed", seed, SEEDS), ("way to fuse", how, FUSIONS), ("tiles", tiles, TILES)):
             if given not in accepted:
                 raise unknown(kind, given, accepted)
+        if tiles != TILES[0] and not self._grad:
+            self._valid_tiles({"value": tiles})
         self.session = Session(model, images, preprocess, labels, self._grad)
         start = self.session.start_layer() if layer is None else self.session.check_layer(layer)
         count = self.session.layers[start].shape[0]
@@ -97,8 +100,10 @@ class Instrument(Pulled):
         if channel is not None:
             (channel,) = check_indices("channel", channel, count)
         self._pick_strongest = channel is None
-        self._costs: dict[str, float] = {}
+        self._costs: dict[str, float | None] = {}
         self._notes: dict[str, str] = {}
+        self._begun: Any = None  # the weights that the tiles are of
+        self._side, self._at_once, self._spent = 0, _AT_ONCE, 0.0
         super().__init__(Header(title=type(model).__name__, info=self._info()))
         group = uuid.uuid4().hex
         self.strip = Strip(thumbs=_thumbs(self.session))
@@ -175,6 +180,14 @@ class Instrument(Pulled):
     def _valid_picture(self, proposal: Any) -> int:
         return check_indices("picture", proposal["value"], len(self.session.display))[0]
 
+    @t.validate("tiles")
+    def _valid_tiles(self, proposal: Any) -> str:
+        if proposal["value"] != TILES[0] and not self._grad:
+            raise ValueError(
+                f"tiles is {proposal['value']!r}; {type(self).__name__} shows activations (see nbviz.explore)"
+            )
+        return str(proposal["value"])
+
     @t.validate("how")
     def _valid_how(self, proposal: Any) -> str:
         if proposal["value"] not in FUSIONS:
@@ -185,26 +198,27 @@ class Instrument(Pulled):
         if change.name == "layer":  # has other channels: the slider ends at its last, and its strongest is picked
             with self._turn():
                 self._stepping = True
-                self.channel_control.max = self.session.layers[self.layer].shape[0] - 1
-                self._stepping = False
+                try:
+                    self.channel_control.max = self.session.layers[self.layer].shape[0] - 1
+                finally:
+                    self._stepping = False
             self._pick_strongest = True
         elif change.name == "channel" and not self._stepping:
             self._pick_strongest = False
         stale = self._stales[change.name]
         if change.name == "seed" and self.tiles == TILES[0]:  # which start from nothing
-            stale = stale - {"grid", "rest"}
+            stale = {"channel"}
         self._renew(stale)
 
     def _zoomed(self, change: Any) -> None:
         """The page has larger tiles than before: send them with more pixels, if there are more."""
         whole = max(self.grid.tiles["shape"][1:])
         if max(1, whole // change.new) < max(1, whole // change.old):
-            self._renew({"grid", "rest"})
+            self._renew({"grid", "first", "rest"})
 
     # Parts.
 
-    def _work(self) -> Iterator[bool]:
-        yield from super()._work()
+    def _ended(self) -> None:
         self.header.code = self.code
         self._note("memory", too_large(self.session))
         forget_beyond_limit()
@@ -223,41 +237,59 @@ class Instrument(Pulled):
         yield from ()  # goes with the next part, in one chunk
 
     def _show_grid(self) -> Iterator[bool]:
-        """The first tiles; the others come last of all, in ``_show_rest``."""
+        """The layer's maps, as far as they are in view; reconstructions come later, after the picked channel's."""
         look, layer = self._look(), self.session.layers[self.layer]
-        self._at_once, self._spent = _FIRST // 2, 0.0
-        of = f"{self.picture} {self.layer} {self.tiles} {self.seed}"
         maps = self.tiles == TILES[0]
         kind, size = ("map", layer.shape[1:]) if maps else ("signed", self.session.patch(layer, self.seed))
+        of = f"{self.picture} {self.layer} {self.tiles} {self.seed}"
+        # What the tiles to come are of as well, whatever changes meanwhile.
+        self._side, self._begun, self._at_once, self._spent = self.grid.side, self._weights(), _AT_ONCE, 0.0
         with self.grid.hold_sync():
             self.grid.title = str(layer)
             self.grid.begin(kind, of, (layer.shape[0], *size), look.high, look.spread)
-            much = self._add_tiles(look, _FIRST_BYTES)
+            much = maps and self._add_maps(_FIRST_BYTES)
+        if maps:
+            self._cost("tiles", None)
         yield much
-        while self.grid.sent < min(_FIRST, layer.shape[0]):
-            yield self._add_tiles(look, _FIRST_BYTES)
+
+    def _show_first(self) -> Iterator[bool]:
+        yield from self._show_tiles(_FIRST)
 
     def _show_rest(self) -> Iterator[bool]:
-        look = self._look()
-        while self.grid.waiting(1):
-            yield self._add_tiles(look, self._room)
+        yield from self._show_tiles(self.grid.tiles["shape"][0])
 
-    def _add_tiles(self, look: Look, room: int) -> bool:
-        """Send some more tiles, of about so many bytes; whether the page should draw them before it is sent more."""
-        if self.tiles == TILES[0]:
-            channels = self.grid.waiting(max(_FIRST, room // look.pixels[0].size))
-            return self.grid.add(look.pixels[channels], look.low[channels], look.high[channels]) > room // 4
+    def _show_tiles(self, count: int) -> Iterator[bool]:
+        """Tiles until there are so many of them, or all."""
+        if "grid" in self._stale:
+            raise RuntimeError("the grid was not begun")
+        while self.grid.sent < count and self.grid.waiting(1):
+            if self._begun != self._weights():  # a cell has trained the model meanwhile
+                yield from self._show_grid()
+            yield self._add_maps(self._room) if self.tiles == TILES[0] else self._add_reconstructions()
+
+    def _weights(self) -> Any:
+        return fingerprint(self.session.model)
+
+    def _add_maps(self, room: int) -> bool:
+        """Send some maps, of about so many bytes; whether the page should draw them before it is sent more."""
+        look = self.session.look(self.picture, self.layer, self.how, self._side)
+        channels = self.grid.waiting(max(_FIRST, room // look.pixels[0].size))
+        return self.grid.add(look.pixels[channels], look.low[channels], look.high[channels]) > room // 4
+
+    def _add_reconstructions(self) -> bool:
+        """The same with reconstructions, of which each takes its time."""
         start = time.perf_counter()
         channels, layer = self.grid.waiting(self._at_once), self.session.layers[self.layer]
         maps, _ = self.session.reconstructions(self.picture, self.layer, channels, self.tiles, self.seed)
-        pixels, scales = self.session.patches(layer, maps, look.place[channels].tolist(), self.seed, self.grid.side)
+        places = self._look().place[channels].tolist()
+        pixels, scales = self.session.patches(layer, maps, places, self.seed, self._side)
         sent = self.grid.add(pixels, -scales, scales)
         spent = time.perf_counter() - start
         self._spent += spent
         self._cost("tiles", 1000 * self._spent)
         # As many as take about one chunk: few where each needs a backward pass over the whole picture.
         self._at_once = max(1, min(_MOST_TILES, round(self._at_once * _TILES_SECONDS / spent)))
-        return sent > room // 4
+        return sent > self._room // 4
 
     def _show_fused(self) -> Iterator[bool]:
         fused = self._look().fused
@@ -276,7 +308,7 @@ class Instrument(Pulled):
         box = list(self.session.box(layer, row, column))
         if self.seed == "map":  # starts from everywhere
             box = [0, 0, *self.session.display.shape[-2:]]
-        self.panels.current = f"{self.picture} {self.layer} {channel} {self.seed}"
+        self.panels.current = self.picked
         (steps,) = to_host(quantise(self.session.maps(self.picture, self.layer)[channel])[0])
         low, high = look.low[channel], look.high[channel]
         if low == high:  # nothing to stretch (a global pooling): where its value lies among the layer's
@@ -304,6 +336,11 @@ class Instrument(Pulled):
         yield False
 
     @property
+    def picked(self) -> str:
+        """What the panels of the picked channel should be of."""
+        return f"{self.picture} {self.layer} {self.channel} {self.seed}"
+
+    @property
     def code(self) -> str:
         """The call that gives this view."""
         usual = {"picture": 0, "seed": "max", "how": "l2", "tiles": TILES[0]}
@@ -316,9 +353,10 @@ class Instrument(Pulled):
         self._notes[about] = text
         self.header.note = "; ".join(filter(None, self._notes.values()))
 
-    def _cost(self, what: str, milliseconds: float) -> None:
+    def _cost(self, what: str, milliseconds: float | None) -> None:
         self._costs[what] = milliseconds
-        self.header.cost = " · ".join(f"{name} {value:.0f} ms" for name, value in self._costs.items())
+        known = ((name, value) for name, value in self._costs.items() if value is not None)
+        self.header.cost = " · ".join(f"{name} {value:.0f} ms" for name, value in known)
 
     def _info(self) -> str:
         model, pictures = self.session.model, self.session.pictures

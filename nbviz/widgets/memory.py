@@ -6,6 +6,8 @@ import atexit
 import weakref
 from typing import Protocol
 
+from nbviz.core.state import lock
+
 
 class Keeper(Protocol):
     """Who keeps a trace."""
@@ -48,8 +50,9 @@ def set_memory_limit(limit: int) -> None:
         raise TypeError(f"limit is {limit!r:.80}; expected a whole number of bytes, such as 512 << 20")
     if limit < 0:
         raise ValueError(f"limit is {limit}; expected at least 0 bytes")
-    _limit = limit
-    forget_beyond_limit()
+    with lock:  # not while one of them is in use
+        _limit = limit
+        forget_beyond_limit()
 
 
 def remember(keeper: Keeper) -> None:
@@ -72,7 +75,7 @@ def too_large(keeper: Keeper) -> str:
     """A note for the person where a trace is larger than the limit by itself."""
     if keeper.trace_bytes <= _limit:
         return ""
-    sizes = f"{keeper.trace_bytes / 2**20:.0f} MB, more than the limit of {_limit / 2**20:.0f} MB"
+    sizes = f"{keeper.trace_bytes / 2**20:.3g} MB, more than the limit of {_limit / 2**20:.3g} MB"
     return f"the forward pass keeps {sizes}: it runs again at each change (nbviz.set_memory_limit)"
 
 

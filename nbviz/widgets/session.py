@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,10 @@ class Session:
         self.milliseconds = 0.0
         # Widgets answer on other threads, where the person's autocast is not known.
         device = self.pictures.inputs.device.type
-        self._autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self._autocast: dict[str, Any] = {
+            "enabled": torch.is_autocast_enabled(device),
+            "dtype": torch.get_autocast_dtype(device),
+        }
         self._key: tuple[Any, ...] | None = None
         self._trace = Trace(self.pictures.inputs[:0])
         self.trace_bytes = 0
@@ -144,7 +147,7 @@ class Session:
 
     def _under_autocast(self) -> AbstractContextManager[Any]:
         device = self.pictures.inputs.device.type
-        return nullcontext() if self._autocast is None else torch.autocast(device, self._autocast)
+        return torch.autocast(device, **self._autocast)
 
     def maps(self, picture: int, layer: str) -> Tensor:
         """The layer's feature maps of one picture, (C, H, W)."""
@@ -156,6 +159,17 @@ class Session:
         if self._look is not None and self._look[0] == key:
             return self._look[1]
         maps = self.maps(picture, layer)
+        with torch.autocast(maps.device.type, enabled=False):
+            look = self._look_at(maps, how, side)
+        self._look = key, look
+        return look
+
+    def knows(self, picture: int) -> bool:
+        """Whether the predictions for a picture need no pass any more."""
+        return self.labels is None or (picture, fingerprint(self.model)) in self._predictions
+
+    @staticmethod
+    def _look_at(maps: Tensor, how: str, side: int) -> Look:
         finite = torch.nan_to_num(maps.float(), 0.0, 0.0, 0.0)
         steps, low, high = quantise(maps, side)
         inner = finite[:, 1:-1, 1:-1] if min(maps.shape[1:]) >= 5 else finite
@@ -164,9 +178,7 @@ class Session:
         # A value that is not finite is its channel's lowest or highest.
         strange = ~(raw.amin(1).isfinite() & raw.amax(1).isfinite())
         fused = quantise(fuse(maps[None], how)[0])[0]
-        look = Look(*to_host(steps, low, high, inner.amax((1, 2)), spread, raw.argmax(1), strange, fused))
-        self._look = key, look
-        return look
+        return Look(*to_host(steps, low, high, inner.amax((1, 2)), spread, raw.argmax(1), strange, fused))
 
     def predictions(self, picture: int) -> list[tuple[str, float]]:
         """The five most probable classes; empty for a model that gives no class scores.

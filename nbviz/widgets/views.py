@@ -10,6 +10,7 @@ import anywidget
 import numpy as np
 import traitlets as t
 
+from nbviz.core.state import uninterrupted
 from nbviz.imaging.encode import Array, decode, encode
 from nbviz.imaging.pixels import colour_table
 
@@ -114,7 +115,7 @@ class ChannelGrid(View):
 
     def add(self, pixels: Array, low: Array, high: Array) -> int:
         """Send the next channels' tiles, uint8 (K, h, w) or (K, h, w, C); gives the bytes that it took."""
-        channels, self._waiting = self._waiting[: len(pixels)], self._waiting[len(pixels) :]
+        channels = self._waiting[: len(pixels)]
         held = (channels, pixels, low, high)
         if self._open is not None:
             more = (np.concatenate(pair) for pair in zip(self._open[1:], held[1:], strict=True))
@@ -122,13 +123,14 @@ class ChannelGrid(View):
         ends = {"low": _floats(held[2]), "high": _floats(held[3])}
         block = {"channels": held[0], **ends, **encode(held[1])}
         spent = 0 if block == self.block(self._closed) else len(block["data"])
-        with self.hold_sync():
+        # As many in a block that the blocks suffice for all.
+        left = self.tiles["shape"][0] - self.sent + (len(held[0]) - len(channels))
+        full = len(held[0]) * (_BLOCKS - self._closed) >= left
+        with uninterrupted(), self.hold_sync():  # all of it or nothing
             self.set_trait(f"block_{self._closed}", block)
             self.sent += len(channels)
-        # As many in a block that the blocks suffice for all.
-        left = self.tiles["shape"][0] - self.sent + len(held[0])
-        full = len(held[0]) * (_BLOCKS - self._closed) >= left
-        self._open, self._closed = (None, self._closed + 1) if full else (held, self._closed)
+            self._waiting = self._waiting[len(channels) :]
+            self._open, self._closed = (None, self._closed + 1) if full else (held, self._closed)
         return spent
 
     def block(self, number: int) -> dict[str, Any]:
@@ -142,7 +144,7 @@ class ChannelGrid(View):
         return [c for block in blocks for c in block["channels"]], np.concatenate([decode(block) for block in blocks])
 
 
-_BLOCKS = 64  # at most
+_BLOCKS = 128  # at most
 
 
 def _floats(values: Array) -> bytes:

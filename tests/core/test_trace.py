@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from nbviz.core.errors import ModelError, PictureError
 from nbviz.core.trace import call_model, find_module, hooked, run
@@ -556,3 +557,23 @@ def test_what_a_trace_keeps_is_counted():
     assert run(net, x, ["1"]).nbytes == maps["1"]
     # For the backward pass: the picture's copy, what the ReLU gave, and what was kept.
     assert run(net, x, ["2"], grad=True).nbytes == x.numel() * 4 + maps["1"] + maps["2"]
+
+
+def test_counting_does_not_run_a_checkpoint_again(snapshot):
+    part = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part, self.last = part, nn.Conv2d(2, 3, 1)
+
+        def forward(self, x):
+            return self.last(checkpoint(self.part, x, use_reentrant=False))
+
+    net, x, calls = Net().train(), torch.randn(1, 1, 10, 10), []
+    trace = run(net, x, ["last"], grad=True)
+    part.register_forward_hook(lambda *_: calls.append(1))
+    with snapshot(net):
+        kept = trace.nbytes
+    assert calls == []
+    assert kept >= trace.activations["last"].numel() * 4

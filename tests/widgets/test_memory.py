@@ -109,3 +109,20 @@ def test_the_limit_is_no_part_of_the_result(model: nn.Module) -> None:
         views.append(view)
     for a, b in zip(views[0].grid.pixels(), views[1].grid.pixels(), strict=True):
         assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def test_pictures_and_errors_are_kept_no_longer_than_the_limit_says(model: nn.Module) -> None:
+    nbviz.set_memory_limit(0)
+    view = nbviz.explore(model, layer="features.8", channel=3)
+    view._repr_mimebundle_()
+    assert view.session.trace_bytes == 0
+    view.figure()
+    assert view.session.trace_bytes == 0
+    handle = model.get_submodule("features.0").register_forward_hook(lambda *_: 1 / 0)
+    try:
+        view.layer = "features.4"
+        view.finish()
+    finally:
+        handle.remove()
+    assert view.header.state == "error"
+    assert view.session.trace_bytes == 0

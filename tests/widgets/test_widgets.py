@@ -25,6 +25,7 @@ from nbviz.core.backward import RULES
 from nbviz.core.state import lock
 from nbviz.imaging.encode import decode, to_host
 from nbviz.imaging.pixels import centre, quantise
+from nbviz.widgets.figures import reconstruction_panels
 from nbviz.widgets.instrument import Instrument
 
 WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
@@ -131,17 +132,18 @@ def test_the_strongest_come_first_then_the_picked_channel_then_the_rest(
     view = nbviz.Explorer(model, images, layer="features.11", channel=3, tiles="guided")
     drawn: list[tuple[int, bool]] = []
     for chunk in range(100):
-        drawn.append((view.grid.sent, view.panels.slot("guided").get("key") == view.panels.current))
-        if chunk == 6:
+        drawn.append((view.grid.sent, view.panels.slot("guided").get("key") == view.picked))
+        if chunk == 9:
             view.channel = 5  # goes before the rest, which goes on where it was
         if view.header.state == "ready":
             break
         view.header.painted = view.header.chunk
-    assert drawn[0][0] == 8
-    first = next(sent for sent, picked in drawn if picked)
-    assert first == 16
-    assert drawn[-1] == (128, True)
+    assert drawn[0] == (0, False)
+    assert next(sent for sent, picked in drawn if picked) == 0
     assert [sent for sent, _ in drawn] == sorted(sent for sent, _ in drawn)
+    again = next(i for i in range(10, len(drawn)) if drawn[i][1])
+    assert drawn[9][0] == drawn[again][0] > 0
+    assert drawn[-1] == (128, True)
     strength = nbviz.feature_maps(model, images[:1], "features.11")[0].flatten(1).amax(1)
     channels, _ = view.grid.pixels()
     assert channels == strength.argsort(descending=True, stable=True).tolist()
@@ -424,7 +426,7 @@ def test_an_error_leaves_what_is_stale_marked_and_the_view_can_be_shown(images: 
 
     model.features[5].register_forward_hook(broken)
     view.picture = 1
-    assert view.header.stale == ["channel", "fused", "grid", "predictions", "rest", "trace"]
+    assert view.header.stale == ["channel", "first", "fused", "grid", "predictions", "rest", "trace"]
     bundle = view._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "image/png" not in bundle
@@ -540,3 +542,130 @@ def test_a_model_without_class_scores_has_no_predictions(strange: nn.Module) -> 
     view.finish()
     assert (view.header.state, view.header.error) == ("ready", "")
     assert view.figure().axes
+
+
+def test_picks_while_the_grid_is_drawn_neither_starve_nor_restart_it(model: nn.Module, images: torch.Tensor) -> None:
+    view = nbviz.Explorer(model, images, layer="features.11", channel=0, tiles="guided")
+    key = view.grid.tiles["key"]
+    for channel in range(1, 9):
+        view.channel = channel
+        view.header.painted = view.header.chunk
+        assert view.panels.slot("guided")["key"] == view.picked
+    view.finish()
+    assert view.grid.tiles["key"] == key
+
+
+def test_the_grid_is_of_one_set_of_weights(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
+    model = nbviz.bundled.load("fashion")
+    view = nbviz.Explorer(model, images, layer="features.11", channel=0, tiles="deconvnet")
+    while not 0 < view.grid.sent < 128:
+        view.header.painted = view.header.chunk
+    with torch.no_grad():
+        model.features[0].weight.mul_(-1)
+    view.finish()
+    fresh = nbviz.Explorer(model, images, layer="features.11", channel=0, tiles="deconvnet")
+    fresh.finish()
+    np.testing.assert_array_equal(tiles(view), tiles(fresh))
+
+
+def test_an_interrupt_loses_no_tile(model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
+    view = nbviz.Explorer(model, images, layer="features.11", channel=0, tiles="deconvnet")
+    while view.grid.sent == 0:
+        view.header.painted = view.header.chunk
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nbviz.widgets.views.encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            view.finish()
+    view.finish()
+    assert view.header.state == "ready"
+    assert len(tiles(view)) == 128
+
+
+class NoWayBack(torch.autograd.Function):
+    """Goes forward only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError("no way back")
+
+
+@pytest.mark.parametrize("shown", ["activation", "guided"])
+def test_an_error_in_one_part_leaves_the_others_to_be_drawn(shown: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 70, 3), nn.Linear(70, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(NoWayBack.apply(x)).mean((2, 3)))
+
+    view = nbviz.Explorer(Net(), torch.rand(2, 1, 100, 100), layer="a", tiles=shown)
+    view.finish()
+    view.picture = 1
+    view.finish()
+    assert view.header.state == "error"
+    assert "no way back" in view.header.error
+    assert view.session.knows(1)
+    assert len(view.strip.predictions) == 3
+    assert "picture=1" in view.header.code
+    if shown == "activation":
+        assert len(tiles(view)) == 70
+    assert view.figure().axes  # of what there is
+
+
+def test_a_figure_never_mixes_states(model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
+    view = nbviz.Explorer(model, images, layer="features.8", channel=0)
+    view.finish()
+    view.picture = 2
+    assert reconstruction_panels(view) == []
+    view.finish()
+    assert [len(row) for row in reconstruction_panels(view)] == [4, 4]
+
+
+def test_a_closed_widget_answers_no_more(model: nn.Module, images: torch.Tensor) -> None:
+    view = nbviz.Explorer(model, images, layer="features.8", channel=0)
+    view.close()
+    passes = view.session.forward_passes
+    view.picture = 1
+    view.channel = 3
+    assert view.session.forward_passes == passes
+    assert view.session.trace_bytes == 0
+
+
+def test_autocast_of_another_cell_plays_no_part(model: nn.Module, images: torch.Tensor) -> None:
+    view = nbviz.Explorer(model, images, layer="features.4", channel=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        view.layer = "features.8"
+        view.finish()
+    assert view.session.maps(0, "features.8").dtype == torch.float32
+
+
+def test_a_view_of_feature_maps_has_no_other_tiles(model: nn.Module, images: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="tiles is 'guided'; FeatureMaps shows activations"):
+        nbviz.FeatureMaps(model, images, tiles="guided")
+    view = nbviz.FeatureMaps(model, images)
+    with pytest.raises(ValueError, match="shows activations"):
+        view.tiles = "guided"
+    assert view.tiles == "activation"
+
+
+def test_a_clock_that_stands_still_does_no_harm(
+    model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
+    monkeypatch.setattr("nbviz.widgets.base.time.monotonic", lambda: 1.0)
+    view = nbviz.Explorer(model, images, layer="features.8", channel=0)
+    for _ in range(100):
+        view.header.painted = view.header.chunk
+    assert view.header.state == "ready"

@@ -80,6 +80,12 @@ async function render({ model, el }) {
     return { width, tile, height, rows: Math.ceil(tiles.count / columns) };
   };
 
+  /** Pixels of the screen along a tile's longer side, as a power of two. */
+  const side = () => {
+    const { tile, height } = layout();
+    return 2 ** Math.ceil(Math.log2(Math.max(tile, height) * (globalThis.devicePixelRatio || 1)));
+  };
+
   /** The tile and the position in it under the pointer, or null. @param {MouseEvent} event */
   function under(event) {
     const box = canvas.getBoundingClientRect();
@@ -99,6 +105,8 @@ async function render({ model, el }) {
     tiles.kind === "signed"
       ? ((step - 128) / 127) * tiles.high[channel]
       : tiles.low[channel] + (step / 255) * (tiles.high[channel] - tiles.low[channel]);
+
+  const reduced = () => tiles.h < tiles.whole[0] || tiles.w < tiles.whole[1];
 
   /** The value under the pointer: of a signed tile in colours that of the strongest of them.
    * @param {{channel: number, down: number, across: number}} at */
@@ -160,10 +168,9 @@ async function render({ model, el }) {
     el.dataset.cmap = model.get("cmap");
     el.dataset.by = by;
     // Larger tiles than before may want more pixels than were sent: these are asked for.
-    const side = 2 ** Math.ceil(Math.log2(Math.max(tile, height) * ratio));
     const [most, own] = [Math.max(...tiles.whole), Math.max(tiles.h, tiles.w)];
-    if (own < most && side > own && side > model.get("side")) {
-      model.set("side", side);
+    if (there && own < most && side() > own && side() > model.get("side")) {
+      model.set("side", side());
       model.save_changes();
     }
   }
@@ -179,7 +186,7 @@ async function render({ model, el }) {
     paintByTable(context, tiles, [{ channel, x: 0, y: 0, width: w, height: h }], { ...look(), shared: false });
     large.style.imageRendering = w <= 128 ? "pixelated" : "auto";
     const ends = `${short(tiles.low[channel])} to ${short(tiles.high[channel])}`;
-    const less = h < tiles.whole[0] ? `, drawn at ${h}×${w}: zoom in for all of it` : "";
+    const less = reduced() ? `, drawn at ${h}×${w}: zoom in for all of it` : "";
     largeCaption.textContent = `#${channel}: ${tiles.whole.join("×")}, ${ends}${less}`;
   }
 
@@ -203,11 +210,13 @@ async function render({ model, el }) {
       const blocks = [];
       for (let left = model.get("sent"); left > 0; left -= blocks.at(-1).channels.length)
         blocks.push(model.get(`block_${blocks.length}`));
-      if (!blocks.length) return;
+      if (!header.shape) return;
       const known = header.key === tiles?.key ? tiles.blocks : [];
       const came = blocks.filter((block, i) => block !== known[i]);
       const pixels = await Promise.all(came.map(inflate));
-      if (header.key !== tiles?.key) begin(header, came[0].shape);
+      // Before the first block, the size of the tiles to come is not known.
+      const shape = came[0]?.shape ?? [0, 1, 1];
+      if (header.key !== tiles?.key || (came.length && !tiles.blocks.length)) begin(header, shape);
       tiles.blocks = blocks;
       came.forEach((block, i) => fill(block, pixels[i]));
       arrange();
@@ -225,8 +234,13 @@ async function render({ model, el }) {
     const ranks = { strength: floats(strength), spread: floats(spread) };
     const data = new Uint8Array(count * h * w * channels);
     tiles = { key, kind, of, count, h, w, whole, channels, data, ...nothing, ...ranks, blocks: [], fresh: new Set() };
-    if (before?.of === of) magnify(before);
+    if (before?.of === of && h >= before.h && w >= before.w) magnify(before);
+    else tip.hidden = true;
     release(before);
+    if (side() < model.get("side") && before && before.of !== of) {
+      model.set("side", side());
+      model.save_changes();
+    }
     if (before?.count === count) return;
     columns = Math.max(1, Math.min(8, Math.ceil(Math.sqrt(count))));
     scroller.scrollTop = 0;
@@ -283,7 +297,7 @@ async function render({ model, el }) {
     tip.hidden = !at || !tiles.have[at.channel];
     if (!at || tip.hidden) return;
     const [row, column] = [Math.floor(at.down * tiles.whole[0]), Math.floor(at.across * tiles.whole[1])];
-    const about = tiles.h < tiles.whole[0] ? "≈ " : ""; // the mean of a block
+    const about = reduced() ? "≈ " : ""; // the mean of a block
     tip.textContent = `#${at.channel} · row ${row} col ${column} · ${about}${short(valueAt(at))}`;
     const box = scroller.getBoundingClientRect();
     tip.style.left = `${Math.min(event.clientX - box.left + 12, box.width - tip.offsetWidth)}px`;

@@ -144,7 +144,7 @@ function shader() {
   gl.activeTexture(gl.TEXTURE0);
   const at = (/** @type {string} */ name) => gl.getUniformLocation(program, name);
   gl.uniform1i(at("table"), 1);
-  page.shader = { gl, canvas, at, layers: gl.getParameter(gl.MAX_ARRAY_TEXTURE_LAYERS) };
+  page.shader = { gl, canvas, at, layers: gl.getParameter(gl.MAX_ARRAY_TEXTURE_LAYERS), side: gl.getParameter(gl.MAX_TEXTURE_SIZE) };
   return page.shader;
 }
 
@@ -153,7 +153,7 @@ function shader() {
  * @returns {boolean} false where this can't be done */
 function paintByShader(context, tiles, places, { table, shared, contrast }) {
   const made = shader();
-  if (!made || tiles.count > made.layers || !places.length) return false;
+  if (!made || tiles.count > made.layers || Math.max(tiles.h, tiles.w) > made.side || !places.length) return false;
   const { gl, canvas, at } = made;
   const { h, w, channels } = tiles;
   const format = channels === 1 ? gl.RED : gl.RGB;
@@ -163,6 +163,10 @@ function paintByShader(context, tiles, places, { table, shared, contrast }) {
     gl.texStorage3D(gl.TEXTURE_2D_ARRAY, 1, channels === 1 ? gl.R8 : gl.RGB8, w, h, tiles.count);
     gl.texParameteri(gl.TEXTURE_2D_ARRAY, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
     gl.texParameteri(gl.TEXTURE_2D_ARRAY, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
+    if (gl.getError() === gl.OUT_OF_MEMORY) {
+      page.shader = null; // from now on by the table
+      return false;
+    }
     tiles.fresh = new Set([...tiles.have.keys()].filter((k) => tiles.have[k]));
   }
   gl.bindTexture(gl.TEXTURE_2D_ARRAY, tiles.texture);
