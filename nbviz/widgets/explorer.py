@@ -36,7 +36,7 @@ class Explorer(Instrument):
     """
 
     _kind = "explorer"
-    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "channel", "first", "predictions", "rest")
+    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "first", "channel", "predictions", "rest")
 
     def _layout(self) -> ipywidgets.Box:
         self.grid.slider = f"IPY_MODEL_{self.channel_control.model_id}"

@@ -28,7 +28,8 @@ from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
 _FIRST = 16  # channels that are drawn before the rest
 _AT_ONCE, _MOST_TILES = 2, 64  # reconstructions in one go, at first and at most
-_TILES_SECONDS = 0.06  # that one go should take
+_TILES_SECONDS = 0.1  # that one go should take
+_FIRST_SECONDS = 0.5  # after which the picked channel's panels come before more tiles
 _FIRST_BYTES = 1 << 18  # of tiles in the first message, which are more than are in view
 CAUTION = (
     "Deconvnet and guided backprop change little when the weights are randomised: read them as what the picture "
@@ -102,7 +103,7 @@ class Instrument(Pulled):
         self._pick_strongest = channel is None
         self._costs: dict[str, float | None] = {}
         self._notes: dict[str, str] = {}
-        self._begun: Any = None  # the weights that the tiles are of
+        self._begun: tuple[str, Any] | None = None  # the layer and the weights that the tiles are of
         self._side, self._at_once, self._spent = 0, _AT_ONCE, 0.0
         super().__init__(Header(title=type(model).__name__, info=self._info()))
         group = uuid.uuid4().hex
@@ -237,13 +238,15 @@ class Instrument(Pulled):
         yield from ()  # goes with the next part, in one chunk
 
     def _show_grid(self) -> Iterator[bool]:
-        """The layer's maps, as far as they are in view; reconstructions come later, after the picked channel's."""
+        """The layer's maps, as far as they are in view; reconstructions, which take their time, come later."""
         look, layer = self._look(), self.session.layers[self.layer]
         maps = self.tiles == TILES[0]
         kind, size = ("map", layer.shape[1:]) if maps else ("signed", self.session.patch(layer, self.seed))
         of = f"{self.picture} {self.layer} {self.tiles} {self.seed}"
         # What the tiles to come are of as well, whatever changes meanwhile.
-        self._side, self._begun, self._at_once, self._spent = self.grid.side, self._weights(), _AT_ONCE, 0.0
+        if self._begun is None or self._begun[0] != self.layer:
+            self._at_once = _AT_ONCE
+        self._side, self._begun, self._spent = self.grid.side, (self.layer, self._weights()), 0.0
         with self.grid.hold_sync():
             self.grid.title = str(layer)
             self.grid.begin(kind, of, (layer.shape[0], *size), look.high, look.spread)
@@ -253,7 +256,12 @@ class Instrument(Pulled):
         yield much
 
     def _show_first(self) -> Iterator[bool]:
-        yield from self._show_tiles(_FIRST)
+        """The strongest before the picked channel's panels, unless these would have to wait too long for them."""
+        end = time.monotonic() + _FIRST_SECONDS
+        for much in self._show_tiles(_FIRST):
+            yield much
+            if time.monotonic() > end:
+                return
 
     def _show_rest(self) -> Iterator[bool]:
         yield from self._show_tiles(self.grid.tiles["shape"][0])
@@ -263,7 +271,7 @@ class Instrument(Pulled):
         if "grid" in self._stale:
             raise RuntimeError("the grid was not begun")
         while self.grid.sent < count and self.grid.waiting(1):
-            if self._begun != self._weights():  # a cell has trained the model meanwhile
+            if self._begun != (self.layer, self._weights()):  # a cell has trained the model meanwhile
                 yield from self._show_grid()
             yield self._add_maps(self._room) if self.tiles == TILES[0] else self._add_reconstructions()
 
@@ -356,7 +364,8 @@ class Instrument(Pulled):
     def _cost(self, what: str, milliseconds: float | None) -> None:
         self._costs[what] = milliseconds
         known = ((name, value) for name, value in self._costs.items() if value is not None)
-        self.header.cost = " · ".join(f"{name} {value:.0f} ms" for name, value in known)
+        times = ((name, f"{ms:.0f} ms" if ms < 10_000 else f"{ms / 1000:.0f} s") for name, ms in known)
+        self.header.cost = " · ".join(f"{name} {time}" for name, time in times)
 
     def _info(self) -> str:
         model, pictures = self.session.model, self.session.pictures

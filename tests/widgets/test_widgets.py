@@ -129,20 +129,21 @@ def test_the_strongest_come_first_then_the_picked_channel_then_the_rest(
 ) -> None:
     monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
     monkeypatch.setattr("nbviz.widgets.instrument._MOST_TILES", 8)
+    monkeypatch.setattr("nbviz.widgets.instrument._FIRST_SECONDS", 60.0)
     view = nbviz.Explorer(model, images, layer="features.11", channel=3, tiles="guided")
     drawn: list[tuple[int, bool]] = []
     for chunk in range(100):
         drawn.append((view.grid.sent, view.panels.slot("guided").get("key") == view.picked))
-        if chunk == 9:
+        if chunk == 12:
             view.channel = 5  # goes before the rest, which goes on where it was
         if view.header.state == "ready":
             break
         view.header.painted = view.header.chunk
     assert drawn[0] == (0, False)
-    assert next(sent for sent, picked in drawn if picked) == 0
+    assert 16 <= next(sent for sent, picked in drawn if picked) < 24
     assert [sent for sent, _ in drawn] == sorted(sent for sent, _ in drawn)
-    again = next(i for i in range(10, len(drawn)) if drawn[i][1])
-    assert drawn[9][0] == drawn[again][0] > 0
+    again = next(i for i in range(13, len(drawn)) if drawn[i][1])
+    assert 128 > drawn[12][0] == drawn[again][0] > 16
     assert drawn[-1] == (128, True)
     strength = nbviz.feature_maps(model, images[:1], "features.11")[0].flatten(1).amax(1)
     channels, _ = view.grid.pixels()
@@ -544,12 +545,16 @@ def test_a_model_without_class_scores_has_no_predictions(strange: nn.Module) -> 
     assert view.figure().axes
 
 
-def test_picks_while_the_grid_is_drawn_neither_starve_nor_restart_it(model: nn.Module, images: torch.Tensor) -> None:
+def test_picks_while_the_grid_is_drawn_neither_starve_nor_restart_it(
+    model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbviz.widgets.instrument._FIRST_SECONDS", 0.0)  # each tile takes long
     view = nbviz.Explorer(model, images, layer="features.11", channel=0, tiles="guided")
     key = view.grid.tiles["key"]
     for channel in range(1, 9):
         view.channel = channel
-        view.header.painted = view.header.chunk
+        for _ in range(4):
+            view.header.painted = view.header.chunk
         assert view.panels.slot("guided")["key"] == view.picked
     view.finish()
     assert view.grid.tiles["key"] == key
