@@ -145,7 +145,7 @@ def opened(browser: Browser, server: Any, cells: list[str], kind: type[Notebook]
 
 
 def clicked(book: Notebook, widget: Locator, tiles: int, times: int = 7) -> tuple[float, float]:
-    """Median milliseconds from a click on a picture to its painted tiles: all of them, and those beyond the forward pass.
+    """Median milliseconds from a click on a picture to its painted tiles, and those of them beyond the forward pass.
 
     The widget says what the pass of each click took, beside a page that draws meanwhile.
     """

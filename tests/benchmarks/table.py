@@ -37,7 +37,7 @@ def heading() -> None:
 def row(what: str, ours: float, against: str, theirs: float, wanted: float | None = None) -> None:
     """One line: our milliseconds, the other's, and how many times ours go into them."""
     ratio = theirs / ours
-    want, kept = ("", "") if wanted is None else (f"≥ {wanted:g}", "yes" if ratio >= wanted else "NO")
+    want, kept = ("", "") if wanted is None else (f"≥ {wanted:.3g}", "yes" if ratio >= wanted else "NO")
     print(f"| {what} | {ours:.1f} | {against} | {theirs:.1f} | {ratio:.2f} | {want} | {kept} |", flush=True)
 
 
