@@ -243,9 +243,9 @@ class Instrument(Pulled):
         maps = self.tiles == TILES[0]
         kind, size = ("map", layer.shape[1:]) if maps else ("signed", self.session.patch(layer, self.seed))
         of = f"{self.picture} {self.layer} {self.tiles} {self.seed}"
-        # What the tiles to come are of as well, whatever changes meanwhile.
-        if self._begun is None or self._begun[0] != self.layer:
+        if self._begun is None or self._begun[0] != self.layer:  # another layer's take another time
             self._at_once = _AT_ONCE
+        # What the tiles to come are of as well, whatever changes meanwhile.
         self._side, self._begun, self._spent = self.grid.side, (self.layer, self._weights()), 0.0
         with self.grid.hold_sync():
             self.grid.title = str(layer)
