@@ -24,7 +24,7 @@ def picture_panel(view: Instrument) -> Panel:
 
 def predictions_panel(view: Instrument) -> Panel:
     """What the network says of it."""
-    known = view.strip.predictions if view.session.knows(view.picture) else []
+    known = view.session.predictions(view.picture) if view.session.knows(view.picture) else []
     return Panel(None, bars=known) if known else picture_panel(view)
 
 
@@ -42,7 +42,7 @@ def fused_panel(view: Instrument) -> Panel:
 
 def grid_panel(view: Instrument) -> Panel:
     """The strongest of the grid's tiles."""
-    if view.tiles != TILES[0] and view.grid.sent:
+    if view.tiles != TILES[0] and view.grid.sent and view.grid.tiles["of"] == view.tiled:
         _, pixels = view.grid.pixels()
         colours = torch.from_numpy(pixels[:64]).permute(0, 3, 1, 2).float() / 255
         count = f"{len(colours)} of {view.channel_control.max + 1} channels"

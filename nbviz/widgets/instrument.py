@@ -103,7 +103,7 @@ class Instrument(Pulled):
         self._pick_strongest = channel is None
         self._costs: dict[str, float | None] = {}
         self._notes: dict[str, str] = {}
-        self._begun: tuple[str, Any] | None = None  # the layer and the weights that the tiles are of
+        self._begun: tuple[str, str, Any] | None = None  # the layer, seed and weights that the tiles are of
         self._side, self._at_once, self._spent = 0, _AT_ONCE, 0.0
         super().__init__(Header(title=type(model).__name__, info=self._info()))
         group = uuid.uuid4().hex
@@ -224,8 +224,8 @@ class Instrument(Pulled):
         self._note("memory", too_large(self.session))
         forget_beyond_limit()
 
-    def _look(self) -> Look:
-        return self.session.look(self.picture, self.layer, self.how, self.grid.side)
+    def _look(self, side: int | None = None) -> Look:
+        return self.session.look(self.picture, self.layer, self.how, side or self.grid.side)
 
     def _show_trace(self) -> Iterator[bool]:
         look = self._look()
@@ -242,14 +242,13 @@ class Instrument(Pulled):
         look, layer = self._look(), self.session.layers[self.layer]
         maps = self.tiles == TILES[0]
         kind, size = ("map", layer.shape[1:]) if maps else ("signed", self.session.patch(layer, self.seed))
-        of = f"{self.picture} {self.layer} {self.tiles} {self.seed}"
-        if self._begun is None or self._begun[0] != self.layer:  # another layer's take another time
+        if self._begun is None or self._begun[:2] != (self.layer, self.seed):  # others take another time
             self._at_once = _AT_ONCE
         # What the tiles to come are of as well, whatever changes meanwhile.
-        self._side, self._begun, self._spent = self.grid.side, (self.layer, self._weights()), 0.0
+        self._side, self._begun, self._spent = self.grid.side, self._state(), 0.0
         with self.grid.hold_sync():
             self.grid.title = str(layer)
-            self.grid.begin(kind, of, (layer.shape[0], *size), look.high, look.spread)
+            self.grid.begin(kind, self.tiled, (layer.shape[0], *size), look.high, look.spread)
             much = maps and self._add_maps(_FIRST_BYTES)
         if maps:
             self._cost("tiles", None)
@@ -271,16 +270,16 @@ class Instrument(Pulled):
         if "grid" in self._stale:
             raise RuntimeError("the grid was not begun")
         while self.grid.sent < count and self.grid.waiting(1):
-            if self._begun != (self.layer, self._weights()):  # a cell has trained the model meanwhile
+            if self._begun != self._state():  # a cell has trained the model meanwhile
                 yield from self._show_grid()
             yield self._add_maps(self._room) if self.tiles == TILES[0] else self._add_reconstructions()
 
-    def _weights(self) -> Any:
-        return fingerprint(self.session.model)
+    def _state(self) -> tuple[str, str, Any]:
+        return self.layer, self.seed, fingerprint(self.session.model)
 
     def _add_maps(self, room: int) -> bool:
         """Send some maps, of about so many bytes; whether the page should draw them before it is sent more."""
-        look = self.session.look(self.picture, self.layer, self.how, self._side)
+        look = self._look(self._side)
         channels = self.grid.waiting(max(_FIRST, room // look.pixels[0].size))
         return self.grid.add(look.pixels[channels], look.low[channels], look.high[channels]) > room // 4
 
@@ -289,7 +288,7 @@ class Instrument(Pulled):
         start = time.perf_counter()
         channels, layer = self.grid.waiting(self._at_once), self.session.layers[self.layer]
         maps, _ = self.session.reconstructions(self.picture, self.layer, channels, self.tiles, self.seed)
-        places = self._look().place[channels].tolist()
+        places = self._look(self._side).place[channels].tolist()
         pixels, scales = self.session.patches(layer, maps, places, self.seed, self._side)
         sent = self.grid.add(pixels, -scales, scales)
         spent = time.perf_counter() - start
@@ -342,6 +341,11 @@ class Instrument(Pulled):
         none = "no rectifier (ReLU or ReLU6) was met: deconvnet and guided backprop equal the plain gradient here"
         self._note("rectifiers", "" if met else none)
         yield False
+
+    @property
+    def tiled(self) -> str:
+        """What the grid's tiles should be of."""
+        return f"{self.picture} {self.layer} {self.tiles} {self.seed}"
 
     @property
     def picked(self) -> str:

@@ -25,7 +25,7 @@ from nbviz.core.backward import RULES
 from nbviz.core.state import lock
 from nbviz.imaging.encode import decode, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.widgets.figures import reconstruction_panels
+from nbviz.widgets.figures import grid_panel, predictions_panel, reconstruction_panels
 from nbviz.widgets.instrument import Instrument
 
 WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
@@ -632,9 +632,16 @@ def test_a_figure_never_mixes_states(model: nn.Module, images: torch.Tensor, mon
     monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
     view = nbviz.Explorer(model, images, layer="features.8", channel=0)
     view.finish()
+    view.tiles = "guided"
+    view.finish()
+    answers = view.session.predictions(2)  # known, but not on the screen yet
+    assert answers != view.strip.predictions
     view.picture = 2
     assert reconstruction_panels(view) == []
+    assert list(predictions_panel(view).bars) == answers
+    assert "guided" not in grid_panel(view).caption  # none is drawn yet
     view.finish()
+    assert "guided" in grid_panel(view).caption
     assert [len(row) for row in reconstruction_panels(view)] == [4, 4]
 
 
@@ -674,3 +681,22 @@ def test_a_clock_that_stands_still_does_no_harm(
     for _ in range(100):
         view.header.painted = view.header.chunk
     assert view.header.state == "ready"
+
+
+def test_another_seed_starts_with_few_tiles_at_once(
+    model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one position takes says nothing of what a whole map takes, which may be a hundred times as long."""
+    view = nbviz.Explorer(model, images, layer="features.11", channel=0, tiles="guided")
+    view.finish()
+    view._at_once = 64
+    asked: list[int] = []
+    project = view.session.reconstructions
+
+    def counted(picture: int, layer: str, channels: list[int], rule: str, seed: str) -> Any:
+        asked.append(len(channels))
+        return project(picture, layer, channels, rule, seed)
+
+    monkeypatch.setattr(view.session, "reconstructions", counted)
+    view.seed = "map"
+    assert asked[0] <= 2
