@@ -84,7 +84,9 @@ def grid(
     return result
 
 
-def quantise(maps: Tensor, side: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def quantise(
+    maps: Tensor, side: int | None = None, ends: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Each map on 256 steps between its own low and high.
 
     Parameters
@@ -93,6 +95,8 @@ def quantise(maps: Tensor, side: int | None = None) -> tuple[Tensor, Tensor, Ten
         (..., H, W), any float dtype, on any device. Values that are not finite are shown as 0.
     side
         Where given, larger maps are averaged over blocks, so far that the longer side is still at least this.
+    ends
+        Low and high (...) of each map, no higher and no lower than its values; None finds them.
 
     Returns
     -------
@@ -109,7 +113,7 @@ def quantise(maps: Tensor, side: int | None = None) -> tuple[Tensor, Tensor, Ten
     [[91, 164]]
     """
     maps = torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0)
-    low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
+    low, high = (maps.amin((-2, -1)), maps.amax((-2, -1))) if ends is None else ends
     per_unit = 255 / (high - low).clamp(min=_LEAST)
     # In place: fresh memory would cost several times what the numbers do.
     steps = (shrink(maps, side) - low[..., None, None]).mul_(per_unit[..., None, None])
