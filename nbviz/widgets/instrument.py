@@ -405,12 +405,11 @@ class Instrument(Pulled):
             start = time.perf_counter()
             maps, met = self._pulled(rule)
             pixels = centre(maps[0].flatten(1, -2) if maps.ndim > 3 else maps[0, :, None]).view(maps.shape[1:])
-            caption = RULE_CAPTIONS[rule]
-            if not bool((pixels != 128).any()):
-                caption += ": zero everywhere"
-            elif not bool((self.session.plane(pixels, self.plane) != 128).any()):
+            nothing = "" if bool((pixels != 128).any()) else ": zero everywhere"
+            part = caption = RULE_CAPTIONS[rule] + nothing
+            if not nothing and not bool((self.session.plane(pixels, self.plane) != 128).any()):
                 caption += ": zero in this slice"
-            self._show_panel(rule, "signed", pixels, box, at, caption)
+            self._show_panel(rule, "signed", pixels, box, at, caption, part)
             spent += 1000 * (time.perf_counter() - start)
             if rule != RULES[-1]:
                 yield False
