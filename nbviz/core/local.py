@@ -99,7 +99,7 @@ def pull_local(
                 at_once = max(1, min(_MOST_AT_ONCE, _MOST_NUMBERS // walk.largest))
         except _NotLocal:
             return None
-    return torch.cat(pieces), met
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0], met
 
 
 _WORTH_IT = 0.5  # share of all numbers on the way above which the full pass is as quick

@@ -139,13 +139,15 @@ def shrink(maps: Tensor, side: int | None) -> Tensor:
     return small.reshape(*maps.shape[:-2], *small.shape[-2:])
 
 
-def centre(maps: Tensor) -> Tensor:
+def centre(maps: Tensor, largest: Tensor | None = None) -> Tensor:
     """Signed colour maps on grey: 0 becomes 128, the largest absolute value 1 or 255.
 
     Parameters
     ----------
     maps
         (..., C, H, W), any float dtype, on any device; each (C, H, W) is scaled alone.
+    largest
+        The absolute value that becomes 1 or 255 in place of the largest of each.
 
     Returns
     -------
@@ -158,8 +160,10 @@ def centre(maps: Tensor) -> Tensor:
     [[[128, 192, 1]]]
     """
     maps = torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0)
-    low, high = maps.amin((-3, -2, -1), keepdim=True), maps.amax((-3, -2, -1), keepdim=True)
-    per_unit = 127 / torch.maximum(high, -low).clamp(min=_LEAST)
+    if largest is None:
+        low, high = maps.amin((-3, -2, -1), keepdim=True), maps.amax((-3, -2, -1), keepdim=True)
+        largest = torch.maximum(high, -low)
+    per_unit = 127 / largest.clamp(min=_LEAST)
     return (maps * per_unit).add_(128).round_().to(torch.uint8)
 
 

@@ -150,7 +150,7 @@ def project(
 ) -> tuple[Tensor, frozenset[str]]:
     """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and the names of the rectifiers met."""
     activation = trace.activations[layer]
-    pieces, met = [trace.inputs.new_empty(0, *trace.inputs.shape)], frozenset[str]()
+    pieces, met = [], frozenset[str]()
     # A checkpoint in the model runs parts of it again on the way.
     with untouched(trace.model) if trace.model is not None else nullcontext(), interruptible():
         if channels and seed != "map" and unpool == "sum":  # from one position: work only where the signal is
@@ -162,7 +162,9 @@ def project(
             piece, more = pull(rule, activation, part, trace.inputs, unpool)
             pieces.append(piece)
             met |= more
-    return torch.cat(pieces).transpose(0, 1), met
+    if not pieces:
+        return trace.inputs.new_empty(trace.inputs.shape[0], 0, *trace.inputs.shape[1:]), met
+    return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).transpose(0, 1), met
 
 
 def _strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[Start]:

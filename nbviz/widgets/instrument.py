@@ -16,14 +16,14 @@ from torch import nn
 from nbviz.core.backward import PAPERS, RULES
 from nbviz.core.errors import unknown
 from nbviz.core.state import fingerprint, is_compiled
-from nbviz.imaging.encode import channels_last, to_host
-from nbviz.imaging.pixels import centre, quantise, shrink
+from nbviz.imaging.encode import Array, channels_last, to_host
+from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.arguments import check_indices
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.memory import forget_beyond_limit, too_large
-from nbviz.widgets.session import RULE_CAPTIONS, TILES, Look, Session
+from nbviz.widgets.session import LARGE, RULE_CAPTIONS, TILES, Look, Session, fitted
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
 _FIRST = 16  # channels that are drawn before the rest
@@ -31,7 +31,6 @@ _AT_ONCE, _MOST_TILES = 2, 64  # reconstructions in one go, at first and at most
 _TILES_SECONDS = 0.1  # that one go should take
 _FIRST_SECONDS = 0.5  # after which the picked channel's panels come before more tiles
 _NOUNS = {1: "signal", 2: "picture", 3: "volume"}
-_LARGE = 1024  # pixels of a side, above which a picture is sent with fewer
 _FIRST_BYTES = 1 << 18  # of tiles in the first message, which are more than are in view
 CAUTION = (
     "Deconvnet and guided backprop change little when the weights are randomised: read them as what the picture "
@@ -113,7 +112,8 @@ class Instrument(Pulled):
         (picture,) = check_indices("picture", picture, len(self.session.display))
         (plane,) = check_indices("plane", self.session.depth // 2 if plane is None else plane, self.session.depth)
         bands = self.session.usual_bands if bands is None else self._valid_bands({"value": bands})
-        self.session.show_bands(bands)
+        if bands != self.session.bands:
+            self.session.show_bands(bands)
         if channel is not None:
             (channel,) = check_indices("channel", channel, count)
         self._pick_strongest = channel is None
@@ -166,8 +166,9 @@ class Instrument(Pulled):
         )
         self.layer, self.picture, self.seed, self.how, self.tiles = start, picture, seed, how, tiles
         self.plane, self.bands = plane, bands
-        for name in ("layer", "channel", "seed", "how", "tiles", "plane", "bands"):
+        for name in ("layer", "channel", "seed", "how", "tiles", "plane"):
             t.link((self, name), (getattr(self, f"{name}_control"), "value"))
+        t.dlink((self.bands_control, "value"), (self, "bands"))  # the other way it may need a new option first
         t.link((self, "picture"), (self.strip, "picture"))
         self.channel = channel or 0
         shown = self._layout()
@@ -266,8 +267,10 @@ class Instrument(Pulled):
 
     def _choose_bands(self) -> None:
         with self._turn():
-            if self.bands not in dict(self.bands_control.options).values():
-                self.bands_control.options = [*self.bands_control.options, _choice(self.bands)]
+            if self.bands in dict(self.bands_control.options).values():
+                self.bands_control.value = self.bands
+            else:  # new options choose their first
+                self.bands_control.options = [_choice(self.bands), *self.bands_control.options]
             self.session.show_bands(self.bands)
             self.strip.thumbs = _thumbs(self.session)
 
@@ -367,7 +370,7 @@ class Instrument(Pulled):
             kind = "picture" if fused.ndim == 3 else "map"
             self.fused.show("fused", kind, over if fused.ndim == 3 else over[..., None], caption=caption)
         else:
-            picture = channels_last(_fitted(self.session.shown(self.picture, self.plane)))
+            picture = channels_last(self.session.shown(self.picture, self.plane))
             self.fused.show("fused", "overlay", picture, over, caption=f"{caption} over the picture")
         yield False
 
@@ -384,7 +387,7 @@ class Instrument(Pulled):
         self.panels.current = self.picked
         maps = self.session.plane(self.session.maps(self.picture, self.layer)[channel], self.plane)
         low, high = look.low[channel], look.high[channel]
-        (steps,) = to_host(quantise(maps, _LARGE, (maps.new_tensor(low).float(), maps.new_tensor(high).float()))[0])
+        (steps,) = to_host(quantise(maps, LARGE, (maps.new_tensor(low).float(), maps.new_tensor(high).float()))[0])
         if low == high:  # nothing to stretch (a global pooling): where its value lies among the layer's
             lowest, highest = look.low.min(), look.high.max()
             steps = np.full_like(steps, round(255 * float((low - lowest) / max(highest - lowest, 1e-12))))
@@ -395,7 +398,7 @@ class Instrument(Pulled):
             what = f"slice {self.plane}" if volume else _NOUNS[self.session.axes]
             what += ", receptive field" if self.plane in slices else f"; it sees slices {slices[0]} to {slices[-1]}"
             part = f"patch of slice {at}" if volume else f"patch of the {_NOUNS[self.session.axes]}"
-            self._show_panel("picture", "picture", picture, box, at, what, part, mark=self.plane in slices)
+            self._show_panel("picture", "picture", picture, None, box, at, what, part, mark=self.plane in slices)
             self.panels.show(
                 "activation", "map", steps[..., None], caption=f"#{channel}: {shape}, {low:.3g} to {high:.3g}"
             )
@@ -404,12 +407,12 @@ class Instrument(Pulled):
         for rule in RULES:
             start = time.perf_counter()
             maps, met = self._pulled(rule)
-            pixels = centre(maps[0].flatten(1, -2) if maps.ndim > 3 else maps[0, :, None]).view(maps.shape[1:])
-            nothing = "" if bool((pixels != 128).any()) else ": zero everywhere"
+            largest = torch.nan_to_num(maps[0].float(), 0.0, 0.0, 0.0).abs().amax()
+            nothing = "" if bool(largest > 0) else ": zero everywhere"
             part = caption = RULE_CAPTIONS[rule] + nothing
-            if not nothing and not bool((self.session.plane(pixels, self.plane) != 128).any()):
+            if self.session.depth > 1 and not nothing and not bool(self.session.plane(maps, self.plane).any()):
                 caption += ": zero in this slice"
-            self._show_panel(rule, "signed", pixels, box, at, caption, part)
+            self._show_panel(rule, "signed", maps[0], largest, box, at, caption, part)
             spent += 1000 * (time.perf_counter() - start)
             if rule != RULES[-1]:
                 yield False
@@ -436,19 +439,24 @@ class Instrument(Pulled):
         self,
         slot: str,
         kind: str,
-        pixels: torch.Tensor,
+        values: torch.Tensor,
+        largest: torch.Tensor | None,
         box: tuple[int, ...],
         at: int,
         caption: str,
         part_caption: str = "",
         mark: bool = True,
     ) -> None:
-        """A picture uint8 (C, *sides), and its part within the box, which of a volume is in the slice ``at``."""
+        """Values (C, *sides), and those in the box, of a volume in the slice ``at``: colours, or up to ``largest``."""
         top, left, bottom, right = box
-        whole, patch = self.session.plane(pixels, self.plane), self.session.plane(pixels, at)
-        fitted = _fitted(whole)
-        apart = self.session.axes == 3 or fitted is not whole  # else the page cuts it out
-        part = channels_last(_fitted(patch[:, top:bottom, left:right])) if apart else None
+
+        def pixels(values: torch.Tensor) -> Array:
+            return channels_last(values if largest is None else centre(values, largest))
+
+        whole, patch = self.session.plane(values, self.plane), self.session.plane(values, at)
+        own = fitted(whole)
+        apart = self.session.axes == 3 or own is not whole  # else the page cuts it out
+        part = pixels(fitted(patch[:, top:bottom, left:right])) if apart else None
         label = {
             "caption": caption,
             "part": part_caption,
@@ -456,7 +464,7 @@ class Instrument(Pulled):
             "size": list(self.session.size),
             "mark": mark,
         }
-        self.panels.show(slot, kind, channels_last(fitted), None, part, **label)
+        self.panels.show(slot, kind, pixels(own), None, part, **label)
 
     @property
     def tiled(self) -> str:
@@ -513,12 +521,6 @@ def _choice(bands: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     return ", ".join(map(str, bands)), bands
 
 
-def _fitted(pixels: torch.Tensor) -> torch.Tensor:
-    """A picture uint8 (C, H, W), averaged over blocks if it is much larger than what a page shows of it."""
-    fitted = shrink(pixels.float(), _LARGE) if max(pixels.shape[-2:]) >= 2 * _LARGE else pixels
-    return fitted if fitted is pixels else fitted.round().to(torch.uint8)
-
-
 def _controls(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
     """The widgets in a layout whose changes the kernel must answer."""
     for child in box.children:
@@ -533,7 +535,7 @@ def _thumbs(session: Session, size: int = 96) -> list[dict[str, Any]]:
     small = session.plane(session.display, session.depth // 2)
     scale = min(1.0, size / max(small.shape[-2:]))
     if session.axes == 1:
-        small = _fitted(small)
+        small = fitted(small)
     elif scale < 1:
         shape = [max(1, round(scale * side)) for side in small.shape[-2:]]
         small = torch.nn.functional.interpolate(small.float(), shape, mode="bilinear", antialias=True)

@@ -31,6 +31,10 @@ RULE_CAPTIONS = {"gradient": "gradient", "deconvnet": "deconvnet", "guided": "gu
 TILES = ("activation", *RULES)
 
 
+#: Pixels of a side; what is at least twice as large is shown in fewer.
+LARGE = 1024
+
+
 @dataclass(frozen=True)
 class Look:
     """What the page wants to know of a layer on one picture, on the host; but for the last, one entry a channel."""
@@ -145,8 +149,8 @@ class Session:
             self.display = self.display[:, :1]  # one curve
 
     def shown(self, picture: int, plane: int = 0) -> Tensor:
-        """A picture or a slice as a person sees it, uint8 (3, H, W); of a signal (1 or 3, 1, L)."""
-        return self.plane(self.display[picture], plane)
+        """A picture or a slice as a person sees it, uint8 (3, h, w); of a signal (1 or 3, 1, l)."""
+        return fitted(self.plane(self.display[picture], plane))
 
     def plane(self, maps: Tensor, plane: int) -> Tensor:
         """What is shown of maps (..., H, W), (..., L) or (..., D, H, W): (..., h, w), at a slice of the input."""
@@ -313,6 +317,14 @@ class Session:
         values, classes = probabilities.topk(min(5, len(scores)))
         names = self.labels or ()
         return [(names[c], v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
+
+
+def fitted(maps: Tensor) -> Tensor:
+    """Maps (C, H, W) of any dtype, averaged over blocks where they are much larger than what a page shows."""
+    if max(maps.shape[-2:]) < 2 * LARGE:
+        return maps
+    small = shrink(maps.float(), LARGE)
+    return small if maps.is_floating_point() else small.round().to(maps.dtype)
 
 
 def _names(classes: int | None, given: Sequence[str] | None, found: Sequence[str] | None) -> tuple[str, ...] | None:
