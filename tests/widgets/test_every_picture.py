@@ -167,7 +167,8 @@ def test_the_bands_that_are_shown_are_chosen() -> None:
     for bands, error in (((6,), "^no band 6: there are 6"), ((), "^bands is empty"), ("red", "^band: got 'red'")):
         with pytest.raises((ValueError, TypeError), match=error):
             view.bands = bands
-    assert view.bands_control in nbviz.explore(net, x).children[1].children[0].children
+    view = nbviz.explore(net, x)
+    assert view.bands_control in view.children[1].children[0].children
 
 
 def test_pictures_in_colour_offer_no_bands() -> None:
