@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import unknown
 from nbviz.core.trace import run
 from nbviz.imaging.load import load
@@ -56,7 +57,13 @@ def feature_maps(
     torch.Size([2, 2, 6, 6])
     """
     inputs = load(model, images, preprocess).inputs
-    activation = check_maps(run(model, inputs, [layer]).activations[layer], layer)
+
+    def of(part: Sequence[int]) -> Tensor:
+        return run(model, inputs[part[0] : part[-1] + 1], [layer]).activations[layer]
+
+    n = len(inputs)
+    pieces = in_chunks(of, range(n), n, "one picture", kept_together(model, n))
+    activation = check_maps(joined(pieces), layer)
     return activation if channels is None else activation[:, check_indices("channel", channels, activation.shape[1])]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import RULES, UNPOOLING, pull
+from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import NoRectifierWarning, unknown
 from nbviz.core.local import Start, pull_local
 from nbviz.core.state import interruptible, untouched
@@ -111,24 +112,29 @@ def reconstruct(
         raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
 
     inputs = load(model, images, preprocess).inputs
-    result = {}
-    if layer is None:
-        trace = run(model, inputs, output=True, grad=True)
+
+    def of(part: Sequence[int]) -> list[tuple[Tensor, bool]]:
+        some = inputs[part[0] : part[-1] + 1]
+        if layer is not None:
+            trace = run(model, some, [layer], grad=True)
+            count = check_maps(trace.activations[layer], layer).shape[1]
+            chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
+            return [project(trace, layer, chosen, rule, seed, unpool) for rule in rules]
+        trace = run(model, some, output=True, grad=True)
         logits = check_logits(trace.output)
-        signal = torch.nn.functional.one_hot(check_target(target, logits), logits.shape[1]).to(logits.dtype)
-        for rule in rules:
-            with untouched(model):  # what a checkpoint left out of the graph runs again
-                maps, met = pull(rule, logits, signal[None], trace.inputs, unpool)
-            warn_without_rectifiers(rule, met)
-            result[rule] = maps[0]
-    else:
-        trace = run(model, inputs, [layer], grad=True)
-        count = check_maps(trace.activations[layer], layer).shape[1]
-        chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
-        for rule in rules:
-            result[rule], met = project(trace, layer, chosen, rule, seed, unpool)
-            if chosen:
-                warn_without_rectifiers(rule, met)
+        classes = check_target(target, logits, part, len(inputs))
+        signal = torch.nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)[None]
+        with untouched(model):  # what a checkpoint left out of the graph runs again
+            pulled = [pull(rule, logits, signal, trace.inputs, unpool) for rule in rules]
+        return [(maps[0], met) for maps, met in pulled]
+
+    n = len(inputs)
+    pieces = in_chunks(of, range(n), n, "one picture", kept_together(model, n))
+    result = {}
+    for rule, found in zip(rules, zip(*pieces, strict=True), strict=True):
+        result[rule] = joined([maps for maps, _ in found])
+        if result[rule].numel():
+            warn_without_rectifiers(rule, found[0][1])
     return result
 
 
@@ -137,18 +143,19 @@ def project(
 ) -> tuple[Tensor, bool]:
     """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and if any rectifier was met."""
     activation = trace.activations[layer]
-    pieces, met = [trace.inputs.new_empty(0, *trace.inputs.shape)], False
     # A checkpoint in the model runs parts of it again on the way.
     with untouched(trace.model) if trace.model is not None else nullcontext(), interruptible():
         if channels and seed != "map" and unpool == "sum":  # from one position: work only where the signal is
             local = pull_local(rule, activation, _strongest(activation, channels, seed), trace.inputs)
             if local is not None:
                 return local[0].unflatten(0, (len(activation), len(channels))), local[1]
-        for i in range(0, len(channels), _CHANNELS_AT_ONCE):
-            part = seeds(activation, channels[i : i + _CHANNELS_AT_ONCE], seed)
-            piece, met = pull(rule, activation, part, trace.inputs, unpool)
-            pieces.append(piece)
-    return torch.cat(pieces).transpose(0, 1), met
+
+        def send(part: Sequence[int]) -> tuple[Tensor, bool]:
+            return pull(rule, activation, seeds(activation, part, seed), trace.inputs, unpool)
+
+        sent = in_chunks(send, channels, _CHANNELS_AT_ONCE, "the way of one channel's signal back to the picture")
+    none = trace.inputs.new_empty(0, *trace.inputs.shape)
+    return torch.cat([none, *(maps for maps, _ in sent)]).transpose(0, 1), bool(sent) and sent[0][1]
 
 
 def _strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[Start]:

@@ -14,9 +14,10 @@ import traitlets as t
 from torch import nn
 
 from nbviz.core.backward import RULES
+from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import unknown
 from nbviz.core.state import fingerprint
-from nbviz.imaging.encode import channels_last, to_host
+from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.arguments import check_indices
 from nbviz.methods.feature_maps import FUSIONS
@@ -104,7 +105,7 @@ class Instrument(Pulled):
         self._costs: dict[str, float | None] = {}
         self._notes: dict[str, str] = {}
         self._begun: tuple[str, str, Any] | None = None  # the layer, seed and weights that the tiles are of
-        self._side, self._at_once, self._spent = 0, _AT_ONCE, 0.0
+        self._side, self._at_once, self._most, self._spent = 0, _AT_ONCE, _MOST_TILES, 0.0
         super().__init__(Header(title=type(model).__name__, info=self._info()))
         group = uuid.uuid4().hex
         self.strip = Strip(thumbs=_thumbs(self.session))
@@ -243,7 +244,7 @@ class Instrument(Pulled):
         maps = self.tiles == TILES[0]
         kind, size = ("map", layer.shape[1:]) if maps else ("signed", self.session.patch(layer, self.seed))
         if self._begun is None or self._begun[:2] != (self.layer, self.seed):  # others take another time
-            self._at_once = _AT_ONCE
+            self._at_once, self._most = _AT_ONCE, _MOST_TILES
         # What the tiles to come are of as well, whatever changes meanwhile.
         self._side, self._begun, self._spent = self.grid.side, self._state(), 0.0
         with self.grid.hold_sync():
@@ -286,16 +287,22 @@ class Instrument(Pulled):
     def _add_reconstructions(self) -> bool:
         """The same with reconstructions, of which each takes its time."""
         start = time.perf_counter()
-        channels, layer = self.grid.waiting(self._at_once), self.session.layers[self.layer]
-        maps, _ = self.session.reconstructions(self.picture, self.layer, channels, self.tiles, self.seed)
-        places = self._look(self._side).place[channels].tolist()
-        pixels, scales = self.session.patches(layer, maps, places, self.seed, self._side)
+        layer, places = self.session.layers[self.layer], self._look(self._side).place
+
+        def of(part: Sequence[int]) -> tuple[Array, Array]:
+            maps, _ = self.session.reconstructions(self.picture, self.layer, part, self.tiles, self.seed)
+            return self.session.patches(layer, maps, places[part].tolist(), self.seed, self._side)
+
+        pieces = in_chunks(of, self.grid.waiting(self._at_once), self._at_once, "one channel's reconstruction")
+        if len(pieces) > 1:  # memory did not suffice for all
+            self._most = len(pieces[0][1])
+        pixels, scales = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
         sent = self.grid.add(pixels, -scales, scales)
         spent = time.perf_counter() - start
         self._spent += spent
         self._cost("tiles", 1000 * self._spent)
         # As many as take about one chunk: few where each needs a backward pass over the whole picture.
-        self._at_once = max(1, min(_MOST_TILES, round(self._at_once * _TILES_SECONDS / spent)))
+        self._at_once = max(1, min(self._most, _MOST_TILES, round(self._at_once * _TILES_SECONDS / spent)))
         return sent > self._room // 4
 
     def _show_fused(self) -> Iterator[bool]:
