@@ -16,7 +16,7 @@ from torch import nn
 from nbviz.core.backward import RULES
 from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import unknown
-from nbviz.core.state import fingerprint
+from nbviz.core.state import fingerprint, lock
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.arguments import check_indices
@@ -214,7 +214,7 @@ class Instrument(Pulled):
 
     def _zoomed(self, change: Any) -> None:
         """The page has larger tiles than before: send them with more pixels, if there are more."""
-        whole = max(self.grid.tiles["shape"][1:])
+        whole = max(self.grid.tiles.get("shape", [1])[1:], default=1)  # no shape yet where nothing was drawn
         if max(1, whole // change.new) < max(1, whole // change.old):
             self._renew({"grid", "first", "rest"})
 
@@ -387,10 +387,11 @@ class Instrument(Pulled):
 
     def close(self) -> None:
         """End the widget, and let go of what it keeps of the model's activations."""
-        session = getattr(self, "session", None)  # a widget whose making failed is closed as well
-        if session is not None:
-            session.forget()
-        super().close()
+        with lock:  # what another thread draws of it ends first
+            super().close()
+            session = getattr(self, "session", None)  # a widget whose making failed is closed as well
+            if session is not None:
+                session.forget()
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.session.layers[self.layer]}"
