@@ -103,8 +103,6 @@ def pull_local(rule: str, start: Tensor, starts: Sequence[Start], inputs: Tensor
 
 
 _ONE = "the way of one channel's signal back to the picture"
-
-
 _WORTH_IT = 0.5  # share of all numbers on the way above which the full pass is as quick
 _MOST_AT_ONCE = 64
 _MOST_NUMBERS = 1 << 23  # in one tensor of signals: 32 MB of float32
