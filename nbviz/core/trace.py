@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import ModelError, PictureError, unknown
 from nbviz.core.state import alone, check_model, interruptible, untouched
 
@@ -196,9 +197,11 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
                 f"the picture has {inputs.shape[1]} channel(s), the model's first convolution {name!r} takes {takes}; "
                 f"expected an input (N, {takes}, H, W), got {tuple(inputs.shape)}"
             ) from error
+        given = f"an input of shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}, {inputs.device}"
+        if out_of_memory(error):
+            raise too_large(f"the forward pass of {type(model).__name__} on {given}", error) from error
         raise ModelError(
-            f"{type(model).__name__} failed in its forward pass on an input of shape {tuple(inputs.shape)}, "
-            f"{str(inputs.dtype).removeprefix('torch.')}, {inputs.device}: {type(error).__name__}: {error}"
+            f"{type(model).__name__} failed in its forward pass on {given}: {type(error).__name__}: {error}"
         ) from error
 
 

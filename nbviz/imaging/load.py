@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
+from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import CompiledWarning, PictureError, PictureNotFoundError, warn
 from nbviz.core.state import check_model, interruptible, is_compiled, uninterrupted
 from nbviz.imaging.preprocess import Preprocess, find_preprocess, input_shape
@@ -96,6 +97,8 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     PictureError
         When a file is no picture, an array has no picture's shape or range, a value is not finite, or
         pictures differ in size after preprocessing (a ValueError).
+    ModelError
+        When the model's device has no memory for them (a RuntimeError).
     TypeError
         For anything that is no picture, or a model that is scripted or exported.
 
@@ -139,7 +142,13 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
         )
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     device, dtype = (weight.device, weight.dtype) if weight is not None else (torch.device("cpu"), torch.float32)
-    return Pictures(torch.stack([x.to(device, dtype) for x in inputs]), found, tuple(names))
+
+    def batch(part: Sequence[Tensor]) -> Tensor:
+        return torch.stack([x.to(device, dtype) for x in part])
+
+    n = len(inputs)
+    (result,) = in_chunks(batch, inputs, n, f"{n} picture(s) of shape {tuple(inputs[0].shape)} on {device}", least=n)
+    return Pictures(result, found, tuple(names))
 
 
 def _prepare(picture: Image.Image | Array | Tensor, preprocess: Preprocess, name: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -124,12 +124,11 @@ def _keys(output: Any) -> list[Any]:
     return []
 
 
-def check_target(target: Any, logits: Tensor) -> Tensor:
-    """One class per picture, (N,): the predicted one where target is None."""
-    n, classes = logits.shape
+def check_target(target: Any, logits: Tensor, part: Sequence[int], n: int) -> Tensor:
+    """One class for each of some of n pictures, whose logits are given: the predicted one where target is None."""
     if target is None:
         return logits.argmax(1)
-    chosen = check_indices("class", target, classes)
+    chosen = check_indices("class", target, logits.shape[1])
     if len(chosen) not in (1, n):
         raise ValueError(f"target has {len(chosen)} classes for {n} picture(s); expected one, or one for each picture")
-    return torch.tensor(chosen * (n if len(chosen) == 1 else 1), device=logits.device)
+    return torch.tensor([chosen[i if len(chosen) > 1 else 0] for i in part], device=logits.device)

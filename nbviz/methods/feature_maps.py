@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import unknown
 from nbviz.core.trace import run
 from nbviz.imaging.load import load
@@ -65,7 +66,12 @@ def feature_maps(
     torch.Size([2, 2, 6, 6])
     """
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    activation = check_maps(run(model, pictures, [layer], feed=feed), layer)
+
+    def of(part: Sequence[int]) -> Tensor:
+        return check_maps(run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed), layer)
+
+    n = len(pictures)
+    activation = joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
     return activation if channels is None else activation[:, check_indices("channel", channels, activation.shape[1])]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import RULES, UNPOOLING, pull
+from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import NoRectifierWarning, unknown, warn
 from nbviz.core.local import Start, pull_local
 from nbviz.core.state import check_model, interruptible, untouched
@@ -124,24 +125,29 @@ def reconstruct(
         raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
 
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    result = {}
-    if layer is None:
-        trace = run(model, pictures, feed=feed, output=True, grad=True)
+
+    def of(part: Sequence[int]) -> list[tuple[Tensor, frozenset[str]]]:
+        some = pictures[part[0] : part[-1] + 1]
+        if layer is not None:
+            trace = run(model, some, [layer], feed=feed, grad=True)
+            count = check_maps(trace, layer).shape[1]
+            chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
+            return [project(trace, layer, chosen, rule, seed, unpool) for rule in rules]
+        trace = run(model, some, feed=feed, output=True, grad=True)
         logits = check_logits(trace.output, output)
-        signal = torch.nn.functional.one_hot(check_target(target, logits), logits.shape[1]).to(logits.dtype)
-        for rule in rules:
-            with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
-                maps, met = pull(rule, logits, signal[None], trace.inputs, unpool)
-            warn_without_rectifiers(rule, met)
-            result[rule] = maps[0]
-    else:
-        trace = run(model, pictures, [layer], feed=feed, grad=True)
-        count = check_maps(trace, layer).shape[1]
-        chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
-        for rule in rules:
-            result[rule], met = project(trace, layer, chosen, rule, seed, unpool)
-            if chosen:
-                warn_without_rectifiers(rule, met)
+        classes = check_target(target, logits, part, len(pictures))
+        signal = torch.nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)[None]
+        with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
+            pulled = [pull(rule, logits, signal, trace.inputs, unpool) for rule in rules]
+        return [(maps[0], met) for maps, met in pulled]
+
+    n = len(pictures)
+    pieces = in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed))
+    result = {}
+    for rule, found in zip(rules, zip(*pieces, strict=True), strict=True):
+        result[rule] = joined([maps for maps, _ in found])
+        if result[rule].numel():
+            warn_without_rectifiers(rule, found[0][1])
     return result
 
 
@@ -150,21 +156,20 @@ def project(
 ) -> tuple[Tensor, frozenset[str]]:
     """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and the names of the rectifiers met."""
     activation = trace.activations[layer]
-    pieces, met = [], frozenset[str]()
     # A checkpoint in the model runs parts of it again on the way.
     with untouched(trace.model) if trace.model is not None else nullcontext(), interruptible():
         if channels and seed != "map" and unpool == "sum":  # from one position: work only where the signal is
             local = pull_local(rule, activation, _strongest(activation, channels, seed), trace.inputs)
             if local is not None:
                 return local[0].unflatten(0, (len(activation), len(channels))), local[1]
-        for i in range(0, len(channels), _CHANNELS_AT_ONCE):
-            part = seeds(activation, channels[i : i + _CHANNELS_AT_ONCE], seed)
-            piece, more = pull(rule, activation, part, trace.inputs, unpool)
-            pieces.append(piece)
-            met |= more
-    if not pieces:
-        return trace.inputs.new_empty(trace.inputs.shape[0], 0, *trace.inputs.shape[1:]), met
-    return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).transpose(0, 1), met
+
+        def send(part: Sequence[int]) -> tuple[Tensor, frozenset[str]]:
+            return pull(rule, activation, seeds(activation, part, seed), trace.inputs, unpool)
+
+        sent = in_chunks(send, channels, _CHANNELS_AT_ONCE, "the way of one channel's signal back to the picture")
+    if not sent:
+        return trace.inputs.new_empty(len(trace.inputs), 0, *trace.inputs.shape[1:]), frozenset()
+    return joined([maps for maps, _ in sent]).transpose(0, 1), sent[0][1]
 
 
 def _strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[Start]:

@@ -14,8 +14,9 @@ import traitlets as t
 from torch import nn
 
 from nbviz.core.backward import PAPERS, RULES
+from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import unknown
-from nbviz.core.state import fingerprint, is_compiled
+from nbviz.core.state import fingerprint, is_compiled, lock
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.arguments import check_indices
@@ -120,8 +121,7 @@ class Instrument(Pulled):
         self._costs: dict[str, float | None] = {}
         self._notes: dict[str, str] = {}
         self._begun: tuple[Any, ...] | None = None  # the layer, seed and so on that the tiles are of
-        self._kept: dict[str, Any] = {}  # the picked channel's reconstructions of a volume
-        self._side, self._at_once, self._spent = 0, _AT_ONCE, 0.0
+        self._side, self._at_once, self._most, self._spent = 0, _AT_ONCE, _MOST_TILES, 0.0
         self._compiled = is_compiled(model)
         super().__init__(Header(title=type(self.session.model).__name__, info=self._info()))
         group = uuid.uuid4().hex
@@ -276,7 +276,7 @@ class Instrument(Pulled):
 
     def _zoomed(self, change: Any) -> None:
         """The page has larger tiles than before: send them with more pixels, if there are more."""
-        whole = max(self.grid.tiles["shape"][1:])
+        whole = max(self.grid.tiles.get("shape", [1])[1:], default=1)  # no shape yet where nothing was drawn
         if max(1, whole // change.new) < max(1, whole // change.old):
             self._renew({"grid", "first", "rest"})
 
@@ -306,7 +306,7 @@ class Instrument(Pulled):
         maps = self.tiles == TILES[0]
         kind, size = ("map", (1, *layer.shape[1:])[-2:]) if maps else ("signed", self.session.patch(layer, self.seed))
         if self._begun is None or self._begun[:2] != (self.layer, self.seed):  # others take another time
-            self._at_once = _AT_ONCE
+            self._at_once, self._most = _AT_ONCE, _MOST_TILES
         # What the tiles to come are of as well, whatever changes meanwhile.
         self._side, self._begun, self._spent = self.grid.side, self._state(), 0.0
         with self.grid.hold_sync():
@@ -350,16 +350,22 @@ class Instrument(Pulled):
     def _add_reconstructions(self) -> bool:
         """The same with reconstructions, of which each takes its time."""
         start = time.perf_counter()
-        channels, layer = self.grid.waiting(self._at_once), self.session.layers[self.layer]
-        maps, _ = self.session.reconstructions(self.picture, self.layer, channels, self.tiles, self.seed)
-        places = self._look(self._side).place[channels].tolist()
-        pixels, scales = self.session.patches(layer, maps, places, self.seed, self._side)
+        layer, places = self.session.layers[self.layer], self._look(self._side).place
+
+        def of(part: Sequence[int]) -> tuple[Array, Array]:
+            maps, _ = self.session.reconstructions(self.picture, self.layer, part, self.tiles, self.seed)
+            return self.session.patches(layer, maps, places[part].tolist(), self.seed, self._side)
+
+        pieces = in_chunks(of, self.grid.waiting(self._at_once), self._at_once, "one channel's reconstruction")
+        if len(pieces) > 1:  # memory did not suffice for all
+            self._most = len(pieces[0][1])
+        pixels, scales = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
         sent = self.grid.add(pixels, -scales, scales)
         spent = time.perf_counter() - start
         self._spent += spent
         self._cost("tiles", 1000 * self._spent)
         # As many as take about one chunk: few where each needs a backward pass over the whole picture.
-        self._at_once = max(1, min(_MOST_TILES, round(self._at_once * _TILES_SECONDS / spent)))
+        self._at_once = max(1, min(self._most, _MOST_TILES, round(self._at_once * _TILES_SECONDS / spent)))
         return sent > self._room // 4
 
     def _show_fused(self) -> Iterator[bool]:
@@ -406,7 +412,7 @@ class Instrument(Pulled):
         met, spent = frozenset[str](), 0.0
         for rule in RULES:
             start = time.perf_counter()
-            maps, met = self._pulled(rule)
+            maps, met = self.session.reconstruction(self.picture, self.layer, channel, rule, self.seed)
             largest = torch.nan_to_num(maps[0].float(), 0.0, 0.0, 0.0).abs().amax()
             nothing = "" if bool(largest > 0) else ": zero everywhere"
             part = caption = RULE_CAPTIONS[rule] + nothing
@@ -423,17 +429,6 @@ class Instrument(Pulled):
             note = f"through {extended}, deconvnet and guided backprop extend their papers" if extended else ""
         self._note("rectifiers", note)
         yield False
-
-    def _pulled(self, rule: str) -> tuple[torch.Tensor, frozenset[str]]:
-        """The picked channel's reconstruction; of a volume it is kept, for the next slice."""
-        key = self.picture, self.layer, self.channel, self.seed, self.bands, fingerprint(self.session.model)
-        if self._kept.get("of") != key or rule not in self._kept:
-            made = self.session.reconstructions(self.picture, self.layer, [self.channel], rule, self.seed)
-            if self.session.axes < 3:
-                return made
-            self._kept = {**(self._kept if self._kept.get("of") == key else {}), "of": key, rule: made}
-        found: tuple[torch.Tensor, frozenset[str]] = self._kept[rule]
-        return found
 
     def _show_panel(
         self,
@@ -507,10 +502,11 @@ class Instrument(Pulled):
 
     def close(self) -> None:
         """End the widget, and let go of what it keeps of the model's activations."""
-        session = getattr(self, "session", None)  # a widget whose making failed is closed as well
-        if session is not None:
-            session.forget()
-        super().close()
+        with lock:  # what another thread draws of it ends first
+            super().close()
+            session = getattr(self, "session", None)  # a widget whose making failed is closed as well
+            if session is not None:
+                session.forget()
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.session.layers[self.layer]}"

@@ -115,6 +115,7 @@ class Session:
         self._key: tuple[Any, ...] | None = None
         self._trace = Trace(self.pictures.inputs[:0])
         self.trace_bytes = 0
+        self._kept: tuple[Any, dict[str, tuple[Tensor, frozenset[str]]]] = (None, {})
         self._look: tuple[tuple[Any, ...], Look] | None = None
         self._predictions: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
         if self.labels is not None:  # known from the pass that found the layers
@@ -196,7 +197,7 @@ class Session:
 
     def forget(self) -> None:
         """Let go of the trace; the next question runs it again."""
-        self._key, self._trace, self.trace_bytes = None, Trace(self.pictures.inputs[:0]), 0
+        self._key, self._trace, self.trace_bytes, self._kept = None, Trace(self.pictures.inputs[:0]), 0, (None, {})
 
     def _under_autocast(self) -> AbstractContextManager[Any]:
         device = self.pictures.inputs.device.type
@@ -260,6 +261,20 @@ class Session:
         if self.bands != tuple(range(maps.shape[1])):
             maps = maps[:, list(self.bands)]
         return (maps if maps.shape[1] in (1, 3) else maps.sum(1, keepdim=True)), met
+
+    def reconstruction(
+        self, picture: int, layer: str, channel: int, rule: str, seed: str
+    ) -> tuple[Tensor, frozenset[str]]:
+        """The same of one channel; of a volume it is kept with the trace, for the next slice."""
+        if self.axes < 3:
+            return self.reconstructions(picture, layer, [channel], rule, seed)
+        self.trace(picture, layer)  # another one lets go of what is kept
+        if self._kept[0] != (channel, seed, self.bands):
+            self._kept = (channel, seed, self.bands), {}
+        kept = self._kept[1]
+        if rule not in kept:
+            kept[rule] = self.reconstructions(picture, layer, [channel], rule, seed)
+        return kept[rule]
 
     def patch(self, layer: Layer, seed: str) -> tuple[int, int]:
         """Height and width of the part of the picture that a reconstruction in the layer's grid shows."""
