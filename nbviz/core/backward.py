@@ -5,13 +5,19 @@ pass is one of a few kernels. A mode entered around ``torch.autograd.grad`` sees
 the rule, so that nothing in the model is replaced. With R the signal from above and z the
 rectifier's input:
 
-==========  ========================  ==============================================
-rule        what a rectifier does     paper
-==========  ========================  ==============================================
-gradient    R · [z > 0]               Simonyan, Vedaldi and Zisserman 2014
-deconvnet   max(R, 0)                 Zeiler and Fergus 2014, section 2.1
-guided      max(R, 0) · [z > 0]       Springenberg et al. 2015, figure 1
-==========  ========================  ==============================================
+==========  ====================  =====================  ==============================================
+rule        what a ReLU does      another activation f   paper
+==========  ====================  =====================  ==============================================
+gradient    R · [z > 0]           R · f'(z)              Simonyan, Vedaldi and Zisserman 2014
+deconvnet   max(R, 0)             max(R, 0)              Zeiler and Fergus 2014, section 2.1
+guided      max(R, 0) · [z > 0]   max(R, 0) · f'(z)      Springenberg et al. 2015, figure 1
+==========  ====================  =====================  ==============================================
+
+The papers know the ReLU alone. For the activations that took its place (the table ``_RECTIFIERS``) the rules are
+an extension: only a positive signal passes, because only a positive one speaks for the channel, and guided backprop
+weighs it by the activation's own slope, which is the ReLU's [z > 0] made smooth. Where such an activation falls
+(SiLU below -1.28, GELU below -0.75), its slope turns the signal's sign. Gates (sigmoid, softmax, tanh, GLU) rectify
+nothing and keep the gradient.
 
 A clamp from 0 has no kernel of its own in its backward pass; it is found in the graph, see :func:`_clamps`.
 
@@ -21,8 +27,9 @@ filter, and max-pooling's sends each value to its recorded switch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,15 +45,26 @@ RULES = ("gradient", "deconvnet", "guided")
 UNPOOLING = ("sum", "overwrite")
 
 _aten = torch.ops.aten
-#: A rectifier's backward kernel, and whether a call of it is one (a hardtanh from -1 to 1 is none).
-_RECTIFIERS: dict[Any, Callable[..., bool]] = {
-    _aten.threshold_backward.default: lambda *args: True,
-    _aten.hardtanh_backward.default: lambda grad, z, low, high: low == 0,  # ReLU6
+#: For each rectifier's backward kernel, whose first argument is the signal from above, the name of the activation.
+_RECTIFIERS: dict[Any, str] = {
+    _aten.threshold_backward.default: "ReLU",
+    _aten.hardtanh_backward.default: "ReLU6",  # from 0; other ends rectify nothing
+    _aten.leaky_relu_backward.default: "LeakyReLU",
+    _aten.rrelu_with_noise_backward.default: "RReLU",
+    _aten._prelu_kernel_backward.default: "PReLU",
+    _aten.elu_backward.default: "ELU",  # CELU and SELU as well
+    _aten.silu_backward.default: "SiLU",
+    _aten.gelu_backward.default: "GELU",
+    _aten.hardswish_backward.default: "Hardswish",
+    _aten.softplus_backward.default: "Softplus",
+    _aten.mish_backward.default: "Mish",
 }
+#: The activation that the papers define the rules for.
+PAPERS = frozenset(("ReLU",))
 
 
 class BackwardRule(TorchDispatchMode):
-    """While active on a backward pass, rectifiers and unpooling follow the rules given; ``met`` says if any did."""
+    """While active on a backward pass, rectifiers and unpooling follow the rules given; ``met`` names those met."""
 
     def __init__(self, rule: str, unpool: str = "sum") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -54,23 +72,24 @@ class BackwardRule(TorchDispatchMode):
             raise unknown("rule", rule, RULES)
         if unpool not in UNPOOLING:
             raise unknown("unpooling", unpool, UNPOOLING)
-        self.rule, self.unpool, self.met = rule, unpool, False
+        self.rule, self.unpool = rule, unpool
+        self.met: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _RECTIFIERS and _RECTIFIERS[func](*args, **kwargs):
-            self.met = True
-            if self.rule == "deconvnet":
-                return args[0].clamp(min=0)
-            if self.rule == "guided":
+        if func in _RECTIFIERS and not (func is _aten.hardtanh_backward.default and args[2] != 0):
+            self.met.add(_RECTIFIERS[func])
+            if self.rule != "gradient":
                 args = (args[0].clamp(min=0), *args[1:])
+            if self.rule == "deconvnet":  # a PReLU's kernel gives the gradient of its slopes too
+                return (args[0], *func(*args)[1:]) if func is _aten._prelu_kernel_backward.default else args[0]
         if func is _aten.max_pool2d_with_indices_backward.default and self.unpool == "overwrite":
             return _unpool(args[0], args[1], args[7])
         return func(*args, **kwargs)
 
-    def clamped(self, sent: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]) -> Any:
+    def clamped(self, name: str, sent: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]) -> Any:
         """What a clamp from 0 sends on, as a hook of its node."""
-        self.met = True
+        self.met.add(name)
         signal = received[0] if self.rule == "deconvnet" else sent[0]
         return None if self.rule == "gradient" or signal is None else (signal.clamp(min=0), *sent[1:])
 
@@ -94,7 +113,7 @@ def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor) -> Tensor:
     return empty.scatter(-1, switches.flatten(-2), signal.flatten(-2)).view_as(pooled_from)
 
 
-def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = "sum") -> tuple[Tensor, bool]:
+def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = "sum") -> tuple[Tensor, frozenset[str]]:
     """Send seeds from a kept tensor back to the input under a rule, through the graph of one forward pass.
 
     Parameters
@@ -114,7 +133,7 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
     Returns
     -------
     tuple
-        The signals at the input (K, N, C, H, W), and whether the rule met a rectifier on the way.
+        The signals at the input (K, N, C, H, W), and the names of the rectifiers that the rule met on the way.
 
     Raises
     ------
@@ -125,7 +144,7 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
     --------
     >>> x = torch.tensor([[-1.0, 2.0, 3.0]], requires_grad=True)
     >>> pull("guided", x.relu(), torch.tensor([[[1.0, 1.0, -1.0]]]), x)
-    (tensor([[[0., 1., 0.]]]), True)
+    (tensor([[[0., 1., 0.]]]), frozenset({'ReLU'}))
     """
     mode = BackwardRule(rule, unpool)
     if not start.requires_grad:
@@ -133,10 +152,11 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
     batched = len(seeds) > 1
     with alone(), torch.inference_mode(False), mode, ExitStack() as stack:
         for node in _clamps(start):
-            stack.callback(node.register_hook(mode.clamped).remove)
+            name = "ReLU" if getattr(node, "_saved_max", None) is None else "ReLU6"
+            stack.callback(node.register_hook(partial(mode.clamped, name)).remove)
         (signal,) = torch.autograd.grad(
             start, inputs, seeds if batched else seeds[0], True, is_grads_batched=batched, allow_unused=True
         )
     if signal is None:
         raise ModelError("no gradient flows from this layer to the picture: it does not depend on it")
-    return signal.detach() if batched else signal.detach()[None], mode.met
+    return signal.detach() if batched else signal.detach()[None], frozenset(mode.met)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.backward import PAPERS
 from nbviz.core.receptive_field import Field, FieldTracker
 from nbviz.core.state import alone, check_model, interruptible, untouched
 from nbviz.core.trace import call_model, hooked
@@ -30,6 +31,8 @@ class Layer:
         Where each position of the output looks in the picture, or None for the whole picture.
     leaf
         False for a module that is made of other modules, such as ``layer2`` of a ResNet.
+    rectifiers
+        The activations between the picture and the output that deconvnet and guided backprop act on.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Layer:
     shape: tuple[int, ...]
     field: Field | None
     leaf: bool = True
+    rectifiers: tuple[str, ...] = ()
 
     @property
     def has_maps(self) -> bool:
@@ -71,13 +75,17 @@ class Layers(list[Layer]):
     """A list of layers that prints as a table."""
 
     def __repr__(self) -> str:
-        rows = [("layer", "type", "output", "")]
-        rows += [(layer.name, layer.type, "×".join(map(str, layer.shape)), layer.sees) for layer in self]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
-            for row in rows
-        )
+        rows = [("layer", "type", "output", "rectified by", "")]
+        for layer in self:
+            names = ", ".join(name if name in PAPERS else f"{name}*" for name in layer.rectifiers)
+            rows.append((layer.name, layer.type, "×".join(map(str, layer.shape)), names, layer.sees))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows]
+        if any("*" in row[3] for row in rows):
+            lines.append(
+                "* An extension of the papers of deconvnet and guided backprop: see nbviz.reconstruct."
+            )
+        return "\n".join(line.rstrip() for line in lines)
 
 
 def trace_layers(model: nn.Module, inputs: Tensor) -> tuple[Layers, Any]:
@@ -94,10 +102,10 @@ def trace_layers(model: nn.Module, inputs: Tensor) -> tuple[Layers, Any]:
     --------
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2))
     >>> trace_layers(net, torch.zeros(1, 1, 13, 13))[0]
-    layer  type       output
-    0      Conv2d     4×6×6   sees 3×3 px, step 2
-    1      ReLU       4×6×6   sees 3×3 px, step 2
-    2      MaxPool2d  4×3×3   sees 5×5 px, step 4
+    layer  type       output  rectified by
+    0      Conv2d     4×6×6                 sees 3×3 px, step 2
+    1      ReLU       4×6×6   ReLU          sees 3×3 px, step 2
+    2      MaxPool2d  4×3×3   ReLU          sees 5×5 px, step 4
     """
     check_model(model)
     found = Layers()
@@ -121,6 +129,7 @@ def trace_layers(model: nn.Module, inputs: Tensor) -> tuple[Layers, Any]:
                     tuple(value.shape[1:]),
                     tracker.fields.get(value),
                     not any(True for _ in module.children()),
+                    tuple(sorted(tracker.rectified(value))),
                 )
             )
 

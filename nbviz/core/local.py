@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,9 @@ class _NotLocal(Exception):
     """An operation that this pass does not know."""
 
 
-def pull_local(rule: str, start: Tensor, starts: Sequence[Start], inputs: Tensor) -> tuple[Tensor, bool] | None:
+def pull_local(
+    rule: str, start: Tensor, starts: Sequence[Start], inputs: Tensor
+) -> tuple[Tensor, frozenset[str]] | None:
     """Send one position's signal for each start back to the picture, as :func:`nbviz.core.backward.pull` does.
 
     Parameters
@@ -69,9 +72,9 @@ def pull_local(rule: str, start: Tensor, starts: Sequence[Start], inputs: Tensor
     Returns
     -------
     tuple or None
-        The signals at the input, each on its own picture, (B, C, H, W), and whether the rule met any
-        rectifier; None where an operation on the way is not local, or the regions are no smaller than the
-        picture and the full pass is as quick.
+        The signals at the input, each on its own picture, (B, C, H, W), and the names of the rectifiers
+        that the rule met; None where an operation on the way is not local, or the regions are no smaller
+        than the picture and the full pass is as quick.
 
     Examples
     --------
@@ -81,7 +84,7 @@ def pull_local(rule: str, start: Tensor, starts: Sequence[Start], inputs: Tensor
     [0.0, 0.0, 3.0, 3.0, 3.0, 0.0]
     """
     # A batch of starts takes as much memory as its largest region: the first, alone, says how much that is.
-    pieces, done, at_once, met = [], 0, 1, False
+    pieces, done, at_once, met = [], 0, 1, frozenset[str]()
     # In this order: leaving inference mode turns gradients on.
     with alone(), torch.inference_mode(False), torch.no_grad():
         try:
@@ -93,7 +96,7 @@ def pull_local(rule: str, start: Tensor, starts: Sequence[Start], inputs: Tensor
                 pieces.append(walk.run(order))
                 if walk.touched > _WORTH_IT * walk.passed:
                     return None
-                done, met = done + len(part), walk.mode.met
+                done, met = done + len(part), met | walk.mode.met
                 at_once = max(1, min(_MOST_AT_ONCE, _MOST_NUMBERS // walk.largest))
         except _NotLocal:
             return None
@@ -335,8 +338,32 @@ def _relu(walk: _Walk, node: Any, region: _Region) -> Sequence[_Region]:
     return walk.rectified(_aten.threshold_backward, region, node._saved_result, 0)
 
 
-def _hardtanh(walk: _Walk, node: Any, region: _Region) -> Sequence[_Region]:
-    return walk.rectified(_aten.hardtanh_backward, region, node._saved_self, node._saved_min_val, node._saved_max_val)
+def _activation(kernel: Any, *names: str) -> _Rule:
+    """An activation whose kernel takes the signal, its own input, and what else the node has saved."""
+
+    def rule(walk: _Walk, node: Any, region: _Region) -> Sequence[_Region]:
+        more = [getattr(node, f"_saved_{name}") for name in names]
+        return walk.rectified(kernel, region, node._saved_self, *more)
+
+    return rule
+
+
+def _leaky_relu(walk: _Walk, node: Any, region: _Region) -> Sequence[_Region]:
+    in_place = node.name().endswith("1")
+    kept = node._saved_result if in_place else node._saved_self
+    return walk.rectified(_aten.leaky_relu_backward, region, kept, node._saved_negative_slope, in_place)
+
+
+def _elu(walk: _Walk, node: Any, region: _Region) -> Sequence[_Region]:
+    in_place = node.name().endswith("1")
+    ends = node._saved_alpha, node._saved_scale, node._saved_input_scale, in_place
+    kept = node._saved_result if in_place else node._saved_self
+    return walk.rectified(lambda signal, part: _aten.elu_backward(signal, *ends, part), region, kept)
+
+
+def _gelu(walk: _Walk, node: Any, region: _Region) -> Sequence[_Region]:
+    kernel = partial(_aten.gelu_backward, approximate=node._saved_approximate)
+    return walk.rectified(kernel, region, node._saved_self)
 
 
 def _sum(walk: _Walk, node: Any, region: _Region) -> Sequence[_Region]:
@@ -363,7 +390,16 @@ _RULES: dict[str, _Rule] = {
     "AvgPool2DBackward0": _average_pooling,
     "NativeBatchNormBackward0": _batch_norm,
     "ReluBackward0": _relu,
-    "HardtanhBackward0": _hardtanh,
+    "HardtanhBackward0": _activation(_aten.hardtanh_backward, "min_val", "max_val"),
+    "LeakyReluBackward0": _leaky_relu,
+    "LeakyReluBackward1": _leaky_relu,
+    "EluBackward0": _elu,
+    "EluBackward1": _elu,
+    "SiluBackward0": _activation(_aten.silu_backward),
+    "GeluBackward0": _gelu,
+    "HardswishBackward0": _activation(_aten.hardswish_backward),
+    "SoftplusBackward0": _activation(_aten.softplus_backward, "beta", "threshold"),
+    "MishBackward0": _activation(_aten.mish_backward),
     "AddBackward0": _sum,
     "CatBackward0": _concatenation,
     "CloneBackward0": _same,

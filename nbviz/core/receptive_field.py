@@ -84,12 +84,13 @@ class FieldTracker(TorchFunctionMode):
     """While active, ``fields[tensor]`` says for every tensor that depends on the picture where its positions look.
 
     None there means the whole picture, or that it is not known: what an operation unknown to this
-    file leads to, unless it keeps rows and columns.
+    file leads to, unless it keeps rows and columns. ``rectified(tensor)`` names the activations on its way.
     """
 
     def __init__(self, picture: Tensor) -> None:
         super().__init__()
         self.fields: Any = WeakTensorKeyDictionary()  # None: looks at the whole picture
+        self._rectified: Any = WeakTensorKeyDictionary()  # by the tensor whose memory it is: views have it in common
         self.fields[picture] = Field((picture.ndim - 2, picture.ndim - 1))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -101,6 +102,7 @@ class FieldTracker(TorchFunctionMode):
         # Shapes are taken now: an in-place operation gives its own input back.
         seen = [(tuple(t.shape), self.fields[t]) for t in _tensors(taken) if t in self.fields]
         known = [(shape, field) for shape, field in seen if field is not None]
+        rectified = _rectifier(name, args, kwargs).union(*map(self.rectified, _tensors((args, kwargs))))
         result = func(*args, **kwargs)
         if seen:
             unknown = name.startswith(("fft_", "linalg_")) or isinstance(func, (OpOverload, OpOverloadPacket))
@@ -112,11 +114,18 @@ class FieldTracker(TorchFunctionMode):
                 if in_place and (field is None or field != self.fields.get(output)):
                     self._written(output)
                 self.fields[output] = field
+                if rectified:
+                    self._rectified[_owner(output)] = rectified | self.rectified(output)
         return result
+
+    def rectified(self, tensor: Tensor) -> frozenset[str]:
+        """The names of the rectifiers that lie between the picture and a tensor, as the backward rules have them."""
+        found: frozenset[str] = self._rectified.get(_owner(tensor), frozenset())
+        return found
 
     def _written(self, tensor: Tensor) -> None:
         """What else lies in the same memory is no longer known."""
-        base = tensor if tensor._base is None else tensor._base
+        base = _owner(tensor)
         for other in (base, *self.fields):
             if other is base or other._base is base:
                 self.fields[other] = None
@@ -124,6 +133,38 @@ class FieldTracker(TorchFunctionMode):
 
 Known = Sequence[tuple[tuple[int, ...], Field]]
 Rule = Callable[[Known, Tensor, Sequence[Any], dict[str, Any]], Field | None]
+
+
+def _owner(tensor: Tensor) -> Tensor:
+    """Whose memory a tensor looks into."""
+    return tensor if tensor._base is None else tensor._base
+
+
+def _rectifier(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> frozenset[str]:
+    """The name that the backward rules have for an operation of the forward pass, if it is one that they act on."""
+    if name in ("clamp", "clip", "clamp_min", "hardtanh"):
+        names = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
+        low, high = (_argument(args, kwargs, i + 1, name, None) for i, name in enumerate(names))
+        low = -1 if low is None else low
+        found = None if isinstance(low, Tensor) or low != 0 else "ReLU" if high is None else "ReLU6"
+    else:
+        found = _RECTIFIERS.get(name)
+    return frozenset(filter(None, (found,)))
+
+
+_RECTIFIERS = {
+    **dict.fromkeys(("relu", "threshold"), "ReLU"),
+    **dict.fromkeys(("elu", "celu", "selu"), "ELU"),
+    "relu6": "ReLU6",
+    "leaky_relu": "LeakyReLU",
+    "prelu": "PReLU",
+    "rrelu": "RReLU",
+    "silu": "SiLU",
+    "gelu": "GELU",
+    "hardswish": "Hardswish",
+    "softplus": "Softplus",
+    "mish": "Mish",
+}
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -40,9 +40,14 @@ def reconstruct(
 
     All other activations of the layer are set to zero and what is left is passed down to the picture
     (Zeiler and Fergus 2014, section 2.1); a rule says what a rectifier does to it on the way, see
-    :func:`nbviz.gradient`, :func:`nbviz.deconvnet` and :func:`nbviz.guided_backprop`. Rectifiers are ReLU, ReLU6,
-    threshold, hardtanh from 0 and clamp(min=0), however they are called; one that is put together from other
-    operations, such as ``torch.maximum(x, zero)``, or a clamp in a checkpointed part, follows the plain gradient.
+    :func:`nbviz.gradient`, :func:`nbviz.deconvnet` and :func:`nbviz.guided_backprop`. Rectifiers are ReLU, threshold
+    and clamp(min=0), however they are called; one that is put together from other operations, such as
+    ``torch.maximum(x, zero)``, or a clamp in a checkpointed part, follows the plain gradient.
+
+    The papers know the ReLU alone. For ReLU6 (hardtanh from 0), LeakyReLU, PReLU, RReLU, ELU, CELU, SELU, SiLU, GELU,
+    Hardswish, Softplus and Mish, the two rules are an extension: the deconvnet passes max(R, 0), as it does through a
+    ReLU, and guided backprop max(R, 0) · f'(z), with the activation's own slope in place of [z > 0].
+    :func:`nbviz.layers` says which of them lie on the way.
 
     Parameters
     ----------
@@ -134,10 +139,10 @@ def reconstruct(
 
 def project(
     trace: Trace, layer: str, channels: Sequence[int], rule: str, seed: str = "max", unpool: str = "sum"
-) -> tuple[Tensor, bool]:
-    """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and if any rectifier was met."""
+) -> tuple[Tensor, frozenset[str]]:
+    """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and the names of the rectifiers met."""
     activation = trace.activations[layer]
-    pieces, met = [trace.inputs.new_empty(0, *trace.inputs.shape)], False
+    pieces, met = [trace.inputs.new_empty(0, *trace.inputs.shape)], frozenset[str]()
     # A checkpoint in the model runs parts of it again on the way.
     with untouched(trace.model) if trace.model is not None else nullcontext(), interruptible():
         if channels and seed != "map" and unpool == "sum":  # from one position: work only where the signal is
@@ -146,8 +151,9 @@ def project(
                 return local[0].unflatten(0, (len(activation), len(channels))), local[1]
         for i in range(0, len(channels), _CHANNELS_AT_ONCE):
             part = seeds(activation, channels[i : i + _CHANNELS_AT_ONCE], seed)
-            piece, met = pull(rule, activation, part, trace.inputs, unpool)
+            piece, more = pull(rule, activation, part, trace.inputs, unpool)
             pieces.append(piece)
+            met |= more
     return torch.cat(pieces).transpose(0, 1), met
 
 
@@ -190,7 +196,7 @@ def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
     return result
 
 
-def warn_without_rectifiers(rule: str, met: bool) -> None:
+def warn_without_rectifiers(rule: str, met: frozenset[str]) -> None:
     """Warn, where nbviz was called from, when a rule had nothing to act on."""
     if rule == "gradient" or met:
         return
@@ -198,7 +204,7 @@ def warn_without_rectifiers(rule: str, met: bool) -> None:
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("nbviz."):
         level, frame = level + 1, frame.f_back
     warnings.warn(
-        f"the {rule} rule met no rectifier (ReLU or ReLU6) on its way to the picture: "
+        f"the {rule} rule met no rectifier (ReLU or the like) on its way to the picture: "
         "deconvnet and guided backprop equal the plain gradient here",
         NoRectifierWarning,
         stacklevel=level,

@@ -13,7 +13,7 @@ import torch
 import traitlets as t
 from torch import nn
 
-from nbviz.core.backward import RULES
+from nbviz.core.backward import PAPERS, RULES
 from nbviz.core.errors import unknown
 from nbviz.core.state import fingerprint
 from nbviz.imaging.encode import channels_last, to_host
@@ -327,7 +327,7 @@ class Instrument(Pulled):
             self.panels.show("picture", "picture", picture, box=box, caption="picture, receptive field")
             self.panels.show("activation", "map", steps[..., None], caption=caption)
         yield False
-        met, spent = 0, 0.0
+        met, spent = frozenset[str](), 0.0
         for rule in RULES:
             start = time.perf_counter()
             maps, met = self.session.reconstructions(self.picture, self.layer, [channel], rule, self.seed)
@@ -338,8 +338,11 @@ class Instrument(Pulled):
             if rule != RULES[-1]:
                 yield False
         self._cost("reconstructions", spent)
-        none = "no rectifier (ReLU or ReLU6) was met: deconvnet and guided backprop equal the plain gradient here"
-        self._note("rectifiers", "" if met else none)
+        note = "no rectifier (ReLU or the like) was met: deconvnet and guided backprop equal the plain gradient here"
+        if met:
+            extended = ", ".join(sorted(met - PAPERS))
+            note = f"through {extended}, deconvnet and guided backprop extend their papers" if extended else ""
+        self._note("rectifiers", note)
         yield False
 
     @property

@@ -199,8 +199,8 @@ class Session:
 
     def reconstructions(
         self, picture: int, layer: str, channels: Sequence[int], rule: str, seed: str
-    ) -> tuple[Tensor, bool]:
-        """Channels sent back to the picture, (K, 1 or 3, H, W), and whether the rule met a rectifier."""
+    ) -> tuple[Tensor, frozenset[str]]:
+        """Channels sent back to the picture, (K, 1 or 3, H, W), and the names of the rectifiers that the rule met."""
         maps, met = project(self.trace(picture, layer), layer, channels, rule, seed)
         # Pictures with another number of channels are drawn as their sum.
         return (maps[0] if maps.shape[2] in (1, 3) else maps[0].sum(1, keepdim=True)), met

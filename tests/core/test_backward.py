@@ -39,11 +39,10 @@ SPELLED = {
     "clamp from -1": (lambda z: z.clamp(-1, 1), False),
     "clamp up to 0": (lambda z: z.clamp(max=0), False),
     "F.hardtanh from -1": (F.hardtanh, False),
-    "nn.SiLU": (nn.SiLU(), False),
-    "nn.GELU": (nn.GELU(), False),
-    "nn.LeakyReLU": (nn.LeakyReLU(), False),
-    "nn.Hardswish": (nn.Hardswish(), False),
     "nn.Sigmoid": (nn.Sigmoid(), False),
+    "nn.Hardsigmoid": (nn.Hardsigmoid(), False),
+    "nn.Tanh": (nn.Tanh(), False),
+    "nn.Softmax": (nn.Softmax(1), False),
 }
 
 
@@ -70,7 +69,51 @@ def test_each_spelling_follows_the_rule(spelling, rule, z, signals, by_hand):
     for k in range(3):
         expected, calls = by_hand(model, z, None, rule, lambda _, k=k: signals[k])
         assert torch.equal(maps[k], expected)
-        assert met_here == calls == met
+        assert bool(met_here) == bool(calls) == met
+
+
+#: Activations beyond the papers' ReLU, in all spellings, with the name that is reported.
+EXTENSIONS = {
+    "nn.LeakyReLU": (nn.LeakyReLU(0.1), "LeakyReLU"),
+    "F.leaky_relu_": (lambda z: F.leaky_relu_(z, 0.1), "LeakyReLU"),
+    "nn.PReLU": (nn.PReLU(init=0.2), "PReLU"),
+    "nn.PReLU, frozen": (nn.PReLU(init=0.2).requires_grad_(requires_grad=False), "PReLU"),
+    "nn.PReLU of channels": (nn.PReLU(4), "PReLU"),
+    "nn.RReLU": (nn.RReLU().eval(), "RReLU"),
+    "nn.RReLU, in place": (nn.RReLU(inplace=True).eval(), "RReLU"),
+    "nn.ELU": (nn.ELU(1.5), "ELU"),
+    "F.elu_": (lambda z: F.elu_(z, 1.5), "ELU"),
+    "nn.CELU": (nn.CELU(0.7), "ELU"),
+    "nn.SELU": (nn.SELU(), "ELU"),
+    "nn.SELU, in place": (nn.SELU(inplace=True), "ELU"),
+    "nn.SiLU": (nn.SiLU(), "SiLU"),
+    "nn.SiLU, in place": (nn.SiLU(inplace=True), "SiLU"),
+    "nn.GELU": (nn.GELU(), "GELU"),
+    "F.gelu of tanh": (lambda z: F.gelu(z, approximate="tanh"), "GELU"),
+    "nn.Hardswish": (nn.Hardswish(), "Hardswish"),
+    "nn.Hardswish, in place": (nn.Hardswish(inplace=True), "Hardswish"),
+    "nn.Softplus": (nn.Softplus(2.0), "Softplus"),
+    "nn.Mish": (nn.Mish(), "Mish"),
+    "nn.Mish, in place": (nn.Mish(inplace=True), "Mish"),
+}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("spelling", EXTENSIONS)
+def test_other_activations_weigh_the_signal_by_their_slope(spelling, count, device):
+    """The slope is measured, by finite differences."""
+    activate, name = EXTENSIONS[spelling]
+    activate = activate.to(device, torch.float64) if isinstance(activate, nn.Module) else activate
+    z = torch.tensor([-8.0, -2.5, -1.5, -0.9, -0.3, 0.2, 0.8, 1.7, 5.0, 8.0], device=device, dtype=torch.float64)
+    z = z.repeat(1, 4, 1).requires_grad_()
+    signals = torch.randn(count, 1, 4, 10, device=device, dtype=torch.float64)
+    with torch.no_grad():
+        slope = (activate(z + 1e-6) - activate(z - 1e-6)) / 2e-6
+    expected = {"gradient": signals * slope, "deconvnet": signals.relu(), "guided": signals.relu() * slope}
+    for rule in RULES:
+        maps, met = pull(rule, activate(z.clone()), signals, z)
+        torch.testing.assert_close(maps, expected[rule], rtol=1e-6, atol=1e-8)
+        assert met == {name}
 
 
 def test_the_rules_are_those_of_the_papers(z):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nbviz.core.backward import pull
 from nbviz.core.errors import ModelError
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.trace import run
@@ -93,10 +94,52 @@ def test_unequal_steps_are_written_out():
 def test_the_list_prints_as_a_table(net):
     found, _ = trace_layers(net, PICTURE)
     lines = repr(found).splitlines()
-    assert lines[0].split() == ["layer", "type", "output"]
+    assert lines[0].split() == ["layer", "type", "output", "rectified", "by"]
     assert lines[1].split() == ["first", "Conv2d", "4×6×7", "sees", "3×3", "px,", "step", "2"]
     assert len(lines) == 1 + len(found)
     assert isinstance(found[0], Layer)
+
+
+class Mixed(nn.Module):
+    """Activations of many kinds and spellings, some on one way only, one that is no rectifier, a view in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 4, 4, 1) for i in range(9))
+        self.prelu = nn.PReLU()
+        self.side = nn.Identity()
+        self.ends = nn.ModuleList(nn.Identity() for _ in range(6))
+
+    def forward(self, x):
+        c, end = iter(self.convs), iter(self.ends)
+        x = next(end)(F.hardtanh(next(c)(x)))
+        side = self.side(F.gelu(next(c)(x)))
+        x = next(end)(F.selu(next(c)(x), inplace=True))
+        x = next(end)(next(c)(x).clamp(0, 6))
+        x = next(c)(x)
+        F.silu(x[:, :2], inplace=True)
+        x = next(end)(x)
+        x = next(end)(self.prelu(next(c)(x)).clamp(min=0))
+        return next(end)(F.hardswish(next(c)(x + side)))
+
+
+def test_the_activations_on_the_way_are_those_that_the_rules_meet():
+    net = Mixed().eval()
+    found = {layer.name: set(layer.rectifiers) for layer in trace_layers(net, PICTURE)[0]}
+    for name in ("side", *(f"ends.{i}" for i in range(6))):
+        trace = run(net, PICTURE, [name], grad=True)
+        activation = trace.activations[name]
+        assert found[name] == pull("guided", activation, torch.ones(1, *activation.shape), trace.inputs)[1]
+    assert found["side"] == {"GELU"}
+    assert found["ends.5"] == {"GELU", "ELU", "ReLU6", "SiLU", "PReLU", "ReLU", "Hardswish"}
+
+
+def test_the_table_says_where_a_rule_extends_its_paper():
+    found, _ = trace_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.SiLU()), PICTURE)
+    lines = repr(found).splitlines()
+    assert "ReLU, SiLU*" in lines[3]
+    assert lines[4] == "* An extension of the papers of deconvnet and guided backprop: see nbviz.reconstruct."
+    assert "*" not in repr(type(found)(found[:2]))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])

@@ -35,7 +35,7 @@ def compare(model, inputs, layer, places, rule):
     expected = torch.stack([full[i, s.picture] for i, s in enumerate(starts)])
     scale = expected.abs().max().clamp(min=1e-30)
     assert float((mine[0] - expected).abs().max() / scale) < 1e-5
-    assert mine[1] is met
+    assert mine[1] == met
 
 
 def corners(shape, pictures=1):
@@ -72,6 +72,20 @@ def test_it_equals_the_full_pass(name, layer, size, rule, always):
     inputs = torch.randn(2, 3, size, size + 13)
     shape = run(model, inputs, [layer]).activations[layer].shape
     compare(model, inputs, layer, corners(shape, 2), rule)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    "kind", [nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Softplus, nn.Mish]
+)
+def test_every_activation_of_the_table(kind, in_place, rule, always):
+    if in_place and kind in (nn.GELU, nn.Softplus):
+        pytest.skip("there is none")
+    options = {"inplace": True} if in_place else {}
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), kind(**options), nn.Conv2d(4, 4, 3, padding=1)).eval()
+    inputs = 3 * torch.randn(1, 1, 12, 14)
+    compare(net, inputs, "3", corners((1, 4, 10, 12)), rule)
 
 
 class Random(nn.Module):

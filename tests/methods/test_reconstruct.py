@@ -150,7 +150,7 @@ def test_a_second_call_of_a_module_can_be_reconstructed(close):
 
 
 def test_a_network_without_rectifiers_is_said_to_be_one(x):
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.LazyLinear(3))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.LazyLinear(3))
     net(x)
     expected = nbviz.gradient(net, x, "2")  # which never warns
     for rule, method in (("deconvnet", nbviz.deconvnet), ("guided", nbviz.guided_backprop)):
