@@ -83,6 +83,11 @@ def _leaky(z: Tensor, negative_slope: float) -> Tensor:
     return torch.where(z > 0, torch.ones_like(z), torch.full_like(z, negative_slope))
 
 
+def _rrelu(z: Tensor, lower: float, upper: float, training: bool) -> Tensor:
+    assert not training  # where the slope is drawn at random
+    return _leaky(z, (lower + upper) / 2)
+
+
 def _prelu(z: Tensor, weight: Tensor) -> Tensor:
     per_channel = weight.detach().view(-1, *[1] * (z.ndim - 2)) if weight.numel() > 1 else weight.detach()
     return torch.where(z > 0, torch.ones_like(z), per_channel * torch.ones_like(z))
@@ -90,6 +95,10 @@ def _prelu(z: Tensor, weight: Tensor) -> Tensor:
 
 def _elu(z: Tensor, alpha: float = 1.0, width: float = 1.0) -> Tensor:
     return torch.where(z > 0, torch.ones_like(z), alpha / width * torch.exp(z / width))
+
+
+def _selu(z: Tensor) -> Tensor:
+    return 1.0507009873554805 * _elu(z, 1.6732632423543772)
 
 
 def _gelu(z: Tensor, approximate: str) -> Tensor:
@@ -132,6 +141,17 @@ ACTIVATIONS: dict[str, tuple[dict[str, Any], Callable[..., Tensor | None]]] = {
     "clamp": ({"input": None, "min": None, "max": None}, _clamp),
     "clip": ({"input": None, "min": None, "max": None}, _clamp),
     "clamp_min": ({"input": None, "min": None}, _clamp),
+    "leaky_relu": ({"input": None, "negative_slope": 0.01, "inplace": False}, _leaky),
+    "prelu": ({"input": None, "weight": None}, _prelu),
+    "rrelu": ({"input": None, "lower": 1 / 8, "upper": 1 / 3, "training": False, "inplace": False}, _rrelu),
+    "elu": ({"input": None, "alpha": 1.0, "inplace": False}, _elu),
+    "celu": ({"input": None, "alpha": 1.0, "inplace": False}, lambda z, alpha: _elu(z, alpha, alpha)),
+    "selu": (_IN_PLACE, _selu),
+    "silu": (_IN_PLACE, _silu),
+    "gelu": ({"input": None, "approximate": "none"}, _gelu),
+    "hardswish": (_IN_PLACE, _hardswish),
+    "softplus": ({"input": None, "beta": 1.0, "threshold": 20.0}, _softplus),
+    "mish": (_IN_PLACE, _mish),
 }
 GATES = frozenset(("sigmoid", "hardsigmoid", "tanh", "softmax", "glu"))
 

@@ -82,9 +82,7 @@ class Layers(list[Layer]):
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows]
         if any("*" in row[3] for row in rows):
-            lines.append(
-                "* An extension of the papers of deconvnet and guided backprop: see nbviz.reconstruct."
-            )
+            lines.append("* An extension of the papers of deconvnet and guided backprop: see nbviz.reconstruct.")
         return "\n".join(line.rstrip() for line in lines)
 
 
