@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nbviz import bundled as bundled
+    from nbviz.core.errors import CompiledWarning as CompiledWarning
     from nbviz.core.errors import ModelError as ModelError
     from nbviz.core.errors import NoRectifierWarning as NoRectifierWarning
     from nbviz.core.errors import PictureError as PictureError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from nbviz.imaging.pixels import grid as grid
     from nbviz.imaging.pixels import overlay as overlay
     from nbviz.imaging.preprocess import Preprocess as Preprocess
+    from nbviz.methods.cam import grad_cam as grad_cam
     from nbviz.methods.deconvnet import deconvnet as deconvnet
     from nbviz.methods.feature_maps import feature_maps as feature_maps
     from nbviz.methods.feature_maps import fuse as fuse
@@ -32,12 +34,14 @@ __version__ = "0.1.0"
 # Where each public name lives; loaded when first used, so that `import nbviz` stays light.
 _HOMES = {
     "bundled": "nbviz.bundled",
+    "CompiledWarning": "nbviz.core.errors",
     "deconvnet": "nbviz.methods.deconvnet",
     "Explorer": "nbviz.widgets.explorer",
     "explore": "nbviz.widgets.explorer",
     "feature_maps": "nbviz.methods.feature_maps",
     "FeatureMaps": "nbviz.widgets.feature_maps",
     "fuse": "nbviz.methods.feature_maps",
+    "grad_cam": "nbviz.methods.cam",
     "gradient": "nbviz.methods.gradient",
     "grid": "nbviz.imaging.pixels",
     "guided_backprop": "nbviz.methods.guided_backprop",

@@ -113,6 +113,12 @@ def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor) -> Tensor:
     return empty.scatter(-1, switches.flatten(-2), signal.flatten(-2)).view_as(pooled_from)
 
 
+_NO_GRADIENT = (
+    "no gradient flows from this layer to the picture: it does not depend on it, or the model detaches it or rounds it "
+    "on the way, as quantised layers do"
+)
+
+
 def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = "sum") -> tuple[Tensor, frozenset[str]]:
     """Send seeds from a kept tensor back to the input under a rule, through the graph of one forward pass.
 
@@ -148,7 +154,7 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
     """
     mode = BackwardRule(rule, unpool)
     if not start.requires_grad:
-        raise ModelError("no gradient flows from this layer to the picture: the model detaches it or rounds it")
+        raise ModelError(_NO_GRADIENT)
     batched = len(seeds) > 1
     with alone(), torch.inference_mode(False), mode, ExitStack() as stack:
         for node in _clamps(start):
@@ -158,5 +164,5 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
             start, inputs, seeds if batched else seeds[0], True, is_grads_batched=batched, allow_unused=True
         )
     if signal is None:
-        raise ModelError("no gradient flows from this layer to the picture: it does not depend on it")
+        raise ModelError(_NO_GRADIENT)
     return signal.detach() if batched else signal.detach()[None], frozenset(mode.met)

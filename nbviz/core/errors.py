@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -23,6 +25,18 @@ class PictureNotFoundError(FileNotFoundError, PictureError):
 
 class NoRectifierWarning(UserWarning):
     """A backward rule met no rectifier: deconvnet and guided backprop equal the plain gradient there."""
+
+
+class CompiledWarning(UserWarning):
+    """The model is compiled, which hides its layers: it runs as the eager one that it was made from."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line that called nbviz."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("nbviz."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def unknown(kind: str, given: object, accepted: Iterable[str]) -> ValueError:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nbviz.core.backward import PAPERS
 from nbviz.core.receptive_field import Field, FieldTracker
 from nbviz.core.state import alone, check_model, interruptible, untouched
-from nbviz.core.trace import call_model, hooked
+from nbviz.core.trace import Feed, call_model, hooked
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Layers(list[Layer]):
         return "\n".join(line.rstrip() for line in lines)
 
 
-def trace_layers(model: nn.Module, inputs: Tensor) -> tuple[Layers, Any]:
+def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[Layers, Any]:
     """The layers of one forward pass in order of completion, and the model's output.
 
     Parameters
@@ -95,6 +95,8 @@ def trace_layers(model: nn.Module, inputs: Tensor) -> tuple[Layers, Any]:
         The model; it is left as it was.
     inputs
         Its input (N, C, H, W), on its device.
+    feed
+        From the pictures to what the model is called with; see :func:`nbviz.core.trace.call_model`.
 
     Examples
     --------
@@ -105,7 +107,7 @@ def trace_layers(model: nn.Module, inputs: Tensor) -> tuple[Layers, Any]:
     1      ReLU       4×6×6   ReLU          sees 3×3 px, step 2
     2      MaxPool2d  4×3×3   ReLU          sees 5×5 px, step 4
     """
-    check_model(model)
+    model = check_model(model)
     found = Layers()
     calls: Counter[str] = Counter()
     modules = dict(model.named_modules())
@@ -132,5 +134,6 @@ def trace_layers(model: nn.Module, inputs: Tensor) -> tuple[Layers, Any]:
             )
 
         with untouched(model), hooked(model, None, describe), tracker:
-            output = call_model(model, picture)
+            output = call_model(model, picture, feed)
+        tracker.forget()  # while Ctrl-C waits: it would be lost in a weak reference's callback
     return found, output

@@ -118,6 +118,11 @@ class FieldTracker(TorchFunctionMode):
                     self._rectified[_owner(output)] = rectified | self.rectified(output)
         return result
 
+    def forget(self) -> None:
+        """Let go of what is known of all tensors."""
+        self.fields.clear()
+        self._rectified.clear()
+
     def rectified(self, tensor: Tensor) -> frozenset[str]:
         """The names of the rectifiers that lie between the picture and a tensor, as the backward rules have them."""
         found: frozenset[str] = self._rectified.get(_owner(tensor), frozenset())

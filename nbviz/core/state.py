@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from operator import is_
 from types import FrameType
@@ -101,7 +102,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Hold the model in eval mode and Ctrl-C back; afterwards model and random state are what they were.
+    """Hold the model in eval mode and uncompiled, and Ctrl-C back; afterwards model and random state are as before.
 
     Of the model: flags, hooks and buffers, attributes, and what the lists, dicts and sets among them hold.
     What is worth interrupting inside goes in :func:`interruptible`.
@@ -109,16 +110,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
     Parameters
     ----------
     model
-        Any module. Nothing of it may be compiled or scripted.
-
-    Raises
-    ------
-    TypeError
-        When the model is not a module, or is scripted or compiled.
+        Any module that :func:`check_model` lets pass.
     """
-    check_model(model)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with alone(), torch.random.fork_rng(devices=devices):
+    with alone(), torch.random.fork_rng(devices=devices), _eagerly():
         modules = list(model.modules())
         # All attributes: a buffer that a forward pass replaced may belong to a size noted beside it.
         attributes = {id(held): held for module in modules for held in (vars(module), *vars(module).values())}
@@ -169,18 +164,40 @@ def _items(held: dict[Any, Any]) -> Iterator[Any]:
     return chain(held, held.values())
 
 
-def check_model(model: object) -> None:
-    """Raise TypeError unless this is a module whose operations autograd can see."""
+def check_model(model: object) -> nn.Module:
+    """The model, or the eager one that a compiled one was made from.
+
+    Raises
+    ------
+    TypeError
+        Unless it is a module whose operations autograd can see.
+    """
+    if type(model).__name__ == "ExportedProgram":
+        raise TypeError("the model is exported (torch.export), which hides its layers; give the one it was made from")
+    while isinstance(model, nn.Module) and isinstance(eager := getattr(model, "_orig_mod", None), nn.Module):
+        model = eager
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
     for name, module in model.named_modules():
         what = f"its part {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(f"{what} is scripted (torch.jit), which hides its layers; give the model it was made from")
-        if hasattr(module, "_orig_mod"):
-            raise TypeError(f"{what} is compiled, which hides its layers; give the original, compiled._orig_mod")
-        if module._compiled_call_impl is not None:
-            raise TypeError(f"{what} is compiled in place, which hides its layers; give a model before .compile()")
+            raise TypeError(f"{what} is scripted (torch.jit), which hides its layers; give the one it was made from")
+        if isinstance(module, torch.fx.GraphModule) and any(
+            isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
+        ):
+            raise TypeError(f"{what} is exported (torch.export), which hides its layers; give the one it was made from")
+    return model
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model or a part of it is compiled."""
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
+
+
+def _eagerly() -> AbstractContextManager[None]:
+    """While inside, what is compiled runs as what it was made from, hooks and all."""
+    # Whoever has compiled anything has loaded this, which takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def fingerprint(model: nn.Module) -> tuple[tuple[int, int, int], ...]:

@@ -83,7 +83,13 @@ class _Enough(BaseException):
 
 
 def run(
-    model: nn.Module, inputs: Tensor, layers: Sequence[str] = (), *, output: bool = False, grad: bool = False
+    model: nn.Module,
+    inputs: Tensor,
+    layers: Sequence[str] = (),
+    *,
+    feed: Feed = None,
+    output: bool = False,
+    grad: bool = False,
 ) -> Trace:
     """One forward pass in eval mode.
 
@@ -95,6 +101,8 @@ def run(
         Its input (N, C, H, W), on its device.
     layers
         Names of modules; ``"name:1"`` is the second call of a module that runs more than once.
+    feed
+        From the pictures to what the model is called with; see :func:`call_model`.
     output
         Go on to the end and keep the model's output. Otherwise the pass stops right after the last
         of ``layers``.
@@ -114,7 +122,7 @@ def run(
     ModelError
         When the model's forward pass fails.
     TypeError
-        When a layer's output is not a tensor, or the model is scripted or compiled.
+        When a layer's output is not a tensor, or the model is scripted or exported.
 
     Examples
     --------
@@ -123,7 +131,7 @@ def run(
     >>> trace.activations["1"].shape, trace.output is None
     (torch.Size([1, 2, 3, 3]), True)
     """
-    check_model(model)
+    model = check_model(model)
     names = {name: find_module(model, name) for name in layers}
     wanted = set(names.values())
     kept: dict[tuple[str, int], Any] = {}
@@ -146,21 +154,40 @@ def run(
 
         hooks = hooked(model, {module for module, _ in wanted}, keep)
         with untouched(model), hooks, suppress(_Enough), interruptible():
-            trace.output = call_model(model, trace.inputs.clone())
+            trace.output = call_model(model, trace.inputs.clone(), feed)
     for name, call in names.items():
         if call not in kept:
             raise _not_reached(name, call[0], calls[call[0]])
         value = kept[call]
         if not isinstance(value, Tensor):
             raise TypeError(f"layer {name!r} gives a {type(value).__name__}; expected a layer that gives a tensor")
-        trace.activations[name] = value
+        trace.activations[name] = value.dequantize() if value.is_quantized else value
     return trace
 
 
-def call_model(model: nn.Module, inputs: Tensor) -> Any:
-    """The model's output; its own exceptions come as a PictureError or ModelError that says what went in."""
+#: From a batch of pictures to the model's arguments; None for a model that takes the batch itself.
+Feed = Callable[[Tensor], Any] | None
+
+
+def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
+    """The model's output; its own exceptions come as a PictureError or ModelError that says what went in.
+
+    What ``feed`` makes of the pictures is the model's argument, or a tuple of its arguments, or a dict of its
+    keyword arguments.
+    """
     try:
-        return model(inputs)
+        given = inputs if feed is None else feed(inputs)
+    except Exception as error:
+        raise ModelError(
+            f"inputs= failed on pictures of shape {tuple(inputs.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    # Replicas on other devices would each call the hooks.
+    parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    forward: Any = model.module if parallel else model
+    try:
+        if isinstance(given, dict):
+            return forward(**given)
+        return forward(*given) if isinstance(given, tuple) else forward(given)
     except Exception as error:
         first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
         name, takes = (first[0], first[1].in_channels) if first is not None else ("", 0)
@@ -185,7 +212,8 @@ def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, A
     handles = []
     try:
         for name, module in model.named_modules():
-            if name and (names is None or name in names):
+            # What a parametrisation gives are weights.
+            if name in names if names is not None else name and "parametrizations" not in name.split("."):
                 handles.append(module.register_forward_hook(lambda _m, _args, value, name=name: on_output(name, value)))
         yield
     finally:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from nbviz.core.errors import PictureError, PictureNotFoundError
-from nbviz.core.state import check_model, interruptible, uninterrupted
+from nbviz.core.errors import CompiledWarning, PictureError, PictureNotFoundError, warn
+from nbviz.core.state import check_model, interruptible, is_compiled, uninterrupted
 from nbviz.imaging.preprocess import Preprocess, find_preprocess
 
 _ACCEPTED = "a path, a PIL picture, a NumPy array, a tensor, or a list of these"
@@ -82,7 +82,12 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
         When a file is no picture, an array has no picture's shape or range, a value is not finite, or
         pictures differ in size after preprocessing (a ValueError).
     TypeError
-        For anything that is no picture, or a model that is scripted or compiled.
+        For anything that is no picture, or a model that is scripted or exported.
+
+    Warns
+    -----
+    CompiledWarning
+        When the model or a part of it is compiled: nbviz runs the eager one that it was made from.
 
     Examples
     --------
@@ -90,7 +95,12 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     >>> load(net, [Image.new("L", (8, 6)), np.zeros((6, 8, 3), np.uint8)]).inputs.shape
     torch.Size([2, 3, 6, 8])
     """
-    check_model(model)
+    eager = check_model(model)
+    if is_compiled(model):
+        warn(
+            "the model is compiled, which hides its layers: it runs as the eager one it was made from", CompiledWarning
+        )
+    model = eager
     found = find_preprocess(model, preprocess)
     inputs: list[Tensor] = []
     names: list[str] = []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nbviz.core.errors import ModelError, unknown
+from nbviz.core.trace import Feed
 
 
 def check_indices(kind: str, given: Any, count: int) -> list[int]:
@@ -40,13 +43,80 @@ def check_maps(activation: Tensor, layer: str) -> Tensor:
     return activation
 
 
-def check_logits(output: object) -> Tensor:
-    """The model's output if it is (N, classes)."""
+def check_feed(inputs: Any) -> Feed:
+    """The argument ``inputs`` of all methods, if it is a callable or None."""
+    if inputs is not None and not callable(inputs):
+        raise TypeError(
+            f"inputs is {type(inputs).__name__}; expected a callable from the pictures (N, C, H, W) to what the model "
+            "is called with, such as lambda pictures: (pictures, mask)"
+        )
+    return inputs  # type: ignore[no-any-return]
+
+
+def check_logits(output: Any, pick: Any = None) -> Tensor:
+    """The model's output, or the part of it that ``pick`` names, if it is (N, classes).
+
+    Parameters
+    ----------
+    output
+        What the model gives.
+    pick
+        The argument ``output`` of all methods: a key or an attribute's name, an index, a callable, or None.
+
+    Examples
+    --------
+    >>> check_logits({"out": torch.zeros(1, 3), "aux": None}, "out")
+    tensor([[0., 0., 0.]])
+    """
+    if callable(pick):
+        try:
+            output = pick(output)
+        except Exception as error:
+            raise ModelError(
+                f"output= failed on the model's {type(output).__name__}: {type(error).__name__}: {error}"
+            ) from error
+    elif pick is not None:
+        output = _part(output, pick)
     if not isinstance(output, Tensor):
-        raise TypeError(f"the model gives a {type(output).__name__}; expected class scores (N, classes): name a layer")
+        keys = _keys(output)
+        hint = f" (output={keys[0]!r}, for example)" if keys else ""
+        raise TypeError(
+            f"the model gives a {type(output).__name__}; expected class scores (N, classes): "
+            f"say with output= where they are{hint}, or name a layer"
+        )
     if output.ndim != 2 or 0 in output.shape:
-        raise ValueError(f"the model gives {tuple(output.shape)}; expected class scores (N, classes): name a layer")
+        raise ValueError(
+            f"the model gives {tuple(output.shape)}; expected class scores (N, classes): "
+            "say with output= how to get them, or name a layer"
+        )
     return output
+
+
+def _part(output: Any, pick: Any) -> Any:
+    if isinstance(pick, bool) or not isinstance(pick, (str, int)):
+        raise TypeError(f"output is {type(pick).__name__}; expected a key, an attribute's name, an index or a callable")
+    keys = _keys(output)
+    if pick in keys:
+        return output[pick]
+    if isinstance(output, (tuple, list)) and isinstance(pick, int) and -len(output) <= pick < 0:
+        return output[pick]
+    if isinstance(pick, str) and not isinstance(output, Tensor) and hasattr(output, pick):
+        return getattr(output, pick)
+    if keys:
+        raise unknown("output", pick, keys)
+    raise ValueError(
+        f"no output {pick!r:.80}: the model gives a {type(output).__name__}, which has no parts; "
+        "expected a callable from it, or None"
+    )
+
+
+def _keys(output: Any) -> list[Any]:
+    """How the parts of a model's output are asked for."""
+    if isinstance(output, Mapping):
+        return list(output)
+    if isinstance(output, (tuple, list)):
+        return list(range(len(output)))
+    return []
 
 
 def check_target(target: Any, logits: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ def deconvnet(
     *,
     unpool: str = "sum",
     preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
 ) -> Tensor:
     """What in the picture a channel's activation was made of, by running the network backwards.
 
@@ -33,7 +35,7 @@ def deconvnet(
 
     Parameters
     ----------
-    model, images, layer, channels, target, seed, preprocess
+    model, images, layer, channels, target, seed, preprocess, inputs, output
         As in :func:`nbviz.reconstruct`. The paper starts from the strongest position, ``seed="max"``.
     unpool
         Where overlapping pooling windows (AlexNet's 3×3, stride 2) share a switch: ``"sum"`` their
@@ -64,7 +66,5 @@ def deconvnet(
     >>> deconvnet(net, torch.tensor([[[[-1.0, 2.0]]]]), "1", 0, seed="unit").flatten().tolist()
     [1.0, 1.0]
     """
-    maps = reconstruct(
-        model, images, layer, channels, target, seed, ["deconvnet"], unpool=unpool, preprocess=preprocess
-    )
-    return maps["deconvnet"]
+    options = {"unpool": unpool, "preprocess": preprocess, "inputs": inputs, "output": output}
+    return reconstruct(model, images, layer, channels, target, seed, ["deconvnet"], **options)["deconvnet"]

@@ -11,18 +11,24 @@ from torch import Tensor, nn
 from nbviz.core.errors import unknown
 from nbviz.core.trace import run
 from nbviz.imaging.load import load
-from nbviz.methods.arguments import check_indices, check_maps
+from nbviz.methods.arguments import check_feed, check_indices, check_maps
 
 
 def feature_maps(
-    model: nn.Module, images: Any, layer: str, channels: Sequence[int] | int | None = None, *, preprocess: Any = None
+    model: nn.Module,
+    images: Any,
+    layer: str,
+    channels: Sequence[int] | int | None = None,
+    *,
+    preprocess: Any = None,
+    inputs: Any = None,
 ) -> Tensor:
     """What a layer gives for pictures: its activations, unchanged.
 
     Parameters
     ----------
     model
-        Any eager PyTorch model; it is left as it was.
+        Any PyTorch model; it is left as it was.
     images
         A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     layer
@@ -31,6 +37,9 @@ def feature_maps(
         Which channels, in the order wanted; None gives all.
     preprocess
         A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
+    inputs
+        For a model that is called with more than the pictures: a callable from their batch (N, C, H, W) to the
+        model's argument, a tuple of its arguments, or a dict of its keyword arguments.
 
     Returns
     -------
@@ -47,7 +56,7 @@ def feature_maps(
     ModelError
         When the model fails in its forward pass (a RuntimeError).
     TypeError
-        For an argument of the wrong type, or a scripted or compiled model.
+        For an argument of the wrong type, or a scripted or exported model.
 
     Examples
     --------
@@ -55,8 +64,8 @@ def feature_maps(
     >>> feature_maps(net, torch.rand(2, 1, 8, 8), "1", channels=[3, 0]).shape
     torch.Size([2, 2, 6, 6])
     """
-    inputs = load(model, images, preprocess).inputs
-    activation = check_maps(run(model, inputs, [layer]).activations[layer], layer)
+    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
+    activation = check_maps(run(model, pictures, [layer], feed=feed).activations[layer], layer)
     return activation if channels is None else activation[:, check_indices("channel", channels, activation.shape[1])]
 
 

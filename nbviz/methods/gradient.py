@@ -19,6 +19,8 @@ def gradient(
     seed: str = "max",
     *,
     preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
 ) -> Tensor:
     """How a small change of each pixel would change a channel or a class.
 
@@ -27,7 +29,7 @@ def gradient(
 
     Parameters
     ----------
-    model, images, layer, channels, target, seed, preprocess
+    model, images, layer, channels, target, seed, preprocess, inputs, output
         As in :func:`nbviz.reconstruct`. ``seed="unit"`` gives the gradient itself; ``"max"`` (the
         default of all three rules, so that they compare) gives it times the channel's maximum.
 
@@ -49,5 +51,5 @@ def gradient(
     >>> gradient(net, torch.tensor([[[[0.1, 0.5]]]]), "1", 0, seed="unit").flatten().tolist()
     [0.0, 3.0]
     """
-    rules = ["gradient"]
-    return reconstruct(model, images, layer, channels, target, seed, rules, preprocess=preprocess)["gradient"]
+    options = {"preprocess": preprocess, "inputs": inputs, "output": output}
+    return reconstruct(model, images, layer, channels, target, seed, ["gradient"], **options)["gradient"]

@@ -19,6 +19,8 @@ def guided_backprop(
     seed: str = "max",
     *,
     preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
 ) -> Tensor:
     """What in the picture speaks for a channel or a class: gradient and deconvnet, each masking the other.
 
@@ -27,7 +29,7 @@ def guided_backprop(
 
     Parameters
     ----------
-    model, images, layer, channels, target, seed, preprocess
+    model, images, layer, channels, target, seed, preprocess, inputs, output
         As in :func:`nbviz.reconstruct`.
 
     Returns
@@ -53,5 +55,5 @@ def guided_backprop(
     >>> guided_backprop(net, torch.tensor([[[[-1.0, 2.0]]]]), "1", 0, seed="unit").flatten().tolist()
     [0.0, 1.0]
     """
-    rules = ["guided"]
-    return reconstruct(model, images, layer, channels, target, seed, rules, preprocess=preprocess)["guided"]
+    options = {"preprocess": preprocess, "inputs": inputs, "output": output}
+    return reconstruct(model, images, layer, channels, target, seed, ["guided"], **options)["guided"]

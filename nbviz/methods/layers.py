@@ -8,19 +8,23 @@ from torch import nn
 
 from nbviz.core.layers import Layers, trace_layers
 from nbviz.imaging.load import load
+from nbviz.methods.arguments import check_feed
 
 
-def layers(model: nn.Module, images: Any, *, preprocess: Any = None) -> Layers:
+def layers(model: nn.Module, images: Any, *, preprocess: Any = None, inputs: Any = None) -> Layers:
     """List the layers of a model in execution order, with type, output shape, stride and receptive field.
 
     Parameters
     ----------
     model
-        Any eager PyTorch model; it is left as it was.
+        Any PyTorch model; it is left as it was.
     images
         A picture that fits the model (of several, the first is taken); see :func:`nbviz.load`.
     preprocess
         A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
+    inputs
+        For a model that is called with more than the pictures: a callable from their batch (N, C, H, W) to the
+        model's argument, a tuple of its arguments, or a dict of its keyword arguments.
 
     Returns
     -------
@@ -33,7 +37,7 @@ def layers(model: nn.Module, images: Any, *, preprocess: Any = None) -> Layers:
     Raises
     ------
     ValueError, TypeError, PictureError, ModelError
-        For a picture that cannot be read or does not fit, a model that fails, is scripted or compiled.
+        For a picture that cannot be read or does not fit, a model that fails, is scripted or exported.
 
     Examples
     --------
@@ -42,4 +46,5 @@ def layers(model: nn.Module, images: Any, *, preprocess: Any = None) -> Layers:
     >>> [(layer.name, layer.shape, layer.receptive_field) for layer in layers(net, torch.rand(1, 10, 10))]
     [('0', (4, 8, 8), (3, 3)), ('1', (4, 8, 8), (3, 3)), ('2', (4, 4, 4), (4, 4))]
     """
-    return trace_layers(model, load(model, images, preprocess).inputs[:1])[0]
+    feed = check_feed(inputs)
+    return trace_layers(model, load(model, images, preprocess).inputs[:1], feed)[0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -12,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import RULES, UNPOOLING, pull
-from nbviz.core.errors import NoRectifierWarning, unknown
+from nbviz.core.errors import NoRectifierWarning, unknown, warn
 from nbviz.core.local import Start, pull_local
-from nbviz.core.state import interruptible, untouched
+from nbviz.core.state import check_model, interruptible, untouched
 from nbviz.core.trace import Trace, run
 from nbviz.imaging.load import load
-from nbviz.methods.arguments import check_indices, check_logits, check_maps, check_target
+from nbviz.methods.arguments import check_feed, check_indices, check_logits, check_maps, check_target
 
 #: Where a reconstruction starts in a channel's map.
 SEEDS = ("max", "map", "unit")
@@ -35,6 +33,8 @@ def reconstruct(
     *,
     unpool: str = "sum",
     preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
 ) -> dict[str, Tensor]:
     """Reconstructions of a layer's channels, or of an output class, under several rules from one forward pass.
 
@@ -52,7 +52,7 @@ def reconstruct(
     Parameters
     ----------
     model
-        Any eager PyTorch model; it is left as it was.
+        Any PyTorch model; it is left as it was.
     images
         A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     layer
@@ -73,6 +73,12 @@ def reconstruct(
         does, or ``"overwrite"`` with the last, as ``max_unpool2d`` does.
     preprocess
         A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
+    inputs
+        For a model that is called with more than the pictures: a callable from their batch (N, C, H, W) to the
+        model's argument, a tuple of its arguments, or a dict of its keyword arguments.
+    output
+        For a model that gives more than class scores (N, classes): where they are, as a key or an attribute's
+        name, an index, or a callable from what it gives.
 
     Returns
     -------
@@ -115,19 +121,19 @@ def reconstruct(
     if layer is None and channels is not None:
         raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
 
-    inputs = load(model, images, preprocess).inputs
+    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
     result = {}
     if layer is None:
-        trace = run(model, inputs, output=True, grad=True)
-        logits = check_logits(trace.output)
+        trace = run(model, pictures, feed=feed, output=True, grad=True)
+        logits = check_logits(trace.output, output)
         signal = torch.nn.functional.one_hot(check_target(target, logits), logits.shape[1]).to(logits.dtype)
         for rule in rules:
-            with untouched(model):  # what a checkpoint left out of the graph runs again
+            with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
                 maps, met = pull(rule, logits, signal[None], trace.inputs, unpool)
             warn_without_rectifiers(rule, met)
             result[rule] = maps[0]
     else:
-        trace = run(model, inputs, [layer], grad=True)
+        trace = run(model, pictures, [layer], feed=feed, grad=True)
         count = check_maps(trace.activations[layer], layer).shape[1]
         chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
         for rule in rules:
@@ -197,15 +203,11 @@ def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
 
 
 def warn_without_rectifiers(rule: str, met: frozenset[str]) -> None:
-    """Warn, where nbviz was called from, when a rule had nothing to act on."""
+    """Warn when a rule had nothing to act on."""
     if rule == "gradient" or met:
         return
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("nbviz."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(
+    warn(
         f"the {rule} rule met no rectifier (ReLU or the like) on its way to the picture: "
         "deconvnet and guided backprop equal the plain gradient here",
         NoRectifierWarning,
-        stacklevel=level,
     )

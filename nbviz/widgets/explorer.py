@@ -24,7 +24,7 @@ class Explorer(Instrument):
 
     Parameters
     ----------
-    model, images, layer, channel, labels, preprocess
+    model, images, layer, channel, labels, preprocess, inputs, output
         As in :func:`nbviz.explore`.
 
     Examples
@@ -57,6 +57,8 @@ def explore(
     *,
     labels: Sequence[str] | None = None,
     preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
     picture: int = 0,
     seed: str = "max",
     how: str = "l2",
@@ -67,7 +69,7 @@ def explore(
     Parameters
     ----------
     model
-        Any eager PyTorch model; it is left as it was, on its device. None takes the bundled network,
+        Any PyTorch model; it is left as it was, on its device. None takes the bundled network,
         which needs no download.
     images
         A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`. None takes
@@ -81,6 +83,12 @@ def explore(
     preprocess
         A callable from a PIL picture to the model's input (C, H, W), such as
         ``weights.transforms()``; found for torchvision's and timm's models.
+    inputs
+        For a model that is called with more than the pictures: a callable from their batch (N, C, H, W) to the
+        model's argument, a tuple of its arguments, or a dict of its keyword arguments.
+    output
+        For a model that gives more than class scores (N, classes): where they are, as a key or an attribute's
+        name, an index, or a callable from what it gives.
     picture
         Which of the pictures is shown at first, from 0.
     seed
@@ -105,7 +113,7 @@ def explore(
     ModelError
         When the model fails in its forward pass (a RuntimeError).
     TypeError
-        For an argument of the wrong type, or a scripted or compiled model.
+        For an argument of the wrong type, or a scripted or exported model.
 
     Examples
     --------
@@ -118,8 +126,8 @@ def explore(
     if images is None:
         grey = find_preprocess(model, preprocess).mode == "L" if isinstance(model, nn.Module) else False
         images = bundled.fashion_test()[0][_ONE_OF_EACH, None] if grey else bundled.pictures()
-    given = {"preprocess": preprocess, "labels": labels, "picture": picture, "seed": seed, "how": how}
-    return Explorer(model, images, layer, channel, **given, tiles=tiles)
+    given = {"preprocess": preprocess, "labels": labels, "inputs": inputs, "output": output}
+    return Explorer(model, images, layer, channel, **given, picture=picture, seed=seed, how=how, tiles=tiles)
 
 
 # The first picture of each class among the bundled ones.

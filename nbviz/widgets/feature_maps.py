@@ -24,8 +24,8 @@ class FeatureMaps(Instrument):
         As in :func:`nbviz.feature_maps`; ``layer=None`` starts where maps still show shapes.
     channel
         The channel in large at first; None takes the one that is strongest away from the border.
-    labels
-        The names of the model's outputs, in order.
+    labels, inputs, output
+        As in :func:`nbviz.explore`.
     picture, how
         Which picture is shown, and how channels are fused, at first; as in :func:`nbviz.explore`.
 

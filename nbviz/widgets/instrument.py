@@ -15,7 +15,7 @@ from torch import nn
 
 from nbviz.core.backward import PAPERS, RULES
 from nbviz.core.errors import unknown
-from nbviz.core.state import fingerprint
+from nbviz.core.state import fingerprint, is_compiled
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.arguments import check_indices
@@ -44,7 +44,7 @@ class Instrument(Pulled):
 
     Parameters
     ----------
-    model, images, layer, channel, preprocess, labels
+    model, images, layer, channel, preprocess, labels, inputs, output
         As in :func:`nbviz.explore`.
     picture
         Which of the pictures is shown at first, from 0.
@@ -83,6 +83,8 @@ class Instrument(Pulled):
         *,
         preprocess: Any = None,
         labels: Sequence[str] | None = None,
+        inputs: Any = None,
+        output: Any = None,
         picture: int = 0,
         seed: str = "max",
         how: str = "l2",
@@ -93,10 +95,11 @@ class Instrument(Pulled):
                 raise unknown(kind, given, accepted)
         if tiles != TILES[0] and not self._grad:
             self._valid_tiles({"value": tiles})
-        self.session = Session(model, images, preprocess, labels, self._grad)
+        self.session = Session(model, images, preprocess, labels, self._grad, inputs, output)
         start = self.session.start_layer() if layer is None else self.session.check_layer(layer)
         count = self.session.layers[start].shape[0]
-        self._given = [name for name, value in (("preprocess", preprocess), ("labels", labels)) if value is not None]
+        own = {"preprocess": preprocess, "labels": labels, "inputs": inputs, "output": output}
+        self._given = [name for name, value in own.items() if value is not None]
         (picture,) = check_indices("picture", picture, len(self.session.display))
         if channel is not None:
             (channel,) = check_indices("channel", channel, count)
@@ -105,7 +108,8 @@ class Instrument(Pulled):
         self._notes: dict[str, str] = {}
         self._begun: tuple[str, str, Any] | None = None  # the layer, seed and weights that the tiles are of
         self._side, self._at_once, self._spent = 0, _AT_ONCE, 0.0
-        super().__init__(Header(title=type(model).__name__, info=self._info()))
+        self._compiled = is_compiled(model)
+        super().__init__(Header(title=type(self.session.model).__name__, info=self._info()))
         group = uuid.uuid4().hex
         self.strip = Strip(thumbs=_thumbs(self.session))
         self.grid = ChannelGrid(group=group)
@@ -378,6 +382,7 @@ class Instrument(Pulled):
         model, pictures = self.session.model, self.session.pictures
         dtype = str(pictures.inputs.dtype).removeprefix("torch.")
         mode = "train mode, shown in eval" if model.training else "eval"
+        mode += " · compiled, shown eager" if self._compiled else ""
         count = len(self.session.layers)
         return f"{count} layers · {pictures.inputs.device} · {dtype} · {mode} · input: {pictures.preprocess.source}"
 

@@ -20,8 +20,8 @@ class Reconstruction(Instrument):
         As in :func:`nbviz.reconstruct`; ``layer=None`` starts where maps still show shapes.
     channel
         The channel at first; None takes the one that is strongest away from the border.
-    labels
-        The names of the model's outputs, in order.
+    labels, inputs, output
+        As in :func:`nbviz.explore`.
     picture, seed
         Which picture is shown, and what is passed down, at first; as in :func:`nbviz.explore`.
 

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from nbviz.core.backward import RULES
 from nbviz.core.layers import Layer, trace_layers
-from nbviz.core.state import fingerprint
+from nbviz.core.state import check_model, fingerprint
 from nbviz.core.trace import Trace, find_module, run
 from nbviz.imaging.encode import Array, to_host
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import centre, quantise, shrink
-from nbviz.methods.arguments import check_maps
+from nbviz.methods.arguments import check_feed, check_logits, check_maps
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
 from nbviz.widgets.memory import remember
@@ -51,6 +51,8 @@ class Session:
     ----------
     model, images, preprocess
         As in :func:`nbviz.load`.
+    inputs, output
+        As in :func:`nbviz.reconstruct`.
     labels
         The names of the model's outputs, in order; None takes those found with the preprocessing.
     grad
@@ -71,16 +73,20 @@ class Session:
         preprocess: Any = None,
         labels: Sequence[str] | None = None,
         grad: bool = True,
+        inputs: Any = None,
+        output: Any = None,
     ) -> None:
-        self.model = model
         self.grad = grad
+        self._feed, self._output = check_feed(inputs), output
         self.pictures = load(model, images, preprocess)
-        found, output = trace_layers(model, self.pictures.inputs[:1])
+        self.model = model = check_model(model)
+        found, given = trace_layers(model, self.pictures.inputs[:1], self._feed)
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
         if not self.layers:
             raise ValueError(f"no layer of {type(model).__name__} gives feature maps (N, C, H, W)")
         self.display = self.pictures.display()
-        classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 else None
+        scores = self._scores(given)
+        classes = scores.shape[1] if scores is not None and scores.shape[1] > 1 else None
         self.labels = _names(classes, labels, self.pictures.preprocess.labels)
         self.forward_passes = 1
         self.milliseconds = 0.0
@@ -96,7 +102,16 @@ class Session:
         self._look: tuple[tuple[Any, ...], Look] | None = None
         self._predictions: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
         if self.labels is not None:  # known from the pass that found the layers
-            self._predictions[0, fingerprint(model)] = self._top(output)
+            self._predictions[0, fingerprint(model)] = self._top(scores)
+
+    def _scores(self, given: Any) -> Tensor | None:
+        """The class scores (N, classes) in what the model gives; None where there are none and none were asked for."""
+        try:
+            return check_logits(given, self._output)
+        except (TypeError, ValueError):
+            if self._output is not None:
+                raise
+            return None
 
     def check_layer(self, name: str) -> str:
         """The layer's name if it has feature maps; otherwise a ValueError that says what does."""
@@ -132,7 +147,7 @@ class Session:
             start = time.perf_counter()
             inputs = self.pictures.inputs[picture : picture + 1]
             with self._under_autocast():
-                self._trace = run(self.model, inputs, [layer], grad=self.grad)
+                self._trace = run(self.model, inputs, [layer], feed=self._feed, grad=self.grad)
             self.forward_passes += 1
             check_maps(self._trace.activations[layer], layer)
             self.milliseconds = 1000 * (time.perf_counter() - start)
@@ -191,10 +206,11 @@ class Session:
         key = picture, fingerprint(self.model)
         if key not in self._predictions:
             with self._under_autocast():
-                output = run(self.model, self.pictures.inputs[picture : picture + 1], output=True).output
+                inputs = self.pictures.inputs[picture : picture + 1]
+                scores = self._scores(run(self.model, inputs, feed=self._feed, output=True).output)
             self.forward_passes += 1
             self._predictions = {k: v for k, v in self._predictions.items() if k[1] == key[1]}
-            self._predictions[key] = self._top(output)
+            self._predictions[key] = self._top(scores)
         return self._predictions[key]
 
     def reconstructions(
@@ -235,8 +251,10 @@ class Session:
         height, width = self.pictures.inputs.shape[2:]
         return (0, 0, height, width) if layer.field is None else layer.field.box(row, column, height, width)
 
-    def _top(self, output: Tensor) -> list[tuple[str, float]]:
-        scores = output.detach()[0].float()
+    def _top(self, given: Tensor | None) -> list[tuple[str, float]]:
+        if given is None:
+            return []
+        scores = given.detach()[0].float()
         already = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3
         probabilities = scores if already else scores.softmax(0)
         if not bool(probabilities.isfinite().all()):

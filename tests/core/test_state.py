@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nbviz.core.layers import trace_layers
-from nbviz.core.state import check_model, fingerprint, interruptible, lock, uninterrupted, untouched
+from nbviz.core.state import check_model, fingerprint, interruptible, is_compiled, lock, uninterrupted, untouched
 from nbviz.core.trace import run
 from nbviz.methods.reconstruct import project
 
@@ -49,28 +49,47 @@ def test_an_ordinary_model_passes(net):
 
 @pytest.mark.parametrize("make", [scripted, traced])
 def test_a_scripted_model_is_an_error(make, net):
-    with pytest.raises(TypeError, match="^the model is scripted .* give the model it was made from"):
+    with pytest.raises(TypeError, match="^the model is scripted .* give the one it was made from"):
         check_model(make(net))
     with pytest.raises(TypeError, match="^its part '1' is scripted"):
         check_model(nn.Sequential(nn.ReLU(), make(net)))
 
 
-def test_a_compiled_model_is_an_error(net):
-    with pytest.raises(TypeError, match=r"^the model is compiled, .* give the original, compiled\._orig_mod"):
-        check_model(torch.compile(net))
-    check_model(torch.compile(net)._orig_mod)
-    net[2] = torch.compile(net[2])
-    with pytest.raises(TypeError, match="^its part '2' is compiled"):
-        check_model(net)
+def test_a_compiled_model_is_taken_apart(net):
+    compiled = torch.compile(net, backend="eager")
+    assert check_model(compiled) is net
+    assert is_compiled(compiled)
+    assert not is_compiled(net)
+    net[2] = torch.compile(net[2], backend="eager")
+    assert check_model(net) is net
+    assert is_compiled(net)
 
 
-def test_a_model_compiled_in_place_is_an_error(net):
-    net[2].compile()
-    with pytest.raises(TypeError, match=r"^its part '2' is compiled in place.* give a model before \.compile\(\)"):
-        check_model(net)
-    net.compile()
-    with pytest.raises(TypeError, match="^the model is compiled in place"):
-        check_model(net)
+def test_a_model_compiled_in_place_is_known(net):
+    net[2].compile(backend="eager")
+    assert check_model(net) is net
+    assert is_compiled(net)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch looks at while it compiles
+def test_what_is_compiled_runs_eagerly_inside_and_compiled_afterwards(net):
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    net[0] = torch.compile(net[0], backend=backend)
+    net.eval()
+    x = torch.rand(1, 1, 4, 4)
+    seen = []
+    with untouched(net):
+        handle = net[0]._orig_mod.register_forward_hook(lambda *_: seen.append(1))
+        expected = net(x)
+        handle.remove()
+    assert (len(seen), len(graphs)) == (1, 0)
+    assert torch.equal(net(x), expected)
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("model", [None, "vgg16", nn.ReLU, torch.rand(3), lambda x: x])

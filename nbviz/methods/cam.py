@@ -1,0 +1,106 @@
+"""Class activation maps: where in the picture a layer speaks for a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbviz.core.backward import pull
+from nbviz.core.errors import ModelError
+from nbviz.core.layers import trace_layers
+from nbviz.core.state import check_model, untouched
+from nbviz.core.trace import run
+from nbviz.imaging.load import load
+from nbviz.methods.arguments import check_feed, check_logits, check_maps, check_target
+
+
+def grad_cam(
+    model: nn.Module,
+    images: Any,
+    layer: str | None = None,
+    target: Sequence[int] | int | None = None,
+    *,
+    raw: bool = False,
+    preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
+) -> Tensor:
+    """Where a layer speaks for a class: its channels, weighted by what they do for the class, in one map.
+
+    R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
+    ICCV 2017. A channel's weight is the mean over its positions of the gradient of the class's score before
+    the softmax (equation 1); the map is max(0, the weighted sum of the channels) (equation 2).
+
+    Parameters
+    ----------
+    model
+        Any PyTorch model that gives class scores; it is left as it was.
+    images
+        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
+    layer
+        A module's name (``"name:1"`` for its second call); None takes the last that gives feature maps with
+        more than one position.
+    target
+        The class, or one for each picture; None takes the predicted one.
+    raw
+        Give the map as the equations have it, at the layer's size.
+    preprocess
+        A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
+    inputs, output
+        As in :func:`nbviz.reconstruct`.
+
+    Returns
+    -------
+    Tensor
+        (N, H, W) at the size of the model's input, in [0, 1]: each picture's map divided by its largest value
+        and brought to that size bilinearly; all zero where nothing speaks for the class. With ``raw``, (N, h, w)
+        in units of the score. In the model's dtype and on its device.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.reconstruct`.
+
+    Examples
+    --------
+    Of two channels, the class takes one three times and the other not at all:
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 1, bias=False))
+    >>> _ = nn.init.ones_(net[0].weight), nn.init.zeros_(net[0].bias)
+    >>> net[3].weight.data = torch.tensor([[3.0, 0.0]])
+    >>> grad_cam(net, torch.tensor([[[[2.0, 4.0]]]]), "0", 0, raw=True)
+    tensor([[[3., 6.]]])
+    >>> grad_cam(net, torch.tensor([[[[2.0, 4.0]]]]), "0", 0)
+    tensor([[[0.5000, 1.0000]]])
+    """
+    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
+    if layer is None:
+        layer = _last_maps(model, pictures, feed)
+    trace = run(model, pictures, [layer], feed=feed, output=True, grad=True)
+    activation = check_maps(trace.activations[layer], layer)
+    logits = check_logits(trace.output, output)
+    signal = nn.functional.one_hot(check_target(target, logits), logits.shape[1]).to(logits.dtype)
+    try:
+        with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
+            gradient = pull("gradient", logits, signal[None], activation)[0][0]
+    except ModelError:
+        raise ModelError(
+            f"no gradient flows from the class scores to layer {layer!r}: they do not depend on it"
+        ) from None
+    weights = gradient.mean((2, 3), keepdim=True)
+    maps = (weights * activation.detach()).sum(1).relu()
+    if raw:
+        return maps
+    maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+    return nn.functional.interpolate(maps[:, None], pictures.shape[2:], mode="bilinear")[:, 0]
+
+
+def _last_maps(model: nn.Module, pictures: Tensor, feed: Any) -> str:
+    found = [layer for layer in trace_layers(model, pictures[:1], feed)[0] if layer.has_maps]
+    wide = [layer for layer in found if layer.shape[1] * layer.shape[2] > 1]
+    if not wide:
+        raise ValueError(f"no layer of {type(model).__name__} gives feature maps (N, C, H, W): name one that does")
+    return wide[-1].name
