@@ -157,7 +157,11 @@ GATES = frozenset(("sigmoid", "hardsigmoid", "tanh", "softmax", "glu"))
 
 
 def by_hand(
-    model: nn.Module, inputs: Tensor, rule: str, seeds: Mapping[str | None, Sequence[Seed]]
+    model: nn.Module,
+    inputs: Tensor,
+    rule: str,
+    seeds: Mapping[str | None, Sequence[Seed]],
+    call: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[dict[str | None, list[Tensor]], ActivationsByHand]:
     """Plain autograd through a forward pass in which every activation function is replaced.
 
@@ -178,7 +182,7 @@ def by_hand(
     x = inputs.detach().clone().requires_grad_()
     handles = [model.get_submodule(layer).register_forward_hook(keep(layer)) for layer in seeds if layer is not None]
     with ActivationsByHand(rule) as mode:
-        kept[None] = model(x.clone())
+        kept[None] = (call or model)(x.clone())
     for handle in handles:
         handle.remove()
     signals = {
@@ -202,3 +206,22 @@ def strongest(channel: int, seed: str = "max") -> Seed:
         return result
 
     return signal
+
+
+def cam_by_hand(
+    model: nn.Module, inputs: Tensor, layer: str, target: int, call: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) at the layer's size."""
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, value: Tensor) -> Tensor:
+        kept.append(value if value.requires_grad else value.clone().requires_grad_())
+        return kept[-1].clone()
+
+    handle = model.get_submodule(layer).register_forward_hook(keep)
+    with torch.enable_grad():
+        scores = (call or model)(inputs.clone())
+    handle.remove()
+    (slopes,) = torch.autograd.grad(scores[:, target].sum(), kept[0])
+    weighted = torch.einsum("nkhw,nk->nhw", kept[0].detach(), slopes.mean((2, 3)))
+    return torch.where(weighted > 0, weighted, torch.zeros_like(weighted))

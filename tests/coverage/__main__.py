@@ -25,10 +25,9 @@ def main() -> None:
     chosen = [c for c in every.values() if options.only is None or {c.name, c.kind, c.key} & set(options.only)]
     if options.resume:
         chosen = [c for c in chosen if c.key not in rows or rows[c.key].verdict != "right"]
-    # One thread each: most of these networks are too small for more. A worker ends before its memory is in shreds.
+    # One thread each: most of these networks are too small for more.
     workers = min(os.cpu_count() or 1, 4)
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,), max_tasks_per_child=50) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         futures = {pool.submit(timed, case): case for case in chosen}
         for done, future in enumerate(as_completed(futures), 1):
             key = futures[future].key

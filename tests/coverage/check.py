@@ -6,6 +6,8 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,7 +23,7 @@ from nbviz.methods import reconstruct
 from tests.conftest import unchanged
 from tests.coverage.models import Case, prepare
 from tests.coverage.table import Row
-from tests.reference import by_hand, strongest
+from tests.reference import by_hand, cam_by_hand, strongest
 
 CHANNELS = 3
 # Of the largest value. Where float32 differs by more, both sides run again in float64.
@@ -50,7 +52,7 @@ def check(case: Case) -> Row:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", nbviz.NoRectifierWarning)
-                found, largest = compare(model, pictures)
+                found, largest = compare(case, model, pictures)
         except Exception as error:
             return row._replace(verdict="refused" if _is_refusal(error) else "wrong", note=_said(error))
         row = row._replace(**found)
@@ -60,56 +62,104 @@ def check(case: Case) -> Row:
     return row
 
 
-def compare(model: nn.Module, pictures: Tensor) -> tuple[dict[str, str], float]:
+def compare(case: Case, model: nn.Module, pictures: Tensor) -> tuple[dict[str, str], float]:
     """The line's cells, and the largest difference of all."""
-    shapes, maps, output = by_hooks(model.eval(), pictures)
-    target = output.shape[1] // 2 if isinstance(output, Tensor) and output.ndim == 2 else None
+
+    def scores(x: Tensor) -> Any:
+        given = model(x if case.inputs is None else case.inputs(x))
+        return given if case.output is None else case.output(given)
+
+    model.eval()
+    shapes, maps, output = by_hooks(model, pictures, scores)
+    classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else 0
     model.train()  # nbviz has to see to that itself, and to put it back
     with unchanged(model):
-        layers = nbviz.layers(model, pictures)
-        if [(layer.name, layer.shape) for layer in layers] != shapes:
-            raise Wrong("the list of layers is not what hooks see")
-        early, deep = choose([layer for layer in layers if layer.name in maps], pictures.shape[-1])
-        activations = run(model, pictures, list(maps)).activations
-        ours: dict[str | None, dict[str, Tensor]] = {}
-        channels: dict[str, list[int]] = {}
-        local: list[bool] = []
-        with patch.object(reconstruct, "pull_local", noting(reconstruct.pull_local, local)):
-            for layer in (deep, *early):
-                channels[layer] = live(maps[layer])
-                ours[layer] = nbviz.reconstruct(model, pictures, layer, channels[layer])
-                if layer in early and local[-1]:
-                    break
-        if target is not None:
-            ours[None] = nbviz.reconstruct(model, pictures, target=target)
-        for layer, several in channels.items():
-            if not torch.equal(nbviz.feature_maps(model, pictures, layer, several), maps[layer][:, several]):
-                raise Wrong(f"the feature maps of {layer} are not what a hook sees")
+        ours = by_nbviz(case, model, pictures, maps, classes)
     model.eval()
-    differences = [difference(activations[layer], maps[layer]) for layer in maps]
-    cells = {"layers": str(len(layers)), "maps": f"{len(maps)}" if max(differences) == 0 else f"{max(differences):.0e}"}
+
+    if [(layer.name, layer.shape) for layer in ours.layers] != shapes:
+        raise Wrong("the list of layers is not what hooks see")
+    if not all(torch.equal(ours.maps[layer], maps[layer][:, several]) for layer, several in ours.channels.items()):
+        raise Wrong("feature maps are not what a hook sees")
+    differences = [difference(ours.activations[layer], maps[layer]) for layer in maps]
+    cells = {"layers": str(len(ours.layers)), "maps": str(len(maps)), "note": ours.note}
+    if any(differences):
+        cells["maps"] += f", {max(differences):.0e}"
+
+    seeds: dict[str | None, Any] = {layer: [strongest(k) for k in several] for layer, several in ours.channels.items()}
+    if classes:
+        seeds[None] = [lambda logits: torch.eye(classes).to(logits)[None, ours.target]]
     met: Counter[str] = Counter()
     for rule in RULES:
-        seeds: dict[str | None, Any] = {layer: [strongest(k) for k in several] for layer, several in channels.items()}
-        if target is not None:
-            seeds[None] = [lambda logits: torch.eye(logits.shape[1]).to(logits)[None, target]]
-        theirs, mode = by_hand(model, pictures, rule, seeds)
+        theirs, mode = by_hand(model, pictures, rule, seeds, scores)
         met |= mode.met
         worst = []
         for start, signals in theirs.items():
-            mine = ours[start][rule].unbind(1) if start is not None else [ours[None][rule]]
-            found = [difference(a, b) for a, b in zip(mine, signals, strict=True) if b.any() or a.any()]
+            pairs = zip(ours.signals[start][rule], signals, strict=True)
+            found = [difference(mine, signal) for mine, signal in pairs if signal.any() or mine.any()]
             if not found:
                 raise Wrong(f"nothing to compare: the {rule} rule gives zero from {start or 'the class'}")
             worst += found
         cells[rule] = f"{max(worst):.0e}"
         differences += worst
     cells["activations"] = " ".join(sorted(name for name in met if met[name]))
-    cells["note"] = f"local from {layer}" if local[-1] else "never local"
+    if ours.cam is not None:
+        expected = cam_by_hand(model, pictures, ours.deep, ours.target, scores)
+        if not expected.any():
+            raise Wrong(f"nothing to compare: Grad-CAM gives zero at {ours.deep}")
+        differences.append(difference(ours.cam, expected))
+        cells["grad_cam"] = f"{differences[-1]:.0e}"
     return cells, max(differences)
 
 
-def by_hooks(model: nn.Module, pictures: Tensor) -> tuple[list[tuple[str, tuple[int, ...]]], dict[str, Tensor], Any]:
+@dataclass
+class Ours:
+    """What nbviz says of a model."""
+
+    layers: list[Layer]
+    activations: dict[str, Tensor]
+    deep: str = ""
+    channels: dict[str, list[int]] = field(default_factory=dict)  # of the early layers and the deep one
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    signals: dict[str | None, dict[str, Sequence[Tensor]]] = field(default_factory=dict)  # None: from the class
+    target: int = 0
+    cam: Tensor | None = None
+    note: str = "no feature maps"
+
+
+def by_nbviz(case: Case, model: nn.Module, pictures: Tensor, maps: dict[str, Tensor], classes: int) -> Ours:
+    """All of it through the functions that people call, but for the activations of all layers in one pass."""
+    options = {"inputs": case.inputs}
+    layers = nbviz.layers(model, pictures, **options)
+    ours = Ours(layers, run(model, pictures, list(maps), feed=case.inputs).activations)
+    early, deep = choose([layer for layer in layers if layer.name in maps], pictures.shape[-1])
+    local: list[bool] = []
+    with patch.object(reconstruct, "pull_local", noting(reconstruct.pull_local, local)):
+        for layer in (*deep, *early):
+            ours.channels[layer] = several = live(maps[layer])
+            ours.maps[layer] = nbviz.feature_maps(model, pictures, layer, several, **options)
+            signals = nbviz.reconstruct(model, pictures, layer, several, **options)
+            ours.signals[layer] = {rule: signal.unbind(1) for rule, signal in signals.items()}
+            ours.note = f"local from {layer}" if local[-1] else "never local"
+            if layer in early and local[-1]:
+                break
+    if classes:
+        if deep:
+            ours.deep = deep[0]
+            for ours.target in range(min(classes, 10)):  # until the layer speaks for one somewhere
+                ours.cam = nbviz.grad_cam(
+                    model, pictures, ours.deep, ours.target, raw=True, output=case.output, **options
+                )
+                if ours.cam.any():
+                    break
+        signals = nbviz.reconstruct(model, pictures, target=ours.target, output=case.output, **options)
+        ours.signals[None] = {rule: [signal] for rule, signal in signals.items()}
+    return ours
+
+
+def by_hooks(
+    model: nn.Module, pictures: Tensor, call: Callable[[Tensor], Any]
+) -> tuple[list[tuple[str, tuple[int, ...]]], dict[str, Tensor], Any]:
     """Every layer's name and shape as plain hooks see it, the feature maps among them, and the output."""
     shapes: list[tuple[str, tuple[int, ...]]] = []
     maps: dict[str, Tensor] = {}
@@ -129,20 +179,19 @@ def by_hooks(model: nn.Module, pictures: Tensor) -> tuple[list[tuple[str, tuple[
         if name
     ]
     with torch.no_grad():
-        output = model(pictures.clone())
+        output = call(pictures.clone())
     for handle in handles:
         handle.remove()
     return shapes, maps, output
 
 
-def choose(layers: list[Layer], side: int) -> tuple[list[str], str]:
+def choose(layers: list[Layer], side: int) -> tuple[list[str], list[str]]:
     """Early layers, whose positions look at a part of the picture, and the last one that still has positions."""
     wide = [layer for layer in layers if layer.has_maps and min(layer.shape[1:]) > 1 and ":" not in layer.name]
-    near = [layer for layer in wide if layer.receptive_field and not layer.field.gated]
-    near = [layer for layer in near if max(layer.receptive_field) <= 0.4 * side]
-    near = near or wide[:1]
-    several = sorted({len(near) - 1, len(near) // 2, len(near) // 4, min(3, len(near) - 1)}, reverse=True)
-    return [near[i].name for i in several], wide[-1].name
+    near = [layer for layer in wide if layer.field is not None and not layer.field.gated]
+    near = [layer for layer in near if max(layer.field.size) <= 0.4 * side] or wide[:1]
+    places = sorted({min(place, len(near) - 1) for place in (len(near), len(near) // 2, len(near) // 4, 3)})
+    return [near[place].name for place in reversed(places) if near], [layer.name for layer in wide[-1:]]
 
 
 def live(maps: Tensor) -> list[int]:

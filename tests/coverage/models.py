@@ -22,8 +22,9 @@ class Case:
     name: str
     kind: str
     build: Callable[[], nn.Module]
-    frames: tuple[int, ...] = ()  # of a video
     sizes: tuple[int, ...] = SIZES
+    inputs: Callable[[Tensor], Tensor] | None = None  # from the picture to what the model takes
+    output: Callable[[Any], Tensor] | None = None  # from what it gives to class scores
 
     @property
     def key(self) -> str:
@@ -45,12 +46,23 @@ def cases() -> Iterator[Case]:
         yield Case(name, "timm", partial(timm.create_model, name))
     for name in models.list_models(module=models.segmentation):
         build = partial(models.get_model, name, weights=None, weights_backbone=None)
-        yield Case(name, "segmentation", build)
+        yield Case(name, "segmentation", build, output=averaged)
     for name in models.list_models(module=models.detection):
         build = partial(models.get_model, name, weights=None, weights_backbone=None, **_resized(name))
         yield Case(name, "detection", build)
     for name in models.list_models(module=models.video):
-        yield Case(name, "video", partial(models.get_model, name, weights=None), (16,))
+        options = {"spatial_size": (64, 64)} if name.startswith("mvit") else {}
+        yield Case(name, "video", partial(models.get_model, name, weights=None, **options), inputs=filmed)
+
+
+def averaged(output: dict[str, Tensor]) -> Tensor:
+    """A score for each class of a segmentation."""
+    return output["out"].mean((2, 3))
+
+
+def filmed(pictures: Tensor) -> Tensor:
+    """Sixteen frames, each a little darker."""
+    return pictures[:, :, None] * torch.linspace(1, 0.5, 16).to(pictures)[:, None, None]
 
 
 def _resized(name: str) -> dict[str, int]:
@@ -66,9 +78,9 @@ def prepare(case: Case) -> tuple[nn.Module, Tensor]:
         _vary(parameter)
     for side in case.sizes:
         torch.manual_seed(0)
-        pictures = torch.randn(4, 3, *case.frames, side, side)
+        pictures = torch.randn(4, 3, side, side)
         try:
-            settle(model, pictures)
+            settle(model, pictures if case.inputs is None else case.inputs(pictures))
         except Exception:
             if side == case.sizes[-1]:
                 raise
