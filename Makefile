@@ -1,11 +1,11 @@
 # Everything runs in one virtual environment, .venv, made from $(PYTHON) on first use.
 #
-#   make lab     open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
-#   make test    lint, then every test                     (PYTEST_ARGS="-k grid", ...)
-#   make lint    ruff, mypy, import contracts
-#   make bench   measure nbviz against its peers and floors, in the kernel and in JupyterLab
-#   make coverage   try every model of torchvision and many of timm, and write tests/coverage/README.md
-#   make clean   remove .venv and all caches
+#   make lab       open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
+#   make test      lint, then every test                     (PYTEST_ARGS="-k grid", ...)
+#   make lint      ruff, mypy, import contracts
+#   make bench     measure nbviz against its peers and floors, in the kernel and in JupyterLab
+#   make coverage  try every model of torchvision and many of timm, and write tests/coverage/README.md
+#   make clean     remove .venv and all caches
 
 PYTHON ?= python3
 LAB_ARGS ?=
