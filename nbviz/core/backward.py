@@ -75,6 +75,11 @@ class BackwardRule(TorchDispatchMode):
         self.rule, self.unpool = rule, unpool
         self.met: set[str] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from loading its compiler to keep it out of here: that takes seconds, and no one compiles here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _RECTIFIERS and not (func is _aten.hardtanh_backward.default and args[2] != 0):

@@ -26,13 +26,15 @@ class Layer:
     type
         The class of the module.
     shape
-        Of its output for one picture: (C, H, W) for a layer with feature maps.
+        Of its output for one picture: (C, H, W) for a layer with feature maps of a picture.
     field
         Where each position of the output looks in the picture, or None for the whole picture.
     leaf
         False for a module that is made of other modules, such as ``layer2`` of a ResNet.
     rectifiers
         The activations between the picture and the output that deconvnet and guided backprop act on.
+    axes
+        Of the input: 2 for pictures, 1 for signals, 3 for volumes.
     """
 
     name: str
@@ -41,19 +43,23 @@ class Layer:
     field: Field | None
     leaf: bool = True
     rectifiers: tuple[str, ...] = ()
+    axes: int = 2
 
     @property
     def has_maps(self) -> bool:
-        """Whether the output is (N, C, H, W), as far as can be told: rows and columns last."""
-        return len(self.shape) == 3 and (self.field is None or self.field.axes == (2, 3))
+        """Whether the output is (N, C, H, W), as far as can be told: rows and columns last.
+
+        (N, C, L) for a signal, (N, C, D, H, W) for a volume.
+        """
+        return len(self.shape) == self.axes + 1 and (self.field is None or self.field.axes == _last(self.axes))
 
     @property
-    def stride(self) -> tuple[float, float] | None:
+    def stride(self) -> tuple[float, ...] | None:
         """By how many pixels of the picture neighbouring positions are apart, down and across."""
         return None if self.field is None else self.field.stride
 
     @property
-    def receptive_field(self) -> tuple[int, int] | None:
+    def receptive_field(self) -> tuple[int, ...] | None:
         """Height and width in pixels of what one position sees away from the border, or None: all of it."""
         return None if self.field is None else self.field.size
 
@@ -61,14 +67,23 @@ class Layer:
     def sees(self) -> str:
         """The receptive field and stride in words."""
         if self.field is None:
-            return "sees the whole picture"
-        (h, w), (y, x) = self.field.size, self.field.stride
-        step = f"{y:g}" if y == x else f"{y:g}×{x:g}"
+            return f"sees the whole {_WHOLE[self.axes]}"
+        steps = self.field.stride
+        step = f"{steps[0]:g}" if len(set(steps)) == 1 else "×".join(f"{y:g}" for y in steps)
         gate = ", gated by the whole" if self.field.gated else ""
-        return f"sees {h}×{w} px, step {step}{gate}"
+        return f"sees {'×'.join(map(str, self.field.size))} {_UNIT[self.axes]}, step {step}{gate}"
 
     def __str__(self) -> str:
         return f"{self.name} · {self.type} · {'×'.join(map(str, self.shape))} · {self.sees}"
+
+
+_WHOLE = {1: "signal", 2: "picture", 3: "volume"}
+_UNIT = {1: "samples", 2: "px", 3: "voxels"}
+
+
+def _last(axes: int) -> tuple[int, ...]:
+    """Where rows and columns are in (N, C, H, W)."""
+    return tuple(range(2, 2 + axes))
 
 
 class Layers(list[Layer]):
@@ -130,6 +145,7 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
                     tracker.fields.get(value),
                     not any(True for _ in module.children()),
                     tuple(sorted(tracker.rectified(value))),
+                    picture.ndim - 2,
                 )
             )
 

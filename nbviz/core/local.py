@@ -31,12 +31,11 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Start:
-    """Where one signal starts: a picture of the batch, a channel, a position, and how strong it is."""
+    """Where one signal starts: a picture of the batch, a channel, a position (row and column), and how strong it is."""
 
     picture: int
     channel: int
-    row: int
-    column: int
+    position: tuple[int, ...]
     value: float
 
 
@@ -80,7 +79,7 @@ def pull_local(
     --------
     >>> x = torch.rand(1, 1, 6, 6, requires_grad=True)
     >>> y = F.conv2d(x, torch.ones(1, 1, 3, 3)).relu()
-    >>> pull_local("gradient", y, [Start(0, 0, 1, 2, 1.0)], x)[0][0, 0].sum(0).tolist()
+    >>> pull_local("gradient", y, [Start(0, 0, (1, 2), 1.0)], x)[0][0, 0].sum(0).tolist()
     [0.0, 0.0, 3.0, 3.0, 3.0, 0.0]
     """
     # A batch of starts takes as much memory as its largest region: the first, alone, says how much that is.
@@ -100,7 +99,7 @@ def pull_local(
                 at_once = max(1, min(_MOST_AT_ONCE, _MOST_NUMBERS // walk.largest))
         except _NotLocal:
             return None
-    return torch.cat(pieces), met
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0], met
 
 
 _WORTH_IT = 0.5  # share of all numbers on the way above which the full pass is as quick
@@ -140,8 +139,8 @@ class _Walk:
 
     def corner(self, region: _Region, b: int) -> Pair:
         """Row and column where the region of start b begins."""
-        s = self.starts[b]
-        return region.scale[0] * s.row + region.shift[0], region.scale[1] * s.column + region.shift[1]
+        row, column = self.starts[b].position
+        return region.scale[0] * row + region.shift[0], region.scale[1] * column + region.shift[1]
 
     def under(self, full: Tensor, region: _Region) -> Tensor:
         """The part of a kept tensor (N, C, H, W) under each region, (B, C, h, w); zero beyond its border."""

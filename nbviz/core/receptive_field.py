@@ -19,12 +19,15 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-Pair = tuple[float, float]
+#: One number for each of the axes that a convolution slides along: rows and columns of a picture.
+Steps = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Field:
     """Where the positions of one tensor look: rows first, then columns, in pixels of the input.
+
+    A signal has one axis instead, its samples, and a volume three, its slices first.
 
     Parameters
     ----------
@@ -37,46 +40,41 @@ class Field:
         gate, or a normalisation over positions.
     """
 
-    axes: tuple[int, int]
-    stride: Pair = (1.0, 1.0)
-    low: Pair = (0.0, 0.0)
-    high: Pair = (0.0, 0.0)
+    axes: tuple[int, ...]
+    stride: Steps = (1.0, 1.0)
+    low: Steps = (0.0, 0.0)
+    high: Steps = (0.0, 0.0)
     gated: bool = False
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> tuple[int, ...]:
         """Rows and columns of the field away from the border."""
-        return math.ceil(self.high[0] - self.low[0]) + 1, math.ceil(self.high[1] - self.low[1]) + 1
+        return tuple(math.ceil(high - low) + 1 for low, high in zip(self.low, self.high, strict=True))
 
-    def corner(self, row: int, column: int) -> tuple[int, int]:
+    def corner(self, position: Sequence[int]) -> tuple[int, ...]:
         """Top and left of what a position sees, before clipping: beyond the border they are negative."""
-        top = math.floor(self.stride[0] * row + self.low[0])
-        return top, math.floor(self.stride[1] * column + self.low[1])
+        return tuple(math.floor(y * i + low) for y, i, low in zip(self.stride, position, self.low, strict=True))
 
-    def box(self, row: int, column: int, height: int, width: int) -> tuple[int, int, int, int]:
+    def box(self, position: Sequence[int], sides: Sequence[int]) -> tuple[int, ...]:
         """Top, left, bottom, right (ends excluded) of what a position sees of a picture, at least one pixel."""
-        ends = []
-        for i, position, size in ((0, row, height), (1, column, width)):
-            start = self.corner(row, column)[i]
-            stop = math.ceil(self.stride[i] * position + self.high[i]) + 1
-            start = min(max(start, 0), size - 1)
-            ends.append((start, max(min(stop, size), start + 1)))
-        return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
+        first = [min(max(start, 0), side - 1) for start, side in zip(self.corner(position), sides, strict=True)]
+        last = (math.ceil(y * i + high) + 1 for y, i, high in zip(self.stride, position, self.high, strict=True))
+        ends = (max(min(stop, side), start + 1) for stop, side, start in zip(last, sides, first, strict=True))
+        return (*first, *ends)
 
-    def window(self, kernel: Pair, step: Pair, padding: Pair, dilation: Pair) -> Field:
+    def window(self, kernel: Steps, step: Steps, padding: Steps, dilation: Steps) -> Field:
         """The field after a sliding window: a convolution or a pooling."""
-        first = (-padding[0], -padding[1])
-        last = ((kernel[0] - 1) * dilation[0] - padding[0], (kernel[1] - 1) * dilation[1] - padding[1])
+        first = tuple(-p for p in padding)
+        last = tuple((k - 1) * d - p for k, d, p in zip(kernel, dilation, padding, strict=True))
         return self.reading(step, first, last)
 
-    def reading(self, step: Pair, first: Pair, last: Pair) -> Field:
+    def reading(self, step: Steps, first: Steps, last: Steps) -> Field:
         """The field of a tensor whose position i reads ``step * i + first`` to ``step * i + last`` of this one."""
-        (y, x), (top, left), (bottom, right) = self.stride, self.low, self.high
         return replace(
             self,
-            stride=(y * step[0], x * step[1]),
-            low=(top + y * first[0], left + x * first[1]),
-            high=(bottom + y * last[0], right + x * last[1]),
+            stride=tuple(y * s for y, s in zip(self.stride, step, strict=True)),
+            low=tuple(low + y * f for low, y, f in zip(self.low, self.stride, first, strict=True)),
+            high=tuple(high + y * f for high, y, f in zip(self.high, self.stride, last, strict=True)),
         )
 
 
@@ -91,7 +89,9 @@ class FieldTracker(TorchFunctionMode):
         super().__init__()
         self.fields: Any = WeakTensorKeyDictionary()  # None: looks at the whole picture
         self._rectified: Any = WeakTensorKeyDictionary()  # by the tensor whose memory it is: views have it in common
-        self.fields[picture] = Field((picture.ndim - 2, picture.ndim - 1))
+        axes = tuple(range(2, picture.ndim)) or (0,)
+        nothing = (0.0,) * len(axes)
+        self.fields[picture] = Field(axes, (1.0,) * len(axes), nothing, nothing)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -182,8 +182,8 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for item in value for t in _tensors(item)]
 
 
-def _sides(shape: Sequence[int], axes: tuple[int, int]) -> tuple[int, int]:
-    return shape[axes[0]], shape[axes[1]]
+def _sides(shape: Sequence[int], axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in axes)
 
 
 def _keeps_positions(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
@@ -191,13 +191,13 @@ def _keeps_positions(known: Known, output: Tensor, args: Sequence[Any], kwargs: 
     if any(len(shape) != output.ndim for shape, _ in known):
         return None
     fits = [field for shape, field in known if _sides(shape, field.axes) == _sides(output.shape, field.axes)]
-    gates = [field for shape, field in known if _sides(shape, field.axes) == (1, 1)]
+    gates = [field for shape, field in known if set(_sides(shape, field.axes)) == {1}]
     if not fits or any(f.axes != fits[0].axes or f.stride != fits[0].stride for f in fits):
         return None
     if len({*fits, *gates}) < len({field for _, field in known}):
         return None
-    low = (min(f.low[0] for f in fits), min(f.low[1] for f in fits))
-    high = (max(f.high[0] for f in fits), max(f.high[1] for f in fits))
+    low = tuple(map(min, zip(*(f.low for f in fits), strict=True)))
+    high = tuple(map(max, zip(*(f.high for f in fits), strict=True)))
     gated = any(f.gated for f in fits) or not set(gates) <= set(fits)
     return replace(fits[0], low=low, high=high, gated=gated)
 
@@ -207,52 +207,57 @@ def _argument(args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str
     return default if value is None else value
 
 
-def _pair(value: Any) -> Pair:
+def _steps(value: Any, axes: int) -> Steps:
+    """A number for each axis, of which one may stand for all."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return (float(values[0]), float(values[-1]))
+    return tuple(float(v) for v in (values if len(values) == axes else values[:1] * axes))
 
 
 def _rows_and_columns_last(known: Known, output: Tensor) -> Field | None:
     """The field of a convolution's or pooling's input, if rows and columns are what it slides along."""
     shape, field = known[0]
-    return field if len(shape) == output.ndim >= 3 and field.axes == (output.ndim - 2, output.ndim - 1) else None
+    last = tuple(range(output.ndim - len(field.axes), output.ndim))
+    return field if len(shape) == output.ndim > len(last) and field.axes == last else None
 
 
 def _convolution(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
     field, weight = _rows_and_columns_last(known, output), _argument(args, kwargs, 1, "weight", None)
     if field is None or weight is None:
         return None
-    kernel = _pair(tuple(weight.shape[-2:]))
-    dilation = _pair(_argument(args, kwargs, 5, "dilation", 1))
+    axes = len(field.axes)
+    kernel = _steps(tuple(weight.shape[2:]), axes)
+    dilation = _steps(_argument(args, kwargs, 5, "dilation", 1), axes)
     padding = _argument(args, kwargs, 4, "padding", 0)
     if padding == "same":
         padding = tuple((k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True))
-    padding = _pair(0 if padding == "valid" else padding)
-    return field.window(kernel, _pair(_argument(args, kwargs, 3, "stride", 1)), padding, dilation)
+    padding = _steps(0 if padding == "valid" else padding, axes)
+    return field.window(kernel, _steps(_argument(args, kwargs, 3, "stride", 1), axes), padding, dilation)
 
 
 def _transposed(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
     field, weight = _rows_and_columns_last(known, output), _argument(args, kwargs, 1, "weight", None)
     if field is None or weight is None:
         return None
-    kernel = _pair(tuple(weight.shape[-2:]))
-    step = _pair(_argument(args, kwargs, 3, "stride", 1))
-    padding = _pair(_argument(args, kwargs, 4, "padding", 0))
-    dilation = _pair(_argument(args, kwargs, 7, "dilation", 1))
+    axes = len(field.axes)
+    kernel = _steps(tuple(weight.shape[2:]), axes)
+    step = _steps(_argument(args, kwargs, 3, "stride", 1), axes)
+    padding = _steps(_argument(args, kwargs, 4, "padding", 0), axes)
+    dilation = _steps(_argument(args, kwargs, 7, "dilation", 1), axes)
     # Output o takes from inputs i with o = i * step - padding + k * dilation.
-    first = [(padding[i] - (kernel[i] - 1) * dilation[i]) / step[i] for i in range(2)]
-    last = (padding[0] / step[0], padding[1] / step[1])
-    return field.reading((1 / step[0], 1 / step[1]), (first[0], first[1]), last)
+    first = tuple((padding[i] - (kernel[i] - 1) * dilation[i]) / step[i] for i in range(axes))
+    last = tuple(p / s for p, s in zip(padding, step, strict=True))
+    return field.reading(tuple(1 / s for s in step), first, last)
 
 
 def _pooling(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
     field = _rows_and_columns_last(known, output)
     if field is None:
         return None
-    kernel = _pair(_argument(args, kwargs, 1, "kernel_size", 1))
-    step = _argument(args, kwargs, 2, "stride", None) or kernel
-    padding = _pair(_argument(args, kwargs, 3, "padding", 0))
-    return field.window(kernel, _pair(step), padding, _pair(_argument(args, kwargs, 4, "dilation", 1)))
+    axes = len(field.axes)
+    kernel = _steps(_argument(args, kwargs, 1, "kernel_size", 1), axes)
+    step = _steps(_argument(args, kwargs, 2, "stride", None) or kernel, axes)
+    padding = _steps(_argument(args, kwargs, 3, "padding", 0), axes)
+    return field.window(kernel, step, padding, _steps(_argument(args, kwargs, 4, "dilation", 1), axes))
 
 
 def _average_pooling(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
@@ -281,10 +286,10 @@ def _interpolated(known: Known, output: Tensor, args: Sequence[Any], kwargs: dic
     corners = _argument(args, kwargs, 4, "align_corners", False)
     resized = factor is None or _argument(args, kwargs, 5, "recompute_scale_factor", False)
     antialias = _argument(args, kwargs, 6, "antialias", False)
-    around = {"bilinear": 1, "bicubic": 2}.get(mode, 0)
+    around = {"linear": 1, "bilinear": 1, "trilinear": 1, "bicubic": 2}.get(mode, 0)
 
     def reads(before: int, after: int, axis: int) -> tuple[float, Reads]:
-        step = before / after if resized else 1 / _pair(factor)[axis]
+        step = before / after if resized else 1 / _steps(factor, output.ndim - 2)[axis]
         if around and corners:
             step = (before - 1) / max(after - 1, 1)
         elif mode == "nearest" and after in (before, 2 * before):
@@ -313,16 +318,17 @@ Reads = list[tuple[int, int]]
 def _resampled(known: Known, output: Tensor, reads: Callable[[int, int, int], tuple[float, Reads]]) -> Field | None:
     """From the first and last position that each position of the output reads, along each axis."""
     field = _rows_and_columns_last(known, output)
-    before, after = tuple(known[0][0][-2:]), tuple(output.shape[-2:])
-    if field is None or after == (1, 1) != before:
+    axes = len(known[0][1].axes)
+    before, after = tuple(known[0][0][-axes:]), tuple(output.shape[-axes:])
+    if field is None or set(after) == {1} != set(before):
         return None
     steps, firsts, lasts = [], [], []
-    for axis in range(2):
+    for axis in range(axes):
         step, found = reads(before[axis], after[axis], axis)
         steps.append(step)
         firsts.append(min(first - step * i for i, (first, _) in enumerate(found)))
         lasts.append(max(last - step * i for i, (_, last) in enumerate(found)))
-    return field.reading((steps[0], steps[1]), (firsts[0], firsts[1]), (lasts[0], lasts[1]))
+    return field.reading(tuple(steps), tuple(firsts), tuple(lasts))
 
 
 def _padded(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
@@ -331,12 +337,9 @@ def _padded(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str,
         return None
     pads = list(_argument(args, kwargs, 1, "pad", ()))
     field = known[0][1]
-    before = [0.0, 0.0]
-    for axis in range(len(pads) // 2):
-        for i in range(2):
-            if field.axes[i] == output.ndim - 1 - axis:
-                before[i] = -float(pads[2 * axis])
-    return field.reading((1.0, 1.0), (before[0], before[1]), (before[0], before[1]))
+    padded = {output.ndim - 1 - i: -float(pads[2 * i]) for i in range(len(pads) // 2)}
+    before = tuple(padded.get(axis, 0.0) for axis in field.axes)
+    return field.reading((1.0,) * len(before), before, before)
 
 
 def _permuted(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
@@ -345,7 +348,7 @@ def _permuted(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[st
     ndim = output.ndim
     order = [d % ndim for d in order]
     field = known[0][1]
-    return replace(field, axes=(order.index(field.axes[0]), order.index(field.axes[1])))
+    return replace(field, axes=tuple(map(order.index, field.axes)))
 
 
 def _transposed_dims(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
@@ -353,7 +356,7 @@ def _transposed_dims(known: Known, output: Tensor, args: Sequence[Any], kwargs: 
     b = _argument(args, kwargs, 2, "dim1", 1) % output.ndim
     swap = {a: b, b: a}
     field = known[0][1]
-    return replace(field, axes=(swap.get(field.axes[0], field.axes[0]), swap.get(field.axes[1], field.axes[1])))
+    return replace(field, axes=tuple(swap.get(axis, axis) for axis in field.axes))
 
 
 def _reshaped(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
@@ -367,7 +370,7 @@ def _reshaped(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[st
         if not fits:
             return None
         axes.append(fits[-1])
-    return replace(field, axes=(axes[0], axes[1])) if axes[0] != axes[1] else None
+    return replace(field, axes=tuple(axes)) if len(set(axes)) == len(axes) else None
 
 
 def _normalised(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
@@ -423,18 +426,28 @@ def _lost(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, A
     return None
 
 
+def _sliding(name: str, rule: Rule) -> dict[str, Rule]:
+    """A rule for what slides along one, two or three axes, where these are all that the field has."""
+
+    def along(axes: int) -> Rule:
+        return lambda known, *call: rule(known, *call) if len(known[0][1].axes) == axes else None
+
+    return {name.format(axes): along(axes) for axes in (1, 2, 3)}
+
+
 #: They take but the shape or type of their second tensor.
 _SHAPED_BY_ANOTHER = frozenset(("view_as", "reshape_as", "expand_as", "type_as", "to"))
 
 _RULES: dict[str, Rule] = {
-    "conv2d": _convolution,
-    "conv_transpose2d": _transposed,
-    **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices"), _pooling),
-    "avg_pool2d": _average_pooling,
-    "lp_pool2d": _power_pooling,
-    **dict.fromkeys(
-        ("adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptive_max_pool2d_with_indices"), _adaptive_pooling
-    ),
+    **_sliding("conv{}d", _convolution),
+    **_sliding("conv_transpose{}d", _transposed),
+    **_sliding("max_pool{}d", _pooling),
+    **_sliding("max_pool{}d_with_indices", _pooling),
+    **_sliding("avg_pool{}d", _average_pooling),
+    **_sliding("lp_pool{}d", _power_pooling),
+    **_sliding("adaptive_avg_pool{}d", _adaptive_pooling),
+    **_sliding("adaptive_max_pool{}d", _adaptive_pooling),
+    **_sliding("adaptive_max_pool{}d_with_indices", _adaptive_pooling),
     **dict.fromkeys(("interpolate", "upsample"), _interpolated),
     "pad": _padded,
     "permute": _permuted,
@@ -461,5 +474,4 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("scaled_dot_product_attention", "multi_head_attention_forward"), _lost),
     **dict.fromkeys(("grid_sample", "deform_conv2d", "pixel_shuffle", "take_along_dim", "topk"), _lost),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _lost),
-    **{f"{op}{d}d": _lost for op in ("conv", "conv_transpose", "max_pool", "avg_pool", "lp_pool") for d in (1, 3)},
 }

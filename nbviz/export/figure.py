@@ -30,6 +30,8 @@ class Panel:
         In place of pixels: (label, share) rows.
     width
         Its share of the row's width.
+    plot
+        The pixels (1, L, C) are C curves.
     """
 
     pixels: np.ndarray[Any, Any] | None
@@ -38,6 +40,7 @@ class Panel:
     box: Sequence[int] | None = None
     bars: Sequence[tuple[str, float]] = ()
     width: float = 1.0
+    plot: bool = False
 
 
 def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], width: float = 10.0) -> Figure:
@@ -74,6 +77,9 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], width: float = 10
             if panel.pixels is None:
                 _draw_bars(axes, panel.bars)
                 continue
+            if panel.plot:
+                _draw_curves(axes, panel)
+                continue
             axes.imshow(panel.pixels, cmap=panel.cmap, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(_plain(panel.caption), fontsize=8, color="0.3")
@@ -88,7 +94,24 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], width: float = 10
 def _height(panel: Panel, row: Sequence[Panel]) -> float:
     """A panel's height as a share of the figure's width."""
     share = panel.width / sum(p.width for p in row)
-    return 0.0 if panel.pixels is None else share * panel.pixels.shape[0] / panel.pixels.shape[1]
+    if panel.pixels is None:
+        return 0.0
+    return share * (0.5 if panel.plot else panel.pixels.shape[0] / panel.pixels.shape[1])
+
+
+def _draw_curves(axes: Any, panel: Panel) -> None:
+    curves = np.asarray(panel.pixels)[0].T
+    for curve, colour in zip(curves, _CURVES[: len(curves)] if len(curves) > 1 else ["0.2"], strict=True):
+        axes.plot(curve, color=colour, lw=0.8)
+    if panel.box is not None:
+        axes.axvspan(panel.box[1] - 0.5, panel.box[3] - 0.5, color="#ff9800", alpha=0.25, lw=0)
+    axes.set(yticks=[], xmargin=0.01)
+    axes.tick_params(labelsize=7, length=2)
+    axes.set_xlabel(_plain(panel.caption), fontsize=8, color="0.3")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+_CURVES = ("#c62828", "#2e7d32", "#1565c0")
 
 
 def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]]) -> None:

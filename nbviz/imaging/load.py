@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from nbviz.core.errors import CompiledWarning, PictureError, PictureNotFoundError, warn
 from nbviz.core.state import check_model, interruptible, is_compiled, uninterrupted
-from nbviz.imaging.preprocess import Preprocess, find_preprocess
+from nbviz.imaging.preprocess import Preprocess, find_preprocess, input_shape
 
+Array = np.ndarray[Any, Any]
 _ACCEPTED = "a path, a PIL picture, a NumPy array, a tensor, or a list of these"
 
 
@@ -28,7 +29,7 @@ class Pictures:
     Parameters
     ----------
     inputs
-        (N, C, H, W) in the model's dtype and on its device.
+        (N, C, H, W), or (N, C, L), (N, C, D, H, W), in the model's dtype and on its device.
     preprocess
         What made them, and undoes them for display.
     names
@@ -39,11 +40,20 @@ class Pictures:
     preprocess: Preprocess
     names: tuple[str, ...]
 
-    def display(self) -> Tensor:
-        """The pictures as a person sees them, at the model's input size: uint8 (N, 3, H, W) on the CPU."""
+    def display(self, bands: Sequence[int] | None = None) -> Tensor:
+        """The pictures as a person sees them, at the model's input size: uint8 (N, 3, H, W) on the CPU.
+
+        Parameters
+        ----------
+        bands
+            Which three of the channels are shown as red, green and blue; of another number their mean is shown in
+            grey. None takes the first three, or all where there are fewer.
+        """
         shown = self.preprocess.undo(self.inputs)
-        if shown.shape[1] != 3:  # grey, or channels that are no colours
-            shown = shown.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+        if bands is not None or shown.shape[1] > 3:
+            shown = shown[:, [0, 1, 2] if bands is None else list(bands)]
+        if shown.shape[1] != 3:
+            shown = shown.mean(1, keepdim=True).expand(-1, 3, *shown.shape[2:])
         return (shown * 255).round().to(torch.uint8).cpu()
 
 
@@ -65,9 +75,14 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
         - a uint8 tensor (C, H, W) or (N, C, H, W) with 1, 3 or 4 channels (C = 3 or 4 for a grey model
           only in the latter: it could be three or four grey pictures);
         - a float tensor (C, H, W) or (N, C, H, W): taken as the model's input as it is.
+
+        A model whose first convolution takes other than 1 or 3 channels (multispectral) takes arrays (H, W, C) and
+        tensors of just so many; one that takes signals (Conv1d) or volumes (Conv3d), arrays and tensors (C, L),
+        (N, C, L) or (C, D, H, W), (N, C, D, H, W), without C where there is one channel. uint8, uint16 and bool
+        become [0, 1], float stays as it is.
     preprocess
-        A callable from a PIL picture to a float tensor (C, H, W). None takes the model's own, see
-        :func:`nbviz.imaging.preprocess.find_preprocess`.
+        A callable from a PIL picture to a float tensor (C, H, W); for a model of the second kind, from a tensor as
+        it was given. None takes the model's own, see :func:`nbviz.imaging.preprocess.find_preprocess`.
 
     Returns
     -------
@@ -101,15 +116,16 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
             "the model is compiled, which hides its layers: it runs as the eager one it was made from", CompiledWarning
         )
     model = eager
-    found = find_preprocess(model, preprocess)
+    found, (channels, axes) = find_preprocess(model, preprocess), input_shape(model)
     inputs: list[Tensor] = []
     names: list[str] = []
     # A preprocess that crops at random draws from numbers of its own.
     with uninterrupted(), torch.random.fork_rng(devices=[]), interruptible():
         for item in images if isinstance(images, (list, tuple)) else [images]:
             name = Path(item).name if isinstance(item, (str, os.PathLike)) else ""
-            _check_not_several(item, found.mode)
-            for picture in _split(item):
+            if axes == 2:
+                _check_not_several(item, found.mode)
+            for picture in _split(item, channels) if axes == 2 else _split_others(item, channels, axes):
                 name_here = name or f"picture {len(inputs) + 1}"
                 inputs.append(_prepare(picture, found, name_here))
                 names.append(name_here)
@@ -126,18 +142,20 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     return Pictures(torch.stack([x.to(device, dtype) for x in inputs]), found, tuple(names))
 
 
-def _prepare(picture: Image.Image | Tensor, preprocess: Preprocess, name: str) -> Tensor:
+def _prepare(picture: Image.Image | Array | Tensor, preprocess: Preprocess, name: str) -> Tensor:
     """One picture's input (C, H, W)."""
     if isinstance(picture, Tensor):
         result = picture
     else:
         try:
-            result = preprocess(picture)
+            result = preprocess(torch.from_numpy(picture.copy()) if isinstance(picture, np.ndarray) else picture)
         except Exception as error:
             raise PictureError(f"preprocess failed on {name}: {type(error).__name__}: {error}") from error
-        if not isinstance(result, Tensor) or result.ndim != 3 or not result.is_floating_point():
+        ndim = picture.ndim if isinstance(picture, np.ndarray) else 3
+        if not isinstance(result, Tensor) or result.ndim != ndim or not result.is_floating_point():
             what = f"a {result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-            raise PictureError(f"preprocess gives {what} for {name}; expected a float tensor (C, H, W)")
+            shape = {2: "(C, L)", 3: "(C, H, W)", 4: "(C, D, H, W)"}[ndim]
+            raise PictureError(f"preprocess gives {what} for {name}; expected a float tensor {shape}")
     if not torch.isfinite(result).all():
         raise PictureError(f"{name} has values that are not finite (NaN or infinity); expected finite ones")
     return result
@@ -152,12 +170,15 @@ def _check_not_several(item: Any, mode: str) -> None:
     )
 
 
-def _split(item: Any) -> Iterator[Image.Image | Tensor]:
-    """The pictures in one item: PIL pictures, or float tensors (C, H, W) that are inputs already."""
+def _split(item: Any, channels: int) -> Iterator[Image.Image | Array | Tensor]:
+    """The pictures in one item: PIL pictures, arrays (C, H, W) of bands, or float tensors that are inputs already."""
     if isinstance(item, (str, os.PathLike)):
-        yield _flatten(_open(item))
-    elif isinstance(item, Image.Image):
-        yield _flatten(item)
+        item = _open(item)
+    if isinstance(item, Image.Image):
+        if channels not in (1, 3) and len(item.getbands()) == channels:
+            yield from _split(np.asarray(item), channels)
+        else:
+            yield _flatten(item)
     elif isinstance(item, Tensor):
         if item.ndim not in (3, 4) or 0 in item.shape:
             raise PictureError(
@@ -167,15 +188,48 @@ def _split(item: Any) -> Iterator[Image.Image | Tensor]:
         if item.is_floating_point():
             yield from batch.detach().unbind()
         else:
-            yield from _split(batch.permute(0, 2, 3, 1).cpu().numpy())
+            yield from _split(batch.permute(0, 2, 3, 1).cpu().numpy(), channels)
     elif isinstance(item, np.ndarray):
-        if item.ndim == 4:
+        if channels not in (1, 3) and item.ndim in (3, 4) and item.shape[-1] == channels and item.size:
+            numbers = _numbers(item)
+            yield from (np.moveaxis(part, -1, 0) for part in (numbers if item.ndim == 4 else numbers[None]))
+        elif item.ndim == 4:
             for part in item:
                 yield _from_array(part)
         else:
             yield _from_array(item)
     else:
         raise TypeError(f"images: got {type(item).__name__}; expected {_ACCEPTED}")
+
+
+def _split_others(item: Any, channels: int, axes: int) -> Iterator[Array | Tensor]:
+    """The signals or volumes in one item: arrays, or float tensors that are inputs already."""
+    if not isinstance(item, (np.ndarray, Tensor)):
+        raise TypeError(f"images: got {type(item).__name__}; the model takes {_KINDS[axes]}")
+    if item.ndim == axes and channels == 1:
+        item = item[None]
+    if item.ndim not in (axes + 1, axes + 2) or 0 in item.shape:
+        raise PictureError(f"images has shape {tuple(item.shape)}; the model takes {_KINDS[axes]}")
+    batch = item if item.ndim == axes + 2 else item[None]
+    if isinstance(batch, Tensor) and batch.is_floating_point():
+        yield from batch.detach().unbind()
+    else:
+        yield from _numbers(batch.cpu().numpy() if isinstance(batch, Tensor) else batch)
+
+
+_KINDS = {
+    1: "signals; expected an array or a tensor (C, L) or (N, C, L), or a list of these",
+    3: "volumes; expected an array or a tensor (C, D, H, W) or (N, C, D, H, W), or a list of these",
+}
+
+
+def _numbers(array: Array) -> Array:
+    """In a dtype that torch has, and in this machine's order of bytes."""
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    if array.dtype.newbyteorder("=") in (np.uint8, np.uint16, np.bool_):
+        return array.astype(array.dtype.newbyteorder("="))
+    raise TypeError(f"an array of {array.dtype}; expected uint8, uint16, bool or float")
 
 
 def _open(given: str | os.PathLike[str]) -> Image.Image:
@@ -206,7 +260,7 @@ def _flatten(picture: Image.Image) -> Image.Image:
     return picture if picture.mode in ("L", "RGB") else picture.convert("L" if picture.mode == "1" else "RGB")
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+def _from_array(array: Array) -> Image.Image:
     """A PIL picture from (H, W) or (H, W, C), 8 bits."""
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise PictureError(

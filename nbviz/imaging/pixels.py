@@ -84,7 +84,9 @@ def grid(
     return result
 
 
-def quantise(maps: Tensor, side: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def quantise(
+    maps: Tensor, side: int | None = None, ends: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Each map on 256 steps between its own low and high.
 
     Parameters
@@ -93,6 +95,8 @@ def quantise(maps: Tensor, side: int | None = None) -> tuple[Tensor, Tensor, Ten
         (..., H, W), any float dtype, on any device. Values that are not finite are shown as 0.
     side
         Where given, larger maps are averaged over blocks, so far that the longer side is still at least this.
+    ends
+        Low and high (...) of each map, no higher and no lower than its values; None finds them.
 
     Returns
     -------
@@ -109,7 +113,7 @@ def quantise(maps: Tensor, side: int | None = None) -> tuple[Tensor, Tensor, Ten
     [[91, 164]]
     """
     maps = torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0)
-    low, high = maps.amin((-2, -1)), maps.amax((-2, -1))
+    low, high = (maps.amin((-2, -1)), maps.amax((-2, -1))) if ends is None else ends
     per_unit = 255 / (high - low).clamp(min=_LEAST)
     # In place: fresh memory would cost several times what the numbers do.
     steps = (shrink(maps, side) - low[..., None, None]).mul_(per_unit[..., None, None])
@@ -135,13 +139,15 @@ def shrink(maps: Tensor, side: int | None) -> Tensor:
     return small.reshape(*maps.shape[:-2], *small.shape[-2:])
 
 
-def centre(maps: Tensor) -> Tensor:
+def centre(maps: Tensor, largest: Tensor | None = None) -> Tensor:
     """Signed colour maps on grey: 0 becomes 128, the largest absolute value 1 or 255.
 
     Parameters
     ----------
     maps
         (..., C, H, W), any float dtype, on any device; each (C, H, W) is scaled alone.
+    largest
+        The absolute value that becomes 1 or 255 in place of the largest of each.
 
     Returns
     -------
@@ -154,8 +160,10 @@ def centre(maps: Tensor) -> Tensor:
     [[[128, 192, 1]]]
     """
     maps = torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0)
-    low, high = maps.amin((-3, -2, -1), keepdim=True), maps.amax((-3, -2, -1), keepdim=True)
-    per_unit = 127 / torch.maximum(high, -low).clamp(min=_LEAST)
+    if largest is None:
+        low, high = maps.amin((-3, -2, -1), keepdim=True), maps.amax((-3, -2, -1), keepdim=True)
+        largest = torch.maximum(high, -low)
+    per_unit = 127 / largest.clamp(min=_LEAST)
     return (maps * per_unit).add_(128).round_().to(torch.uint8)
 
 

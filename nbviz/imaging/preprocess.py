@@ -21,7 +21,8 @@ class Preprocess:
     Parameters
     ----------
     transform
-        From a PIL picture of the given mode to a float tensor (C, H, W), the model's input.
+        From a PIL picture of the given mode to a float tensor (C, H, W), the model's input. Where the model takes
+        other than 1 or 3 channels, or signals or volumes, from a tensor (C, H, W), (C, L) or (C, D, H, W).
     mode
         The PIL mode that ``transform`` takes: ``"RGB"`` or ``"L"`` (grey).
     mean, std
@@ -40,28 +41,29 @@ class Preprocess:
     torch.Size([3, 4, 5])
     """
 
-    transform: Callable[[Image.Image], Tensor]
+    transform: Callable[[Any], Tensor]
     mode: str = "RGB"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     labels: tuple[str, ...] | None = None
     source: str = "given"
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        """The model's input (C, H, W) for one picture of any PIL mode."""
-        return self.transform(picture.convert(self.mode))
+    def __call__(self, picture: Image.Image | Tensor) -> Tensor:
+        """The model's input (C, H, W) for one picture of any PIL mode, or for a tensor."""
+        return self.transform(picture if isinstance(picture, Tensor) else picture.convert(self.mode))
 
     def undo(self, inputs: Tensor) -> Tensor:
-        """Pictures (N, C, H, W) in [0, 1] from a model's inputs of the same shape.
+        """Pictures (N, C, H, W), signals or volumes in [0, 1] from a model's inputs of the same shape.
 
         Where mean and std are unknown and the values leave [0, 1], each picture's own range is
         stretched to [0, 1].
         """
         inputs = inputs.detach().float()
+        each = [-1, *[1] * (inputs.ndim - 1)]
         if self.mean is not None and self.std is not None and len(self.mean) in (1, inputs.shape[1]):
-            mean, std = (inputs.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+            mean, std = (inputs.new_tensor(v).view(*each[1:2], *each[:1], *each[2:]) for v in (self.mean, self.std))
             return (inputs * std + mean).clamp(0, 1)
-        low, high = inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True)
+        low, high = inputs.flatten(1).amin(1).view(each), inputs.flatten(1).amax(1).view(each)
         if float(low.min()) >= 0 and float(high.max()) <= 1:
             return inputs
         return (inputs - low) / (high - low).clamp(min=1e-12)
@@ -99,12 +101,24 @@ def find_preprocess(model: nn.Module, preprocess: Any = None) -> Preprocess:
     return Preprocess(preprocess, found.mode, mean, std, found.labels)
 
 
-def input_channels(model: nn.Module) -> int:
-    """How many channels the first convolution (or else linear layer) of a model takes; 3 if it has none."""
+def input_shape(model: nn.Module) -> tuple[int, int]:
+    """What a model's first convolution takes: how many channels, and along how many axes it slides; else 3 and 2.
+
+    Examples
+    --------
+    >>> input_shape(nn.Sequential(nn.ReLU(), nn.Conv1d(8, 4, 3))), input_shape(nn.Linear(2, 2))
+    ((8, 1), (3, 2))
+    """
     for module in model.modules():
         if isinstance(module, nn.modules.conv._ConvNd):
-            return module.in_channels
-    return 3
+            return module.in_channels, len(module.kernel_size)
+    return 3, 2
+
+
+def takes_pictures(model: nn.Module) -> bool:
+    """Whether a model takes pictures in grey or in colour; otherwise more bands, signals or volumes."""
+    channels, axes = input_shape(model)
+    return axes == 2 and channels in (1, 3)
 
 
 def _found(model: nn.Module) -> Preprocess:
@@ -113,15 +127,28 @@ def _found(model: nn.Module) -> Preprocess:
         return own
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return _found(model.module)
+    if not takes_pictures(model):
+        return (_torchvision(model) if input_shape(model) == (3, 3) else None) or _plain(model)
     return _timm(model) or _torchvision(model) or _plain(model)
 
 
 def _plain(model: nn.Module) -> Preprocess:
-    from torchvision.transforms.functional import to_tensor
+    channels, axes = input_shape(model)
+    mode = "L" if channels == 1 else "RGB"
+    kind = {1: "signals", 3: "volumes"}.get(axes) or {1: "grey", 3: "RGB"}.get(channels, f"{channels} bands")
+    return Preprocess(_plain_transform, mode, source=f"none known: {kind} in [0, 1] (give preprocess= to change)")
 
-    mode = "L" if input_channels(model) == 1 else "RGB"
-    kind = "grey" if mode == "L" else "RGB"
-    return Preprocess(to_tensor, mode, source=f"none known: {kind} in [0, 1] (give preprocess= to change)")
+
+def _plain_transform(picture: Image.Image | Tensor) -> Tensor:
+    """To [0, 1] from uint8, uint16 and bool; float as it is."""
+    if not isinstance(picture, Tensor):
+        from torchvision.transforms.functional import to_tensor
+
+        result: Tensor = to_tensor(picture)
+        return result
+    if picture.is_floating_point():
+        return picture
+    return picture.float() / {torch.bool: 1, torch.uint8: 255}.get(picture.dtype, 65535)
 
 
 def _timm(model: nn.Module) -> Preprocess | None:
@@ -132,7 +159,7 @@ def _timm(model: nn.Module) -> Preprocess | None:
     except ImportError:  # a model that only looks like timm's
         return None
     config = data.resolve_data_config({}, model=model)
-    if grey := input_channels(model) == 1:  # the configuration may still be that of the weights for three channels
+    if grey := input_shape(model)[0] == 1:  # the configuration may still be that of the weights for three channels
         config.update({name: (sum(config[name]) / len(config[name]),) for name in ("mean", "std")})
     labels = _imagenet_labels() if getattr(model, "num_classes", None) == 1000 else None
     transform, mode = data.create_transform(**config, is_training=False), "L" if grey else "RGB"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nbviz.core.errors import ModelError, unknown
-from nbviz.core.trace import Feed
+from nbviz.core.trace import Feed, Trace
 
 
 def check_indices(kind: str, given: Any, count: int) -> list[int]:
@@ -33,11 +33,16 @@ def check_indices(kind: str, given: Any, count: int) -> list[int]:
     return indices
 
 
-def check_maps(activation: Tensor, layer: str) -> Tensor:
-    """The activation if it is (N, C, H, W)."""
-    if activation.ndim != 4 or 0 in activation.shape:
+#: The shape of pictures, and of feature maps, by how many dimensions it has.
+SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+
+
+def check_maps(trace: Trace, layer: str) -> Tensor:
+    """The layer's activation if it has as many dimensions as the pictures: (N, C, H, W)."""
+    activation, ndim = trace.activations[layer], trace.inputs.ndim
+    if activation.ndim != ndim or 0 in activation.shape:
         raise ValueError(
-            f"layer {layer!r} gives {tuple(activation.shape)}; expected feature maps (N, C, H, W) "
+            f"layer {layer!r} gives {tuple(activation.shape)}; expected feature maps {SHAPES[ndim]} "
             "(nbviz.layers lists the shapes)"
         )
     return activation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model, untouched
 from nbviz.core.trace import run
 from nbviz.imaging.load import load
-from nbviz.methods.arguments import check_feed, check_logits, check_maps, check_target
+from nbviz.methods.arguments import SHAPES, check_feed, check_logits, check_maps, check_target
 
 
 def grad_cam(
@@ -55,9 +56,10 @@ def grad_cam(
     Returns
     -------
     Tensor
-        (N, H, W) at the size of the model's input, in [0, 1]: each picture's map divided by its largest value
-        and brought to that size bilinearly; all zero where nothing speaks for the class. With ``raw``, (N, h, w)
-        in units of the score. In the model's dtype and on its device.
+        (N, H, W), for signals (N, L), for volumes (N, D, H, W), at the size of the model's input, in [0, 1]:
+        each picture's map divided by its largest value and brought to that size linearly; all zero where
+        nothing speaks for the class. With ``raw``, at the layer's size and in units of the score. In the
+        model's dtype and on its device.
 
     Raises
     ------
@@ -80,7 +82,7 @@ def grad_cam(
     if layer is None:
         layer = _last_maps(model, pictures, feed)
     trace = run(model, pictures, [layer], feed=feed, output=True, grad=True)
-    activation = check_maps(trace.activations[layer], layer)
+    activation = check_maps(trace, layer)
     logits = check_logits(trace.output, output)
     signal = nn.functional.one_hot(check_target(target, logits), logits.shape[1]).to(logits.dtype)
     try:
@@ -90,17 +92,21 @@ def grad_cam(
         raise ModelError(
             f"no gradient flows from the class scores to layer {layer!r}: they do not depend on it"
         ) from None
-    weights = gradient.mean((2, 3), keepdim=True)
+    over = tuple(range(2, gradient.ndim))
+    weights = gradient.mean(over, keepdim=True)
     maps = (weights * activation.detach()).sum(1).relu()
     if raw:
         return maps
-    maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
-    return nn.functional.interpolate(maps[:, None], pictures.shape[2:], mode="bilinear")[:, 0]
+    maps = maps / maps.flatten(1).amax(1).view(-1, *[1] * len(over)).clamp(min=torch.finfo(maps.dtype).tiny)
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(over)]
+    return nn.functional.interpolate(maps[:, None], pictures.shape[2:], mode=mode)[:, 0]
 
 
 def _last_maps(model: nn.Module, pictures: Tensor, feed: Any) -> str:
     found = [layer for layer in trace_layers(model, pictures[:1], feed)[0] if layer.has_maps]
-    wide = [layer for layer in found if layer.shape[1] * layer.shape[2] > 1]
+    wide = [layer for layer in found if math.prod(layer.shape[1:]) > 1]
     if not wide:
-        raise ValueError(f"no layer of {type(model).__name__} gives feature maps (N, C, H, W): name one that does")
+        raise ValueError(
+            f"no layer of {type(model).__name__} gives feature maps {SHAPES[pictures.ndim]}: name one that does"
+        )
     return wide[-1].name

@@ -44,13 +44,13 @@ def feature_maps(
     Returns
     -------
     Tensor
-        (N, K, H, W) in the model's dtype (under autocast, the one that autocast gives) and on its device,
-        without a graph.
+        (N, K, H, W), for signals (N, K, L), for volumes (N, K, D, H, W), without a graph; in the model's
+        dtype (under autocast, the one that autocast gives) and on its device.
 
     Raises
     ------
     ValueError
-        For an unknown layer, a channel out of range, or a layer whose output is not (N, C, H, W).
+        For an unknown layer, a channel out of range, or a layer whose output is no feature maps.
     PictureError
         For a picture that cannot be read or does not fit the model (a ValueError).
     ModelError
@@ -65,7 +65,7 @@ def feature_maps(
     torch.Size([2, 2, 6, 6])
     """
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    activation = check_maps(run(model, pictures, [layer], feed=feed).activations[layer], layer)
+    activation = check_maps(run(model, pictures, [layer], feed=feed), layer)
     return activation if channels is None else activation[:, check_indices("channel", channels, activation.shape[1])]
 
 
@@ -75,7 +75,7 @@ def fuse(maps: Tensor, how: str = "mean") -> Tensor:
     Parameters
     ----------
     maps
-        (N, K, H, W), any float dtype, on any device.
+        (N, K, H, W), any float dtype, on any device; or (N, K, L) of signals, (N, K, D, H, W) of volumes.
     how
         ``"mean"``, ``"max"``, ``"sum"``, ``"l2"`` (the length of the vector of channels at each
         position), or ``"pca"``: the three directions in which the channels vary most over the
@@ -84,8 +84,8 @@ def fuse(maps: Tensor, how: str = "mean") -> Tensor:
     Returns
     -------
     Tensor
-        (N, H, W); for ``"pca"`` (N, 3, H, W) in [0, 1], each colour stretched over its range (zero
-        where there is no third direction).
+        (N, H, W), or (N, L), (N, D, H, W); for ``"pca"`` (N, 3, H, W) in [0, 1], each colour stretched over
+        its range (zero where there is no third direction).
 
     Raises
     ------
@@ -102,8 +102,10 @@ def fuse(maps: Tensor, how: str = "mean") -> Tensor:
     """
     if not isinstance(maps, Tensor):
         raise TypeError(f"maps is {type(maps).__name__}; expected a tensor (N, K, H, W)")
-    if maps.ndim != 4 or 0 in maps.shape[1:]:
-        raise ValueError(f"maps has shape {tuple(maps.shape)}; expected (N, K, H, W), none but N zero")
+    if maps.ndim not in (3, 4, 5) or 0 in maps.shape[1:]:
+        raise ValueError(
+            f"maps has shape {tuple(maps.shape)}; expected (N, K, H, W), (N, K, L) or (N, K, D, H, W), none but N zero"
+        )
     if not isinstance(how, str) or how not in _FUSIONS:
         raise unknown("way to fuse", how, _FUSIONS)
     if not maps.is_floating_point():
@@ -112,7 +114,6 @@ def fuse(maps: Tensor, how: str = "mean") -> Tensor:
 
 
 def _principal_colours(maps: Tensor) -> Tensor:
-    n, _, h, w = maps.shape
     points = torch.nan_to_num(maps.flatten(2).transpose(1, 2).float(), 0.0, 0.0, 0.0)  # (N, positions, channels)
     points = points - points.mean(1, keepdim=True)
     u, s, v = torch.linalg.svd(points, full_matrices=False)
@@ -123,8 +124,8 @@ def _principal_colours(maps: Tensor) -> Tensor:
     low, high = colours.amin(1, keepdim=True), colours.amax(1, keepdim=True)
     flat = high - low <= 1e-6 * s[:, None, :1]  # no variation left but rounding
     colours = torch.where(flat, 0.0, (colours - low) / (high - low).masked_fill(flat, 1.0))
-    colours = torch.cat([colours, colours.new_zeros(n, h * w, 3 - colours.shape[2])], 2)
-    return colours.transpose(1, 2).reshape(n, 3, h, w).to(maps.dtype)
+    colours = nn.functional.pad(colours, (0, 3 - colours.shape[2]))
+    return colours.transpose(1, 2).reshape(len(maps), 3, *maps.shape[2:]).to(maps.dtype)
 
 
 _FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {

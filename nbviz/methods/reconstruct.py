@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -83,7 +84,8 @@ def reconstruct(
     Returns
     -------
     dict of str to Tensor
-        For each rule (N, K, C, H, W) with a layer, (N, C, H, W) with a class, in units of activation
+        For each rule (N, K, C, H, W) with a layer, (N, C, H, W) with a class (with L or D, H, W in place of
+        H, W for signals and volumes), in units of activation
         per unit of the model's input (times the activation for ``"max"`` and ``"map"``), signed, in
         the model's dtype and on its device. Under autocast the forward pass is in the dtype that autocast
         gives, and so precise.
@@ -92,7 +94,7 @@ def reconstruct(
     ------
     ValueError
         For an unknown layer, rule, seed or unpooling; a channel or class out of range; a layer whose
-        output is not (N, C, H, W); a target with a layer, or channels without one.
+        output is no feature maps; a target with a layer, or channels without one.
     ModelError
         When the model fails in its forward pass, or no gradient reaches the picture.
 
@@ -134,7 +136,7 @@ def reconstruct(
             result[rule] = maps[0]
     else:
         trace = run(model, pictures, [layer], feed=feed, grad=True)
-        count = check_maps(trace.activations[layer], layer).shape[1]
+        count = check_maps(trace, layer).shape[1]
         chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
         for rule in rules:
             result[rule], met = project(trace, layer, chosen, rule, seed, unpool)
@@ -148,7 +150,7 @@ def project(
 ) -> tuple[Tensor, frozenset[str]]:
     """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and the names of the rectifiers met."""
     activation = trace.activations[layer]
-    pieces, met = [trace.inputs.new_empty(0, *trace.inputs.shape)], frozenset[str]()
+    pieces, met = [], frozenset[str]()
     # A checkpoint in the model runs parts of it again on the way.
     with untouched(trace.model) if trace.model is not None else nullcontext(), interruptible():
         if channels and seed != "map" and unpool == "sum":  # from one position: work only where the signal is
@@ -160,17 +162,19 @@ def project(
             piece, more = pull(rule, activation, part, trace.inputs, unpool)
             pieces.append(piece)
             met |= more
-    return torch.cat(pieces).transpose(0, 1), met
+    if not pieces:
+        return trace.inputs.new_empty(trace.inputs.shape[0], 0, *trace.inputs.shape[1:]), met
+    return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).transpose(0, 1), met
 
 
 def _strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[Start]:
     """For each picture, and then each channel, the strongest position with its activation or a one."""
     chosen = activation.detach()[:, list(channels)].flatten(2)
     values, places = (t.flatten().tolist() for t in (chosen.amax(2), chosen.argmax(2)))
-    width, k = activation.shape[3], len(channels)
+    k, positions = len(channels), np.stack(np.unravel_index(places, activation.shape[2:]), 1).tolist()
     return [
-        Start(i // k, channels[i % k], place // width, place % width, value if seed == "max" else 1.0)
-        for i, (value, place) in enumerate(zip(values, places, strict=True))
+        Start(i // k, channels[i % k], tuple(position), value if seed == "max" else 1.0)
+        for i, (value, position) in enumerate(zip(values, positions, strict=True))
     ]
 
 
@@ -180,7 +184,7 @@ def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
     Parameters
     ----------
     activation
-        (N, C, H, W).
+        (N, C, H, W), or (N, C, L), (N, C, D, H, W).
     channels
         K indices.
     seed
@@ -189,7 +193,7 @@ def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
     Returns
     -------
     Tensor
-        (K, N, C, H, W).
+        (K, *activation.shape).
     """
     activation = activation.detach()
     result = activation.new_zeros(len(channels), *activation.shape)
@@ -198,7 +202,7 @@ def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
             result[k, :, channel] = activation[:, channel]
     else:
         for i, start in enumerate(_strongest(activation, channels, seed)):
-            result[i % len(channels), start.picture, start.channel, start.row, start.column] = start.value
+            result[(i % len(channels), start.picture, start.channel, *start.position)] = start.value
     return result
 
 

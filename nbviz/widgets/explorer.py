@@ -40,8 +40,8 @@ class Explorer(Instrument):
 
     def _layout(self) -> ipywidgets.Box:
         self.grid.slider = f"IPY_MODEL_{self.channel_control.model_id}"
-        left = ipywidgets.VBox([self.strip, self.how_control, self.fused])
-        middle = ipywidgets.VBox([self.layer_control, self.tiles_control, self.grid])
+        left = ipywidgets.VBox([*self._of_the_picture(), self.how_control, self.fused])
+        middle = ipywidgets.VBox([*self._of_the_layer(), self.tiles_control, self.grid])
         right = ipywidgets.VBox([self.channel_control, self.panels, self.seed_control])
         return ipywidgets.Box([left, middle, right]).add_class("nbviz-columns")
 
@@ -63,6 +63,8 @@ def explore(
     seed: str = "max",
     how: str = "l2",
     tiles: str = "activation",
+    plane: int | None = None,
+    bands: Sequence[int] | int | None = None,
 ) -> Explorer:
     """Open the explorer on a model and pictures, starting where it is useful.
 
@@ -98,6 +100,11 @@ def explore(
     tiles
         What the grid shows of each channel: ``"activation"``, its map; or ``"gradient"``, ``"deconvnet"`` or
         ``"guided"``, what this rule makes of it, cut to what the channel sees.
+    plane
+        Of volumes, the slice that is shown at first, from 0; None takes the middle.
+    bands
+        Which channels of the pictures are shown: three as red, green and blue, or one in grey. None takes the
+        first three.
 
     Returns
     -------
@@ -127,7 +134,8 @@ def explore(
         grey = find_preprocess(model, preprocess).mode == "L" if isinstance(model, nn.Module) else False
         images = bundled.fashion_test()[0][_ONE_OF_EACH, None] if grey else bundled.pictures()
     given = {"preprocess": preprocess, "labels": labels, "inputs": inputs, "output": output}
-    return Explorer(model, images, layer, channel, **given, picture=picture, seed=seed, how=how, tiles=tiles)
+    given |= {"picture": picture, "seed": seed, "how": how, "tiles": tiles, "plane": plane, "bands": bands}
+    return Explorer(model, images, layer, channel, **given)
 
 
 # The first picture of each class among the bundled ones.

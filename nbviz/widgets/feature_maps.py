@@ -49,8 +49,8 @@ class FeatureMaps(Instrument):
     def _layout(self) -> ipywidgets.Box:
         t.dlink((self, "channel"), (self.grid, "channel"))
         self.grid.side = 128  # the grid has most of the width here
-        left = ipywidgets.VBox([self.strip, self.how_control, self.fused])
-        right = ipywidgets.VBox([self.layer_control, self.grid])
+        left = ipywidgets.VBox([*self._of_the_picture(), self.how_control, self.fused])
+        right = ipywidgets.VBox([*self._of_the_layer(), self.grid])
         return ipywidgets.Box([left, right]).add_class("nbviz-columns")
 
     def _figure_rows(self) -> list[list[Panel]]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def picture_panel(view: Instrument) -> Panel:
     """The chosen picture."""
-    return Panel(channels_last(view.session.display[view.picture]), view.session.pictures.names[view.picture])
+    pixels = channels_last(view.session.shown(view.picture, view.plane))
+    return Panel(pixels, view.session.pictures.names[view.picture], plot=view.session.axes == 1)
 
 
 def predictions_panel(view: Instrument) -> Panel:
@@ -30,32 +31,52 @@ def predictions_panel(view: Instrument) -> Panel:
 
 def fused_panel(view: Instrument) -> Panel:
     """All channels in one map over the picture."""
-    fused = fuse(view.session.maps(view.picture, view.layer)[None], view.how)
-    picture = view.session.display[view.picture : view.picture + 1]
+    fused = fuse(view.session.maps(view.picture, view.layer)[None], view.how)[0].float().cpu()
+    shown, caption = view.session.plane(fused, view.plane), f"all channels fused ({view.how})"
+    if view.session.axes == 1:
+        return Panel(channels_last(shown.reshape(-1, *shown.shape[-2:])), caption, plot=True)
+    picture = view.session.shown(view.picture, view.plane)[None]
     if view.how == "pca":
-        over = torch.nn.functional.interpolate(fused.cpu().float(), picture.shape[-2:], mode="bilinear")
+        over = torch.nn.functional.interpolate(shown[None], picture.shape[-2:], mode="bilinear")
         pixels = (0.4 * picture + 0.6 * 255 * over).to(torch.uint8)
     else:
-        pixels = overlay(picture, fused.cpu(), view.fused.opacity, view.fused.cmap)
-    return Panel(channels_last(pixels[0]), f"all channels fused ({view.how}) over the picture")
+        pixels = overlay(picture, shown[None], view.fused.opacity, view.fused.cmap)
+    return Panel(channels_last(pixels[0]), f"{caption} over the picture")
 
 
 def grid_panel(view: Instrument) -> Panel:
     """The strongest of the grid's tiles."""
+    plot = view.session.axes == 1
     if view.tiles != TILES[0] and view.grid.sent and view.grid.tiles["of"] == view.tiled:
         _, pixels = view.grid.pixels()
         colours = torch.from_numpy(pixels[:64]).permute(0, 3, 1, 2).float() / 255
+        if plot:
+            colours = _raised(colours.mean(1), 0.5).nan_to_num(1.0)[:, None]
         count = f"{len(colours)} of {view.channel_control.max + 1} channels"
         caption = f"{count}, {RULE_CAPTIONS[view.tiles]}, strongest first"
         tiles = grid(colours, normalize=False, padding=1, pad_value=1.0)
         return Panel(channels_last((tiles * 255).round().to(torch.uint8)), caption, width=2.0)
     maps = view.session.maps(view.picture, view.layer).float().cpu()
-    shown = maps.flatten(1).amax(1).argsort(descending=True, stable=True)[:64]
-    alone = maps[0].numel() > 1
-    tiles = grid(maps[shown], scale_each=alone, padding=1, pad_value=float("nan"))[0]
-    count = f"{len(shown)} strongest of {len(maps)} channels" if len(shown) < len(maps) else f"{len(maps)} channels"
+    chosen = maps.flatten(1).amax(1).argsort(descending=True, stable=True)[:64]
+    alone, shown = maps[0].numel() > 1, view.session.plane(maps[chosen], view.plane)
+    if plot and alone:
+        low, high = shown.amin(2, keepdim=True), shown.amax(2, keepdim=True)
+        tiles = _raised((shown - low) / (high - low).clamp(min=1e-12), 0.0)
+        tiles = grid(tiles, normalize=False, padding=1, pad_value=float("nan"))[0]
+    else:
+        tiles = grid(shown, scale_each=alone, padding=1, pad_value=float("nan"))[0]
+    count = f"{len(chosen)} strongest of {len(maps)} channels" if len(chosen) < len(maps) else f"{len(maps)} channels"
     scale = "each on its own scale" if alone else "on one scale"
     return Panel(tiles.numpy(), f"{count}, strongest first, {scale}", view.grid.cmap, width=2.0)
+
+
+def _raised(tiles: torch.Tensor, base: float, rows: int = 24) -> torch.Tensor:
+    """Signals (K, 1, L) in [0, 1] as curves (K, rows, L) filled from ``base``; NaN where nothing is filled."""
+    if tiles.shape[2] > 4 * rows:
+        tiles = torch.nn.functional.adaptive_max_pool1d(tiles, 4 * rows)
+    row = 1 - (torch.arange(rows)[:, None] + 0.5) / rows
+    inside = ((row <= tiles) & (row >= base)) | ((row >= tiles) & (row <= base))
+    return torch.where(inside, tiles, float("nan"))
 
 
 def reconstruction_panels(view: Instrument) -> list[list[Panel]]:
@@ -63,20 +84,22 @@ def reconstruction_panels(view: Instrument) -> list[list[Panel]]:
     rows = []
     for row in view.panels.rows:
         slots = [(cell, view.panels.slot(cell["slot"])) for cell in row["cells"]]
-        rows.append([_panel(cell, slot, view.panels.cmap) for cell, slot in slots if slot.get("key") == view.picked])
+        rows.append([_panel(cell, slot, view) for cell, slot in slots if slot.get("key") == view.picked])
     return [row for row in rows if row]
 
 
-def _panel(cell: dict[str, Any], slot: dict[str, Any], cmap: str) -> Panel:
+def _panel(cell: dict[str, Any], slot: dict[str, Any], view: Instrument) -> Panel:
     """A filled slot as a panel of the figure."""
-    pixels = decode(slot)
+    pixels, plot = decode(slot), view.session.axes == 1
     box: Sequence[int] | None = slot.get("box")
-    caption = cell.get("caption") or slot.get("caption", "")
+    caption = (cell.get("crop") and slot.get("part")) or slot.get("caption", "")
     if slot["kind"] == "map":
-        return Panel(pixels[..., 0], caption, cmap)
-    if pixels.shape[2] == 1:
-        pixels = pixels.repeat(3, 2)
+        return Panel(pixels if plot else pixels[..., 0], caption, view.panels.cmap, plot=plot)
     if cell.get("crop") and box is not None:
         top, left, bottom, right = box
-        return Panel(pixels[top:bottom, left:right], caption)
-    return Panel(pixels, caption, box=box if slot["kind"] == "picture" else None)
+        pixels, box = decode(slot["patch"]) if slot["patch"] else pixels[top:bottom, left:right], None
+    if pixels.shape[2] == 1 and not plot:
+        pixels = pixels.repeat(3, 2)
+    if box is not None:  # the pixels may be fewer than those that it counts
+        box = [side * pixels.shape[i % 2] // slot["size"][i % 2] for i, side in enumerate(box)]
+    return Panel(pixels, caption, box=box if slot["kind"] == "picture" and slot["mark"] else None, plot=plot)

@@ -16,20 +16,21 @@ from torch import nn
 from nbviz.core.backward import PAPERS, RULES
 from nbviz.core.errors import unknown
 from nbviz.core.state import fingerprint, is_compiled
-from nbviz.imaging.encode import channels_last, to_host
+from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.arguments import check_indices
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.memory import forget_beyond_limit, too_large
-from nbviz.widgets.session import RULE_CAPTIONS, TILES, Look, Session
+from nbviz.widgets.session import LARGE, RULE_CAPTIONS, TILES, Look, Session, fitted
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
 _FIRST = 16  # channels that are drawn before the rest
 _AT_ONCE, _MOST_TILES = 2, 64  # reconstructions in one go, at first and at most
 _TILES_SECONDS = 0.1  # that one go should take
 _FIRST_SECONDS = 0.5  # after which the picked channel's panels come before more tiles
+_NOUNS = {1: "signal", 2: "picture", 3: "volume"}
 _FIRST_BYTES = 1 << 18  # of tiles in the first message, which are more than are in view
 CAUTION = (
     "Deconvnet and guided backprop change little when the weights are randomised: read them as what the picture "
@@ -52,8 +53,9 @@ class Instrument(Pulled):
         What a reconstruction starts from, as in :func:`nbviz.reconstruct`.
     how
         How all channels are fused into one map, as in :func:`nbviz.fuse`.
-    tiles
-        What the grid shows of each channel, as in :func:`nbviz.explore`.
+    tiles, plane, bands
+        What the grid shows of each channel, which slice of a volume and which channels of the pictures are shown
+        at first, as in :func:`nbviz.explore`.
     """
 
     picture = t.Int(0, help="Which of the pictures is shown, from 0.")
@@ -62,6 +64,9 @@ class Instrument(Pulled):
     seed = t.Enum(SEEDS, "max", help="What a reconstruction starts from.")
     how = t.Unicode("l2", help="How all channels are fused into one map.")
     tiles = t.Enum(TILES, TILES[0], help="What the grid shows of each channel.")
+
+    plane = t.Int(0, help="Which slice of a volume is shown, from 0.")
+    bands = t.Any((), help="Which channels of the pictures are shown: one in grey, or three as red, green and blue.")
 
     _kind: ClassVar[str]
     _grad: ClassVar[bool] = True  # whether there are reconstructions, for which more is kept
@@ -72,6 +77,8 @@ class Instrument(Pulled):
         "channel": {"channel"},
         "seed": {"channel", "grid", "first", "rest"},
         "tiles": {"grid", "first", "rest"},
+        "plane": {"grid", "fused", "channel", "rest"},
+        "bands": {"grid", "fused", "channel", "first", "rest"},
     }
 
     def __init__(
@@ -89,6 +96,8 @@ class Instrument(Pulled):
         seed: str = "max",
         how: str = "l2",
         tiles: str = TILES[0],
+        plane: int | None = None,
+        bands: Sequence[int] | int | None = None,
     ) -> None:
         for kind, given, accepted in (("seed", seed, SEEDS), ("way to fuse", how, FUSIONS), ("tiles", tiles, TILES)):
             if given not in accepted:
@@ -101,20 +110,27 @@ class Instrument(Pulled):
         own = {"preprocess": preprocess, "labels": labels, "inputs": inputs, "output": output}
         self._given = [name for name, value in own.items() if value is not None]
         (picture,) = check_indices("picture", picture, len(self.session.display))
+        (plane,) = check_indices("plane", self.session.depth // 2 if plane is None else plane, self.session.depth)
+        bands = self.session.usual_bands if bands is None else self._valid_bands({"value": bands})
+        if bands != self.session.bands:
+            self.session.show_bands(bands)
         if channel is not None:
             (channel,) = check_indices("channel", channel, count)
         self._pick_strongest = channel is None
         self._costs: dict[str, float | None] = {}
         self._notes: dict[str, str] = {}
-        self._begun: tuple[str, str, Any] | None = None  # the layer, seed and weights that the tiles are of
+        self._begun: tuple[Any, ...] | None = None  # the layer, seed and so on that the tiles are of
+        self._kept: dict[str, Any] = {}  # the picked channel's reconstructions of a volume
         self._side, self._at_once, self._spent = 0, _AT_ONCE, 0.0
         self._compiled = is_compiled(model)
         super().__init__(Header(title=type(self.session.model).__name__, info=self._info()))
         group = uuid.uuid4().hex
         self.strip = Strip(thumbs=_thumbs(self.session))
         self.grid = ChannelGrid(group=group)
-        self.panels = Panels(self._rows(), group=group, controls=["contrast"], note=CAUTION)
-        self.fused = Panels([{"title": "", "cells": [{"slot": "fused"}]}], group=group, controls=["opacity"])
+        plots = self.session.axes == 1
+        self.panels = Panels(self._rows(), group=group, controls=["contrast"], note=CAUTION, plots=plots)
+        fused = [{"title": "", "cells": [{"slot": "fused"}]}]
+        self.fused = Panels(fused, group=group, controls=[] if plots else ["opacity"], plots=plots)
         self.layer_control = ipywidgets.Dropdown(
             options=[(str(found), name) for name, found in self.session.layers.items()],
             value=start,
@@ -137,9 +153,22 @@ class Instrument(Pulled):
             description="Tiles",
             tooltip="What the grid shows of each channel: its map, or its reconstruction, cut to what it sees",
         )
+        self.plane_control = ipywidgets.IntSlider(
+            max=self.session.depth - 1, description="Slice", tooltip="Which slice of the volume is shown"
+        )
+        channels = range(self.session.pictures.inputs.shape[1])
+        choices = dict.fromkeys((self.session.usual_bands, bands, *((i,) for i in channels)))
+        self.bands_control = ipywidgets.Dropdown(
+            options=[_choice(choice) for choice in choices],
+            value=bands,
+            description="Bands",
+            tooltip="Which channels of the pictures are shown: one in grey, or three as red, green and blue",
+        )
         self.layer, self.picture, self.seed, self.how, self.tiles = start, picture, seed, how, tiles
-        for name in ("layer", "channel", "seed", "how", "tiles"):
+        self.plane, self.bands = plane, bands
+        for name in ("layer", "channel", "seed", "how", "tiles", "plane"):
             t.link((self, name), (getattr(self, f"{name}_control"), "value"))
+        t.dlink((self.bands_control, "value"), (self, "bands"))  # the other way it may need a new option first
         t.link((self, "picture"), (self.strip, "picture"))
         self.channel = channel or 0
         shown = self._layout()
@@ -153,19 +182,25 @@ class Instrument(Pulled):
         """The widgets below the header."""
         raise NotImplementedError
 
+    def _of_the_picture(self) -> list[ipywidgets.Widget]:
+        """The pictures and which of their channels are shown."""
+        usual = self.session.pictures.inputs.shape[1] in (1, 3) and self.bands == self.session.usual_bands
+        return [self.strip] if usual else [self.strip, self.bands_control]
+
+    def _of_the_layer(self) -> list[ipywidgets.Widget]:
+        """The layer and which slice is shown."""
+        return [self.layer_control, *([self.plane_control] if self.session.depth > 1 else [])]
+
     def _rows(self) -> list[dict[str, Any]]:
         """What the panels show: the strongest patch and its reconstructions, then the same on the whole picture."""
-        rules = [{"slot": rule} for rule in RULES]
+        rules, noun = [{"slot": rule} for rule in RULES], _NOUNS[self.session.axes]
         return [
             {
-                "title": "What excites it most here, and what that part of the picture is made of",
-                "cells": [
-                    {"slot": "picture", "crop": True, "caption": "patch of the picture"},
-                    *({**cell, "crop": True} for cell in rules),
-                ],
+                "title": f"What excites it most here, and what that part of the {noun} is made of",
+                "cells": [{**cell, "crop": True} for cell in ({"slot": "picture"}, *rules)],
             },
             {
-                "title": "On the whole picture",
+                "title": "In the chosen slice" if self.session.axes == 3 else f"On the whole {noun}",
                 "cells": [{"slot": "picture"}, {"slot": "activation"}, *rules[1:]],
             },
         ]
@@ -184,6 +219,17 @@ class Instrument(Pulled):
     @t.validate("picture")
     def _valid_picture(self, proposal: Any) -> int:
         return check_indices("picture", proposal["value"], len(self.session.display))[0]
+
+    @t.validate("plane")
+    def _valid_plane(self, proposal: Any) -> int:
+        return check_indices("plane", proposal["value"], self.session.depth)[0]
+
+    @t.validate("bands")
+    def _valid_bands(self, proposal: Any) -> tuple[int, ...]:
+        bands = tuple(check_indices("band", proposal["value"], self.session.pictures.inputs.shape[1]))
+        if not bands:
+            raise ValueError("bands is empty; expected one channel of the pictures, or three")
+        return bands
 
     @t.validate("tiles")
     def _valid_tiles(self, proposal: Any) -> str:
@@ -210,10 +256,23 @@ class Instrument(Pulled):
             self._pick_strongest = True
         elif change.name == "channel" and not self._stepping:
             self._pick_strongest = False
+        elif change.name == "bands":
+            self._choose_bands()
         stale = self._stales[change.name]
+        if change.name == "plane" and self.tiles != TILES[0]:  # which are where each channel is strongest
+            stale = {"fused", "channel"}
         if change.name == "seed" and self.tiles == TILES[0]:  # which start from nothing
             stale = {"channel"}
         self._renew(stale)
+
+    def _choose_bands(self) -> None:
+        with self._turn():
+            if self.bands in dict(self.bands_control.options).values():
+                self.bands_control.value = self.bands
+            else:  # new options choose their first
+                self.bands_control.options = [_choice(self.bands), *self.bands_control.options]
+            self.session.show_bands(self.bands)
+            self.strip.thumbs = _thumbs(self.session)
 
     def _zoomed(self, change: Any) -> None:
         """The page has larger tiles than before: send them with more pixels, if there are more."""
@@ -229,7 +288,7 @@ class Instrument(Pulled):
         forget_beyond_limit()
 
     def _look(self, side: int | None = None) -> Look:
-        return self.session.look(self.picture, self.layer, self.how, side or self.grid.side)
+        return self.session.look(self.picture, self.layer, self.how, side or self.grid.side, self.plane)
 
     def _show_trace(self) -> Iterator[bool]:
         look = self._look()
@@ -245,14 +304,15 @@ class Instrument(Pulled):
         """The layer's maps, as far as they are in view; reconstructions, which take their time, come later."""
         look, layer = self._look(), self.session.layers[self.layer]
         maps = self.tiles == TILES[0]
-        kind, size = ("map", layer.shape[1:]) if maps else ("signed", self.session.patch(layer, self.seed))
+        kind, size = ("map", (1, *layer.shape[1:])[-2:]) if maps else ("signed", self.session.patch(layer, self.seed))
         if self._begun is None or self._begun[:2] != (self.layer, self.seed):  # others take another time
             self._at_once = _AT_ONCE
         # What the tiles to come are of as well, whatever changes meanwhile.
         self._side, self._begun, self._spent = self.grid.side, self._state(), 0.0
         with self.grid.hold_sync():
             self.grid.title = str(layer)
-            self.grid.begin(kind, self.tiled, (layer.shape[0], *size), look.high, look.spread)
+            plots = self.session.axes == 1
+            self.grid.begin(kind, self.tiled, (layer.shape[0], *size), look.high, look.spread, plots)
             much = maps and self._add_maps(_FIRST_BYTES)
         if maps:
             self._cost("tiles", None)
@@ -278,8 +338,8 @@ class Instrument(Pulled):
                 yield from self._show_grid()
             yield self._add_maps(self._room) if self.tiles == TILES[0] else self._add_reconstructions()
 
-    def _state(self) -> tuple[str, str, Any]:
-        return self.layer, self.seed, fingerprint(self.session.model)
+    def _state(self) -> tuple[Any, ...]:
+        return self.layer, self.seed, self.plane, self.bands, fingerprint(self.session.model)
 
     def _add_maps(self, room: int) -> bool:
         """Send some maps, of about so many bytes; whether the page should draw them before it is sent more."""
@@ -304,9 +364,14 @@ class Instrument(Pulled):
 
     def _show_fused(self) -> Iterator[bool]:
         fused = self._look().fused
-        caption = f"all {self.channel_control.max + 1} channels fused ({self.how}) over the picture"
         over = fused.transpose(1, 2, 0) if fused.ndim == 3 else fused
-        self.fused.show("fused", "overlay", channels_last(self.session.display[self.picture]), over, caption=caption)
+        caption = f"all {self.channel_control.max + 1} channels fused ({self.how})"
+        if self.session.axes == 1:
+            kind = "picture" if fused.ndim == 3 else "map"
+            self.fused.show("fused", kind, over if fused.ndim == 3 else over[..., None], caption=caption)
+        else:
+            picture = channels_last(self.session.shown(self.picture, self.plane))
+            self.fused.show("fused", "overlay", picture, over, caption=f"{caption} over the picture")
         yield False
 
     def _show_predictions(self) -> Iterator[bool]:
@@ -315,30 +380,40 @@ class Instrument(Pulled):
 
     def _show_channel(self) -> Iterator[bool]:
         layer, channel, look = self.session.layers[self.layer], self.channel, self._look()
-        row, column = divmod(int(look.place[channel]), layer.shape[2])
-        box = list(self.session.box(layer, row, column))
+        place = int(look.place[channel])
+        (box, slices), at = self.session.box(layer, place), self.session.corner(layer, place)[0]
         if self.seed == "map":  # starts from everywhere
-            box = [0, 0, *self.session.display.shape[-2:]]
+            box, slices = (0, 0, *self.session.size), range(self.session.depth)
         self.panels.current = self.picked
-        (steps,) = to_host(quantise(self.session.maps(self.picture, self.layer)[channel])[0])
+        maps = self.session.plane(self.session.maps(self.picture, self.layer)[channel], self.plane)
         low, high = look.low[channel], look.high[channel]
+        (steps,) = to_host(quantise(maps, LARGE, (maps.new_tensor(low).float(), maps.new_tensor(high).float()))[0])
         if low == high:  # nothing to stretch (a global pooling): where its value lies among the layer's
             lowest, highest = look.low.min(), look.high.max()
             steps = np.full_like(steps, round(255 * float((low - lowest) / max(highest - lowest, 1e-12))))
-        caption = f"#{channel}: {steps.shape[0]}×{steps.shape[1]}, {low:.3g} to {high:.3g}"
+        shape = "×".join(map(str, layer.shape[1:]))
         with self.panels.hold_sync():
-            picture = channels_last(self.session.display[self.picture])
-            self.panels.show("picture", "picture", picture, box=box, caption="picture, receptive field")
-            self.panels.show("activation", "map", steps[..., None], caption=caption)
+            picture = self.session.display[self.picture]
+            volume = self.session.depth > 1
+            what = f"slice {self.plane}" if volume else _NOUNS[self.session.axes]
+            what += ", receptive field" if self.plane in slices else f"; it sees slices {slices[0]} to {slices[-1]}"
+            part = f"patch of slice {at}" if volume else f"patch of the {_NOUNS[self.session.axes]}"
+            self._show_panel("picture", "picture", picture, None, box, at, what, part, mark=self.plane in slices)
+            self.panels.show(
+                "activation", "map", steps[..., None], caption=f"#{channel}: {shape}, {low:.3g} to {high:.3g}"
+            )
         yield False
         met, spent = frozenset[str](), 0.0
         for rule in RULES:
             start = time.perf_counter()
-            maps, met = self.session.reconstructions(self.picture, self.layer, [channel], rule, self.seed)
-            (pixels,) = to_host(centre(maps[0]).permute(1, 2, 0))
+            maps, met = self._pulled(rule)
+            largest = torch.nan_to_num(maps[0].float(), 0.0, 0.0, 0.0).abs().amax()
+            nothing = "" if bool(largest > 0) else ": zero everywhere"
+            part = caption = RULE_CAPTIONS[rule] + nothing
+            if self.session.depth > 1 and not nothing and not bool(self.session.plane(maps, self.plane).any()):
+                caption += ": zero in this slice"
+            self._show_panel(rule, "signed", maps[0], largest, box, at, caption, part)
             spent += 1000 * (time.perf_counter() - start)
-            nothing = "" if (pixels != 128).any() else ": zero everywhere"
-            self.panels.show(rule, "signed", pixels, box=box, caption=RULE_CAPTIONS[rule] + nothing)
             if rule != RULES[-1]:
                 yield False
         self._cost("reconstructions", spent)
@@ -349,20 +424,64 @@ class Instrument(Pulled):
         self._note("rectifiers", note)
         yield False
 
+    def _pulled(self, rule: str) -> tuple[torch.Tensor, frozenset[str]]:
+        """The picked channel's reconstruction; of a volume it is kept, for the next slice."""
+        key = self.picture, self.layer, self.channel, self.seed, self.bands, fingerprint(self.session.model)
+        if self._kept.get("of") != key or rule not in self._kept:
+            made = self.session.reconstructions(self.picture, self.layer, [self.channel], rule, self.seed)
+            if self.session.axes < 3:
+                return made
+            self._kept = {**(self._kept if self._kept.get("of") == key else {}), "of": key, rule: made}
+        found: tuple[torch.Tensor, frozenset[str]] = self._kept[rule]
+        return found
+
+    def _show_panel(
+        self,
+        slot: str,
+        kind: str,
+        values: torch.Tensor,
+        largest: torch.Tensor | None,
+        box: tuple[int, ...],
+        at: int,
+        caption: str,
+        part_caption: str = "",
+        mark: bool = True,
+    ) -> None:
+        """Values (C, *sides), and those in the box, of a volume in the slice ``at``: colours, or up to ``largest``."""
+        top, left, bottom, right = box
+
+        def pixels(values: torch.Tensor) -> Array:
+            return channels_last(values if largest is None else centre(values, largest))
+
+        whole, patch = self.session.plane(values, self.plane), self.session.plane(values, at)
+        own = fitted(whole)
+        apart = self.session.axes == 3 or own is not whole  # else the page cuts it out
+        part = pixels(fitted(patch[:, top:bottom, left:right])) if apart else None
+        label = {
+            "caption": caption,
+            "part": part_caption,
+            "box": list(box),
+            "size": list(self.session.size),
+            "mark": mark,
+        }
+        self.panels.show(slot, kind, pixels(own), None, part, **label)
+
     @property
     def tiled(self) -> str:
         """What the grid's tiles should be of."""
-        return f"{self.picture} {self.layer} {self.tiles} {self.seed}"
+        plane = self.plane if self.tiles == TILES[0] else ""
+        return f"{self.picture} {self.layer} {self.tiles} {self.seed} {plane} {self.bands}"
 
     @property
     def picked(self) -> str:
         """What the panels of the picked channel should be of."""
-        return f"{self.picture} {self.layer} {self.channel} {self.seed}"
+        return f"{self.picture} {self.layer} {self.channel} {self.seed} {self.plane} {self.bands}"
 
     @property
     def code(self) -> str:
         """The call that gives this view."""
         usual = {"picture": 0, "seed": "max", "how": "l2", "tiles": TILES[0]}
+        usual |= {"plane": self.session.depth // 2, "bands": self.session.usual_bands}
         state = {name: getattr(self, name) for name in ("layer", "channel", *usual)}
         given = [f"{name}={value!r}" for name, value in state.items() if usual.get(name) != value]
         given += [f"{name}={name}" for name in self._given]
@@ -397,6 +516,11 @@ class Instrument(Pulled):
         return f"{self.header.title} · {self.session.layers[self.layer]}"
 
 
+def _choice(bands: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """Bands as a dropdown has them."""
+    return ", ".join(map(str, bands)), bands
+
+
 def _controls(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
     """The widgets in a layout whose changes the kernel must answer."""
     for child in box.children:
@@ -407,13 +531,16 @@ def _controls(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
 
 
 def _thumbs(session: Session, size: int = 96) -> list[dict[str, Any]]:
-    scale = min(1.0, size / max(session.display.shape[-2:]))
-    small = session.display
-    if scale < 1:
-        shape = [max(1, round(scale * side)) for side in session.display.shape[-2:]]
+    """The pictures in small; of volumes the slice in the middle, of signals all that a curve can show."""
+    small = session.plane(session.display, session.depth // 2)
+    scale = min(1.0, size / max(small.shape[-2:]))
+    if session.axes == 1:
+        small = fitted(small)
+    elif scale < 1:
+        shape = [max(1, round(scale * side)) for side in small.shape[-2:]]
         small = torch.nn.functional.interpolate(small.float(), shape, mode="bilinear", antialias=True)
     pixels = small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     return [
-        {"name": name, "shape": list(p.shape[:2]), "data": p.tobytes()}
+        {"name": name, "shape": list(p.shape), "data": p.tobytes(), "plot": session.axes == 1}
         for name, p in zip(session.pictures.names, pixels, strict=True)
     ]

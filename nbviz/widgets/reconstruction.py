@@ -42,8 +42,8 @@ class Reconstruction(Instrument):
     _parts: ClassVar[tuple[str, ...]] = ("trace", "channel", "predictions")
 
     def _layout(self) -> ipywidgets.Box:
-        right = ipywidgets.VBox([self.layer_control, self.channel_control, self.panels, self.seed_control])
-        return ipywidgets.Box([self.strip, right]).add_class("nbviz-columns")
+        right = ipywidgets.VBox([*self._of_the_layer(), self.channel_control, self.panels, self.seed_control])
+        return ipywidgets.Box([ipywidgets.VBox(self._of_the_picture()), right]).add_class("nbviz-columns")
 
     def _figure_rows(self) -> list[list[Panel]]:
         return reconstruction_panels(self)

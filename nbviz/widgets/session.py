@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ from nbviz.core.trace import Trace, find_module, run
 from nbviz.imaging.encode import Array, to_host
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import centre, quantise, shrink
-from nbviz.methods.arguments import check_feed, check_logits, check_maps
+from nbviz.methods.arguments import SHAPES, check_feed, check_logits, check_maps
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
 from nbviz.widgets.memory import remember
@@ -28,6 +29,10 @@ from nbviz.widgets.memory import remember
 RULE_CAPTIONS = {"gradient": "gradient", "deconvnet": "deconvnet", "guided": "guided backprop"}
 #: What the grid can show of each channel: its map, or what a rule makes of it.
 TILES = ("activation", *RULES)
+
+
+#: Pixels of a side; what is at least twice as large is shown in fewer.
+LARGE = 1024
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,13 @@ class Session:
     ----------
     layers
         The layers that have feature maps.
+    axes
+        2 for pictures, 1 for signals, 3 for volumes.
+    depth, size
+        Slices of a volume, else 1; height and width of a picture or a slice, for a signal 1 and its length.
+    bands, display
+        Which channels of the pictures are shown; the pictures as they are shown, uint8 (N, 3, *sides), of signals
+        with one channel (N, 1, L).
     forward_passes
         How many were run, for people who count.
     """
@@ -82,9 +94,13 @@ class Session:
         self.model = model = check_model(model)
         found, given = trace_layers(model, self.pictures.inputs[:1], self._feed)
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
+        sides = tuple(self.pictures.inputs.shape[2:])
+        self.axes = len(sides)
+        self.depth = sides[0] if self.axes == 3 else 1
+        self.size = (1, *sides)[-2:]
         if not self.layers:
-            raise ValueError(f"no layer of {type(model).__name__} gives feature maps (N, C, H, W)")
-        self.display = self.pictures.display()
+            raise ValueError(f"no layer of {type(model).__name__} gives feature maps {SHAPES[2 + self.axes]}")
+        self.show_bands(None)
         scores = self._scores(given)
         classes = scores.shape[1] if scores is not None and scores.shape[1] > 1 else None
         self.labels = _names(classes, labels, self.pictures.preprocess.labels)
@@ -118,7 +134,29 @@ class Session:
         if name in self.layers:
             return name
         find_module(self.model, name)  # says what is near, if it is no module at all
-        raise ValueError(f"layer {name!r} gives no feature maps (N, C, H, W). Accepted: {', '.join(self.layers)}")
+        shape = SHAPES[2 + self.axes]
+        raise ValueError(f"layer {name!r} gives no feature maps {shape}. Accepted: {', '.join(self.layers)}")
+
+    @property
+    def usual_bands(self) -> tuple[int, ...]:
+        """The first three channels of the pictures, or as many as there are."""
+        return tuple(range(min(3, self.pictures.inputs.shape[1])))
+
+    def show_bands(self, bands: tuple[int, ...] | None) -> None:
+        """From now on, show these channels of the pictures and of what is reconstructed of them."""
+        self.bands, self.display = bands or self.usual_bands, self.pictures.display(bands)
+        if self.axes == 1 and bool((self.display == self.display[:, :1]).all()):
+            self.display = self.display[:, :1]  # one curve
+
+    def shown(self, picture: int, plane: int = 0) -> Tensor:
+        """A picture or a slice as a person sees it, uint8 (3, h, w); of a signal (1 or 3, 1, l)."""
+        return fitted(self.plane(self.display[picture], plane))
+
+    def plane(self, maps: Tensor, plane: int) -> Tensor:
+        """What is shown of maps (..., H, W), (..., L) or (..., D, H, W): (..., h, w), at a slice of the input."""
+        if self.axes == 1:
+            return maps.unsqueeze(-2)
+        return maps if self.axes == 2 else maps.select(-3, plane * maps.shape[-3] // self.depth)
 
     def start_layer(self) -> str:
         """Where looking is useful at first: the deepest layer that still shows shapes, of parts of the picture."""
@@ -128,13 +166,13 @@ class Session:
             layer
             for layer in layers
             if layer.leaf
-            and min(layer.shape[1:]) >= 12
+            and min(layer.shape[1:][-2:]) >= 12
             and layer.receptive_field is not None
             and all(field <= 0.6 * side for field, side in zip(layer.receptive_field, picture, strict=True))
         ]
         # Rather after a rectifier, whose maps say where a channel fires; but one that saturates (ReLU6, …)
         # passes no gradient where it is strongest.
-        fires = [layer for layer in parts if layer.type in ("ReLU", "MaxPool2d")]
+        fires = [layer for layer in parts if layer.type in ("ReLU", f"MaxPool{self.axes}d")]
         filters = [layer for layer in parts if layer.type.startswith("Conv")]
         return (fires or filters or parts or [layers[len(layers) // 2]])[-1].name
 
@@ -149,7 +187,7 @@ class Session:
             with self._under_autocast():
                 self._trace = run(self.model, inputs, [layer], feed=self._feed, grad=self.grad)
             self.forward_passes += 1
-            check_maps(self._trace.activations[layer], layer)
+            check_maps(self._trace, layer)
             self.milliseconds = 1000 * (time.perf_counter() - start)
             self._key = key
             self.trace_bytes = self._trace.nbytes
@@ -165,17 +203,17 @@ class Session:
         return torch.autocast(device, **self._autocast)
 
     def maps(self, picture: int, layer: str) -> Tensor:
-        """The layer's feature maps of one picture, (C, H, W)."""
+        """The layer's feature maps of one picture, (C, H, W), or (C, L), (C, D, H, W)."""
         return self.trace(picture, layer).activations[layer].detach()[0]
 
-    def look(self, picture: int, layer: str, how: str, side: int) -> Look:
+    def look(self, picture: int, layer: str, how: str, side: int, plane: int = 0) -> Look:
         """All that is shown of a layer's maps, in one copy from the device; each map about ``side`` pixels wide."""
-        key = (picture, layer, how, side, fingerprint(self.model))
+        key = (picture, layer, how, side, plane, fingerprint(self.model))
         if self._look is not None and self._look[0] == key:
             return self._look[1]
         maps = self.maps(picture, layer)
         with torch.autocast(maps.device.type, enabled=False):
-            look = self._look_at(maps, how, side)
+            look = self._look_at(maps, how, side, plane)
         self._look = key, look
         return look
 
@@ -183,17 +221,17 @@ class Session:
         """Whether the predictions for a picture need no pass any more."""
         return self.labels is None or (picture, fingerprint(self.model)) in self._predictions
 
-    @staticmethod
-    def _look_at(maps: Tensor, how: str, side: int) -> Look:
+    def _look_at(self, maps: Tensor, how: str, side: int, plane: int) -> Look:
         finite = torch.nan_to_num(maps.float(), 0.0, 0.0, 0.0)
-        steps, low, high = quantise(maps, side)
-        inner = finite[:, 1:-1, 1:-1] if min(maps.shape[1:]) >= 5 else finite
-        flat, raw = finite.flatten(1), maps.flatten(1)
+        flat, raw, sides = finite.flatten(1), maps.flatten(1), maps.shape[1:]
+        # Of a volume, all slices are on one scale.
+        steps, low, high = quantise(self.plane(maps, plane), side, (flat.amin(1), flat.amax(1)))
+        inner = finite[(slice(None), *[slice(1, -1)] * len(sides))] if min(sides) >= 5 else finite
         spread = (flat - flat.mean(1, keepdim=True)).square_().mean(1).sqrt()
         # A value that is not finite is its channel's lowest or highest.
         strange = ~(raw.amin(1).isfinite() & raw.amax(1).isfinite())
-        fused = quantise(fuse(maps[None], how)[0])[0]
-        return Look(*to_host(steps, low, high, inner.amax((1, 2)), spread, raw.argmax(1), strange, fused))
+        fused = quantise(self.plane(fuse(maps[None], how)[0], plane))[0]
+        return Look(*to_host(steps, low, high, inner.flatten(1).amax(1), spread, raw.argmax(1), strange, fused))
 
     def predictions(self, picture: int) -> list[tuple[str, float]]:
         """The five most probable classes; empty for a model that gives no class scores.
@@ -216,27 +254,40 @@ class Session:
     def reconstructions(
         self, picture: int, layer: str, channels: Sequence[int], rule: str, seed: str
     ) -> tuple[Tensor, frozenset[str]]:
-        """Channels sent back to the picture, (K, 1 or 3, H, W), and the names of the rectifiers that the rule met."""
+        """Channels sent back to the picture, (K, 1 or 3, *sides), and the names of the rectifiers that the rule met."""
         maps, met = project(self.trace(picture, layer), layer, channels, rule, seed)
-        # Pictures with another number of channels are drawn as their sum.
-        return (maps[0] if maps.shape[2] in (1, 3) else maps[0].sum(1, keepdim=True)), met
+        maps = maps[0]
+        if self.bands != tuple(range(maps.shape[1])):
+            maps = maps[:, list(self.bands)]
+        return (maps if maps.shape[1] in (1, 3) else maps.sum(1, keepdim=True)), met
 
     def patch(self, layer: Layer, seed: str) -> tuple[int, int]:
         """Height and width of the part of the picture that a reconstruction in the layer's grid shows."""
-        height, width = self.pictures.inputs.shape[2:]
+        height, width = self.size
         if layer.field is None or seed == "map":
             return height, width
-        return min(layer.field.size[0], height), min(layer.field.size[1], width)
+        sees = (1, *layer.field.size)[-2:]
+        return min(sees[0], height), min(sees[1], width)
+
+    def corner(self, layer: Layer, place: int) -> tuple[int, int, int]:
+        """Slice, top and left of what a place of a layer sees, before clipping; of the slices the one in the middle."""
+        position = np.unravel_index(place, layer.shape[1:])
+        if layer.field is None:
+            return (int(position[0]) * self.depth // layer.shape[1] if self.axes == 3 else 0), 0, 0
+        first = (0, 0, *layer.field.corner([int(i) for i in position]))[-3:]
+        middle = first[0] + layer.field.size[0] // 2 if self.axes == 3 else 0
+        return min(max(middle, 0), self.depth - 1), first[1] if self.axes > 1 else 0, first[2]
 
     def patches(self, layer: Layer, maps: Tensor, places: Sequence[int], seed: str, side: int) -> tuple[Array, Array]:
-        """Reconstructions (K, C, H, W) cut to what each channel's position sees: uint8 (K, h, w, C) and scales (K,).
+        """Reconstructions (K, C, *sides) cut to what each channel's place sees: uint8 (K, h, w, C) and scales (K,).
 
-        What lies beyond the picture's border is zero, which is grey.
+        What lies beyond the picture's border is zero, which is grey. Of a volume, the slice in the middle is taken.
         """
-        (height, width), (h, w) = maps.shape[2:], self.patch(layer, seed)
+        (height, width), (h, w) = self.size, self.patch(layer, seed)
         parts = []
-        for signal, place in zip(maps, places, strict=True):
-            top, left = (0, 0) if layer.field is None else layer.field.corner(*divmod(place, layer.shape[2]))
+        for whole, place in zip(maps, places, strict=True):
+            plane, top, left = self.corner(layer, place)
+            signal = self.plane(whole, plane)
             top, left = 0 if h == height else top, 0 if w == width else left
             part = signal[:, max(top, 0) : max(top + h, 0), max(left, 0) : max(left + w, 0)]
             above, before = min(max(-top, 0), h), min(max(-left, 0), w)
@@ -246,10 +297,14 @@ class Session:
         pixels, scales = to_host(centre(signals).permute(0, 2, 3, 1), signals.abs().flatten(1).amax(1))
         return pixels, scales
 
-    def box(self, layer: Layer, row: int, column: int) -> tuple[int, int, int, int]:
-        """Top, left, bottom, right of what a position of a layer sees, in pixels of the input."""
-        height, width = self.pictures.inputs.shape[2:]
-        return (0, 0, height, width) if layer.field is None else layer.field.box(row, column, height, width)
+    def box(self, layer: Layer, place: int) -> tuple[tuple[int, ...], range]:
+        """Top, left, bottom, right of what a place of a layer sees, in pixels of the input, and which slices."""
+        if layer.field is None:
+            return (0, 0, *self.size), range(self.depth)
+        position = [int(i) for i in np.unravel_index(place, layer.shape[1:])]
+        ends = layer.field.box(position, self.pictures.inputs.shape[2:])
+        first, last = (0, 0, *ends[: self.axes])[-3:], (1, 1, *ends[self.axes :])[-3:]
+        return (*first[1:], *last[1:]), range(first[0], last[0])
 
     def _top(self, given: Tensor | None) -> list[tuple[str, float]]:
         if given is None:
@@ -262,6 +317,14 @@ class Session:
         values, classes = probabilities.topk(min(5, len(scores)))
         names = self.labels or ()
         return [(names[c], v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
+
+
+def fitted(maps: Tensor) -> Tensor:
+    """Maps (C, H, W) of any dtype, averaged over blocks where they are much larger than what a page shows."""
+    if max(maps.shape[-2:]) < 2 * LARGE:
+        return maps
+    small = shrink(maps.float(), LARGE)
+    return small if maps.is_floating_point() else small.round().to(maps.dtype)
 
 
 def _names(classes: int | None, given: Sequence[str] | None, found: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -89,7 +89,9 @@ class ChannelGrid(View):
         self._open: tuple[list[int], Array, Array, Array] | None = None  # what the next holds: channels, pixels, ends
         super().__init__(**kwargs)
 
-    def begin(self, kind: str, of: str, shape: Sequence[int], strength: Array, spread: Array) -> None:
+    def begin(
+        self, kind: str, of: str, shape: Sequence[int], strength: Array, spread: Array, plots: bool = False
+    ) -> None:
         """Start on other tiles.
 
         Parameters
@@ -102,10 +104,12 @@ class ChannelGrid(View):
             Channels, and height and width of a whole tile, of which the page may be sent a smaller one.
         strength, spread
             For each channel, what the page orders them by.
+        plots
+            Tiles of height 1 are drawn as curves.
         """
         self._waiting = np.argsort(-strength, kind="stable").tolist()
         self._closed, self._open = 0, None
-        ranks = {"strength": _floats(strength), "spread": _floats(spread)}
+        ranks = {"strength": _floats(strength), "spread": _floats(spread), "plots": plots}
         self.sent = 0
         self.tiles = {"key": self.tiles.get("key", 0) + 1, "kind": kind, "of": of, "shape": list(shape), **ranks}
 
@@ -157,8 +161,9 @@ class Panels(View):
     Parameters
     ----------
     rows
-        For each row its title and cells; a cell names its slot, a caption, and whether it is cropped
-        to the slot's box.
+        For each row its title and cells; a cell names its slot, and whether it is cropped to the slot's box.
+    plots
+        Pictures of height 1 are drawn as curves, one for each channel.
     controls
         Any of ``"contrast"`` and ``"opacity"``.
     """
@@ -172,20 +177,31 @@ class Panels(View):
     contrast = t.Float(2.0).tag(sync=True)
     opacity = t.Float(0.6).tag(sync=True)
     note = t.Unicode().tag(sync=True)
+    plots = t.Bool(default_value=False).tag(sync=True)
     current = t.Unicode().tag(sync=True)  # the state that is wanted: pictures of another are dimmed
 
     def __init__(self, rows: list[dict[str, Any]], **kwargs: Any) -> None:
         slots = sorted({cell["slot"] for row in rows for cell in row["cells"]})
-        traits = {f"{part}_{slot}": t.Dict().tag(sync=True) for slot in slots for part in ("slot", "over", "label")}
+        parts = ("slot", "over", "patch", "label")
+        traits = {f"{part}_{slot}": t.Dict().tag(sync=True) for slot in slots for part in parts}
         # Before the base class opens the comm, which asks once which traits there are.
         self.add_traits(**traits)
         super().__init__(rows=rows, **kwargs)
 
     def slot(self, name: str) -> dict[str, Any]:
         """What a slot was last filled with; empty if nothing yet."""
-        return {**getattr(self, f"slot_{name}"), **getattr(self, f"label_{name}")}
+        own, label, patch = (getattr(self, f"{part}_{name}") for part in ("slot", "label", "patch"))
+        return {**own, **label, "patch": patch} if own else {}
 
-    def show(self, slot: str, kind: str, pixels: Array, over: Array | None = None, **label: Any) -> None:
+    def show(
+        self,
+        slot: str,
+        kind: str,
+        pixels: Array,
+        over: Array | None = None,
+        patch: Array | None = None,
+        **label: Any,
+    ) -> None:
         """Fill a slot.
 
         Parameters
@@ -199,10 +215,14 @@ class Panels(View):
             uint8 (H, W, C) with 1 or 3 channels.
         over
             For an overlay: a uint8 map (h, w), or (h, w, 3) in colours.
+        patch
+            What a cropped cell shows, uint8 (h, w, C); None leaves it to the page to cut it out of ``pixels``.
         **label
-            ``caption``, ``box`` (top, left, bottom, right): apart from the pixels, which may stay the same.
+            ``caption`` and ``part``, that of a cropped cell; ``box`` (top, left, bottom, right) and the ``size``
+            that it is within; whether it is a ``mark`` on the picture. Apart from the pixels, which may stay the same.
         """
         with self.hold_sync():
             self.set_trait(f"slot_{slot}", {"kind": kind, **encode(pixels)})
             self.set_trait(f"over_{slot}", {} if over is None else encode(over))
+            self.set_trait(f"patch_{slot}", {} if patch is None else encode(patch))
             self.set_trait(f"label_{slot}", {"key": self.current, **label})

@@ -25,10 +25,10 @@ def compare(model, inputs, layer, places, rule):
     """Both passes from the same positions: (picture, channel, row, column) each."""
     trace = run(model, inputs, [layer], grad=True)
     activation = trace.activations[layer]
-    starts = [Start(*place, value=1.0 + i) for i, place in enumerate(places)]
+    starts = [Start(*place[:2], place[2:], value=1.0 + i) for i, place in enumerate(places)]
     seeds = activation.new_zeros(len(starts), *activation.shape)
     for i, s in enumerate(starts):
-        seeds[i, s.picture, s.channel, s.row, s.column] = s.value
+        seeds[(i, s.picture, s.channel, *s.position)] = s.value
     full, met = pull(rule, activation, seeds.detach(), trace.inputs)
     mine = pull_local(rule, activation, starts, trace.inputs)
     assert mine is not None, "not local"
@@ -162,13 +162,13 @@ def test_it_equals_the_full_pass_on_random_networks(steps, size, rule, data):
 def test_what_is_not_local_is_left_to_the_full_pass(layer, always):
     model = nn.Sequential(layer, nn.Identity())
     trace = run(model, torch.randn(1, 3, 12, 12), ["1"], grad=True)
-    assert pull_local("gradient", trace.activations["1"], [Start(0, 0, 2, 2, 1.0)], trace.inputs) is None
+    assert pull_local("gradient", trace.activations["1"], [Start(0, 0, (2, 2), 1.0)], trace.inputs) is None
 
 
 def test_a_field_as_large_as_the_picture_is_left_to_the_full_pass():
     model = nn.Sequential(*(nn.Conv2d(3, 3, 5, padding=2) for _ in range(6)))
     trace = run(model, torch.randn(1, 3, 12, 12), ["5"], grad=True)
-    assert pull_local("gradient", trace.activations["5"], [Start(0, 0, 6, 6, 1.0)], trace.inputs) is None
+    assert pull_local("gradient", trace.activations["5"], [Start(0, 0, (6, 6), 1.0)], trace.inputs) is None
 
 
 def test_work_follows_the_field_and_not_the_picture():
@@ -177,7 +177,7 @@ def test_work_follows_the_field_and_not_the_picture():
     touched = []
     for size in (64, 256):
         trace = run(model, torch.randn(1, 3, size, size), ["9"], grad=True)
-        start = [Start(0, 0, size // 8, size // 8, 1.0)]
+        start = [Start(0, 0, (size // 8, size // 8), 1.0)]
         walk = local._Walk("deconvnet", trace.activations["9"], start, trace.inputs)
         with torch.no_grad():
             walk.run(local._order(trace.activations["9"], trace.inputs))
@@ -198,7 +198,7 @@ def test_it_keeps_no_graph_and_changes_no_mode():
         with mode():
             before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
             trace = run(model, torch.randn(1, 3, 32, 32), ["4"], grad=True)
-            maps, _ = pull_local("guided", trace.activations["4"], [Start(0, 0, 5, 5, 1.0)], trace.inputs)
+            maps, _ = pull_local("guided", trace.activations["4"], [Start(0, 0, (5, 5), 1.0)], trace.inputs)
             assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
         assert not maps.requires_grad
         assert maps.grad_fn is None

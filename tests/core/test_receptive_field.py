@@ -56,7 +56,7 @@ def check(net, height, width, exact=False):
     compared = 0
     for row in range(pixels.shape[0]):
         for column in range(pixels.shape[1]):
-            box, seen = field.box(row, column, height, width), bounds(pixels[row, column])
+            box, seen = field.box((row, column), (height, width)), bounds(pixels[row, column])
             assert 0 <= box[0] < box[2] <= height
             assert 0 <= box[1] < box[3] <= width
             if seen is None:
@@ -490,14 +490,14 @@ def test_a_picture_on_its_side_has_rows_and_columns_told_apart():
 
 def test_boxes_stay_in_the_picture_and_hold_a_pixel():
     field = Field((2, 3), (2.0, 2.0), (-9.0, -9.0), (-7.0, -7.0))
-    assert field.box(0, 0, 5, 6) == (0, 0, 1, 1)
-    assert field.box(50, 50, 5, 6) == (4, 5, 5, 6)
-    assert Field((2, 3), (0.5, 0.5), (-0.5, -0.5), (0.25, 0.25)).box(3, 4, 8, 8) == (1, 1, 3, 4)
+    assert field.box((0, 0), (5, 6)) == (0, 0, 1, 1)
+    assert field.box((50, 50), (5, 6)) == (4, 5, 5, 6)
+    assert Field((2, 3), (0.5, 0.5), (-0.5, -0.5), (0.25, 0.25)).box((3, 4), (8, 8)) == (1, 1, 3, 4)
 
 
 def test_neighbouring_boxes_are_a_stride_apart():
     field = claimed(nn.Sequential(nn.Conv2d(1, 1, 3, stride=2), nn.MaxPool2d(2)), 32, 32)
-    starts = [field.box(row, 0, 32, 32)[0] for row in range(5)]
+    starts = [field.box((row, 0), (32, 32))[0] for row in range(5)]
     assert {b - a for a, b in pairwise(starts)} == {4}
     assert math.prod(field.size) == 25
 
@@ -507,3 +507,54 @@ def test_a_tensor_that_gives_its_shape_or_type_gives_nothing_else(name):
     field = claimed(Half(lambda x: getattr(x, name)(x.flip(3)) * 1), 6, 7)
     assert (field.size, field.gated) == ((1, 1), False)
     assert claimed(Half(lambda x: getattr(x.flip(3), name)(x) * 1), 6, 7) is None
+
+
+OTHER_AXES = {
+    "signal": (
+        (41,),
+        [
+            nn.Conv1d(1, 2, 5, 2, 1, 2),
+            nn.AvgPool1d(3, 2),
+            nn.ReLU(),
+            nn.Conv1d(2, 1, 2),
+        ],
+    ),
+    "signal, resized": (
+        (24,),
+        [nn.ConvTranspose1d(1, 1, 3, 2), nn.Upsample(scale_factor=2, mode="linear"), nn.AdaptiveAvgPool1d(11)],
+    ),
+    "volume": (
+        (9, 12, 14),
+        [
+            nn.Conv3d(1, 2, (1, 3, 3), (1, 2, 1), (0, 1, 0)),
+            nn.ReLU(),
+            nn.AvgPool3d((3, 1, 2)),
+            nn.Conv3d(2, 1, (2, 1, 3)),
+        ],
+    ),
+    "volume, resized": (
+        (5, 6, 4),
+        [nn.Upsample(scale_factor=(1, 2, 2), mode="trilinear"), nn.AdaptiveAvgPool3d((3, 4, 4))],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_AXES)
+def test_signals_and_volumes(case):
+    """Every position's box is what the gradient of the position reaches, where no border is near."""
+    sides, modules = OTHER_AXES[case]
+    net = nn.Sequential(*modules).double()
+    for parameter in net.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    x = torch.rand(1, 1, *sides, dtype=torch.float64, requires_grad=True)
+    layer = trace_layers(net, x.detach())[0][-1]
+    assert layer.has_maps
+    output, compared = net(x)[0].sum(0), 0
+    for position in torch.cartesian_prod(*map(torch.arange, output.shape)).reshape(-1, len(sides)).tolist():
+        (reached,) = torch.autograd.grad(output[tuple(position)], x, retain_graph=True)
+        places = reached[0, 0].nonzero()
+        seen = (*places.amin(0).tolist(), *(places.amax(0) + 1).tolist())
+        box, count = layer.field.box(position, sides), len(sides)
+        assert all(box[i] <= seen[i] < seen[count + i] <= box[count + i] for i in range(count))
+        compared += box == seen and layer.field.corner(position) == box[:count]
+    assert compared > 1 or "resized" in case

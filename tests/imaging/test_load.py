@@ -434,3 +434,113 @@ def test_loading_leaves_model_and_picture_as_they_were(net, rgb, snapshot):
     assert np.array_equal(rgb, before)
     assert np.array_equal(np.asarray(picture), before)
     assert torch.equal(x, x_before)
+
+
+# Bands, signals and volumes
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5, 12])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.dtype(">u2"), bool, np.float16, np.float64])
+def test_pictures_of_other_than_one_or_three_bands(channels, dtype):
+    net = nn.Conv2d(channels, 1, 1)
+    top = {"u": np.iinfo(dtype).max if np.dtype(dtype).kind == "u" else 0, "b": 1, "f": 7}[np.dtype(dtype).kind]
+    array = (np.random.default_rng(0).random((6, 5, channels)) * top).astype(dtype)
+    expected = torch.from_numpy(np.moveaxis(array.astype(np.float32), -1, 0).copy())
+    expected = expected / top if np.dtype(dtype).kind == "u" else expected
+    torch.testing.assert_close(nbviz.load(net, array).inputs, expected[None])
+    torch.testing.assert_close(nbviz.load(net, [array, array[None]]).inputs, torch.stack([expected] * 2))
+    if dtype is np.uint8:
+        torch.testing.assert_close(nbviz.load(net, torch.from_numpy(array).permute(2, 0, 1)).inputs, expected[None])
+
+
+def test_a_picture_with_transparency_for_a_model_of_four_bands(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (4, 6, 4), np.uint8)
+    Image.fromarray(array).save(tmp_path / "four.png")
+    for given in (array, Image.fromarray(array), tmp_path / "four.png"):
+        loaded = nbviz.load(nn.Conv2d(4, 1, 1), given)
+        assert torch.equal((255 * loaded.inputs[0]).round().byte(), torch.from_numpy(array).permute(2, 0, 1))
+        assert torch.equal(loaded.display()[0], torch.from_numpy(array[..., :3]).permute(2, 0, 1))
+
+
+def test_which_bands_are_shown():
+    x = torch.rand(2, 6, 4, 5)
+    loaded = nbviz.load(nn.Conv2d(6, 1, 1), x)
+    for bands in ((4, 0, 2), (5,), (1, 3)):
+        shown = (255 * x[:, list(bands)]).round()
+        expected = (
+            shown if len(bands) == 3 else (255 * x[:, list(bands)].mean(1, keepdim=True)).round().expand(-1, 3, -1, -1)
+        )
+        assert torch.equal(loaded.display(bands).float(), expected)
+    assert torch.equal(loaded.display(), loaded.display((0, 1, 2)))
+
+
+@pytest.mark.parametrize("kind", ["signals", "volumes"])
+def test_signals_and_volumes(kind):
+    conv, sides = (nn.Conv1d, (9,)) if kind == "signals" else (nn.Conv3d, (3, 4, 5))
+    one, two = conv(1, 1, 1), conv(2, 1, 1)
+    whole = np.random.default_rng(0).integers(0, 256, (4, 2, *sides), np.uint8)
+    expected = torch.from_numpy(whole) / 255
+    assert torch.equal(nbviz.load(two, whole).inputs, expected)
+    assert torch.equal(nbviz.load(two, whole[1]).inputs, expected[1:2])
+    assert torch.equal(nbviz.load(two, torch.from_numpy(whole)).inputs, expected)
+    assert torch.equal(nbviz.load(two, list(expected)).inputs, expected)
+    assert torch.equal(nbviz.load(two, whole.astype(np.float64) * 3 - 50).inputs, torch.from_numpy(whole) * 3.0 - 50)
+    assert torch.equal(nbviz.load(one, whole[0, 0]).inputs, expected[:1, :1])
+    assert torch.equal(nbviz.load(one, expected[0, 0]).inputs, expected[:1, :1])
+    assert nbviz.load(two, whole).display().shape == (4, 3, *sides)
+    assert torch.equal(nbviz.load(one, whole[:, :1]).display()[:, 1], torch.from_numpy(whole[:, 0]))
+
+
+def test_a_preprocess_for_volumes_takes_tensors():
+    def frames_first(volume):
+        assert volume.dtype == torch.uint8
+        return volume.permute(1, 0, 2, 3).float()
+
+    clip = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 6), np.uint8)
+    loaded = nbviz.load(nn.Conv3d(3, 1, 1), clip, preprocess=frames_first)
+    assert torch.equal(loaded.inputs[0], torch.from_numpy(clip).permute(1, 0, 2, 3).float())
+
+
+def test_torchvisions_own_preprocessing_of_videos():
+    from torchvision.models.video import R3D_18_Weights, r3d_18
+
+    net, clip = r3d_18(weights=None), torch.randint(0, 256, (6, 3, 130, 180), dtype=torch.uint8)
+    loaded = nbviz.load(net, clip)
+    assert torch.equal(loaded.inputs[0], R3D_18_Weights.DEFAULT.transforms()(clip))
+    assert loaded.inputs.shape == (1, 3, 6, 112, 112)
+    assert loaded.preprocess.labels is not None
+    assert loaded.display().shape == (1, 3, 6, 112, 112)
+
+
+@pytest.mark.parametrize(
+    ("conv", "given", "error", "message"),
+    [
+        (
+            nn.Conv1d,
+            "a.wav",
+            TypeError,
+            r"^images: got str; the model takes signals; expected an array or a tensor \(C, L\)",
+        ),
+        (
+            nn.Conv3d,
+            Image.new("L", (4, 4)),
+            TypeError,
+            "^images: got Image; the model takes volumes; expected an array",
+        ),
+        (nn.Conv1d, torch.rand(4), nbviz.PictureError, r"^images has shape \(4,\); the model takes signals"),
+        (
+            nn.Conv1d,
+            torch.rand(1, 1, 2, 4),
+            nbviz.PictureError,
+            r"^images has shape \(1, 1, 2, 4\); the model takes signals",
+        ),
+        (nn.Conv1d, np.zeros((2, 0)), nbviz.PictureError, r"^images has shape \(2, 0\); the model takes signals"),
+        (nn.Conv3d, np.zeros((2, 3, 4)), nbviz.PictureError, r"^images has shape \(2, 3, 4\); the model takes volumes"),
+        (nn.Conv1d, np.zeros((2, 4), np.int32), TypeError, "^an array of int32; expected uint8, uint16, bool or float"),
+        (nn.Conv1d, np.full((2, 4), np.nan), nbviz.PictureError, "^picture 1 has values that are not finite"),
+        (nn.Conv1d, torch.zeros(2, 4, dtype=torch.int64), TypeError, "^an array of int64; expected uint8"),
+    ],
+)
+def test_what_is_no_signal_or_volume(conv, given, error, message):
+    with pytest.raises(error, match=message):
+        nbviz.load(conv(2, 1, 1), given)

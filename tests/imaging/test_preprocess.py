@@ -13,7 +13,7 @@ from torchvision.transforms import functional as TF
 from torchvision.transforms import v2
 
 import nbviz
-from nbviz.imaging.preprocess import Preprocess, find_preprocess, input_channels
+from nbviz.imaging.preprocess import Preprocess, find_preprocess, input_shape
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_a_model_of_nobodys_takes_pictures_as_they_are(channels, mode, photo):
     found = find_preprocess(net)
     assert torch.equal(found(photo), TF.to_tensor(photo.convert(mode)))
     assert (found.mean, found.std, found.labels) == (None, None, None)
-    assert input_channels(net) == channels
+    assert input_shape(net)[0] == channels
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: nn.DataParallel(nn.DataParallel(net))])

@@ -112,7 +112,7 @@ def test_the_reconstruction_stays_in_the_receptive_field(vgg_like):
     maps = nbviz.deconvnet(vgg_like, x, "7")[0]
     for channel in range(12):
         row, column = divmod(int(activation[channel].argmax()), activation.shape[2])
-        top, left, bottom, right = found.field.box(row, column, 32, 32)
+        top, left, bottom, right = found.field.box((row, column), (32, 32))
         outside = maps[channel].clone()
         outside[:, top:bottom, left:right] = 0
         assert maps[channel].any()

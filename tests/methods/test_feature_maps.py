@@ -175,7 +175,7 @@ def test_fusing_leaves_its_input_alone(how):
             ValueError,
             r"^no way to fuse 'average'.*Accepted: mean, max, l2, sum, pca$",
         ),
-        (torch.rand(2, 3, 3), "mean", ValueError, r"^maps has shape \(2, 3, 3\); expected \(N, K, H, W\)"),
+        (torch.rand(2, 3), "mean", ValueError, r"^maps has shape \(2, 3\); expected \(N, K, H, W\)"),
         (torch.rand(1, 0, 3, 3), "max", ValueError, r"^maps has shape \(1, 0, 3, 3\); .*none but N zero$"),
         (torch.rand(1, 2, 0, 3), "pca", ValueError, r"^maps has shape \(1, 2, 0, 3\); .*none but N zero$"),
         (torch.rand(1, 2, 3, 3), ["max"], ValueError, r"^no way to fuse .*max.*Accepted: mean"),

@@ -75,7 +75,7 @@ def test_what_is_sent_is_what_the_functions_give(model: nn.Module, images: torch
     row, column = divmod(int(maps[5].argmax()), 7)
     field = view.session.layers["features.9"].field
     assert field is not None
-    assert view.panels.slot("picture")["box"] == list(field.box(row, column, 28, 28))
+    assert view.panels.slot("picture")["box"] == list(field.box((row, column), (28, 28)))
     labels, probabilities = zip(*view.strip.predictions, strict=True)
     with torch.no_grad():
         top = model(images[2:3] / 255).softmax(1)[0].topk(5)
@@ -96,7 +96,7 @@ def test_the_grid_shows_each_channels_reconstruction_cut_to_what_it_sees(
     field = view.session.layers[layer].field
     for channel, whole in enumerate(back):
         row, column = divmod(int(maps[channel].argmax()), maps.shape[2])
-        top, left, bottom, right = (0, 0, 28, 28) if field is None else field.box(row, column, 28, 28)
+        top, left, bottom, right = (0, 0, 28, 28) if field is None else field.box((row, column), (28, 28))
         assert whole.count_nonzero() == whole[:, top:bottom, left:right].count_nonzero()
         part = centre(whole[:, top:bottom, left:right])[0].numpy()
         expected = np.full(sent.shape[1:3], 128, np.uint8)  # grey beyond the border
@@ -104,7 +104,7 @@ def test_the_grid_shows_each_channels_reconstruction_cut_to_what_it_sees(
             down, across = top, left
         else:
             assert field is not None
-            down, across = (a - b for a, b in zip((top, left), field.corner(row, column), strict=True))
+            down, across = (a - b for a, b in zip((top, left), field.corner((row, column)), strict=True))
         expected[down : down + part.shape[0], across : across + part.shape[1]] = part
         np.testing.assert_array_equal(sent[channel, ..., 0], expected)
 
@@ -471,7 +471,7 @@ def test_values_that_are_not_finite_are_said_to_be() -> None:
 def test_long_thin_pictures_have_thumbs() -> None:
     net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU())
     view = nbviz.Explorer(net, torch.rand(1, 1, 1, 400))
-    assert view.strip.thumbs[0]["shape"] == [1, 96]
+    assert view.strip.thumbs[0]["shape"] == [1, 96, 3]
 
 
 def test_it_works_under_no_grad_and_inference_mode(model: nn.Module, images: torch.Tensor) -> None:

@@ -76,7 +76,7 @@ async function render({ model, el }) {
   const layout = () => {
     const width = Math.max(scroller.clientWidth, 40);
     const tile = (width + GAP) / columns - GAP;
-    const height = Math.max(1, (tile * tiles.whole[0]) / tiles.whole[1]);
+    const height = Math.max(1, tiles.plots ? tile / 2 : (tile * tiles.whole[0]) / tiles.whole[1]);
     return { width, tile, height, rows: Math.ceil(tiles.count / columns) };
   };
 
@@ -180,14 +180,14 @@ async function render({ model, el }) {
     const { h, w } = tiles;
     const channel = Math.min(picked(), tiles.count - 1);
     if (!tiles.have[channel]) return;
-    large.width = w;
-    large.height = h;
+    [large.width, large.height] = tiles.plots ? [480, 160] : [w, h];
     const context = /** @type {CanvasRenderingContext2D} */ (large.getContext("2d"));
-    paintByTable(context, tiles, [{ channel, x: 0, y: 0, width: w, height: h }], { ...look(), shared: false });
-    large.style.imageRendering = w <= 128 ? "pixelated" : "auto";
+    const place = { channel, x: 0, y: 0, width: large.width, height: large.height };
+    (tiles.plots ? paintCurves : paintByTable)(context, tiles, [place], { ...look(), shared: false });
+    large.style.imageRendering = w <= 128 && !tiles.plots ? "pixelated" : "auto";
     const ends = `${short(tiles.low[channel])} to ${short(tiles.high[channel])}`;
-    const less = reduced() ? `, drawn at ${h}×${w}: zoom in for all of it` : "";
-    largeCaption.textContent = `#${channel}: ${tiles.whole.join("×")}, ${ends}${less}`;
+    const less = reduced() ? `, drawn at ${tiles.plots ? w : `${h}×${w}`}: zoom in for all of it` : "";
+    largeCaption.textContent = `#${channel}: ${tiles.plots ? tiles.whole[1] : tiles.whole.join("×")}, ${ends}${less}`;
   }
 
   function arrange() {
@@ -227,13 +227,13 @@ async function render({ model, el }) {
   }
 
   /** Start on other tiles. @param {any} header @param {number[]} shape of a block */
-  function begin({ key, kind, of, shape, strength, spread }, [, h, w, channels = 1]) {
+  function begin({ key, kind, of, shape, strength, spread, plots }, [, h, w, channels = 1]) {
     const before = tiles;
     const [count, ...whole] = shape;
     const nothing = { low: new Float32Array(count), high: new Float32Array(count), have: new Uint8Array(count) };
     const ranks = { strength: floats(strength), spread: floats(spread) };
     const data = new Uint8Array(count * h * w * channels);
-    tiles = { key, kind, of, count, h, w, whole, channels, data, ...nothing, ...ranks, blocks: [], fresh: new Set() };
+    tiles = { key, kind, of, count, h, w, whole, channels, data, plots, ...nothing, ...ranks, blocks: [], fresh: new Set() };
     if (before?.of === of && h >= before.h && w >= before.w) magnify(before);
     else tip.hidden = true;
     release(before);
@@ -298,7 +298,8 @@ async function render({ model, el }) {
     if (!at || tip.hidden) return;
     const [row, column] = [Math.floor(at.down * tiles.whole[0]), Math.floor(at.across * tiles.whole[1])];
     const about = reduced() ? "≈ " : ""; // the mean of a block
-    tip.textContent = `#${at.channel} · row ${row} col ${column} · ${about}${short(valueAt(at))}`;
+    const where = tiles.plots ? `sample ${column}` : `row ${row} col ${column}`;
+    tip.textContent = `#${at.channel} · ${where} · ${about}${short(valueAt(at))}`;
     const box = scroller.getBoundingClientRect();
     tip.style.left = `${Math.min(event.clientX - box.left + 12, box.width - tip.offsetWidth)}px`;
     tip.style.top = `${event.clientY - box.top + 14}px`;

@@ -1,7 +1,8 @@
 // Draws the tiles of a grid: by a WebGL2 shader where the graphics card does that, else by a table look-up.
 
 /** @typedef {{kind: "map" | "signed", count: number, h: number, w: number, channels: number, data: Uint8Array,
- *   have: Uint8Array, low: Float32Array, high: Float32Array, texture?: WebGLTexture | null, fresh: Set<number>}} Tiles
+ *   have: Uint8Array, low: Float32Array, high: Float32Array, texture?: WebGLTexture | null, fresh: Set<number>,
+ *   plots: boolean}} Tiles
  * ``channels`` is 1 for values, and 1 or 3 for colours around grey; ``fresh`` are those that the texture lacks. */
 /** @typedef {{channel: number, x: number, y: number, width: number, height: number}} Place in pixels of the canvas */
 /** @typedef {{table: Uint32Array, shared: boolean, contrast: number}} Look */
@@ -62,6 +63,25 @@ function paintByTable(context, tiles, places, { table, shared, contrast }) {
   places.forEach(({ x, y, width, height }, place) => {
     context.drawImage(native, (place % across) * w, Math.floor(place / across) * h, w, h, x, y, width, height);
   });
+}
+
+/** Signals, as curves. @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look */
+function paintCurves(context, tiles, places, { table, shared, contrast }) {
+  const size = tiles.w * tiles.channels;
+  const signed = tiles.kind === "signed";
+  const scale = scaling(tiles, shared);
+  const colours = Array.from(table, (packed) => `rgb(${packed & 255},${(packed >> 8) & 255},${(packed >> 16) & 255})`);
+  for (const { channel, ...box } of places) {
+    const [factor, shift] = scale(channel);
+    const level = (/** @type {number} */ q) =>
+      (signed ? 128 + (q - 128) * contrast * factor : factor * q + shift) / 255;
+    const step = (/** @type {number} */ q) => Math.round(255 * Math.min(1, Math.max(0, level(q))));
+    context.fillStyle = "rgba(128,128,128,0.12)";
+    context.fillRect(box.x, box.y, box.width, box.height);
+    const base = signed ? (tiles.channels === 1 ? 128 / 255 : null) : 0;
+    const colour = signed ? null : (/** @type {number} */ q) => colours[step(q)];
+    curves(context, box, tiles.data.subarray(channel * size, (channel + 1) * size), tiles.channels, level, base, colour);
+  }
 }
 
 const VERTEX = `#version 300 es
@@ -203,6 +223,10 @@ function paintByShader(context, tiles, places, { table, shared, contrast }) {
 
 /** @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look */
 function paint(context, tiles, places, look) {
+  if (tiles.plots) {
+    paintCurves(context, tiles, places, look);
+    return "curves";
+  }
   const byShader = paintByShader(context, tiles, places, look);
   if (!byShader) paintByTable(context, tiles, places, look);
   return byShader ? "webgl2" : "table";

@@ -39,10 +39,27 @@ function render({ model, el }) {
     return context;
   }
 
+  const plots = model.get("plots");
+  /** A signal, or a part of it. @param {HTMLCanvasElement} canvas @param {Pixels} source
+   * @param {"picture" | "map" | "signed"} kind @param {Uint32Array} table @param {number[]} [box] */
+  function plot(canvas, { shape, pixels }, kind, table, box) {
+    const channels = shape[2];
+    [canvas.width, canvas.height] = [384, 192];
+    const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    const place = { x: 0, y: 0, width: canvas.width, height: canvas.height };
+    const own = box ? pixels.subarray(box[1] * channels, box[3] * channels) : pixels;
+    const level = (/** @type {number} */ q) => (kind === "signed" ? 128 + (q - 128) * contrast : q) / 255;
+    const base = kind === "map" ? 0 : kind === "signed" && channels === 1 ? 128 / 255 : null;
+    const rgb = (/** @type {number} */ q) => `rgb(${table[q] & 255},${(table[q] >> 8) & 255},${(table[q] >> 16) & 255})`;
+    context.fillStyle = "rgba(128,128,128,0.12)";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    curves(context, place, own, channels, level, base, kind === "map" ? rgb : null);
+  }
+
   /** @type {{cell: any, canvas: HTMLCanvasElement, mark: HTMLElement, figure: HTMLElement, caption: HTMLElement}[]} */
   const cells = [];
   /** What each slot holds, inflated. @type {Record<string, {source: any, kind: string, own: Pixels,
-   * over: Pixels | null, label: any}>} */
+   * over: Pixels | null, patch: Pixels | null, label: any}>} */
   const slots = {};
 
   /** @param {typeof cells[number]} place */
@@ -50,26 +67,29 @@ function render({ model, el }) {
     const slot = slots[cell.slot];
     figure.hidden = !slot;
     if (!slot) return;
-    const { kind, own, over, label } = slot;
+    const { kind, own, over, patch, label } = slot;
     const table = palette(model.get("tables")[cmap]);
     const plain = kind === "map" || kind === "signed" ? kind : "picture";
-    const context = put(canvas, imageOf(own, plain, table, contrast), cell.crop ? label.box : undefined);
-    if (over) {
+    const source = (cell.crop && patch) || own;
+    const box = cell.crop && !patch ? label.box : undefined;
+    if (plots) plot(canvas, source, plain, table, box);
+    const context = plots ? null : put(canvas, imageOf(source, plain, table, contrast), box);
+    if (over && context) {
       put(native, imageOf(over, over.shape.length === 3 ? "picture" : "map", table, 1));
       context.globalAlpha = opacity;
       context.imageSmoothingQuality = "high";
       context.drawImage(native, 0, 0, canvas.width, canvas.height);
     }
     canvas.style.imageRendering = canvas.width <= 64 ? "pixelated" : "auto";
-    mark.hidden = cell.crop || !label.box || kind !== "picture";
+    mark.hidden = cell.crop || !label.mark || kind !== "picture";
     if (!mark.hidden) {
-      const [h, w] = own.shape;
+      const [h, w] = label.size;
       const [top, left, bottom, right] = label.box;
       mark.style.cssText =
         `top:${(100 * top) / h}%;left:${(100 * left) / w}%;` +
         `height:${(100 * (bottom - top)) / h}%;width:${(100 * (right - left)) / w}%`;
     }
-    caption.textContent = cell.caption || label.caption || "";
+    caption.textContent = (cell.crop && label.part) || label.caption || "";
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", caption.textContent ?? "");
     figure.dataset.key = label.key;
@@ -88,12 +108,13 @@ function render({ model, el }) {
     queued.add(slot);
     next(async () => {
       queued.delete(slot);
-      const [own, over, label] = ["slot", "over", "label"].map((part) => model.get(`${part}_${slot}`));
+      const [own, over, patch, label] = ["slot", "over", "patch", "label"].map((part) => model.get(`${part}_${slot}`));
       if (!own.shape) return;
       const before = slots[slot];
       const pixels = own === before?.source ? before.own.pixels : await inflate(own);
       const above = over.shape ? { shape: over.shape, pixels: await inflate(over) } : null;
-      slots[slot] = { source: own, kind: own.kind, own: { shape: own.shape, pixels }, over: above, label };
+      const part = patch.shape ? { shape: patch.shape, pixels: await inflate(patch) } : null;
+      slots[slot] = { source: own, kind: own.kind, own: { shape: own.shape, pixels }, over: above, patch: part, label };
       cells.filter(({ cell }) => cell.slot === slot).forEach(draw);
     });
   }
@@ -142,7 +163,7 @@ function render({ model, el }) {
       drawAll();
     }),
     ...cells.map(({ cell: { slot } }) =>
-      follow(model, [`slot_${slot}`, `over_${slot}`, `label_${slot}`], () => receive(slot)),
+      follow(model, ["slot", "over", "patch", "label"].map((part) => `${part}_${slot}`), () => receive(slot)),
     ),
     follow(model, ["current"], dim),
     follow(model, ["note"], () => {

@@ -79,6 +79,47 @@ function follow(model, names, callback) {
   return () => names.forEach((name) => model.off(`change:${name}`, callback));
 }
 
+/** What one curve, or each of three, is drawn in. */
+const CURVES = ["#e53935", "#43a047", "#1e88e5"];
+
+/** A signal's channels as curves in a box. Where samples are more than pixels, each column of these has the lowest
+ * and the highest of its samples.
+ * @param {CanvasRenderingContext2D} context @param {{x: number, y: number, width: number, height: number}} box
+ * @param {Uint8Array} data L samples of so many channels @param {number} channels
+ * @param {(byte: number) => number} level from 0, the bottom, to 1
+ * @param {number | null} base the level from which it is filled; null draws a line
+ * @param {((byte: number) => string) | null} colour by the value; null by the channel */
+function curves(context, { x, y, width, height }, data, channels, level, base, colour) {
+  const length = data.length / channels;
+  const columns = Math.max(1, Math.min(length, Math.round(width)));
+  const step = width / columns;
+  const at = (/** @type {number} */ share) => y + (1 - Math.min(1, Math.max(0, share))) * height;
+  for (let c = 0; c < channels; c++) {
+    context.fillStyle = context.strokeStyle = channels === 1 ? CURVES[2] : CURVES[c];
+    context.lineWidth = Math.max(1, height / 60);
+    context.lineJoin = "round";
+    context.beginPath();
+    for (let i = 0; i < columns; i++) {
+      let [low, high] = [255, 0];
+      for (let s = Math.floor((i * length) / columns); s < Math.floor(((i + 1) * length) / columns); s++) {
+        const byte = data[s * channels + c];
+        low = Math.min(low, byte);
+        high = Math.max(high, byte);
+      }
+      const [bottom, top] = [at(level(low)), at(level(high))];
+      if (base === null) {
+        context.lineTo(x + (i + 0.5) * step, bottom);
+        if (low < high) context.lineTo(x + (i + 0.5) * step, top);
+        continue;
+      }
+      if (colour) context.fillStyle = colour(high);
+      const [from, to] = [Math.min(top, at(base)), Math.max(bottom, at(base))];
+      context.fillRect(x + i * step, from, step + 0.02, to - from);
+    }
+    if (base === null) context.stroke();
+  }
+}
+
 /** A row of buttons of which one is on. @param {string} label @param {[string, string][]} options name and tooltip
  * @param {(name: string) => void} choose */
 function choices(label, options, choose) {

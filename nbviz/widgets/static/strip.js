@@ -10,16 +10,23 @@ function render({ model, el }) {
   const thumbs = () => {
     strip.replaceChildren(
       ...model.get("thumbs").map((/** @type {any} */ thumb, /** @type {number} */ i) => {
-        const [h, w] = thumb.shape;
-        const canvas = /** @type {HTMLCanvasElement} */ (make("canvas", { width: w, height: h }));
-        const image = new ImageData(w, h);
+        const [h, w, channels] = thumb.shape;
+        const [height, width] = thumb.plot ? [96, 192] : [h, w];
+        const canvas = /** @type {HTMLCanvasElement} */ (make("canvas", { width, height }));
+        const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
         const from = bytes(thumb.data);
-        for (let p = 0; p < h * w; p++) {
-          for (let c = 0; c < 3; c++) image.data[4 * p + c] = from[3 * p + c];
-          image.data[4 * p + 3] = 255;
+        if (thumb.plot) {
+          canvas.style.aspectRatio = "2";
+          curves(context, { x: 0, y: 0, width, height }, from, channels, (q) => q / 255, null, null);
+        } else {
+          const image = new ImageData(w, h);
+          for (let p = 0; p < h * w; p++) {
+            for (let c = 0; c < 3; c++) image.data[4 * p + c] = from[channels * p + (c % channels)];
+            image.data[4 * p + 3] = 255;
+          }
+          context.putImageData(image, 0, 0);
+          if (w <= 64) canvas.style.imageRendering = "pixelated";
         }
-        /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")).putImageData(image, 0, 0);
-        if (w <= 64) canvas.style.imageRendering = "pixelated";
         const choose = () => {
           model.set("picture", i);
           model.save_changes();
