@@ -1,21 +1,23 @@
 # Everything runs in one virtual environment, .venv, made from $(PYTHON) on first use.
 #
-#   make lab     open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
-#   make test    lint, then every test                     (PYTEST_ARGS="-k grid", ...)
-#   make lint    ruff, mypy, import contracts
-#   make bench   measure nbviz against its peers and floors, in the kernel and in JupyterLab
-#   make clean   remove .venv and all caches
+#   make lab       open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
+#   make test      lint, then every test                     (PYTEST_ARGS="-k grid", ...)
+#   make lint      ruff, mypy, import contracts
+#   make bench     measure nbviz against its peers and floors, in the kernel and in JupyterLab
+#   make coverage  try every model of torchvision and many of timm, and write tests/coverage/README.md
+#   make clean     remove .venv and all caches
 
 PYTHON ?= python3
 LAB_ARGS ?=
 PYTEST_ARGS ?=
+COVERAGE_ARGS ?=
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 
-.PHONY: lab test lint bench clean system-packages
+.PHONY: lab test lint bench coverage clean system-packages
 
 lab: .venv/lab.stamp
 	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/01-first-look.ipynb $(LAB_ARGS)
@@ -31,6 +33,9 @@ lint: .venv/test.stamp
 
 bench: .venv/bench.stamp system-packages
 	$(BIN)/python -m tests.benchmarks
+
+coverage: .venv/test.stamp
+	$(BIN)/python -m tests.coverage $(COVERAGE_ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

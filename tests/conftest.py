@@ -1,5 +1,6 @@
 """Shared by all tests: devices, small seeded networks, and a look at a model before and after."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_globals
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from nbviz.core.state import lock
+from tests import reference
 
 torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
 
@@ -95,8 +97,9 @@ def described(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def bits(tensor: Tensor) -> bytes:
-    """So that a NaN equals itself and -0 differs from 0."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    """So that a NaN equals itself and -0 differs from 0; a digest, because two copies of a large model take long."""
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(values).digest() if tensor.numel() else b""
 
 
 def hooks(attributes: dict[str, Any]) -> dict[str, list[tuple[int, int]]]:
@@ -134,110 +137,27 @@ def alexnet_like() -> Callable[[int], nn.Sequential]:
     return build
 
 
-class ByHand(torch.autograd.Function):
-    """A rectifier whose backward pass is written out, after the papers."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, rule: str, threshold: float, value: float, high: float) -> Tensor:
-        ctx.rule, ctx.open = rule, (z > threshold) & (z < high)
-        return torch.where(z > threshold, z, torch.full_like(z, value)).clamp(max=high)
-
-    @staticmethod
-    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.rule != "gradient":
-            signal = torch.where(signal > 0, signal, torch.zeros_like(signal))
-        if ctx.rule != "deconvnet":
-            signal = torch.where(ctx.open, signal, torch.zeros_like(signal))
-        return signal, None, None, None, None
-
-
-class RectifiersByHand(TorchFunctionMode):
-    """Puts ``ByHand`` in place of every rectifier of a forward pass, however it is spelled."""
-
-    def __init__(self, rule: str) -> None:
-        super().__init__()
-        self.rule, self.calls = rule, 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        spelled = SPELLINGS.get(name.strip("_"))  # F.threshold is called _threshold
-        if spelled is None:
-            return func(*args, **kwargs)
-        given = {**spelled, **dict(zip(spelled, args, strict=False)), **kwargs}
-        if given.get("min_val", 0.0) != 0 or given.get("min", 0) != 0:
-            return func(*args, **kwargs)
-        self.calls += 1
-        z = given["input"]
-        in_place = given.get("inplace") or name.endswith("_")
-        high = given.get("max_val", given.get("max"))
-        high = float("inf") if high is None else high
-        result = ByHand.apply(
-            z.clone() if in_place else z, self.rule, given.get("threshold", 0.0), given.get("value", 0.0), high
-        )
-        return z.copy_(result) if in_place else result
-
-
-# The arguments of each spelling, in order, with their defaults.
-SPELLINGS: dict[str, dict[str, Any]] = {
-    "relu": {"input": None, "inplace": False},
-    "relu6": {"input": None, "inplace": False, "min_val": 0.0, "max_val": 6.0},
-    "hardtanh": {"input": None, "min_val": -1.0, "max_val": 1.0, "inplace": False},
-    "threshold": {"input": None, "threshold": None, "value": None, "inplace": False},
-    "clamp": {"input": None, "min": None, "max": None},
-    "clip": {"input": None, "min": None, "max": None},
-    "clamp_min": {"input": None, "min": None},
-}
-
-
 @pytest.fixture(scope="session")
 def by_hand() -> Callable[..., tuple[Tensor, int]]:
-    """Plain autograd through a forward pass in which every rectifier is replaced by one with its rule written out.
+    """Plain autograd through a forward pass in which every activation function has its rule written out.
 
     ``by_hand(model, inputs, layer, rule, seed)`` with ``seed`` from the layer's activation (or, for None, the output)
-    to the signal that starts there gives the signal at the input, and how many rectifiers were called.
+    to the signal that starts there gives the signal at the input, and how many activation functions were called.
     """
 
-    def reconstruct(
-        model: nn.Module, inputs: Tensor, layer: str | None, rule: str, seed: Callable[[Tensor], Tensor]
+    def signal(
+        model: nn.Module, inputs: Tensor, layer: str | None, rule: str, seed: reference.Seed
     ) -> tuple[Tensor, int]:
-        kept: list[Tensor] = []
+        signals, mode = reference.by_hand(model, inputs, rule, {layer: [seed]})
+        return signals[layer][0], mode.calls
 
-        def keep(_module: nn.Module, _args: Any, value: Tensor) -> Tensor:
-            kept.append(value)
-            return value.clone()
-
-        x = inputs.detach().clone().requires_grad_()
-        handle = model.get_submodule(layer).register_forward_hook(keep) if layer is not None else None
-        with RectifiersByHand(rule) as mode:
-            output = model(x.clone())
-        if handle is not None:
-            handle.remove()
-        start = kept[0] if layer is not None else output
-        (signal,) = torch.autograd.grad(start, x, seed(start.detach()))
-        return signal, mode.calls
-
-    return reconstruct
+    return signal
 
 
 @pytest.fixture(scope="session")
-def strongest() -> Callable[..., Callable[[Tensor], Tensor]]:
+def strongest() -> Callable[..., reference.Seed]:
     """``strongest(channel, seed)``: from an activation to its seed, position by position."""
-
-    def make(channel: int, seed: str = "max") -> Callable[[Tensor], Tensor]:
-        def signal(activation: Tensor) -> Tensor:
-            result = torch.zeros_like(activation)
-            for n, maps in enumerate(activation):
-                if seed == "map":
-                    result[n, channel] = maps[channel]
-                    continue
-                row, column = divmod(int(maps[channel].argmax()), maps.shape[2])
-                result[n, channel, row, column] = 1 if seed == "unit" else maps[channel].max()
-            return result
-
-        return signal
-
-    return make
+    return reference.strongest
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ NETWORKS = {
         94,
     ),
     "mobilenet_v2": (lambda: models.mobilenet_v2(num_classes=11), 64, "features.7", 35),
-    "mobilenet_v3_small": (lambda: models.mobilenet_v3_small(num_classes=11), 64, "features.4", 14),
+    "mobilenet_v3_small": (lambda: models.mobilenet_v3_small(num_classes=11), 64, "features.4", 33),
 }
 
 
