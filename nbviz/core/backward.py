@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nbviz.core.errors import ModelError, unknown
+from nbviz.core.errors import ModelError, line, unknown
 from nbviz.core.state import alone
 
 #: The names of the rules, in the order in which they are shown.
@@ -134,9 +134,13 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
     with alone(), torch.inference_mode(False), mode, ExitStack() as stack:
         for node in _clamps(start):
             stack.callback(node.register_hook(mode.clamped).remove)
-        (signal,) = torch.autograd.grad(
-            start, inputs, seeds if batched else seeds[0], True, is_grads_batched=batched, allow_unused=True
-        )
+        try:
+            (signal,) = torch.autograd.grad(
+                start, inputs, seeds if batched else seeds[0], True, is_grads_batched=batched, allow_unused=True
+            )
+        except Exception as error:  # an operation of the model's own, or one whose input was written to meanwhile
+            said = f"{type(error).__name__}: {line(error, 1000)}"
+            raise ModelError(f"the model failed in its backward pass from {tuple(start.shape)}: {said}") from error
     if signal is None:
         raise ModelError("no gradient flows from this layer to the picture: it does not depend on it")
     return signal.detach() if batched else signal.detach()[None], mode.met

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.errors import line
 from nbviz.core.receptive_field import Field, FieldTracker
 from nbviz.core.state import alone, check_model, interruptible, untouched
 from nbviz.core.trace import call_model, hooked
@@ -64,7 +65,7 @@ class Layer:
         return f"sees {h}×{w} px, step {step}{gate}"
 
     def __str__(self) -> str:
-        return f"{self.name} · {self.type} · {'×'.join(map(str, self.shape))} · {self.sees}"
+        return f"{line(self.name)} · {line(self.type)} · {'×'.join(map(str, self.shape))} · {self.sees}"
 
 
 class Layers(list[Layer]):
@@ -72,7 +73,7 @@ class Layers(list[Layer]):
 
     def __repr__(self) -> str:
         rows = [("layer", "type", "output", "")]
-        rows += [(layer.name, layer.type, "×".join(map(str, layer.shape)), layer.sees) for layer in self]
+        rows += [(line(layer.name), line(layer.type), "×".join(map(str, layer.shape)), layer.sees) for layer in self]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         return "\n".join(
             "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from nbviz.core.errors import PictureError, PictureNotFoundError
+from nbviz.core.errors import PictureError, PictureNotFoundError, line, shown
 from nbviz.core.state import check_model, interruptible, uninterrupted
+from nbviz.imaging.pixels import FLOATS, check_tensor
 from nbviz.imaging.preprocess import Preprocess, find_preprocess
 
 _ACCEPTED = "a path, a PIL picture, a NumPy array, a tensor, or a list of these"
@@ -92,16 +95,19 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     """
     check_model(model)
     found = find_preprocess(model, preprocess)
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    device, dtype = (weight.device, weight.dtype) if weight is not None else (torch.device("cpu"), torch.float32)
     inputs: list[Tensor] = []
     names: list[str] = []
     # A preprocess that crops at random draws from numbers of its own.
     with uninterrupted(), torch.random.fork_rng(devices=[]), interruptible():
-        for item in images if isinstance(images, (list, tuple)) else [images]:
-            name = Path(item).name if isinstance(item, (str, os.PathLike)) else ""
+        for given in images if isinstance(images, (list, tuple)) else [images]:
+            item = _as_path(given) if isinstance(given, (str, os.PathLike)) else given
+            name = item.name if isinstance(item, Path) else ""
             _check_not_several(item, found.mode)
             for picture in _split(item):
                 name_here = name or f"picture {len(inputs) + 1}"
-                inputs.append(_prepare(picture, found, name_here))
+                inputs.append(_prepare(picture, found, line(name_here, 80), dtype))
                 names.append(name_here)
     if not inputs:
         raise PictureError(f"images is empty; expected {_ACCEPTED}")
@@ -111,26 +117,31 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
             f"the pictures have different sizes: {', '.join(map(str, sorted(shapes)[:4]))}; "
             "give preprocess= with a resize and a crop to one size"
         )
-    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
-    device, dtype = (weight.device, weight.dtype) if weight is not None else (torch.device("cpu"), torch.float32)
-    return Pictures(torch.stack([x.to(device, dtype) for x in inputs]), found, tuple(names))
+    return Pictures(torch.stack([x.to(device) for x in inputs]), found, tuple(names))
 
 
-def _prepare(picture: Image.Image | Tensor, preprocess: Preprocess, name: str) -> Tensor:
-    """One picture's input (C, H, W)."""
+def _prepare(picture: Image.Image | Tensor, preprocess: Preprocess, name: str, dtype: torch.dtype) -> Tensor:
+    """One picture's input (C, H, W) in the model's dtype."""
     if isinstance(picture, Tensor):
         result = picture
     else:
         try:
             result = preprocess(picture)
         except Exception as error:
-            raise PictureError(f"preprocess failed on {name}: {type(error).__name__}: {error}") from error
-        if not isinstance(result, Tensor) or result.ndim != 3 or not result.is_floating_point():
+            said = f"{type(error).__name__}: {line(error, 1000)}"
+            raise PictureError(f"preprocess failed on {name}: {said}") from error
+        if not isinstance(result, Tensor) or not _is_input(result):
             what = f"a {result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             raise PictureError(f"preprocess gives {what} for {name}; expected a float tensor (C, H, W)")
+    result = result.to(dtype)  # in which a large number may be infinite
     if not torch.isfinite(result).all():
         raise PictureError(f"{name} has values that are not finite (NaN or infinity); expected finite ones")
     return result
+
+
+def _is_input(result: Tensor) -> bool:
+    strange = result.is_nested or result.layout is not torch.strided or result.is_meta
+    return not strange and result.dtype in FLOATS and result.ndim == 3 and 0 not in result.shape
 
 
 def _check_not_several(item: Any, mode: str) -> None:
@@ -144,20 +155,25 @@ def _check_not_several(item: Any, mode: str) -> None:
 
 def _split(item: Any) -> Iterator[Image.Image | Tensor]:
     """The pictures in one item: PIL pictures, or float tensors (C, H, W) that are inputs already."""
-    if isinstance(item, (str, os.PathLike)):
-        yield _flatten(_open(item))
+    if isinstance(item, Path):
+        yield _open(item)
     elif isinstance(item, Image.Image):
-        yield _flatten(item)
+        with _reading(f"a PIL picture of mode {item.mode}"):
+            flat = _flatten(item)
+        yield flat
     elif isinstance(item, Tensor):
+        check_tensor("images", item, "(C, H, W) or (N, C, H, W)")
         if item.ndim not in (3, 4) or 0 in item.shape:
             raise PictureError(
                 f"a tensor of shape {tuple(item.shape)} is no picture; expected (C, H, W) or (N, C, H, W)"
             )
         batch = item if item.ndim == 4 else item[None]
-        if item.is_floating_point():
+        if item.dtype in FLOATS:
             yield from batch.detach().unbind()
-        else:
+        elif item.dtype in _WHOLE:
             yield from _split(batch.permute(0, 2, 3, 1).cpu().numpy())
+        else:
+            raise TypeError(f"a tensor of {item.dtype} is no picture; expected uint8, uint16, bool or a float dtype")
     elif isinstance(item, np.ndarray):
         if item.ndim == 4:
             for part in item:
@@ -168,21 +184,58 @@ def _split(item: Any) -> Iterator[Image.Image | Tensor]:
         raise TypeError(f"images: got {type(item).__name__}; expected {_ACCEPTED}")
 
 
-def _open(given: str | os.PathLike[str]) -> Image.Image:
-    if "://" in str(given):
-        raise PictureError(f"{str(given)!r} is an address; only files are loaded: download it and give the file's path")
-    path = Path(given)
+_WHOLE = (
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
+
+
+def _as_path(given: str | os.PathLike[str]) -> Path:
     try:
-        path = path.expanduser()
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file)
-    except FileNotFoundError:
-        near = ", ".join(sorted(p.name for p in path.parent.glob(f"{glob.escape(path.stem[:3])}*"))[:3])
-        raise PictureNotFoundError(f"there is no file {str(path)!r}{f'; near it: {near}' if near else ''}") from None
+        text = os.fspath(given)
+        if "://" not in text:
+            return Path(text)
+    except Exception:  # bytes, or an object of the person's own that fails
+        raise TypeError(f"images: the path {shown(given)} is no text; expected {_ACCEPTED}") from None
+    given = shown(text, 200)
+    raise PictureError(f"{given} is an address; only files are loaded: download it and give the file's path")
+
+
+def _open(path: Path) -> Image.Image:
+    """The picture in a file, 8 bits, grey or RGB."""
+    with _reading(shown(str(path), 200)):
+        try:
+            path = path.expanduser()
+            if not path.is_file() and path.exists():  # a pipe would be waited for, a device may have no end
+                raise OSError("it is a folder, pipe or device")
+            with Image.open(path) as file:
+                if file.format == "EPS":  # a program, which Pillow would have Ghostscript run
+                    raise UnidentifiedImageError
+                return _flatten(ImageOps.exif_transpose(file))
+        except FileNotFoundError:
+            near = ", ".join(sorted(p.name for p in path.parent.glob(f"{glob.escape(path.stem[:3])}*"))[:3])
+            near = f"; near it: {line(near, 200)}" if near else ""
+            raise PictureNotFoundError(f"there is no file {shown(str(path), 200)}{near}") from None
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """A picture that cannot be read inside, for whatever reason, is a PictureError that names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow remarks on a file that it can read
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except PictureError:
+        raise
     except UnidentifiedImageError:
-        raise PictureError(f"{str(path)!r} is no picture that can be read; expected PNG, JPEG or the like") from None
-    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{str(path)!r} cannot be read as a picture: {error}") from error
+        raise PictureError(f"{what} is no picture that can be read; expected PNG, JPEG or the like") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        most = f"{Image.MAX_IMAGE_PIXELS:,} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
+        raise PictureError(f"{what} cannot be read as a picture: it is too large; expected at most {most}") from None
+    except Exception as error:  # a broken file has Pillow fail in many ways
+        said = line(error, 200)
+        raise PictureError(f"{what} cannot be read as a picture: {said}; expected a whole one") from error
 
 
 def _flatten(picture: Image.Image) -> Image.Image:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nbviz.core.errors import shown
 
 
 def check_indices(kind: str, given: Any, count: int) -> list[int]:
@@ -18,23 +19,36 @@ def check_indices(kind: str, given: Any, count: int) -> list[int]:
     >>> check_indices("channel", 3, 8), check_indices("channel", torch.tensor([0, 7]), 8)
     ([3], [0, 7])
     """
-    values = given.tolist() if hasattr(given, "tolist") else given
-    values = list(values) if isinstance(values, Iterable) else [values]
-    # A mask of truth values is no list of numbers, though Python could take it for one.
-    if not all(hasattr(i, "__index__") and not isinstance(i, bool) for i in values):
-        raise TypeError(f"{kind}: got {given!r:.80}; expected a whole number or a list of them")
-    indices = [operator.index(i) for i in values]
-    for index in indices:
-        if not 0 <= index < count:
-            raise ValueError(f"no {kind} {index}: there are {count}, numbered 0 to {count - 1}")
-    return indices
+    indices = []
+    try:
+        values = given.tolist() if hasattr(given, "tolist") else given
+        for value in values if isinstance(values, (list, tuple, range, set)) else [values]:
+            # A mask of truth values is no list of numbers, though Python could take it for one.
+            if isinstance(value, bool):
+                raise TypeError
+            indices.append(operator.index(value))
+            if not 0 <= indices[-1] < count:
+                break
+        else:
+            return indices
+    except Exception:  # of an object's own making as well
+        raise TypeError(f"{kind}: got {shown(given)}; expected a whole number or a list of them") from None
+    raise ValueError(f"no {kind} {shown(indices[-1])}: there are {count}, numbered 0 to {count - 1}")
+
+
+def check_index(kind: str, given: Any, count: int) -> int:
+    """The same for one whole number."""
+    indices = check_indices(kind, given, count)
+    if len(indices) != 1:
+        raise ValueError(f"{kind}: got {shown(given)}; expected one whole number")
+    return indices[0]
 
 
 def check_maps(activation: Tensor, layer: str) -> Tensor:
     """The activation if it is (N, C, H, W)."""
     if activation.ndim != 4 or 0 in activation.shape:
         raise ValueError(
-            f"layer {layer!r} gives {tuple(activation.shape)}; expected feature maps (N, C, H, W) "
+            f"layer {shown(layer)} gives {tuple(activation.shape)}; expected feature maps (N, C, H, W) "
             "(nbviz.layers lists the shapes)"
         )
     return activation
@@ -46,7 +60,14 @@ def check_logits(output: object) -> Tensor:
         raise TypeError(f"the model gives a {type(output).__name__}; expected class scores (N, classes): name a layer")
     if output.ndim != 2 or 0 in output.shape:
         raise ValueError(f"the model gives {tuple(output.shape)}; expected class scores (N, classes): name a layer")
-    return output
+    return check_real(output, "the model")
+
+
+def check_real(values: Tensor, what: str) -> Tensor:
+    """The values if they are fractions that can be ordered and have a gradient."""
+    if not values.is_floating_point() or values.layout is not torch.strided:
+        raise TypeError(f"{what} gives {values.dtype} values, {values.layout}; expected dense ones of a float dtype")
+    return values
 
 
 def check_target(target: Any, logits: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.errors import unknown
+from nbviz.core.errors import check_choice
 from nbviz.core.trace import run
 from nbviz.imaging.load import load
+from nbviz.imaging.pixels import FLOATS, check_tensor
 from nbviz.methods.arguments import check_indices, check_maps
 
 
@@ -91,13 +92,11 @@ def fuse(maps: Tensor, how: str = "mean") -> Tensor:
     >>> fuse(maps, "l2").item(), fuse(maps, "sum").item()
     (5.0, -1.0)
     """
-    if not isinstance(maps, Tensor):
-        raise TypeError(f"maps is {type(maps).__name__}; expected a tensor (N, K, H, W)")
+    check_tensor("maps", maps, "(N, K, H, W)")
     if maps.ndim != 4 or 0 in maps.shape[1:]:
         raise ValueError(f"maps has shape {tuple(maps.shape)}; expected (N, K, H, W), none but N zero")
-    if not isinstance(how, str) or how not in _FUSIONS:
-        raise unknown("way to fuse", how, _FUSIONS)
-    if not maps.is_floating_point():
+    check_choice("way to fuse", how, _FUSIONS)
+    if maps.dtype not in FLOATS:
         raise TypeError(f"maps is {maps.dtype}; expected a float dtype")
     return _FUSIONS[how](maps)
 
