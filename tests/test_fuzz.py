@@ -490,9 +490,9 @@ class Call(Values):
 
 
 @st.composite
-def calls(draw: st.DrawFn, *names: str, most: int = 2) -> Call:
+def calls(draw: st.DrawFn, *names: str, least: int = 0) -> Call:
     """One argument or two are anything, the others good."""
-    bad = frozenset(draw(st.sampled_from(["model", *names])) for _ in range(draw(st.integers(0, most))))
+    bad = frozenset(draw(st.sampled_from(["model", *names])) for _ in range(draw(st.integers(least, 2))))
     arguments = {name: draw(anything if name in bad else good[name]) for name in names}
     if "target" in names and not {"layer", "target", "channels"} & bad:  # which do not go together
         arguments["channels" if arguments["layer"] is None else "target"] = None
@@ -636,6 +636,8 @@ def test_grid(maps: Any, options: dict[str, Any]) -> None:
     options = {"normalize": True, **options}
     if options.get("value_range") is not None:
         options["value_range"] = tuple(map(float, options["value_range"]))
+    if maps.is_floating_point():
+        options["pad_value"] = float(options.get("pad_value", 0))
     expected = make_grid(maps[:, None] if maps.ndim == 3 else maps, **options)
     torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
 
@@ -723,22 +725,22 @@ def check_widget(name: str, call: Call) -> None:
         result.close()
 
 
-@fuzz(call=calls(*WIDGETS["Explorer"], most=1))
+@fuzz(call=calls(*WIDGETS["Explorer"], least=1))
 def test_explorer(call: Call) -> None:
     check_widget("Explorer", call)
 
 
-@fuzz(call=calls(*WIDGETS["Explorer"], most=1))
+@fuzz(call=calls(*WIDGETS["Explorer"], least=1))
 def test_explore(call: Call) -> None:
     check_widget("explore", call)
 
 
-@fuzz(call=calls(*WIDGETS["FeatureMaps"], most=1))
+@fuzz(call=calls(*WIDGETS["FeatureMaps"], least=1))
 def test_feature_maps_widget(call: Call) -> None:
     check_widget("FeatureMaps", call)
 
 
-@fuzz(call=calls(*WIDGETS["Reconstruction"], most=1))
+@fuzz(call=calls(*WIDGETS["Reconstruction"], least=1))
 def test_reconstruction_widget(call: Call) -> None:
     check_widget("Reconstruction", call)
 

@@ -102,7 +102,7 @@ def save_figure(figure: Figure, file: Path | BytesIO, **options: Any) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             figure.savefig(file, **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         said = line(error, 200)
         raise ValueError(f"the figure cannot be written: {said}; expected a path that can be written to") from error
 

@@ -159,6 +159,7 @@ def _split(item: Any) -> Iterator[Image.Image | Tensor]:
         yield _open(item)
     elif isinstance(item, Image.Image):
         with _reading(f"a PIL picture of mode {item.mode}"):
+            item.load()  # of one that was opened and not yet read
             flat = _flatten(item)
         yield flat
     elif isinstance(item, Tensor):

@@ -92,6 +92,8 @@ def grid(
         value_range = (float(ends[0]), float(ends[1]))
     if not _fits(pad_value, maps.dtype, finite=False):
         raise ValueError(f"pad_value is {shown(pad_value)}; expected a number that {maps.dtype} can hold")
+    if maps.is_floating_point():
+        pad_value = float(pad_value)
     tiles = maps[:, None] if maps.ndim == 3 else maps
     result: Tensor = make_grid(tiles, nrow, padding, normalize, value_range, scale_each, pad_value)
     return result

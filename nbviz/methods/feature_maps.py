@@ -104,6 +104,7 @@ def fuse(maps: Tensor, how: str = "mean") -> Tensor:
 def _principal_colours(maps: Tensor) -> Tensor:
     n, _, h, w = maps.shape
     points = torch.nan_to_num(maps.flatten(2).transpose(1, 2).float(), 0.0, 0.0, 0.0)  # (N, positions, channels)
+    points = points / points.abs().amax((1, 2), keepdim=True).clamp(min=1e-30)  # whose squares could be infinite
     points = points - points.mean(1, keepdim=True)
     u, s, v = torch.linalg.svd(points, full_matrices=False)
     u, s, v = u[..., :3], s[..., :3], v[:, :3]

@@ -85,7 +85,8 @@ class Session:
                 f"no layer of {type(model).__name__} gives feature maps; expected one that gives (N, C, H, W)"
             )
         self.display = self.pictures.display()
-        classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 else None
+        scores = isinstance(output, Tensor) and output.ndim == 2 and not output.is_complex()
+        classes = output.shape[1] if scores and output.shape[1] > 1 else None
         self.labels = _names(classes, labels, self.pictures.preprocess.labels)
         self.forward_passes = 1
         self.milliseconds = 0.0
