@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.errors import ModelError
+from nbviz.core.errors import ModelError, line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -93,7 +93,7 @@ def too_large(what: str, error: Exception) -> ModelError:
     """The error that says what memory did not suffice for and what to do."""
     return ModelError(
         f"memory does not suffice for {what}; give fewer or smaller pictures, or move the model to another device "
-        f"({type(error).__name__}: {error})"
+        f"({type(error).__name__}: {line(error, 1000)})"
     )
 
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import RULES, UNPOOLING, pull
 from nbviz.core.chunks import in_chunks, joined, kept_together
-from nbviz.core.errors import NoRectifierWarning, unknown, warn
+from nbviz.core.errors import NoRectifierWarning, check_choice, shown, warn
 from nbviz.core.local import Start, pull_local
 from nbviz.core.state import check_model, interruptible, untouched
 from nbviz.core.trace import Trace, run
 from nbviz.imaging.load import load
-from nbviz.methods.arguments import check_feed, check_indices, check_logits, check_maps, check_target
+from nbviz.imaging.pixels import check_tensor
+from nbviz.methods.arguments import check_feed, check_indices, check_logits, check_maps, check_real, check_target
 
 #: Where a reconstruction starts in a channel's map.
 SEEDS = ("max", "map", "unit")
@@ -113,24 +114,24 @@ def reconstruct(
     >>> reconstruct(net, torch.rand(2, 1, 8, 8), target=4, rules=["gradient"])["gradient"].shape
     torch.Size([2, 1, 8, 8])
     """
-    rules = [rules] if isinstance(rules, str) else list(rules)
-    for kind, given, accepted in [*(("rule", rule, RULES) for rule in rules), ("seed", seed, SEEDS)]:
-        if given not in accepted:
-            raise unknown(kind, given, accepted)
-    if unpool not in UNPOOLING:
-        raise unknown("unpooling", unpool, UNPOOLING)
+    if not isinstance(rules, (str, list, tuple, set)):
+        raise TypeError(f"rules is {shown(rules)}; expected a list of {', '.join(RULES)}")
+    rules = [check_choice("rule", rule, RULES) for rule in ([rules] if isinstance(rules, str) else rules)]
+    check_choice("seed", seed, SEEDS)
+    check_choice("unpooling", unpool, UNPOOLING)
     if layer is not None and target is not None:
         raise ValueError("target is a class of the model's output and goes with layer=None; give channels for a layer")
     if layer is None and channels is not None:
         raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
 
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
+    check_tensor("the model's input", pictures, "on a device that holds values")
 
     def of(part: Sequence[int]) -> list[tuple[Tensor, frozenset[str]]]:
         some = pictures[part[0] : part[-1] + 1]
         if layer is not None:
             trace = run(model, some, [layer], feed=feed, grad=True)
-            count = check_maps(trace, layer).shape[1]
+            count = check_real(check_maps(trace, layer), f"layer {shown(layer)}").shape[1]
             chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
             return [project(trace, layer, chosen, rule, seed, unpool) for rule in rules]
         trace = run(model, some, feed=feed, output=True, grad=True)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipywidgets
 
-from nbviz.export.figure import Panel, draw_figure
+from nbviz.core.errors import check_number, line
+from nbviz.export.figure import Panel, check_figure_path, draw_figure, save_figure
 from nbviz.widgets.cells import between_cells, watch_cells
 from nbviz.widgets.views import Header
 
@@ -141,12 +142,12 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         """Say so in the page: an observer's traceback is seen by nobody, it goes to JupyterLab's log."""
         self._job = None
         self._ended()
-        self.header.error = f"{type(error).__name__}: {error}"
+        self.header.error = f"{line(type(error).__name__)}: {line(error, 1000)}"
         self.header.state = "error"
 
     def finish(self, seconds: float = float("inf")) -> None:
         """Do the work that is left without waiting for a page, for about ``seconds`` at most."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + check_number("seconds", seconds)
         with self._turn():
             while self._job is not None and time.monotonic() < end:
                 self._step()
@@ -180,7 +181,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             return figure
 
     def save(self, path: str | Path) -> None:
-        """Write the current view as a figure; the ending of the name says how (png, svg, pdf).
+        """Write the current view as a figure; the ending of the name says how (png, svg, pdf, jpg or webp).
 
         Examples
         --------
@@ -190,7 +191,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         >>> path.stat().st_size > 10_000
         True
         """
-        self.figure().savefig(path, dpi=150)
+        path = check_figure_path(path)
+        save_figure(self.figure(), path, dpi=150)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The live view, and a PNG of it for where no widget can live."""
@@ -201,7 +203,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
                 if not self.header.error:
                     png = io.BytesIO()
                     try:
-                        draw_figure(self._heading(), self._figure_rows()).savefig(png, format="png", dpi=90)
+                        save_figure(draw_figure(self._heading(), self._figure_rows()), png, format="png", dpi=90)
                     except Exception as error:  # the live view is none the worse
                         self._failed(error)
                     else:
