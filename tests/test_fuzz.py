@@ -48,7 +48,7 @@ SECONDS = 20  # after which a call hangs
 SAYS_WHAT_IS_ACCEPTED = re.compile(
     r"expected|Accepted: |[Gg]ive |numbered 0 to|there is no file|failed |goes? with|name "
 )
-pytestmark = pytest.mark.filterwarnings("ignore::nbviz.NoRectifierWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::nbviz.NoRectifierWarning", "ignore::nbviz.CompiledWarning")
 
 
 @dataclass
@@ -429,7 +429,18 @@ NET = net().eval()
 MODELS: list[Any] = [
     *(net(), nn.Sequential(), nn.Identity(), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.Conv2d(1, 2, 3), nn.Linear(8, 2)),
     *(nn.Module(), nn.ModuleList([nn.ReLU()]), nn.LazyConv2d(2, 3), Holds(nn.LazyLinear(2)), Incomplete()),
-    *(nn.Conv3d(3, 2, 1), nn.Conv1d(3, 2, 1), nn.Conv2d(3, 2, 9), nn.LSTM(8, 2), nn.Embedding(2, 2), nn.Softmax(1)),
+    *(
+        nn.Conv3d(3, 2, 1),
+        nn.Conv1d(3, 2, 1),
+        nn.Conv2d(4, 2, 3),
+        nn.Conv2d(3, 2, 9),
+        torch.compile(net(), backend="eager"),
+    ),
+    *(
+        nn.Sequential(nn.Conv1d(2, 2, 1), nn.ReLU()),
+        nn.Sequential(nn.Conv3d(1, 2, 1), nn.ReLU(), nn.MaxPool3d((1, 2, 2))),
+    ),
+    *(nn.LSTM(8, 2), nn.Embedding(2, 2), nn.Softmax(1)),
     *(net().double(), net().to(torch.bfloat16), net().half(), net().to("meta"), nn.DataParallel(net()), net().train()),
     *(
         Weird(lambda x: None),
@@ -475,6 +486,11 @@ good = {
     "picture": st.just(0),
     "how": st.sampled_from(FUSIONS),
     "tiles": st.sampled_from(TILES),
+    "raw": st.booleans(),
+    "inputs": st.sampled_from([None, None, lambda x: x, lambda x: (x,), lambda x: {"input": x}]),
+    "output": st.sampled_from([None, None, lambda scores: scores]),
+    "plane": st.sampled_from([None, 0]),
+    "bands": st.sampled_from([None, 1, (2, 0, 1), [0]]),
 }
 
 
@@ -494,7 +510,9 @@ def calls(draw: st.DrawFn, *names: str, least: int = 0) -> Call:
     """One argument or two are anything, the others good."""
     bad = frozenset(draw(st.sampled_from(["model", *names])) for _ in range(draw(st.integers(least, 2))))
     arguments = {name: draw(anything if name in bad else good[name]) for name in names}
-    if "target" in names and not {"layer", "target", "channels"} & bad:  # which do not go together
+    if (
+        "target" in names and "channels" in names and not {"layer", "target", "channels"} & bad
+    ):  # which do not go together
         arguments["channels" if arguments["layer"] is None else "target"] = None
     return Call(arguments, draw(models) if "model" in bad else NET, bad)
 
@@ -504,23 +522,26 @@ def calls(draw: st.DrawFn, *names: str, least: int = 0) -> Call:
 
 def test_every_public_name_is_fuzzed() -> None:
     tested = {*FUNCTIONS, *WIDGETS, "explore", "fuse", "grid", "overlay", "Preprocess", "bundled", "set_memory_limit"}
-    errors = {"ModelError", "PictureError", "NoRectifierWarning"}
+    errors = {"CompiledWarning", "ModelError", "NoRectifierWarning", "PictureError"}
     assert tested | errors == set(nbviz.__all__)
 
 
+_OTHERS = ("preprocess", "inputs", "output")
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "load": ("images", "preprocess"),
-    "layers": ("images", "preprocess"),
-    "feature_maps": ("images", "layer", "channels", "preprocess"),
-    "gradient": ("images", "layer", "channels", "target", "seed", "preprocess"),
-    "deconvnet": ("images", "layer", "channels", "target", "seed", "unpool", "preprocess"),
-    "guided_backprop": ("images", "layer", "channels", "target", "seed", "preprocess"),
-    "reconstruct": ("images", "layer", "channels", "target", "seed", "rules", "unpool", "preprocess"),
+    "layers": ("images", "preprocess", "inputs"),
+    "feature_maps": ("images", "layer", "channels", "preprocess", "inputs"),
+    "gradient": ("images", "layer", "channels", "target", "seed", *_OTHERS),
+    "deconvnet": ("images", "layer", "channels", "target", "seed", "unpool", *_OTHERS),
+    "guided_backprop": ("images", "layer", "channels", "target", "seed", *_OTHERS),
+    "reconstruct": ("images", "layer", "channels", "target", "seed", "rules", "unpool", *_OTHERS),
+    "grad_cam": ("images", "layer", "target", "raw", *_OTHERS),
 }
+_SHOWN = ("picture", "seed", "how", "plane", "bands")
 WIDGETS = {
-    "Explorer": ("images", "layer", "channel", "preprocess", "labels", "picture", "seed", "how", "tiles"),
-    "FeatureMaps": ("images", "layer", "channel", "preprocess", "labels", "picture", "seed", "how"),
-    "Reconstruction": ("images", "layer", "channel", "preprocess", "labels", "picture", "seed", "how", "tiles"),
+    "Explorer": ("images", "layer", "channel", "labels", *_OTHERS, *_SHOWN, "tiles"),
+    "FeatureMaps": ("images", "layer", "channel", "labels", *_OTHERS, *_SHOWN),
+    "Reconstruction": ("images", "layer", "channel", "labels", *_OTHERS, *_SHOWN, "tiles"),
 }
 
 
@@ -531,14 +552,14 @@ def check(name: str, call: Call) -> None:
     images, layer = call.arguments["images"], call.arguments.get("layer")
     if name == "load":
         assert isinstance(result, Pictures)
-        assert result.inputs.ndim == 4
+        assert result.inputs.ndim in (3, 4, 5)
         assert result.inputs.is_meta or result.inputs.isfinite().all()
         assert len(result.names) == len(result.inputs)
     elif name == "layers":
         assert len({one.name for one in result}) == len(result)
         assert call.model is not NET or [one.name for one in result] == list("01234567")
         repr(result)
-    elif call.hostile & {"model", "images", "preprocess"}:
+    elif call.hostile & {"model", "images", "preprocess", "inputs"}:
         for maps in result.values() if name == "reconstruct" else [result]:
             assert isinstance(maps, Tensor)
     elif name == "feature_maps":
@@ -547,6 +568,11 @@ def check(name: str, call: Call) -> None:
         assert result.shape[0] == expected.shape[0]
         assert channels is not None or torch.equal(result, expected)
         assert not result.requires_grad
+    elif name == "grad_cam":
+        inputs = nbviz.load(NET, images, call.arguments["preprocess"]).inputs
+        assert len(result) == len(inputs)
+        assert call.arguments["raw"] is not False or (result.shape == inputs[:, 0].shape and result.max() <= 1.0001)
+        assert result.min() >= 0
     else:
         for maps in result.values() if name == "reconstruct" else [result]:
             inputs = nbviz.load(NET, images, call.arguments["preprocess"]).inputs
@@ -584,6 +610,11 @@ def test_deconvnet(call: Call) -> None:
 @fuzz(call=calls(*FUNCTIONS["guided_backprop"]))
 def test_guided_backprop(call: Call) -> None:
     check("guided_backprop", call)
+
+
+@fuzz(call=calls(*FUNCTIONS["grad_cam"]))
+def test_grad_cam(call: Call) -> None:
+    check("grad_cam", call)
 
 
 @fuzz(call=calls(*FUNCTIONS["reconstruct"]))
@@ -694,7 +725,10 @@ def test_set_memory_limit(limit: Any) -> None:
     nbviz.set_memory_limit(512 << 20)
 
 
-@fuzz(kind=st.sampled_from([nbviz.ModelError, nbviz.PictureError, nbviz.NoRectifierWarning]), said=anything)
+@fuzz(
+    kind=st.sampled_from([nbviz.ModelError, nbviz.PictureError, nbviz.NoRectifierWarning, nbviz.CompiledWarning]),
+    said=anything,
+)
 def test_errors_and_warnings(kind: Any, said: Any) -> None:
     assert answer(lambda: kind(said)).args[0] is said
 
@@ -760,7 +794,7 @@ def can_be_shown(value: Any) -> bool:
 
 
 @fuzz(
-    name=st.sampled_from(["layer", "channel", "picture", "seed", "how", "tiles"]),
+    name=st.sampled_from(["layer", "channel", "picture", "seed", "how", "tiles", "plane", "bands"]),
     value=either(
         anything.filter(can_be_shown),  # as traitlets must, before nbviz is asked
         st.integers(0, 4),

@@ -28,7 +28,6 @@ for kind in (nbviz.explore, nbviz.Explorer, nbviz.FeatureMaps, nbviz.Reconstruct
     view = kind(model, images, layer="features.4")
     view.finish()
     view.channel = 1
-    view.figure()
     view.save(tempfile.mkdtemp() + "/a.png")
     assert view._repr_mimebundle_()["image/png"]
     view.close()

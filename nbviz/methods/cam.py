@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import pull
 from nbviz.core.chunks import in_chunks, joined, kept_together, out_of_memory
-from nbviz.core.errors import ModelError
+from nbviz.core.errors import ModelError, shown
 from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model, untouched
 from nbviz.core.trace import run
 from nbviz.imaging.load import load
-from nbviz.methods.arguments import SHAPES, check_feed, check_logits, check_maps, check_target
+from nbviz.imaging.pixels import check_tensor
+from nbviz.methods.arguments import SHAPES, check_feed, check_logits, check_maps, check_real, check_target
 
 
 def grad_cam(
@@ -79,13 +80,17 @@ def grad_cam(
     >>> grad_cam(net, torch.tensor([[[[2.0, 4.0]]]]), "0", 0)
     tensor([[[0.5000, 1.0000]]])
     """
+    if not isinstance(raw, bool):
+        raise TypeError(f"raw is {shown(raw)}; expected True or False")
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
+    check_tensor("the model's input", pictures, "on a device that holds values")
     if layer is None:
         layer = _last_maps(model, pictures, feed)
 
     def of(part: Sequence[int]) -> Tensor:
         trace = run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed, output=True, grad=True)
-        activation, logits = check_maps(trace, layer), check_logits(trace.output, output)
+        activation = check_real(check_maps(trace, layer), f"layer {shown(layer)}")
+        logits = check_logits(trace.output, output)
         classes = check_target(target, logits, part, len(pictures))
         signal = nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)
         try:
@@ -94,7 +99,7 @@ def grad_cam(
         except ModelError as error:
             if out_of_memory(error):
                 raise
-            reason = f"no gradient flows from the class scores to layer {layer!r}: they do not depend on it"
+            reason = f"no gradient flows from the class scores to layer {shown(layer)}: they do not depend on it"
             raise ModelError(reason) from None
         weights = gradient.mean(tuple(range(2, gradient.ndim)), keepdim=True)
         return (weights * activation.detach()).sum(1).relu()

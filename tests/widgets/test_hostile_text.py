@@ -55,7 +55,7 @@ def messages(view: ipywidgets.Widget) -> Iterator[str]:
         yield json.dumps(state, ensure_ascii=False, allow_nan=False, default=len).encode("utf-8").decode()
 
 
-def check(view: Any, tmp_path: Path, most: int = 20_000) -> list[str]:
+def check(view: Any, most: int = 20_000) -> list[str]:
     sent = list(messages(view))
     assert max(map(len, sent)) < most
     for text in sent:
@@ -65,8 +65,6 @@ def check(view: Any, tmp_path: Path, most: int = 20_000) -> list[str]:
         bundle = view._repr_mimebundle_()
         json.dumps(bundle, ensure_ascii=False).encode()
         assert bundle["image/png"]
-        view.save(tmp_path / "a.svg")
-        assert (tmp_path / "a.svg").stat().st_size > 1000
     assert view.header.error == ""
     view.close()
     return sent
@@ -86,8 +84,10 @@ def test_any_layer_name(text: str, tmp_path: Path) -> None:
     view.finish()
     assert view.layer == name
     view.layer = layers[0].name
+    view.save(tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").stat().st_size > 1000
     # The code that gives the view holds the layer's name as it is.
-    check(view, tmp_path, 250_000 if len(text) > 200 else 20_000)
+    check(view, 250_000 if len(text) > 200 else 20_000)
     with pytest.raises(ValueError, match=r"no layer .*Accepted: ") as raised:
         nbviz.feature_maps(net, torch.rand(1, 8, 8), f"{text}?")
     assert len(str(raised.value).encode()) < 2000
@@ -95,7 +95,7 @@ def test_any_layer_name(text: str, tmp_path: Path) -> None:
 
 
 @every_text
-def test_any_label_and_class_name(text: str, tmp_path: Path) -> None:
+def test_any_label_and_class_name(text: str) -> None:
     try:
         kind = type(text or "a", (Net,), {})
     except (UnicodeEncodeError, ValueError):  # a name that no class can have
@@ -104,7 +104,7 @@ def test_any_label_and_class_name(text: str, tmp_path: Path) -> None:
     view.finish()
     labels = [label for label, _ in view.strip.predictions]
     assert line(text) in labels
-    check(view, tmp_path)
+    check(view)
     preprocess = nbviz.Preprocess(lambda _: torch.rand(1, 8, 8), labels=[text] * 3, source=text)
     other = nbviz.FeatureMaps(kind("layer"), torch.rand(1, 8, 8), preprocess=preprocess)
     assert max(map(len, messages(other))) < 20_000
@@ -127,6 +127,21 @@ def test_any_text_in_an_error_of_the_model(text: str) -> None:
     view.layer = "layer.0"
     view.finish()
     assert "ModelError" in view.header.error
+    assert max(len(text.encode()) for text in messages(view)) < 20_000
+
+
+@every_text
+def test_any_text_in_another_error(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = nbviz.Explorer(Net("layer"), torch.rand(1, 8, 8))
+    view.finish()
+
+    def fail(*_: Any) -> None:
+        raise MemoryError(text)
+
+    monkeypatch.setattr(view.session, "look", fail)
+    view.layer = "layer.0"
+    view.finish()
+    assert view.header.error.startswith("MemoryError")
     assert max(len(text.encode()) for text in messages(view)) < 20_000
 
 
