@@ -67,7 +67,11 @@ class Instrument(Pulled):
     tiles = t.Unicode(TILES[0], help="What the grid shows of each channel.")
 
     plane = t.Int(0, help="Which slice of a volume is shown, from 0.")
-    bands = t.Any((), help="Which channels of the pictures are shown: one in grey, or three as red, green and blue.")
+    bands = t.Any(
+        (),
+        allow_none=False,
+        help="Which channels of the pictures are shown: one in grey, or three as red, green and blue.",
+    )
 
     _kind: ClassVar[str]
     _grad: ClassVar[bool] = True  # whether there are reconstructions, for which more is kept
@@ -111,9 +115,9 @@ class Instrument(Pulled):
         self._given = [name for name, value in own.items() if value is not None]
         picture = check_index("picture", picture, len(self.session.display))
         plane = check_index("plane", self.session.depth // 2 if plane is None else plane, self.session.depth)
-        bands = self.session.usual_bands if bands is None else self._valid_bands({"value": bands})
-        if bands != self.session.bands:
-            self.session.show_bands(bands)
+        chosen = self._valid_bands({"value": bands})
+        if chosen != self.session.bands:
+            self.session.show_bands(chosen)
         if channel is not None:
             channel = check_index("channel", channel, count)
         self._pick_strongest = channel is None
@@ -156,15 +160,15 @@ class Instrument(Pulled):
             max=self.session.depth - 1, description="Slice", tooltip="Which slice of the volume is shown"
         )
         channels = range(self.session.pictures.inputs.shape[1])
-        choices = dict.fromkeys((self.session.usual_bands, bands, *((i,) for i in channels)))
+        choices = dict.fromkeys((self.session.usual_bands, chosen, *((i,) for i in channels)))
         self.bands_control = ipywidgets.Dropdown(
             options=[_choice(choice) for choice in choices],
-            value=bands,
+            value=chosen,
             description="Bands",
             tooltip="Which channels of the pictures are shown: one in grey, or three as red, green and blue",
         )
         self.layer, self.picture, self.seed, self.how, self.tiles = start, picture, seed, how, tiles
-        self.plane, self.bands = plane, bands
+        self.plane, self.bands = plane, chosen
         for name in ("layer", "channel", "seed", "how", "tiles", "plane"):
             t.link((self, name), (getattr(self, f"{name}_control"), "value"))
         t.dlink((self.bands_control, "value"), (self, "bands"))  # the other way it may need a new option first
@@ -225,6 +229,8 @@ class Instrument(Pulled):
 
     @t.validate("bands")
     def _valid_bands(self, proposal: Any) -> tuple[int, ...]:
+        if proposal["value"] is None:
+            return self.session.usual_bands
         bands = tuple(check_indices("band", proposal["value"], self.session.pictures.inputs.shape[1]))
         if not bands:
             raise ValueError("bands is empty; expected one channel of the pictures, or three")
