@@ -36,7 +36,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nbviz.core.errors import ModelError, unknown
+from nbviz.core.chunks import out_of_memory
+from nbviz.core.errors import ModelError, line, unknown
 from nbviz.core.state import alone
 
 #: The names of the rules, in the order in which they are shown.
@@ -168,9 +169,15 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
         for node in _clamps(start):
             name = "ReLU" if getattr(node, "_saved_max", None) is None else "ReLU6"
             stack.callback(node.register_hook(partial(mode.clamped, name)).remove)
-        (signal,) = torch.autograd.grad(
-            start, inputs, seeds if batched else seeds[0], True, is_grads_batched=batched, allow_unused=True
-        )
+        try:
+            (signal,) = torch.autograd.grad(
+                start, inputs, seeds if batched else seeds[0], True, is_grads_batched=batched, allow_unused=True
+            )
+        except Exception as error:  # an operation of the model's own, or one whose input was written to meanwhile
+            if out_of_memory(error):
+                raise
+            said = f"{type(error).__name__}: {line(error, 1000)}"
+            raise ModelError(f"the model failed in its backward pass from {tuple(start.shape)}: {said}") from error
     if signal is None:
         raise ModelError(_NO_GRADIENT)
     return signal.detach() if batched else signal.detach()[None], frozenset(mode.met)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from numbers import Integral, Real
+from typing import Any
 
 
 class ModelError(RuntimeError):
@@ -47,8 +51,74 @@ def unknown(kind: str, given: object, accepted: Iterable[str]) -> ValueError:
     >>> print(unknown("layer", "layer5", ["layer3", "layer4"]))
     no layer 'layer5'; did you mean 'layer4'? Accepted: layer3, layer4
     """
-    names = [str(name) for name in accepted]
-    near = difflib.get_close_matches(str(given)[:200], names, n=1, cutoff=0.4)
+    names = [line(name) for name in accepted]
+    near = difflib.get_close_matches(line(given), names, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    shown = ", ".join(names[:12]) + (f", … ({len(names)} in all)" if len(names) > 12 else "")
-    return ValueError(f"no {kind} {str(given)[:200]!r}{hint} Accepted: {shown}")
+    first = ", ".join(names[:12]) + (f", … ({len(names)} in all)" if len(names) > 12 else "")
+    return ValueError(f"no {kind} {line(given)!r}{hint} Accepted: {first}")
+
+
+def check_choice(kind: str, given: Any, accepted: Iterable[str]) -> str:
+    """The name given, if it is one of those accepted."""
+    names = list(accepted)
+    # A list or an array in its place cannot be looked up, or is not one thing or the other.
+    if not isinstance(given, str) or given not in names:
+        raise unknown(kind, given, names)
+    return given
+
+
+def check_whole(name: str, given: Any, least: int, most: int = sys.maxsize) -> int:
+    """The whole number given, if it lies between two."""
+    if isinstance(given, bool) or not isinstance(given, Integral):
+        raise TypeError(f"{name} is {shown(given)}; expected a whole number")
+    whole = int(given)
+    if whole < least:
+        raise ValueError(f"{name} is {shown(given)}; expected at least {least}")
+    if whole > most:
+        raise ValueError(f"{name} is {shown(given)}; expected at most {most}")
+    return whole
+
+
+def check_number(name: str, given: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    """The same for any real number."""
+    try:
+        number = float(given) if isinstance(given, Real) else None
+    except OverflowError:
+        number = math.nan
+    if number is None:
+        raise TypeError(f"{name} is {shown(given)}; expected a number")
+    if not least <= number <= most:  # which a NaN is not
+        raise ValueError(f"{name} is {shown(given)}; expected {least:g} to {most:g}")
+    return number
+
+
+def shown(given: object, most: int = 80) -> str:
+    """What was given, for an error to show: short, and no error itself.
+
+    Examples
+    --------
+    >>> shown([1, "a"]), shown("cat.png", 5)
+    ("[1, 'a']", "'cat…")
+    """
+    return line(given, most, repr)
+
+
+def line(given: object, most: int = 200, how: Callable[[object], str] = str) -> str:
+    r"""Text from a model, a file or a person, to be shown to people: short, and such that a page can show it.
+
+    Layer names and labels may hold anything. Control characters, those that turn the direction of what follows,
+    and half a surrogate pair, which no message can carry, are replaced.
+
+    Examples
+    --------
+    >>> line("cat\0"), line("<b>", 2)
+    ('cat\ufffd', '<…')
+    """
+    try:
+        text = how(given)
+    except Exception:  # an object that cannot show itself, a number of 5,000 digits
+        text = f"a {type(given).__name__}"
+    return _NOT_SHOWN.sub("\ufffd", text if len(text) <= most else f"{text[: most - 1]}…")
+
+
+_NOT_SHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import PAPERS
+from nbviz.core.errors import line
 from nbviz.core.receptive_field import Field, FieldTracker
 from nbviz.core.state import alone, check_model, interruptible, untouched
 from nbviz.core.trace import Feed, call_model, hooked
@@ -74,7 +75,7 @@ class Layer:
         return f"sees {'×'.join(map(str, self.field.size))} {_UNIT[self.axes]}, step {step}{gate}"
 
     def __str__(self) -> str:
-        return f"{self.name} · {self.type} · {'×'.join(map(str, self.shape))} · {self.sees}"
+        return f"{line(self.name)} · {line(self.type)} · {'×'.join(map(str, self.shape))} · {self.sees}"
 
 
 _WHOLE = {1: "signal", 2: "picture", 3: "volume"}
@@ -93,12 +94,12 @@ class Layers(list[Layer]):
         rows = [("layer", "type", "output", "rectified by", "")]
         for layer in self:
             names = ", ".join(name if name in PAPERS else f"{name}*" for name in layer.rectifiers)
-            rows.append((layer.name, layer.type, "×".join(map(str, layer.shape)), names, layer.sees))
+            rows.append((line(layer.name), line(layer.type), "×".join(map(str, layer.shape)), names, layer.sees))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows]
         if any("*" in row[3] for row in rows):
             lines.append("* An extension of the papers of deconvnet and guided backprop: see nbviz.reconstruct.")
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(one.rstrip() for one in lines)
 
 
 def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[Layers, Any]:

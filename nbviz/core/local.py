@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nbviz.core.backward import BackwardRule
+from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.state import alone, interruptible
 
 Pair = tuple[int, int]
@@ -82,26 +83,28 @@ def pull_local(
     >>> pull_local("gradient", y, [Start(0, 0, (1, 2), 1.0)], x)[0][0, 0].sum(0).tolist()
     [0.0, 0.0, 3.0, 3.0, 3.0, 0.0]
     """
-    # A batch of starts takes as much memory as its largest region: the first, alone, says how much that is.
-    pieces, done, at_once, met = [], 0, 1, frozenset[str]()
     # In this order: leaving inference mode turns gradients on.
     with alone(), torch.inference_mode(False), torch.no_grad():
+
+        def send(part: Sequence[Start]) -> tuple[Tensor, _Walk]:
+            with interruptible():
+                walk = _Walk(rule, start, part, inputs)
+            return walk.run(order), walk
+
         try:
             order = _order(start, inputs)
-            while done < len(starts):
-                with interruptible():
-                    part = starts[done : done + at_once]
-                walk = _Walk(rule, start, part, inputs)
-                pieces.append(walk.run(order))
-                if walk.touched > _WORTH_IT * walk.passed:
-                    return None
-                done, met = done + len(part), met | walk.mode.met
-                at_once = max(1, min(_MOST_AT_ONCE, _MOST_NUMBERS // walk.largest))
+            # A batch of starts takes as much memory as its largest region: the first, alone, says how much that is.
+            ((first, walk),) = in_chunks(send, starts[:1], 1, _ONE)
+            if walk.touched > _WORTH_IT * walk.passed:
+                return None
+            at_once = max(1, min(_MOST_AT_ONCE, _MOST_NUMBERS // walk.largest))
+            others = in_chunks(send, starts[1:], at_once, _ONE)
         except _NotLocal:
             return None
-    return torch.cat(pieces) if len(pieces) > 1 else pieces[0], met
+    return joined([first, *(piece for piece, _ in others)]), frozenset(walk.mode.met)
 
 
+_ONE = "the way of one channel's signal back to the picture"
 _WORTH_IT = 0.5  # share of all numbers on the way above which the full pass is as quick
 _MOST_AT_ONCE = 64
 _MOST_NUMBERS = 1 << 23  # in one tensor of signals: 32 MB of float32

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
+
+from nbviz.core.errors import line, shown
 
 #: Held by whoever is in any model, a call or a widget's observer on a thread of its own: two threads in
 #: one model would mix their hooks and flags.
@@ -178,8 +181,15 @@ def check_model(model: object) -> nn.Module:
         model = eager
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
-    for name, module in model.named_modules():
-        what = f"its part {name!r}" if name else "the model"
+    try:
+        modules = list(model.named_modules())
+    except Exception as error:  # one whose __init__ does not begin with nn.Module's own
+        said = line(error)
+        raise TypeError(f"model is a {type(model).__name__} without parts ({said}); expected a complete one") from None
+    for name, module in modules:
+        what = f"its part {shown(name)}" if name else "the model"
+        if any(map(is_lazy, chain(module._parameters.values(), module._buffers.values()))):
+            raise TypeError(f"{what} is lazy and has yet to see its first input; expected a model that has run once")
         if isinstance(module, torch.jit.ScriptModule):
             raise TypeError(f"{what} is scripted (torch.jit), which hides its layers; give the one it was made from")
         if isinstance(module, torch.fx.GraphModule) and any(

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.errors import ModelError, PictureError, unknown
+from nbviz.core.chunks import out_of_memory, too_large
+from nbviz.core.errors import ModelError, PictureError, line, shown, unknown
 from nbviz.core.state import alone, check_model, interruptible, untouched
 
 
@@ -160,7 +161,7 @@ def run(
             raise _not_reached(name, call[0], calls[call[0]])
         value = kept[call]
         if not isinstance(value, Tensor):
-            raise TypeError(f"layer {name!r} gives a {type(value).__name__}; expected a layer that gives a tensor")
+            raise TypeError(f"layer {shown(name)} gives a {type(value).__name__}; expected a layer that gives a tensor")
         trace.activations[name] = value.dequantize() if value.is_quantized else value
     return trace
 
@@ -179,7 +180,7 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
         given = inputs if feed is None else feed(inputs)
     except Exception as error:
         raise ModelError(
-            f"inputs= failed on pictures of shape {tuple(inputs.shape)}: {type(error).__name__}: {error}"
+            f"inputs= failed on pictures of shape {tuple(inputs.shape)}: {type(error).__name__}: {line(error, 1000)}"
         ) from error
     # Replicas on other devices would each call the hooks.
     parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
@@ -191,14 +192,17 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
     except Exception as error:
         first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
         name, takes = (first[0], first[1].in_channels) if first is not None else ("", 0)
-        if f"to have {takes} channels, but got {inputs.shape[1]} channels" in str(error):
+        said = line(error, 1000)
+        if f"to have {takes} channels, but got {inputs.shape[1]} channels" in said:
             raise PictureError(
-                f"the picture has {inputs.shape[1]} channel(s), the model's first convolution {name!r} takes {takes}; "
-                f"expected an input (N, {takes}, H, W), got {tuple(inputs.shape)}"
+                f"the picture has {inputs.shape[1]} channel(s), the model's first convolution {shown(name)} takes "
+                f"{takes}; expected an input (N, {takes}, H, W), got {tuple(inputs.shape)}"
             ) from error
+        given = f"an input of shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}, {inputs.device}"
+        if out_of_memory(error):
+            raise too_large(f"the forward pass of {type(model).__name__} on {given}", error) from error
         raise ModelError(
-            f"{type(model).__name__} failed in its forward pass on an input of shape {tuple(inputs.shape)}, "
-            f"{str(inputs.dtype).removeprefix('torch.')}, {inputs.device}: {type(error).__name__}: {error}"
+            f"{type(model).__name__} failed in its forward pass on {given}: {type(error).__name__}: {said}"
         ) from error
 
 
@@ -238,6 +242,10 @@ def find_module(model: nn.Module, name: str) -> tuple[str, int]:
 
 def _not_reached(name: str, module: str, calls: int) -> ValueError:
     if calls == 0:
-        return ValueError(f"layer {name!r} takes no part in the forward pass; nbviz.layers lists those that do")
-    runs = ", ".join([module, *(f"{module}:{i}" for i in range(1, calls))])
-    return ValueError(f"no layer {name!r}: {module!r} is called {calls} time(s) in the forward pass. Accepted: {runs}")
+        return ValueError(
+            f"layer {shown(name)} takes no part in the forward pass; expected one that nbviz.layers lists"
+        )
+    runs = ", ".join([line(module, 80), *(line(f"{module}:{i}", 80) for i in range(1, min(calls, 12)))])
+    return ValueError(
+        f"no layer {shown(name)}: {shown(module)} is called {calls} time(s) in the forward pass. Accepted: {runs}"
+    )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from nbviz.core.errors import line, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,6 +96,39 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], width: float = 10
     return figure
 
 
+def save_figure(figure: Figure, file: Path | BytesIO, **options: Any) -> None:
+    """Write a figure, for whose text a box stands where the font has no such letter.
+
+    Raises
+    ------
+    ValueError
+        When there is no writing to this file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            figure.savefig(file, **options)
+    except (OSError, ValueError) as error:
+        said = line(error, 200)
+        raise ValueError(f"the figure cannot be written: {said}; expected a path that can be written to") from error
+
+
+def check_figure_path(given: Any) -> Path:
+    """The path, if its ending says how a figure is written and it can be a file."""
+    try:
+        path = Path(given)
+        usable = path.is_file() or not path.exists()  # a pipe would be waited for
+    except Exception as error:  # no path, or one that no file can have
+        kind = ValueError if isinstance(error, (OSError, ValueError)) else TypeError
+        raise kind(f"path is {shown(given)}; expected the path of a file to write") from None
+    if not usable or path.suffix.lower().removeprefix(".") not in _ENDINGS:
+        raise ValueError(f"path is {shown(given)}; expected a file that ends with {', '.join(_ENDINGS)}")
+    return path
+
+
+_ENDINGS = ("png", "svg", "pdf", "jpg", "webp")
+
+
 def _height(panel: Panel, row: Sequence[Panel]) -> float:
     """A panel's height as a share of the figure's width."""
     share = panel.width / sum(p.width for p in row)
@@ -127,5 +165,5 @@ def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]]) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text in which no dollar sign starts mathematics."""
-    return text.replace("$", r"\$")
+    """Text on one line, in which no dollar sign starts mathematics."""
+    return " ".join(line(text).split()).replace("$", r"\$")

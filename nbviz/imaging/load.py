@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from nbviz.core.errors import CompiledWarning, PictureError, PictureNotFoundError, warn
+from nbviz.core.chunks import in_chunks
+from nbviz.core.errors import CompiledWarning, PictureError, PictureNotFoundError, line, shown, warn
 from nbviz.core.state import check_model, interruptible, is_compiled, uninterrupted
+from nbviz.imaging.pixels import FLOATS, check_tensor
 from nbviz.imaging.preprocess import Preprocess, find_preprocess, input_shape
 
 Array = np.ndarray[Any, Any]
@@ -96,6 +100,8 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     PictureError
         When a file is no picture, an array has no picture's shape or range, a value is not finite, or
         pictures differ in size after preprocessing (a ValueError).
+    ModelError
+        When the model's device has no memory for them (a RuntimeError).
     TypeError
         For anything that is no picture, or a model that is scripted or exported.
 
@@ -117,17 +123,20 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
         )
     model = eager
     found, (channels, axes) = find_preprocess(model, preprocess), input_shape(model)
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    device, dtype = (weight.device, weight.dtype) if weight is not None else (torch.device("cpu"), torch.float32)
     inputs: list[Tensor] = []
     names: list[str] = []
     # A preprocess that crops at random draws from numbers of its own.
     with uninterrupted(), torch.random.fork_rng(devices=[]), interruptible():
-        for item in images if isinstance(images, (list, tuple)) else [images]:
-            name = Path(item).name if isinstance(item, (str, os.PathLike)) else ""
+        for given in images if isinstance(images, (list, tuple)) else [images]:
+            item = _as_path(given) if isinstance(given, (str, os.PathLike)) else given
+            name = item.name if isinstance(item, Path) else ""
             if axes == 2:
                 _check_not_several(item, found.mode)
             for picture in _split(item, channels) if axes == 2 else _split_others(item, channels, axes):
                 name_here = name or f"picture {len(inputs) + 1}"
-                inputs.append(_prepare(picture, found, name_here))
+                inputs.append(_prepare(picture, found, line(name_here, 80), dtype))
                 names.append(name_here)
     if not inputs:
         raise PictureError(f"images is empty; expected {_ACCEPTED}")
@@ -137,28 +146,39 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
             f"the pictures have different sizes: {', '.join(map(str, sorted(shapes)[:4]))}; "
             "give preprocess= with a resize and a crop to one size"
         )
-    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
-    device, dtype = (weight.device, weight.dtype) if weight is not None else (torch.device("cpu"), torch.float32)
-    return Pictures(torch.stack([x.to(device, dtype) for x in inputs]), found, tuple(names))
+
+    def batch(part: Sequence[Tensor]) -> Tensor:
+        return torch.stack([x.to(device) for x in part])
+
+    n = len(inputs)
+    (result,) = in_chunks(batch, inputs, n, f"{n} picture(s) of shape {tuple(inputs[0].shape)} on {device}", least=n)
+    return Pictures(result, found, tuple(names))
 
 
-def _prepare(picture: Image.Image | Array | Tensor, preprocess: Preprocess, name: str) -> Tensor:
-    """One picture's input (C, H, W)."""
+def _prepare(picture: Image.Image | Array | Tensor, preprocess: Preprocess, name: str, dtype: torch.dtype) -> Tensor:
+    """One picture's input (C, H, W) in the model's dtype."""
     if isinstance(picture, Tensor):
         result = picture
     else:
         try:
             result = preprocess(torch.from_numpy(picture.copy()) if isinstance(picture, np.ndarray) else picture)
         except Exception as error:
-            raise PictureError(f"preprocess failed on {name}: {type(error).__name__}: {error}") from error
+            said = f"{type(error).__name__}: {line(error, 1000)}"
+            raise PictureError(f"preprocess failed on {name}: {said}") from error
         ndim = picture.ndim if isinstance(picture, np.ndarray) else 3
-        if not isinstance(result, Tensor) or result.ndim != ndim or not result.is_floating_point():
+        if not isinstance(result, Tensor) or not _is_input(result, ndim):
             what = f"a {result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             shape = {2: "(C, L)", 3: "(C, H, W)", 4: "(C, D, H, W)"}[ndim]
             raise PictureError(f"preprocess gives {what} for {name}; expected a float tensor {shape}")
+    result = result.to(dtype)  # in which a large number may be infinite
     if not torch.isfinite(result).all():
         raise PictureError(f"{name} has values that are not finite (NaN or infinity); expected finite ones")
     return result
+
+
+def _is_input(result: Tensor, ndim: int) -> bool:
+    strange = result.is_nested or result.layout is not torch.strided or result.is_meta
+    return not strange and result.dtype in FLOATS and result.ndim == ndim and 0 not in result.shape
 
 
 def _check_not_several(item: Any, mode: str) -> None:
@@ -172,27 +192,30 @@ def _check_not_several(item: Any, mode: str) -> None:
 
 def _split(item: Any, channels: int) -> Iterator[Image.Image | Array | Tensor]:
     """The pictures in one item: PIL pictures, arrays (C, H, W) of bands, or float tensors that are inputs already."""
-    if isinstance(item, (str, os.PathLike)):
-        item = _open(item)
-    if isinstance(item, Image.Image):
-        if channels not in (1, 3) and len(item.getbands()) == channels:
-            yield from _split(np.asarray(item), channels)
-        else:
-            yield _flatten(item)
+    if isinstance(item, Path):
+        yield _open(item, channels)
+    elif isinstance(item, Image.Image):
+        with _reading(f"a PIL picture of mode {item.mode}"):
+            item.load()  # of one that was opened and not yet read
+            flat = _bands(item, channels)
+        yield flat
     elif isinstance(item, Tensor):
+        check_tensor("images", item, "(C, H, W) or (N, C, H, W)")
         if item.ndim not in (3, 4) or 0 in item.shape:
             raise PictureError(
                 f"a tensor of shape {tuple(item.shape)} is no picture; expected (C, H, W) or (N, C, H, W)"
             )
         batch = item if item.ndim == 4 else item[None]
-        if item.is_floating_point():
+        if item.dtype in FLOATS:
             yield from batch.detach().unbind()
-        else:
+        elif item.dtype in _WHOLE:
             yield from _split(batch.permute(0, 2, 3, 1).cpu().numpy(), channels)
+        else:
+            raise TypeError(f"a tensor of {item.dtype} is no picture; expected uint8, uint16, bool or a float dtype")
     elif isinstance(item, np.ndarray):
         if channels not in (1, 3) and item.ndim in (3, 4) and item.shape[-1] == channels and item.size:
             numbers = _numbers(item)
-            yield from (np.moveaxis(part, -1, 0) for part in (numbers if item.ndim == 4 else numbers[None]))
+            yield from np.moveaxis(numbers if item.ndim == 4 else numbers[None], -1, 1)
         elif item.ndim == 4:
             for part in item:
                 yield _from_array(part)
@@ -205,16 +228,23 @@ def _split(item: Any, channels: int) -> Iterator[Image.Image | Array | Tensor]:
 def _split_others(item: Any, channels: int, axes: int) -> Iterator[Array | Tensor]:
     """The signals or volumes in one item: arrays, or float tensors that are inputs already."""
     if not isinstance(item, (np.ndarray, Tensor)):
-        raise TypeError(f"images: got {type(item).__name__}; the model takes {_KINDS[axes]}")
+        what = "a path" if isinstance(item, Path) else type(item).__name__
+        raise TypeError(f"images: got {what}; the model takes {_KINDS[axes]}")
+    if isinstance(item, Tensor):
+        check_tensor("images", item, _KINDS[axes].partition("a tensor ")[2])
     if item.ndim == axes and channels == 1:
         item = item[None]
     if item.ndim not in (axes + 1, axes + 2) or 0 in item.shape:
         raise PictureError(f"images has shape {tuple(item.shape)}; the model takes {_KINDS[axes]}")
     batch = item if item.ndim == axes + 2 else item[None]
-    if isinstance(batch, Tensor) and batch.is_floating_point():
+    if isinstance(batch, np.ndarray):
+        yield from _numbers(batch)
+    elif batch.dtype in FLOATS:
         yield from batch.detach().unbind()
+    elif batch.dtype in _WHOLE:
+        yield from _numbers(batch.cpu().numpy())
     else:
-        yield from _numbers(batch.cpu().numpy() if isinstance(batch, Tensor) else batch)
+        raise TypeError(f"images: a tensor of {batch.dtype}; expected uint8, uint16, bool or a float dtype")
 
 
 _KINDS = {
@@ -232,21 +262,65 @@ def _numbers(array: Array) -> Array:
     raise TypeError(f"an array of {array.dtype}; expected uint8, uint16, bool or float")
 
 
-def _open(given: str | os.PathLike[str]) -> Image.Image:
-    if "://" in str(given):
-        raise PictureError(f"{str(given)!r} is an address; only files are loaded: download it and give the file's path")
-    path = Path(given)
+_WHOLE = (
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
+
+
+def _as_path(given: str | os.PathLike[str]) -> Path:
     try:
-        path = path.expanduser()
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file)
-    except FileNotFoundError:
-        near = ", ".join(sorted(p.name for p in path.parent.glob(f"{glob.escape(path.stem[:3])}*"))[:3])
-        raise PictureNotFoundError(f"there is no file {str(path)!r}{f'; near it: {near}' if near else ''}") from None
+        text = os.fspath(given)
+        if "://" not in text:
+            return Path(text)
+    except Exception:  # bytes, or an object of the person's own that fails
+        raise TypeError(f"images: the path {shown(given)} is no text; expected {_ACCEPTED}") from None
+    given = shown(text, 200)
+    raise PictureError(f"{given} is an address; only files are loaded: download it and give the file's path")
+
+
+def _open(path: Path, channels: int) -> Image.Image | Array:
+    """The picture in a file, 8 bits, grey or RGB; or its bands (C, H, W) where they are what the model takes."""
+    with _reading(shown(str(path), 200)):
+        try:
+            path = path.expanduser()
+            if not path.is_file() and path.exists():  # a pipe would be waited for, a device may have no end
+                raise OSError("it is a folder, pipe or device")
+            with Image.open(path) as file:
+                if file.format == "EPS":  # a program, which Pillow would have Ghostscript run
+                    raise UnidentifiedImageError
+                return _bands(ImageOps.exif_transpose(file), channels)
+        except FileNotFoundError:
+            near = ", ".join(sorted(p.name for p in path.parent.glob(f"{glob.escape(path.stem[:3])}*"))[:3])
+            near = f"; near it: {line(near, 200)}" if near else ""
+            raise PictureNotFoundError(f"there is no file {shown(str(path), 200)}{near}") from None
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """A picture that cannot be read inside, for whatever reason, is a PictureError that names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow remarks on a file that it can read
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except PictureError:
+        raise
     except UnidentifiedImageError:
-        raise PictureError(f"{str(path)!r} is no picture that can be read; expected PNG, JPEG or the like") from None
-    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{str(path)!r} cannot be read as a picture: {error}") from error
+        raise PictureError(f"{what} is no picture that can be read; expected PNG, JPEG or the like") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        most = f"{Image.MAX_IMAGE_PIXELS:,} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
+        raise PictureError(f"{what} cannot be read as a picture: it is too large; expected at most {most}") from None
+    except Exception as error:  # a broken file has Pillow fail in many ways
+        said = line(error, 200)
+        raise PictureError(f"{what} cannot be read as a picture: {said}; expected a whole one") from error
+
+
+def _bands(picture: Image.Image, channels: int) -> Image.Image | Array:
+    """The bands (C, H, W) of a picture that has as many as a model of other than 1 or 3 takes; else it is flattened."""
+    if channels in (1, 3) or len(picture.getbands()) != channels:
+        return _flatten(picture)
+    return np.moveaxis(np.asarray(picture), -1, 0)
 
 
 def _flatten(picture: Image.Image) -> Image.Image:

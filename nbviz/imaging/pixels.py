@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nbviz.core.errors import unknown
+from nbviz.core.errors import check_number, check_whole, shown, unknown
+
+#: The float dtypes that torch computes with everywhere.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensor(name: str, given: object, expected: str) -> Tensor:
+    """The tensor given, if it is one whose numbers can be looked at."""
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name} is {type(given).__name__}; expected a tensor {expected}")
+    if given.is_nested or given.layout is not torch.strided or given.is_quantized or given.is_meta:
+        raise TypeError(f"{name} is a sparse, nested, quantised or meta tensor; expected a dense one with values")
+    return given
 
 
 def grid(
@@ -31,7 +44,7 @@ def grid(
     nrow
         How many in a row.
     padding
-        Pixels between them.
+        Pixels between them, 1,000 at most.
     normalize
         Shift and scale to [0, 1].
     value_range
@@ -60,28 +73,45 @@ def grid(
     """
     from torchvision.utils import make_grid
 
-    if not isinstance(maps, Tensor):
-        raise TypeError(f"maps is {type(maps).__name__}; expected a tensor (K, H, W), (K, 1, H, W) or (K, 3, H, W)")
+    check_tensor("maps", maps, "(K, H, W), (K, 1, H, W) or (K, 3, H, W)")
     if maps.ndim not in (3, 4) or 0 in maps.shape or (maps.ndim == 4 and maps.shape[1] not in (1, 3)):
         raise ValueError(
             f"maps has shape {tuple(maps.shape)}; expected (K, H, W), (K, 1, H, W) or (K, 3, H, W), none of them empty "
             "(for feature_maps' (N, K, H, W), take one picture: maps[0])"
         )
-    for name, value, least in (("nrow", nrow, 1), ("padding", padding, 0)):
-        if not isinstance(value, int):
-            raise TypeError(f"{name} is {value!r:.80}; expected a whole number")
-        if value < least:
-            raise ValueError(f"{name} is {value}; expected at least {least}")
-    if normalize and not maps.is_floating_point():
+    nrow, padding = check_whole("nrow", nrow, 1), check_whole("padding", padding, 0, _MOST_PADDING)
+    for name, value in (("normalize", normalize), ("scale_each", scale_each)):
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name} is {shown(value)}; expected True or False")
+    if normalize and maps.dtype not in FLOATS:
         raise TypeError(f"maps is {maps.dtype}; expected a float dtype to normalise (or normalize=False)")
     if value_range is not None:
-        ends = list(value_range) if isinstance(value_range, (tuple, list)) else []
-        if len(ends) != 2 or not all(isinstance(end, Real) for end in ends) or not ends[0] <= ends[1]:
-            raise ValueError(f"value_range is {value_range!r:.80}; expected (low, high) with low at most high")
+        ends: list[Any] = list(value_range) if isinstance(value_range, (tuple, list)) else []
+        if len(ends) != 2 or not all(_fits(end, maps.dtype) for end in ends) or not ends[0] <= ends[1]:
+            raise ValueError(f"value_range is {shown(value_range)}; expected (low, high) with low at most high")
         value_range = (float(ends[0]), float(ends[1]))
+    if not _fits(pad_value, maps.dtype, finite=False):
+        raise ValueError(f"pad_value is {shown(pad_value)}; expected a number that {maps.dtype} can hold")
+    if maps.is_floating_point():
+        pad_value = float(pad_value)
     tiles = maps[:, None] if maps.ndim == 3 else maps
     result: Tensor = make_grid(tiles, nrow, padding, normalize, value_range, scale_each, pad_value)
     return result
+
+
+_MOST_PADDING = 1000  # pixels
+
+
+def _fits(number: Any, dtype: torch.dtype, finite: bool = True) -> bool:
+    """Whether this is a real number that a dtype can hold."""
+    if isinstance(number, np.timedelta64) or not isinstance(number, Real):  # NumPy calls a time a number
+        return False
+    if dtype == torch.bool:
+        return number in (0, 1)
+    if dtype.is_floating_point and not finite and not -math.inf < cast(float, number) < math.inf:
+        return True
+    ends = torch.finfo(dtype) if dtype.is_floating_point or dtype.is_complex else torch.iinfo(dtype)
+    return bool(ends.min <= cast(float, number) <= ends.max)
 
 
 def quantise(
@@ -191,16 +221,20 @@ def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.5, cmap: str = "v
     >>> overlay(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.rand(1, 2, 2), opacity=0).max().item()
     0
     """
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity is {opacity}; expected 0 to 1")
-    for name, value in (("pictures", pictures), ("maps", maps)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is {type(value).__name__}; expected a tensor")
+    opacity = check_number("opacity", opacity, 0, 1)
+    if not isinstance(cmap, str):
+        raise TypeError(f"cmap is {shown(cmap)}; expected the name of a matplotlib colour map")
+    check_tensor("pictures", pictures, "(N, 3, H, W)")
+    check_tensor("maps", maps, "(N, h, w)")
     if pictures.ndim != 4 or pictures.shape[1] != 3 or maps.ndim != 3 or len(maps) != len(pictures):
         raise ValueError(
             f"pictures has shape {tuple(pictures.shape)} and maps {tuple(maps.shape)}; "
             "expected (N, 3, H, W) and (N, h, w)"
         )
+    if 0 in pictures.shape or 0 in maps.shape:
+        raise ValueError("pictures or maps are empty; expected at least one of each, of at least one pixel")
+    if pictures.dtype != torch.uint8 or maps.is_complex():
+        raise TypeError(f"pictures is {pictures.dtype} and maps {maps.dtype}; expected torch.uint8 and real numbers")
     full = torch.nn.functional.interpolate(maps[:, None].float(), pictures.shape[-2:], mode="bilinear")[:, 0]
     colours = torch.from_numpy(colour_table(cmap)).to(pictures.device)
     coloured = colours[quantise(full)[0].to(pictures.device).long()].permute(0, 3, 1, 2)

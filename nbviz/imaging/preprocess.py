@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+
+from nbviz.core.errors import PictureError, check_choice, line, shown
+from nbviz.imaging.pixels import check_tensor
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,29 @@ class Preprocess:
     labels: tuple[str, ...] | None = None
     source: str = "given"
 
-    def __call__(self, picture: Image.Image | Tensor) -> Tensor:
-        """The model's input (C, H, W) for one picture of any PIL mode, or for a tensor."""
-        return self.transform(picture if isinstance(picture, Tensor) else picture.convert(self.mode))
+    def __post_init__(self) -> None:
+        transform: Any = self.transform
+        if not callable(transform):
+            raise TypeError(f"transform is {shown(transform)}; expected a callable from a PIL picture to (C, H, W)")
+        check_choice("mode", self.mode, ("RGB", "L"))
+        if not isinstance(self.source, str):
+            raise TypeError(f"source is {shown(self.source)}; expected a string")
+        # The other fields may be given as lists or arrays, too.
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _check_numbers(name, getattr(self, name)))
+        object.__setattr__(self, "labels", None if self.labels is None else check_labels(self.labels))
+
+    def __call__(self, picture: Any) -> Tensor:
+        """The model's input (C, H, W) for one PIL picture of any mode, or for a tensor."""
+        if isinstance(picture, Tensor):
+            return self.transform(picture)
+        if not isinstance(picture, Image.Image):
+            raise TypeError(f"picture is {type(picture).__name__}; expected a PIL picture or a tensor")
+        try:
+            converted = picture.convert(self.mode)
+        except Exception as error:  # a file that is cut off or closed, a palette that is none
+            raise PictureError(f"the picture cannot be read: {line(error)}; expected a whole one") from error
+        return self.transform(converted)
 
     def undo(self, inputs: Tensor) -> Tensor:
         """Pictures (N, C, H, W), signals or volumes in [0, 1] from a model's inputs of the same shape.
@@ -58,15 +83,43 @@ class Preprocess:
         Where mean and std are unknown and the values leave [0, 1], each picture's own range is
         stretched to [0, 1].
         """
-        inputs = inputs.detach().float()
+        inputs = check_tensor("inputs", inputs, "(N, C, H, W)").detach()
+        if inputs.ndim not in (3, 4, 5) or 0 in inputs.shape or inputs.is_complex():
+            what = f"{inputs.dtype} {tuple(inputs.shape)}"
+            raise ValueError(f"inputs is {what}; expected real (N, C, H, W), none of them empty")
+        inputs = inputs.float()
         each = [-1, *[1] * (inputs.ndim - 1)]
-        if self.mean is not None and self.std is not None and len(self.mean) in (1, inputs.shape[1]):
-            mean, std = (inputs.new_tensor(v).view(*each[1:2], *each[:1], *each[2:]) for v in (self.mean, self.std))
+        known = self.mean is not None and self.std is not None
+        if known and {len(self.mean or ()), len(self.std or ())} <= {1, inputs.shape[1]}:
+            mean, std = (inputs.new_tensor(v).view(1, *each[:-1]) for v in (self.mean, self.std))
             return (inputs * std + mean).clamp(0, 1)
         low, high = inputs.flatten(1).amin(1).view(each), inputs.flatten(1).amax(1).view(each)
         if float(low.min()) >= 0 and float(high.max()) <= 1:
             return inputs
         return (inputs - low) / (high - low).clamp(min=1e-12)
+
+
+def check_labels(given: Any) -> tuple[str, ...]:
+    """The names of a model's outputs as text."""
+    try:
+        names = given.tolist() if hasattr(given, "tolist") else given
+        if isinstance(names, (list, tuple)):
+            return tuple(map(str, names))
+    except Exception:  # of an object's own making
+        pass
+    raise TypeError(f"labels is a {type(given).__name__}; expected a list of names, one for each output")
+
+
+def _check_numbers(name: str, given: Any) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    try:
+        numbers = given.tolist() if hasattr(given, "tolist") else given
+        if isinstance(numbers, (list, tuple)) and all(isinstance(n, Real) and math.isfinite(n) for n in numbers):
+            return tuple(map(float, numbers))
+    except Exception:  # of an object's own making, or a number too large for a float
+        pass
+    raise TypeError(f"{name} is {shown(given)}; expected a number for each channel, or None")
 
 
 def find_preprocess(model: nn.Module, preprocess: Any = None) -> Preprocess:
@@ -196,13 +249,16 @@ def _torchvision(model: nn.Module) -> Preprocess | None:
 
 def _normalisation(transform: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Mean and std of the last normalisation in a torchvision transform, however deep it lies."""
-    for step in reversed(list(getattr(transform, "transforms", None) or [])):
-        if (found := _normalisation(step)) != (None, None):
-            return found
-    mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
-    if mean is None or std is None:
-        return None, None
-    return tuple(torch.as_tensor(mean).flatten().tolist()), tuple(torch.as_tensor(std).flatten().tolist())
+    try:
+        for step in reversed(list(getattr(transform, "transforms", None) or [])):
+            if (found := _normalisation(step)) != (None, None):
+                return found
+        mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
+        if mean is not None and std is not None:
+            return tuple(torch.as_tensor(mean).flatten().tolist()), tuple(torch.as_tensor(std).flatten().tolist())
+    except Exception:  # something else that goes by these names
+        pass
+    return None, None
 
 
 def _imagenet_labels() -> tuple[str, ...]:

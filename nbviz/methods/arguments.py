@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nbviz.core.errors import ModelError, unknown
+from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.trace import Feed, Trace
 
 
@@ -21,16 +21,29 @@ def check_indices(kind: str, given: Any, count: int) -> list[int]:
     >>> check_indices("channel", 3, 8), check_indices("channel", torch.tensor([0, 7]), 8)
     ([3], [0, 7])
     """
-    values = given.tolist() if hasattr(given, "tolist") else given
-    values = list(values) if isinstance(values, Iterable) else [values]
-    # A mask of truth values is no list of numbers, though Python could take it for one.
-    if not all(hasattr(i, "__index__") and not isinstance(i, bool) for i in values):
-        raise TypeError(f"{kind}: got {given!r:.80}; expected a whole number or a list of them")
-    indices = [operator.index(i) for i in values]
-    for index in indices:
-        if not 0 <= index < count:
-            raise ValueError(f"no {kind} {index}: there are {count}, numbered 0 to {count - 1}")
-    return indices
+    indices = []
+    try:
+        values = given.tolist() if hasattr(given, "tolist") else given
+        for value in values if isinstance(values, (list, tuple, range, set)) else [values]:
+            # A mask of truth values is no list of numbers, though Python could take it for one.
+            if isinstance(value, bool):
+                raise TypeError
+            indices.append(operator.index(value))
+            if not 0 <= indices[-1] < count:
+                break
+        else:
+            return indices
+    except Exception:  # of an object's own making as well
+        raise TypeError(f"{kind}: got {shown(given)}; expected a whole number or a list of them") from None
+    raise ValueError(f"no {kind} {shown(indices[-1])}: there are {count}, numbered 0 to {count - 1}")
+
+
+def check_index(kind: str, given: Any, count: int) -> int:
+    """The same for one whole number."""
+    indices = check_indices(kind, given, count)
+    if len(indices) != 1:
+        raise ValueError(f"{kind}: got {shown(given)}; expected one whole number")
+    return indices[0]
 
 
 #: The shape of pictures, and of feature maps, by how many dimensions it has.
@@ -42,7 +55,7 @@ def check_maps(trace: Trace, layer: str) -> Tensor:
     activation, ndim = trace.activations[layer], trace.inputs.ndim
     if activation.ndim != ndim or 0 in activation.shape:
         raise ValueError(
-            f"layer {layer!r} gives {tuple(activation.shape)}; expected feature maps {SHAPES[ndim]} "
+            f"layer {shown(layer)} gives {tuple(activation.shape)}; expected feature maps {SHAPES[ndim]} "
             "(nbviz.layers lists the shapes)"
         )
     return activation
@@ -78,13 +91,13 @@ def check_logits(output: Any, pick: Any = None) -> Tensor:
             output = pick(output)
         except Exception as error:
             raise ModelError(
-                f"output= failed on the model's {type(output).__name__}: {type(error).__name__}: {error}"
+                f"output= failed on the model's {type(output).__name__}: {type(error).__name__}: {line(error, 1000)}"
             ) from error
     elif pick is not None:
         output = _part(output, pick)
     if not isinstance(output, Tensor):
         keys = _keys(output)
-        hint = f" (output={keys[0]!r}, for example)" if keys else ""
+        hint = f" (output={shown(keys[0])}, for example)" if keys else ""
         raise TypeError(
             f"the model gives a {type(output).__name__}; expected class scores (N, classes): "
             f"say with output= where they are{hint}, or name a layer"
@@ -94,7 +107,14 @@ def check_logits(output: Any, pick: Any = None) -> Tensor:
             f"the model gives {tuple(output.shape)}; expected class scores (N, classes): "
             "say with output= how to get them, or name a layer"
         )
-    return output
+    return check_real(output, "the model")
+
+
+def check_real(values: Tensor, what: str) -> Tensor:
+    """The values if they are fractions that can be ordered and have a gradient."""
+    if not values.is_floating_point() or values.layout is not torch.strided:
+        raise TypeError(f"{what} gives {values.dtype} values, {values.layout}; expected dense ones of a float dtype")
+    return values
 
 
 def _part(output: Any, pick: Any) -> Any:
@@ -110,7 +130,7 @@ def _part(output: Any, pick: Any) -> Any:
     if keys:
         raise unknown("output", pick, keys)
     raise ValueError(
-        f"no output {pick!r:.80}: the model gives a {type(output).__name__}, which has no parts; "
+        f"no output {shown(pick)}: the model gives a {type(output).__name__}, which has no parts; "
         "expected a callable from it, or None"
     )
 
@@ -124,12 +144,11 @@ def _keys(output: Any) -> list[Any]:
     return []
 
 
-def check_target(target: Any, logits: Tensor) -> Tensor:
-    """One class per picture, (N,): the predicted one where target is None."""
-    n, classes = logits.shape
+def check_target(target: Any, logits: Tensor, part: Sequence[int], n: int) -> Tensor:
+    """One class for each of some of n pictures, whose logits are given: the predicted one where target is None."""
     if target is None:
         return logits.argmax(1)
-    chosen = check_indices("class", target, classes)
+    chosen = check_indices("class", target, logits.shape[1])
     if len(chosen) not in (1, n):
         raise ValueError(f"target has {len(chosen)} classes for {n} picture(s); expected one, or one for each picture")
-    return torch.tensor(chosen * (n if len(chosen) == 1 else 1), device=logits.device)
+    return torch.tensor([chosen[i if len(chosen) > 1 else 0] for i in part], device=logits.device)

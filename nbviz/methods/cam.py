@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import pull
+from nbviz.core.chunks import in_chunks, joined, kept_together, out_of_memory
 from nbviz.core.errors import ModelError
 from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model, untouched
@@ -81,24 +82,29 @@ def grad_cam(
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
     if layer is None:
         layer = _last_maps(model, pictures, feed)
-    trace = run(model, pictures, [layer], feed=feed, output=True, grad=True)
-    activation = check_maps(trace, layer)
-    logits = check_logits(trace.output, output)
-    signal = nn.functional.one_hot(check_target(target, logits), logits.shape[1]).to(logits.dtype)
-    try:
-        with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
-            gradient = pull("gradient", logits, signal[None], activation)[0][0]
-    except ModelError:
-        raise ModelError(
-            f"no gradient flows from the class scores to layer {layer!r}: they do not depend on it"
-        ) from None
-    over = tuple(range(2, gradient.ndim))
-    weights = gradient.mean(over, keepdim=True)
-    maps = (weights * activation.detach()).sum(1).relu()
+
+    def of(part: Sequence[int]) -> Tensor:
+        trace = run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed, output=True, grad=True)
+        activation, logits = check_maps(trace, layer), check_logits(trace.output, output)
+        classes = check_target(target, logits, part, len(pictures))
+        signal = nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)
+        try:
+            with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
+                gradient = pull("gradient", logits, signal[None], activation)[0][0]
+        except ModelError as error:
+            if out_of_memory(error):
+                raise
+            reason = f"no gradient flows from the class scores to layer {layer!r}: they do not depend on it"
+            raise ModelError(reason) from None
+        weights = gradient.mean(tuple(range(2, gradient.ndim)), keepdim=True)
+        return (weights * activation.detach()).sum(1).relu()
+
+    n = len(pictures)
+    maps = joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
     if raw:
         return maps
-    maps = maps / maps.flatten(1).amax(1).view(-1, *[1] * len(over)).clamp(min=torch.finfo(maps.dtype).tiny)
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(over)]
+    maps = maps / maps.flatten(1).amax(1).view(-1, *[1] * (maps.ndim - 1)).clamp(min=torch.finfo(maps.dtype).tiny)
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[maps.ndim - 1]
     return nn.functional.interpolate(maps[:, None], pictures.shape[2:], mode=mode)[:, 0]
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.errors import unknown
+from nbviz.core.chunks import in_chunks, joined, kept_together
+from nbviz.core.errors import check_choice
 from nbviz.core.trace import run
 from nbviz.imaging.load import load
+from nbviz.imaging.pixels import FLOATS, check_tensor
 from nbviz.methods.arguments import check_feed, check_indices, check_maps
 
 
@@ -65,7 +67,12 @@ def feature_maps(
     torch.Size([2, 2, 6, 6])
     """
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    activation = check_maps(run(model, pictures, [layer], feed=feed), layer)
+
+    def of(part: Sequence[int]) -> Tensor:
+        return check_maps(run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed), layer)
+
+    n = len(pictures)
+    activation = joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
     return activation if channels is None else activation[:, check_indices("channel", channels, activation.shape[1])]
 
 
@@ -100,21 +107,20 @@ def fuse(maps: Tensor, how: str = "mean") -> Tensor:
     >>> fuse(maps, "l2").item(), fuse(maps, "sum").item()
     (5.0, -1.0)
     """
-    if not isinstance(maps, Tensor):
-        raise TypeError(f"maps is {type(maps).__name__}; expected a tensor (N, K, H, W)")
+    check_tensor("maps", maps, "(N, K, H, W)")
     if maps.ndim not in (3, 4, 5) or 0 in maps.shape[1:]:
         raise ValueError(
             f"maps has shape {tuple(maps.shape)}; expected (N, K, H, W), (N, K, L) or (N, K, D, H, W), none but N zero"
         )
-    if not isinstance(how, str) or how not in _FUSIONS:
-        raise unknown("way to fuse", how, _FUSIONS)
-    if not maps.is_floating_point():
+    check_choice("way to fuse", how, _FUSIONS)
+    if maps.dtype not in FLOATS:
         raise TypeError(f"maps is {maps.dtype}; expected a float dtype")
     return _FUSIONS[how](maps)
 
 
 def _principal_colours(maps: Tensor) -> Tensor:
     points = torch.nan_to_num(maps.flatten(2).transpose(1, 2).float(), 0.0, 0.0, 0.0)  # (N, positions, channels)
+    points = points / points.abs().amax((1, 2), keepdim=True).clamp(min=1e-30)  # whose squares could be infinite
     points = points - points.mean(1, keepdim=True)
     u, s, v = torch.linalg.svd(points, full_matrices=False)
     u, s, v = u[..., :3], s[..., :3], v[:, :3]

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import RULES, UNPOOLING, pull
-from nbviz.core.errors import NoRectifierWarning, unknown, warn
+from nbviz.core.chunks import in_chunks, joined, kept_together
+from nbviz.core.errors import NoRectifierWarning, check_choice, shown, warn
 from nbviz.core.local import Start, pull_local
 from nbviz.core.state import check_model, interruptible, untouched
 from nbviz.core.trace import Trace, run
 from nbviz.imaging.load import load
-from nbviz.methods.arguments import check_feed, check_indices, check_logits, check_maps, check_target
+from nbviz.imaging.pixels import check_tensor
+from nbviz.methods.arguments import check_feed, check_indices, check_logits, check_maps, check_real, check_target
 
 #: Where a reconstruction starts in a channel's map.
 SEEDS = ("max", "map", "unit")
@@ -112,36 +114,41 @@ def reconstruct(
     >>> reconstruct(net, torch.rand(2, 1, 8, 8), target=4, rules=["gradient"])["gradient"].shape
     torch.Size([2, 1, 8, 8])
     """
-    rules = [rules] if isinstance(rules, str) else list(rules)
-    for kind, given, accepted in [*(("rule", rule, RULES) for rule in rules), ("seed", seed, SEEDS)]:
-        if given not in accepted:
-            raise unknown(kind, given, accepted)
-    if unpool not in UNPOOLING:
-        raise unknown("unpooling", unpool, UNPOOLING)
+    if not isinstance(rules, (str, list, tuple, set)):
+        raise TypeError(f"rules is {shown(rules)}; expected a list of {', '.join(RULES)}")
+    rules = [check_choice("rule", rule, RULES) for rule in ([rules] if isinstance(rules, str) else rules)]
+    check_choice("seed", seed, SEEDS)
+    check_choice("unpooling", unpool, UNPOOLING)
     if layer is not None and target is not None:
         raise ValueError("target is a class of the model's output and goes with layer=None; give channels for a layer")
     if layer is None and channels is not None:
         raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
 
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    result = {}
-    if layer is None:
-        trace = run(model, pictures, feed=feed, output=True, grad=True)
+    check_tensor("the model's input", pictures, "on a device that holds values")
+
+    def of(part: Sequence[int]) -> list[tuple[Tensor, frozenset[str]]]:
+        some = pictures[part[0] : part[-1] + 1]
+        if layer is not None:
+            trace = run(model, some, [layer], feed=feed, grad=True)
+            count = check_real(check_maps(trace, layer), f"layer {shown(layer)}").shape[1]
+            chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
+            return [project(trace, layer, chosen, rule, seed, unpool) for rule in rules]
+        trace = run(model, some, feed=feed, output=True, grad=True)
         logits = check_logits(trace.output, output)
-        signal = torch.nn.functional.one_hot(check_target(target, logits), logits.shape[1]).to(logits.dtype)
-        for rule in rules:
-            with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
-                maps, met = pull(rule, logits, signal[None], trace.inputs, unpool)
-            warn_without_rectifiers(rule, met)
-            result[rule] = maps[0]
-    else:
-        trace = run(model, pictures, [layer], feed=feed, grad=True)
-        count = check_maps(trace, layer).shape[1]
-        chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
-        for rule in rules:
-            result[rule], met = project(trace, layer, chosen, rule, seed, unpool)
-            if chosen:
-                warn_without_rectifiers(rule, met)
+        classes = check_target(target, logits, part, len(pictures))
+        signal = torch.nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)[None]
+        with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
+            pulled = [pull(rule, logits, signal, trace.inputs, unpool) for rule in rules]
+        return [(maps[0], met) for maps, met in pulled]
+
+    n = len(pictures)
+    pieces = in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed))
+    result = {}
+    for rule, found in zip(rules, zip(*pieces, strict=True), strict=True):
+        result[rule] = joined([maps for maps, _ in found])
+        if result[rule].numel():
+            warn_without_rectifiers(rule, found[0][1])
     return result
 
 
@@ -150,21 +157,20 @@ def project(
 ) -> tuple[Tensor, frozenset[str]]:
     """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and the names of the rectifiers met."""
     activation = trace.activations[layer]
-    pieces, met = [], frozenset[str]()
     # A checkpoint in the model runs parts of it again on the way.
     with untouched(trace.model) if trace.model is not None else nullcontext(), interruptible():
         if channels and seed != "map" and unpool == "sum":  # from one position: work only where the signal is
             local = pull_local(rule, activation, _strongest(activation, channels, seed), trace.inputs)
             if local is not None:
                 return local[0].unflatten(0, (len(activation), len(channels))), local[1]
-        for i in range(0, len(channels), _CHANNELS_AT_ONCE):
-            part = seeds(activation, channels[i : i + _CHANNELS_AT_ONCE], seed)
-            piece, more = pull(rule, activation, part, trace.inputs, unpool)
-            pieces.append(piece)
-            met |= more
-    if not pieces:
-        return trace.inputs.new_empty(trace.inputs.shape[0], 0, *trace.inputs.shape[1:]), met
-    return (torch.cat(pieces) if len(pieces) > 1 else pieces[0]).transpose(0, 1), met
+
+        def send(part: Sequence[int]) -> tuple[Tensor, frozenset[str]]:
+            return pull(rule, activation, seeds(activation, part, seed), trace.inputs, unpool)
+
+        sent = in_chunks(send, channels, _CHANNELS_AT_ONCE, "the way of one channel's signal back to the picture")
+    if not sent:
+        return trace.inputs.new_empty(len(trace.inputs), 0, *trace.inputs.shape[1:]), frozenset()
+    return joined([maps for maps, _ in sent]).transpose(0, 1), sent[0][1]
 
 
 def _strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[Start]:

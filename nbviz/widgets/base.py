@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipywidgets
 
-from nbviz.export.figure import Panel, draw_figure
+from nbviz.core.errors import check_number, line
+from nbviz.export.figure import Panel, check_figure_path, draw_figure, save_figure
 from nbviz.widgets.cells import between_cells, watch_cells
 from nbviz.widgets.views import Header
 
@@ -55,8 +56,12 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self.header.observe(self._painted, names="painted")
         self._open = True
         self._job = self._work()
-        with self._turn():
-            self._step(raise_errors=True)
+        try:
+            with self._turn():
+                self._step(raise_errors=True)
+        except BaseException:  # nobody has it, to close it
+            self.close()
+            raise
 
     def _work(self) -> Iterator[bool]:
         failed: Exception | None = None
@@ -122,11 +127,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         except Exception as error:
             if raise_errors and self._parts[0] in self._stale:  # nothing can be shown
                 raise
-            # An observer's traceback is seen by nobody: it goes to JupyterLab's log.
-            self._job = None
-            self._ended()
-            self.header.error = f"{type(error).__name__}: {error}"
-            self.header.state = "error"
+            self._failed(error)
         except BaseException:  # interrupted: what is stale is drawn when next asked for
             self._job = self._work()
             self.header.state = "interrupted"
@@ -137,9 +138,16 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self._chunk_ended = time.monotonic()
         self.header.chunk += 1
 
+    def _failed(self, error: Exception) -> None:
+        """Say so in the page: an observer's traceback is seen by nobody, it goes to JupyterLab's log."""
+        self._job = None
+        self._ended()
+        self.header.error = f"{line(type(error).__name__)}: {line(error, 1000)}"
+        self.header.state = "error"
+
     def finish(self, seconds: float = float("inf")) -> None:
         """Do the work that is left without waiting for a page, for about ``seconds`` at most."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + check_number("seconds", seconds)
         with self._turn():
             while self._job is not None and time.monotonic() < end:
                 self._step()
@@ -173,7 +181,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             return figure
 
     def save(self, path: str | Path) -> None:
-        """Write the current view as a figure; the ending of the name says how (png, svg, pdf).
+        """Write the current view as a figure; the ending of the name says how (png, svg, pdf, jpg or webp).
 
         Examples
         --------
@@ -183,7 +191,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         >>> path.stat().st_size > 10_000
         True
         """
-        self.figure().savefig(path, dpi=150)
+        path = check_figure_path(path)
+        save_figure(self.figure(), path, dpi=150)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The live view, and a PNG of it for where no widget can live."""
@@ -193,18 +202,24 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
                 self.finish(_BEFORE_DISPLAY)
                 if not self.header.error:
                     png = io.BytesIO()
-                    draw_figure(self._heading(), self._figure_rows()).savefig(png, format="png", dpi=90)
-                    bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
-                    if self._job is None:
-                        self._ended()
+                    try:
+                        save_figure(draw_figure(self._heading(), self._figure_rows()), png, format="png", dpi=90)
+                    except Exception as error:  # the live view is none the worse
+                        self._failed(error)
+                    else:
+                        bundle["image/png"] = base64.b64encode(png.getvalue()).decode()
+                        if self._job is None:
+                            self._ended()
         return bundle
 
     def close(self) -> None:
-        """End the widget and all in it."""
+        """End the widget and all in it, of which each part has a comm of its own."""
         self._open, self._job = False, None
-        closed: list[ipywidgets.Widget] = list(self.children)
-        for widget in closed:
-            closed.extend(getattr(widget, "children", ()))
-        for widget in closed:
+        # Those that this kind of view does not show are in no box.
+        parts: list[Any] = [self, *(held for held in vars(self).values() if isinstance(held, ipywidgets.Widget))]
+        for widget in parts:
+            inner = (*getattr(widget, "children", ()), getattr(widget, "layout", None), getattr(widget, "style", None))
+            parts.extend(part for part in inner if isinstance(part, ipywidgets.Widget))
+        for widget in parts[1:]:
             widget.close()
         super().close()

@@ -14,11 +14,12 @@ import traitlets as t
 from torch import nn
 
 from nbviz.core.backward import PAPERS, RULES
-from nbviz.core.errors import unknown
-from nbviz.core.state import fingerprint, is_compiled
+from nbviz.core.chunks import in_chunks
+from nbviz.core.errors import check_choice, line
+from nbviz.core.state import fingerprint, is_compiled, lock
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.arguments import check_indices
+from nbviz.methods.arguments import check_index, check_indices
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets.base import Pulled
@@ -61,9 +62,9 @@ class Instrument(Pulled):
     picture = t.Int(0, help="Which of the pictures is shown, from 0.")
     layer = t.Unicode(help="The layer's name.")
     channel = t.Int(0, help="The picked channel.")
-    seed = t.Enum(SEEDS, "max", help="What a reconstruction starts from.")
+    seed = t.Unicode("max", help="What a reconstruction starts from.")
     how = t.Unicode("l2", help="How all channels are fused into one map.")
-    tiles = t.Enum(TILES, TILES[0], help="What the grid shows of each channel.")
+    tiles = t.Unicode(TILES[0], help="What the grid shows of each channel.")
 
     plane = t.Int(0, help="Which slice of a volume is shown, from 0.")
     bands = t.Any((), help="Which channels of the pictures are shown: one in grey, or three as red, green and blue.")
@@ -100,8 +101,7 @@ class Instrument(Pulled):
         bands: Sequence[int] | int | None = None,
     ) -> None:
         for kind, given, accepted in (("seed", seed, SEEDS), ("way to fuse", how, FUSIONS), ("tiles", tiles, TILES)):
-            if given not in accepted:
-                raise unknown(kind, given, accepted)
+            check_choice(kind, given, accepted)
         if tiles != TILES[0] and not self._grad:
             self._valid_tiles({"value": tiles})
         self.session = Session(model, images, preprocess, labels, self._grad, inputs, output)
@@ -109,21 +109,20 @@ class Instrument(Pulled):
         count = self.session.layers[start].shape[0]
         own = {"preprocess": preprocess, "labels": labels, "inputs": inputs, "output": output}
         self._given = [name for name, value in own.items() if value is not None]
-        (picture,) = check_indices("picture", picture, len(self.session.display))
-        (plane,) = check_indices("plane", self.session.depth // 2 if plane is None else plane, self.session.depth)
+        picture = check_index("picture", picture, len(self.session.display))
+        plane = check_index("plane", self.session.depth // 2 if plane is None else plane, self.session.depth)
         bands = self.session.usual_bands if bands is None else self._valid_bands({"value": bands})
         if bands != self.session.bands:
             self.session.show_bands(bands)
         if channel is not None:
-            (channel,) = check_indices("channel", channel, count)
+            channel = check_index("channel", channel, count)
         self._pick_strongest = channel is None
         self._costs: dict[str, float | None] = {}
         self._notes: dict[str, str] = {}
         self._begun: tuple[Any, ...] | None = None  # the layer, seed and so on that the tiles are of
-        self._kept: dict[str, Any] = {}  # the picked channel's reconstructions of a volume
-        self._side, self._at_once, self._spent = 0, _AT_ONCE, 0.0
+        self._side, self._at_once, self._most, self._spent = 0, _AT_ONCE, _MOST_TILES, 0.0
         self._compiled = is_compiled(model)
-        super().__init__(Header(title=type(self.session.model).__name__, info=self._info()))
+        super().__init__(Header(title=line(type(self.session.model).__name__), info=self._info()))
         group = uuid.uuid4().hex
         self.strip = Strip(thumbs=_thumbs(self.session))
         self.grid = ChannelGrid(group=group)
@@ -214,15 +213,15 @@ class Instrument(Pulled):
     @t.validate("channel")
     def _valid_channel(self, proposal: Any) -> int:
         count = self.session.layers[self.layer].shape[0] if self.layer else 1
-        return check_indices("channel", proposal["value"], count)[0]
+        return check_index("channel", proposal["value"], count)
 
     @t.validate("picture")
     def _valid_picture(self, proposal: Any) -> int:
-        return check_indices("picture", proposal["value"], len(self.session.display))[0]
+        return check_index("picture", proposal["value"], len(self.session.display))
 
     @t.validate("plane")
     def _valid_plane(self, proposal: Any) -> int:
-        return check_indices("plane", proposal["value"], self.session.depth)[0]
+        return check_index("plane", proposal["value"], self.session.depth)
 
     @t.validate("bands")
     def _valid_bands(self, proposal: Any) -> tuple[int, ...]:
@@ -233,17 +232,19 @@ class Instrument(Pulled):
 
     @t.validate("tiles")
     def _valid_tiles(self, proposal: Any) -> str:
-        if proposal["value"] != TILES[0] and not self._grad:
-            raise ValueError(
-                f"tiles is {proposal['value']!r}; {type(self).__name__} shows activations (see nbviz.explore)"
-            )
-        return str(proposal["value"])
+        tiles = check_choice("tiles", proposal["value"], TILES)
+        if tiles != TILES[0] and not self._grad:
+            what = f"{type(self).__name__} shows activations"
+            raise ValueError(f"tiles is {tiles!r}; {what}, expected 'activation' (see nbviz.explore)")
+        return tiles
+
+    @t.validate("seed")
+    def _valid_seed(self, proposal: Any) -> str:
+        return check_choice("seed", proposal["value"], SEEDS)
 
     @t.validate("how")
     def _valid_how(self, proposal: Any) -> str:
-        if proposal["value"] not in FUSIONS:
-            raise unknown("way to fuse", proposal["value"], FUSIONS)
-        return str(proposal["value"])
+        return check_choice("way to fuse", proposal["value"], FUSIONS)
 
     def _changed(self, change: Any) -> None:
         if change.name == "layer":  # has other channels: the slider ends at its last, and its strongest is picked
@@ -276,7 +277,7 @@ class Instrument(Pulled):
 
     def _zoomed(self, change: Any) -> None:
         """The page has larger tiles than before: send them with more pixels, if there are more."""
-        whole = max(self.grid.tiles["shape"][1:])
+        whole = max(self.grid.tiles.get("shape", [1])[1:], default=1)  # no shape yet where nothing was drawn
         if max(1, whole // change.new) < max(1, whole // change.old):
             self._renew({"grid", "first", "rest"})
 
@@ -306,7 +307,7 @@ class Instrument(Pulled):
         maps = self.tiles == TILES[0]
         kind, size = ("map", (1, *layer.shape[1:])[-2:]) if maps else ("signed", self.session.patch(layer, self.seed))
         if self._begun is None or self._begun[:2] != (self.layer, self.seed):  # others take another time
-            self._at_once = _AT_ONCE
+            self._at_once, self._most = _AT_ONCE, _MOST_TILES
         # What the tiles to come are of as well, whatever changes meanwhile.
         self._side, self._begun, self._spent = self.grid.side, self._state(), 0.0
         with self.grid.hold_sync():
@@ -350,16 +351,22 @@ class Instrument(Pulled):
     def _add_reconstructions(self) -> bool:
         """The same with reconstructions, of which each takes its time."""
         start = time.perf_counter()
-        channels, layer = self.grid.waiting(self._at_once), self.session.layers[self.layer]
-        maps, _ = self.session.reconstructions(self.picture, self.layer, channels, self.tiles, self.seed)
-        places = self._look(self._side).place[channels].tolist()
-        pixels, scales = self.session.patches(layer, maps, places, self.seed, self._side)
+        layer, places = self.session.layers[self.layer], self._look(self._side).place
+
+        def of(part: Sequence[int]) -> tuple[Array, Array]:
+            maps, _ = self.session.reconstructions(self.picture, self.layer, part, self.tiles, self.seed)
+            return self.session.patches(layer, maps, places[part].tolist(), self.seed, self._side)
+
+        pieces = in_chunks(of, self.grid.waiting(self._at_once), self._at_once, "one channel's reconstruction")
+        if len(pieces) > 1:  # memory did not suffice for all
+            self._most = len(pieces[0][1])
+        pixels, scales = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
         sent = self.grid.add(pixels, -scales, scales)
         spent = time.perf_counter() - start
         self._spent += spent
         self._cost("tiles", 1000 * self._spent)
         # As many as take about one chunk: few where each needs a backward pass over the whole picture.
-        self._at_once = max(1, min(_MOST_TILES, round(self._at_once * _TILES_SECONDS / spent)))
+        self._at_once = max(1, min(self._most, _MOST_TILES, round(self._at_once * _TILES_SECONDS / spent)))
         return sent > self._room // 4
 
     def _show_fused(self) -> Iterator[bool]:
@@ -406,7 +413,7 @@ class Instrument(Pulled):
         met, spent = frozenset[str](), 0.0
         for rule in RULES:
             start = time.perf_counter()
-            maps, met = self._pulled(rule)
+            maps, met = self.session.reconstruction(self.picture, self.layer, channel, rule, self.seed)
             largest = torch.nan_to_num(maps[0].float(), 0.0, 0.0, 0.0).abs().amax()
             nothing = "" if bool(largest > 0) else ": zero everywhere"
             part = caption = RULE_CAPTIONS[rule] + nothing
@@ -423,17 +430,6 @@ class Instrument(Pulled):
             note = f"through {extended}, deconvnet and guided backprop extend their papers" if extended else ""
         self._note("rectifiers", note)
         yield False
-
-    def _pulled(self, rule: str) -> tuple[torch.Tensor, frozenset[str]]:
-        """The picked channel's reconstruction; of a volume it is kept, for the next slice."""
-        key = self.picture, self.layer, self.channel, self.seed, self.bands, fingerprint(self.session.model)
-        if self._kept.get("of") != key or rule not in self._kept:
-            made = self.session.reconstructions(self.picture, self.layer, [self.channel], rule, self.seed)
-            if self.session.axes < 3:
-                return made
-            self._kept = {**(self._kept if self._kept.get("of") == key else {}), "of": key, rule: made}
-        found: tuple[torch.Tensor, frozenset[str]] = self._kept[rule]
-        return found
 
     def _show_panel(
         self,
@@ -470,12 +466,12 @@ class Instrument(Pulled):
     def tiled(self) -> str:
         """What the grid's tiles should be of."""
         plane = self.plane if self.tiles == TILES[0] else ""
-        return f"{self.picture} {self.layer} {self.tiles} {self.seed} {plane} {self.bands}"
+        return f"{self.picture} {line(self.layer)} {self.tiles} {self.seed} {plane} {self.bands}"
 
     @property
     def picked(self) -> str:
         """What the panels of the picked channel should be of."""
-        return f"{self.picture} {self.layer} {self.channel} {self.seed} {self.plane} {self.bands}"
+        return f"{self.picture} {line(self.layer)} {self.channel} {self.seed} {self.plane} {self.bands}"
 
     @property
     def code(self) -> str:
@@ -503,14 +499,17 @@ class Instrument(Pulled):
         mode = "train mode, shown in eval" if model.training else "eval"
         mode += " · compiled, shown eager" if self._compiled else ""
         count = len(self.session.layers)
-        return f"{count} layers · {pictures.inputs.device} · {dtype} · {mode} · input: {pictures.preprocess.source}"
+        return (
+            f"{count} layers · {pictures.inputs.device} · {dtype} · {mode} · input: {line(pictures.preprocess.source)}"
+        )
 
     def close(self) -> None:
         """End the widget, and let go of what it keeps of the model's activations."""
-        session = getattr(self, "session", None)  # a widget whose making failed is closed as well
-        if session is not None:
-            session.forget()
-        super().close()
+        with lock:  # what another thread draws of it ends first
+            super().close()
+            session = getattr(self, "session", None)  # a widget whose making failed is closed as well
+            if session is not None:
+                session.forget()
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.session.layers[self.layer]}"
@@ -541,6 +540,6 @@ def _thumbs(session: Session, size: int = 96) -> list[dict[str, Any]]:
         small = torch.nn.functional.interpolate(small.float(), shape, mode="bilinear", antialias=True)
     pixels = small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     return [
-        {"name": name, "shape": list(p.shape), "data": p.tobytes(), "plot": session.axes == 1}
+        {"name": line(name), "shape": list(p.shape), "data": p.tobytes(), "plot": session.axes == 1}
         for name, p in zip(session.pictures.names, pixels, strict=True)
     ]

@@ -6,6 +6,7 @@ import atexit
 import weakref
 from typing import Protocol
 
+from nbviz.core.errors import shown
 from nbviz.core.state import lock
 
 
@@ -47,9 +48,9 @@ def set_memory_limit(limit: int) -> None:
     """
     global _limit  # noqa: PLW0603 - one limit for the process, as there is one memory
     if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit is {limit!r:.80}; expected a whole number of bytes, such as 512 << 20")
+        raise TypeError(f"limit is {shown(limit)}; expected a whole number of bytes, such as 512 << 20")
     if limit < 0:
-        raise ValueError(f"limit is {limit}; expected at least 0 bytes")
+        raise ValueError(f"limit is {shown(limit)}; expected at least 0 bytes")
     with lock:  # not while one of them is in use
         _limit = limit
         forget_beyond_limit()

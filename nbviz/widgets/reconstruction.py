@@ -7,7 +7,7 @@ from typing import ClassVar
 import ipywidgets
 
 from nbviz.export.figure import Panel
-from nbviz.widgets.figures import reconstruction_panels
+from nbviz.widgets.figures import picture_panel, reconstruction_panels
 from nbviz.widgets.instrument import Instrument
 
 
@@ -46,4 +46,4 @@ class Reconstruction(Instrument):
         return ipywidgets.Box([ipywidgets.VBox(self._of_the_picture()), right]).add_class("nbviz-columns")
 
     def _figure_rows(self) -> list[list[Panel]]:
-        return reconstruction_panels(self)
+        return reconstruction_panels(self) or [[picture_panel(self)]]

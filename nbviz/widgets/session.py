@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbviz.core.backward import RULES
+from nbviz.core.errors import line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import check_model, fingerprint
 from nbviz.core.trace import Trace, find_module, run
 from nbviz.imaging.encode import Array, to_host
 from nbviz.imaging.load import load
-from nbviz.imaging.pixels import centre, quantise, shrink
-from nbviz.methods.arguments import SHAPES, check_feed, check_logits, check_maps
+from nbviz.imaging.pixels import centre, check_tensor, quantise, shrink
+from nbviz.imaging.preprocess import check_labels
+from nbviz.methods.arguments import SHAPES, check_feed, check_logits, check_maps, check_real
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
 from nbviz.widgets.memory import remember
@@ -91,6 +93,7 @@ class Session:
         self.grad = grad
         self._feed, self._output = check_feed(inputs), output
         self.pictures = load(model, images, preprocess)
+        check_tensor("the model's input", self.pictures.inputs, "on a device that holds values")
         self.model = model = check_model(model)
         found, given = trace_layers(model, self.pictures.inputs[:1], self._feed)
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
@@ -99,7 +102,8 @@ class Session:
         self.depth = sides[0] if self.axes == 3 else 1
         self.size = (1, *sides)[-2:]
         if not self.layers:
-            raise ValueError(f"no layer of {type(model).__name__} gives feature maps {SHAPES[2 + self.axes]}")
+            shape = SHAPES[2 + self.axes]
+            raise ValueError(f"no layer of {type(model).__name__} gives feature maps; expected one that gives {shape}")
         self.show_bands(None)
         scores = self._scores(given)
         classes = scores.shape[1] if scores is not None and scores.shape[1] > 1 else None
@@ -115,6 +119,7 @@ class Session:
         self._key: tuple[Any, ...] | None = None
         self._trace = Trace(self.pictures.inputs[:0])
         self.trace_bytes = 0
+        self._kept: tuple[Any, dict[str, tuple[Tensor, frozenset[str]]]] = (None, {})
         self._look: tuple[tuple[Any, ...], Look] | None = None
         self._predictions: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
         if self.labels is not None:  # known from the pass that found the layers
@@ -131,11 +136,11 @@ class Session:
 
     def check_layer(self, name: str) -> str:
         """The layer's name if it has feature maps; otherwise a ValueError that says what does."""
-        if name in self.layers:
+        if isinstance(name, str) and name in self.layers:
             return name
         find_module(self.model, name)  # says what is near, if it is no module at all
-        shape = SHAPES[2 + self.axes]
-        raise ValueError(f"layer {name!r} gives no feature maps {shape}. Accepted: {', '.join(self.layers)}")
+        accepted = str(unknown("such layer", name, self.layers)).partition("Accepted: ")[2]
+        raise ValueError(f"layer {shown(name)} gives no feature maps {SHAPES[2 + self.axes]}. Accepted: {accepted}")
 
     @property
     def usual_bands(self) -> tuple[int, ...]:
@@ -187,7 +192,7 @@ class Session:
             with self._under_autocast():
                 self._trace = run(self.model, inputs, [layer], feed=self._feed, grad=self.grad)
             self.forward_passes += 1
-            check_maps(self._trace, layer)
+            check_real(check_maps(self._trace, layer), f"layer {shown(layer)}")
             self.milliseconds = 1000 * (time.perf_counter() - start)
             self._key = key
             self.trace_bytes = self._trace.nbytes
@@ -196,7 +201,7 @@ class Session:
 
     def forget(self) -> None:
         """Let go of the trace; the next question runs it again."""
-        self._key, self._trace, self.trace_bytes = None, Trace(self.pictures.inputs[:0]), 0
+        self._key, self._trace, self.trace_bytes, self._kept = None, Trace(self.pictures.inputs[:0]), 0, (None, {})
 
     def _under_autocast(self) -> AbstractContextManager[Any]:
         device = self.pictures.inputs.device.type
@@ -261,6 +266,20 @@ class Session:
             maps = maps[:, list(self.bands)]
         return (maps if maps.shape[1] in (1, 3) else maps.sum(1, keepdim=True)), met
 
+    def reconstruction(
+        self, picture: int, layer: str, channel: int, rule: str, seed: str
+    ) -> tuple[Tensor, frozenset[str]]:
+        """The same of one channel; of a volume it is kept with the trace, for the next slice."""
+        if self.axes < 3:
+            return self.reconstructions(picture, layer, [channel], rule, seed)
+        self.trace(picture, layer)  # another one lets go of what is kept
+        if self._kept[0] != (channel, seed, self.bands):
+            self._kept = (channel, seed, self.bands), {}
+        kept = self._kept[1]
+        if rule not in kept:
+            kept[rule] = self.reconstructions(picture, layer, [channel], rule, seed)
+        return kept[rule]
+
     def patch(self, layer: Layer, seed: str) -> tuple[int, int]:
         """Height and width of the part of the picture that a reconstruction in the layer's grid shows."""
         height, width = self.size
@@ -316,7 +335,7 @@ class Session:
             return []
         values, classes = probabilities.topk(min(5, len(scores)))
         names = self.labels or ()
-        return [(names[c], v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
+        return [(line(names[c]), v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
 
 
 def fitted(maps: Tensor) -> Tensor:
@@ -330,9 +349,7 @@ def fitted(maps: Tensor) -> Tensor:
 def _names(classes: int | None, given: Sequence[str] | None, found: Sequence[str] | None) -> tuple[str, ...] | None:
     """A name for each output of the model, or None for a model that gives no class scores."""
     if given is not None:
-        if isinstance(given, str):
-            raise TypeError("labels is a str; expected a list of names, one for each output")
-        names = tuple(str(name) for name in given)
+        names = check_labels(given)
         if classes is not None and len(names) != classes:
             raise ValueError(f"labels has {len(names)} names for the model's {classes} outputs; expected one for each")
         return names if classes is not None else None

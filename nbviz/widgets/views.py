@@ -73,13 +73,13 @@ class ChannelGrid(View):
     tables = t.Dict(_TABLES).tag(sync=True)
     title = t.Unicode().tag(sync=True)  # what the layer is
     group = t.Unicode().tag(sync=True)  # views of one group share the colour map and the contrast
-    cmap = t.Unicode("viridis").tag(sync=True)
+    cmap = t.Enum(COLOURS, "viridis").tag(sync=True)
     contrast = t.Float(2.0).tag(sync=True)
     scale = t.Enum(("each", "shared"), "each").tag(sync=True)
     order = t.Enum(("index", "strongest", "spread"), "strongest").tag(sync=True)
     channel = t.Int().tag(sync=True)  # the picked one, where there is no slider
     slider = t.Unicode().tag(sync=True)  # the model of the slider whose value is the picked channel
-    side = t.Int(64).tag(sync=True)  # written by the page: pixels of the screen along a tile's longer side
+    side = t.Int(64, min=1).tag(sync=True)  # written by the page: pixels of the screen along a tile's longer side
 
     def __init__(self, **kwargs: Any) -> None:
         # Before the base class opens the comm, which asks once which traits there are.
@@ -173,9 +173,9 @@ class Panels(View):
     controls: t.List[Any] = t.List().tag(sync=True)
     tables = t.Dict(_TABLES).tag(sync=True)
     group = t.Unicode().tag(sync=True)
-    cmap = t.Unicode("viridis").tag(sync=True)
+    cmap = t.Enum(COLOURS, "viridis").tag(sync=True)
     contrast = t.Float(2.0).tag(sync=True)
-    opacity = t.Float(0.6).tag(sync=True)
+    opacity = t.Float(0.6, min=0.0, max=1.0).tag(sync=True)
     note = t.Unicode().tag(sync=True)
     plots = t.Bool(default_value=False).tag(sync=True)
     current = t.Unicode().tag(sync=True)  # the state that is wanted: pictures of another are dimmed

@@ -297,6 +297,12 @@ def test_a_view_without_its_kernel_keeps_its_shape_and_says_so(notebook: Callabl
     after = [columns.nth(i).bounding_box() for i in range(3)]
     assert [(box["x"], box["width"]) for box in before if box] == [(box["x"], box["width"]) for box in after if box]
     book.screenshot("no-kernel.png", widget)
+    book.run_all()  # as the line in the page says
+    widget = ready(book)
+    widget.locator(".noUi-handle").first.press("ArrowRight")
+    widget = ready(book)
+    assert kernel(book, "view.channel") == 1
+    check_channel(book, widget, "features.4", 1)
 
 
 @once

@@ -519,7 +519,7 @@ def test_torchvisions_own_preprocessing_of_videos():
             nn.Conv1d,
             "a.wav",
             TypeError,
-            r"^images: got str; the model takes signals; expected an array or a tensor \(C, L\)",
+            r"^images: got a path; the model takes signals; expected an array or a tensor \(C, L\)",
         ),
         (
             nn.Conv3d,

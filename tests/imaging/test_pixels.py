@@ -1,6 +1,7 @@
 """Maps to pixels: the grid against torchvision's, the rest against arithmetic."""
 
 import inspect
+import warnings
 
 import matplotlib as mpl
 import numpy as np
@@ -282,3 +283,32 @@ def test_channels_last_gives_the_same_bytes(device):
     maps = torch.randn(2, 8, 12, 12, device=device)
     for a, b in zip(quantise(maps, 6), quantise(maps.to(memory_format=torch.channels_last), 6), strict=True):
         torch.testing.assert_close(a, b, atol=1, rtol=0)
+
+
+def test_a_grid_takes_any_number_that_its_dtype_holds_between_the_maps():
+    maps = torch.rand(2, 3, 3)
+    assert nbviz.grid(maps, pad_value=-(2**70)).min() == -(2.0**70)
+    assert nbviz.grid(maps, pad_value=float("nan")).isnan().any()
+    for value in (10**400, "a", None, 1j, np.timedelta64(1, "s")):
+        with pytest.raises(ValueError, match=r"^pad_value is .*; expected a number that torch.float32 can hold$"):
+            nbviz.grid(maps, pad_value=value)
+    with pytest.raises(ValueError, match="^pad_value is 256; expected a number that torch.uint8 can hold"):
+        nbviz.grid(maps.byte(), normalize=False, pad_value=256)
+    with pytest.raises(ValueError, match="^padding is 1000000; expected at most 1000$"):
+        nbviz.grid(maps, padding=10**6)
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse", "quantised"])
+def test_maps_whose_numbers_cannot_be_looked_at_are_an_error(kind):
+    maps = torch.rand(2, 3, 3)
+    if kind == "quantised":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that torch will do without
+            maps = torch.quantize_per_tensor(maps, 0.1, 0, torch.quint8)
+    else:
+        maps = maps.to("meta") if kind == "meta" else maps.to_sparse()
+    for call in (nbviz.grid, nbviz.fuse, lambda maps: nbviz.overlay(torch.zeros(2, 3, 3, 3).byte(), maps)):
+        with pytest.raises(
+            TypeError, match="^maps is a sparse, nested, quantised or meta tensor; expected a dense one"
+        ):
+            call(maps)

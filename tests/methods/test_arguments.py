@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections import deque
 
 import numpy as np
 import pytest
@@ -258,3 +259,53 @@ def test_the_errors_come_before_the_backward_pass(net):
 def test_indices_of_every_kind():
     for given in (3, np.int32(3), torch.tensor(3), [3], (3,), np.array([3]), torch.tensor([3]), {3}, range(3, 4)):
         assert check_indices("channel", given, 4) == [3]
+
+
+@pytest.mark.parametrize("given", [range(10**12), (i for i in [0]), b"ab", {0: 1}, [torch.tensor([0, 1])], deque([0])])
+def test_what_is_no_list_of_numbers_is_refused_at_once(given):
+    with pytest.raises((TypeError, ValueError), match=r"^(channel: got|no channel 4: there are 4)"):
+        check_indices("channel", given, 4)
+
+
+@reconstructions
+def test_complex_values_have_no_order_to_start_from(name):
+    class Spectrum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fft = nn.Conv2d(3, 2, 3), FFT()
+
+        def forward(self, x):
+            return self.fft(self.conv(x)).flatten(1)
+
+    class FFT(nn.Module):
+        def forward(self, x):
+            return torch.fft.fft2(x)
+
+    net = Spectrum()
+    with pytest.raises(
+        TypeError, match="^layer 'fft' gives torch.complex64 values, .*; expected dense ones of a float"
+    ):
+        METHODS[name](net, X, "fft")
+    with pytest.raises(TypeError, match="^the model gives torch.complex64 values"):
+        METHODS[name](net, X)
+    assert nbviz.feature_maps(net, X, "fft").is_complex()
+
+
+@reconstructions
+def test_a_model_on_the_meta_device_has_no_values(name):
+    with pytest.raises(TypeError, match="^the model's input is a .* meta tensor; expected a dense one with values"):
+        METHODS[name](nn.Sequential(nn.Conv2d(3, 2, 3)).to("meta"), X, "0")
+
+
+@method_names
+@pytest.mark.parametrize("part", ["incomplete", "lazy"])
+def test_a_model_that_is_not_complete(name, part):
+    class Incomplete(nn.Module):
+        def __init__(self):
+            pass
+
+    model = Incomplete() if part == "incomplete" else nn.Sequential(nn.LazyConv2d(2, 3))
+    with pytest.raises(
+        TypeError, match=r"without parts .*; expected a complete one|'0' is lazy .*; expected a model that"
+    ):
+        METHODS[name](model, X, "0")

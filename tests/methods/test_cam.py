@@ -54,7 +54,7 @@ def test_layer_and_class_are_found():
     predicted = net(X).argmax(1).tolist()
     assert torch.equal(nbviz.grad_cam(net, X), nbviz.grad_cam(net, X, "1", predicted))
     with pytest.raises(ValueError, match=r"^no layer of Sequential gives feature maps \(N, C, H, W\)"):
-        nbviz.grad_cam(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)).eval(), torch.rand(1, 3, 2, 2))
+        nbviz.grad_cam(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(1, 3, 2, 2))
 
 
 def test_a_layer_that_the_class_does_not_hang_on(snapshot):

@@ -191,3 +191,10 @@ def test_fusing_leaves_its_input_alone(how):
 def test_what_cannot_be_fused(maps, how, error, message):
     with pytest.raises(error, match=message):
         nbviz.fuse(maps, how)
+
+
+@pytest.mark.parametrize("largest", [3e38, 1e-30, 6e4])
+def test_principal_colours_of_numbers_of_any_size(largest):
+    maps = torch.randn(2, 5, 4, 4)
+    maps *= 0.9 / maps.abs().max()
+    torch.testing.assert_close(nbviz.fuse(maps * largest, "pca"), nbviz.fuse(maps, "pca"), rtol=1e-3, atol=1e-3)

@@ -244,8 +244,9 @@ def test_a_backward_pass_that_fails_leaves_the_model_as_it_was(error, mixed, x, 
         raise error("on purpose")
 
     mixed[4].register_full_backward_hook(fail)
+    expected = nbviz.ModelError if error is ValueError else KeyboardInterrupt
     for call in ("gradient", "guided_backprop", "reconstruct a class"):
-        with snapshot(mixed), pytest.raises(error, match="on purpose"):
+        with snapshot(mixed), pytest.raises(expected, match="on purpose"):
             CALLS[call](mixed, x)
 
 

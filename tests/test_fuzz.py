@@ -1,0 +1,787 @@
+"""Anything given to any public function is answered, or refused with an error that says what is accepted.
+
+Each function is called 1,000 times. ``NBVIZ_FUZZ=10000`` makes it so many calls, with other values each time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from torch import Tensor, nn
+from traitlets import TraitError
+
+import nbviz
+from nbviz.core.backward import RULES, UNPOOLING
+from nbviz.core.errors import PictureNotFoundError, shown
+from nbviz.core.state import lock
+from nbviz.imaging.load import Pictures
+from nbviz.methods.feature_maps import FUSIONS
+from nbviz.methods.reconstruct import SEEDS
+from nbviz.widgets.instrument import Instrument
+from nbviz.widgets.session import TILES
+from nbviz.widgets.views import View
+
+CALLS = int(os.environ.get("NBVIZ_FUZZ", "1000"))
+SECONDS = 20  # after which a call hangs
+
+#: What an error says of what would have been right: of a model or a transform that failed, how it did.
+SAYS_WHAT_IS_ACCEPTED = re.compile(
+    r"expected|Accepted: |[Gg]ive |numbered 0 to|there is no file|failed |goes? with|name "
+)
+pytestmark = pytest.mark.filterwarnings("ignore::nbviz.NoRectifierWarning")
+
+
+@dataclass
+class Values:
+    """Arguments by name, which can be shown though one of them cannot show itself."""
+
+    arguments: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{name}={shown(value, 300)}" for name, value in self.arguments.items())
+
+
+def fuzz(**arguments: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Call a test with each of many arguments."""
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        def run(values: Values) -> None:
+            test(**values.arguments)
+
+        run.__name__ = test.__name__
+        options = settings(
+            max_examples=CALLS,
+            derandomize=CALLS == 1000,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate, Phase.shrink],
+        )
+        return options(given(values=st.fixed_dictionaries(arguments).map(Values))(run))
+
+    return decorate
+
+
+# What a call must keep to
+
+
+def marks(model: Any) -> list[Any]:
+    """What a call could leave behind, as far as it is quickly looked at (tests/conftest.py looks at everything)."""
+    found: list[Any] = [
+        torch.get_rng_state().sum().item(),
+        np.random.get_state()[2],  # noqa: NPY002
+        hash(random.getstate()),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        lock._is_owned(),
+        signal.getsignal(signal.SIGINT),
+    ]
+    if isinstance(model, nn.Module) and "_modules" in vars(model):
+        for module in model.modules():
+            held = vars(module)
+            hooks = [len(value) for name, value in held.items() if name.endswith("hooks")]
+            tensors = [(id(t), t._version) for kind in ("_parameters", "_buffers") for t in held[kind].values()]
+            found += [type(module), module.training, hooks, tensors, list(held)]
+    return found
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    def late(*_: Any) -> None:
+        pytest.fail(f"no answer within {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+REFUSED = object()
+
+
+def answer(call: Callable[[], Any], model: Any = None, also: tuple[type[Exception], ...] = ()) -> Any:
+    """What a call gives, or ``REFUSED`` where it is refused as it should be."""
+    before = marks(model)
+    kinds = (TypeError, ValueError, nbviz.ModelError, nbviz.PictureError, PictureNotFoundError, *also)
+    try:
+        with in_time():
+            result = call()
+    except (TypeError, ValueError, nbviz.ModelError, *also) as error:
+        refusal, result = error, REFUSED
+    assert marks(model) == before
+    if result is REFUSED and type(refusal) is TraitError:  # in traitlets' own words
+        assert " trait " in str(refusal)
+    elif result is REFUSED:
+        message = str(refusal)
+        assert type(refusal) in kinds, repr(refusal)
+        assert SAYS_WHAT_IS_ACCEPTED.search(message), repr(refusal)
+        assert len(message) < 5000
+        message.encode()  # a message with half a surrogate pair cannot be printed
+    return result
+
+
+# Values
+
+
+class Raises:
+    """An object that fails however it is looked at."""
+
+    def fail(self, *_: Any, **__: Any) -> Any:
+        raise OSError("not to be looked at")
+
+    __index__ = __len__ = __iter__ = __array__ = __fspath__ = __str__ = __repr__ = fail
+    __int__ = __float__ = __bool__ = __eq__ = __lt__ = __getitem__ = __contains__ = __call__ = fail
+    __hash__ = object.__hash__
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        raise OSError("not to be looked at")
+
+
+class RaisesEverywhere(Raises):
+    def __getattr__(self, name: str) -> Any:
+        raise OSError("not to be looked at")
+
+
+class AsPath(os.PathLike):  # type: ignore[type-arg]
+    def __init__(self, path: Any) -> None:
+        self.path = path
+
+    def __fspath__(self) -> Any:
+        return self.path
+
+
+class LikeTransforms:
+    """What has the attributes of a torchvision transform, and none of their kind."""
+
+    mean, std = "mean", {}
+
+    @property
+    def transforms(self) -> Any:
+        return [self]
+
+    def __call__(self, picture: Any) -> Any:
+        return picture
+
+
+def deep(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def within_itself() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+def endless() -> Iterator[int]:
+    while True:
+        yield 0
+
+
+STRINGS = [
+    *("", " ", "\0", "a\0b", "\ud800", "caf\udcc3", "\u202egnp.tac", "x" * 100_000, "1:1", "1:99999999999999999999"),
+    *("<img src=x onerror=alert(1)>", "$x^$", "../" * 50, "~", "~nobody/x.png", "/dev/zero", "/dev/null", "/proc/self"),
+    *("http://127.0.0.1/x.png", "a" * 300 + ".png", ".", "*", "\n", "max\0", "MAX", "%s{0}", "\U0001f600"),
+]
+OBJECTS: list[Callable[[], Any]] = [
+    *(Raises, RaisesEverywhere, LikeTransforms, within_itself, endless, object, dict, set, frozenset, bytearray),
+    *(lambda: deep(3), lambda: deep(5000), lambda: iter([1]), lambda: (i for i in [0]), lambda: range(10**12)),
+    *(lambda: Raises, lambda: nn.Module, lambda: nn.ReLU, lambda: torch.Tensor, lambda: np.ndarray, lambda: Path),
+    *(lambda: nbviz.Preprocess, Exception, lambda: np, lambda: len, lambda: lambda: None, lambda: ...),
+    *(lambda: {0: 1}, lambda: {"a": Raises()}, lambda: {0, 1}, lambda: [Raises()], lambda: [None], lambda: [1, "a"]),
+    *(lambda: memoryview(b"ab"), lambda: AsPath(b"a"), lambda: AsPath("a"), lambda: AsPath(3), lambda: b"\xff" * 9),
+    *(lambda: [0] * 1000, lambda: ["a"] * 1_000_000, lambda: Fraction(1, 3), lambda: 10**5000, lambda: -(10**400)),
+    *(lambda: Path("a\0"), Path, lambda: slice(3), lambda: NotImplemented, lambda: 1j),
+    *(lambda: torch.device("cpu"), lambda: torch.float32, lambda: torch.Size([2]), torch.Generator),
+]
+DTYPES = sorted({v for v in vars(torch).values() if isinstance(v, torch.dtype)}, key=str)
+SHAPES: list[tuple[int, ...]] = [
+    *((), (0,), (1,), (3,), (2, 2), (3, 0, 4), (1, 8, 8), (2, 8, 8), (3, 8, 8), (3, 1, 1), (4, 8, 8), (8, 8, 3)),
+    *((1, 3, 8, 8), (2, 3, 8, 8), (1, 1, 8, 8), (0, 3, 8, 8), (1, 3, 8, 0), (2, 4, 5, 6), (1, 5, 8, 8), (5, 1, 2, 3)),
+    *((1,) * 5, (1,) * 7, (2, 1, 3, 8, 8)),
+]
+
+
+def made(make: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a kind is not finished, or will go
+            return make(shape)
+    except (RuntimeError, IndexError):  # a kind of tensor that has no such shape
+        return torch.rand(shape)
+
+
+def tensor(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    return made(lambda shape: torch.ones(shape).to(dtype), shape)
+
+
+def filled(value: float, dtype: torch.dtype = torch.float32) -> Callable[[tuple[int, ...]], Tensor]:
+    return lambda shape: torch.full(shape, value, dtype=dtype)
+
+
+def inference(shape: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode():
+        return torch.rand(shape)
+
+
+def expanded(shape: tuple[int, ...]) -> Tensor:
+    return torch.rand(()).expand(shape)
+
+
+TENSORS: list[Callable[[tuple[int, ...]], Tensor]] = [
+    *(torch.rand, torch.rand, torch.rand, inference, expanded, filled(math.nan), filled(math.inf), filled(-3e38)),
+    *(filled(1e300, torch.float64), filled(6e4, torch.float16), filled(-1, torch.int64), filled(2**40, torch.int64)),
+    *(lambda shape: torch.rand(shape, device="meta"), lambda shape: torch.rand(shape).to_sparse()),
+    *(lambda shape: torch.quantize_per_tensor(torch.rand(shape), 0.1, 0, torch.quint8),),
+    *(lambda shape: torch.rand(shape, requires_grad=True) * 2, lambda shape: torch.rand(shape, requires_grad=True)),
+    *(lambda shape: torch.randn(shape, dtype=torch.complex64).conj(), lambda shape: torch.rand(shape).mT),
+    *(lambda shape: torch.view_as_real(torch.rand(shape, dtype=torch.complex64).conj())[..., 1],),
+    *(lambda shape: nn.Parameter(torch.rand(shape)), lambda shape: 9 * torch.randn(shape)),
+    lambda shape: torch.randint(0, 256, shape, dtype=torch.uint8),
+]
+KINDS = ["u1", "i1", "u2", ">u2", "i4", "u8", "f2", "f4", "f8", ">f8", "longdouble", "c8", "?", "O", "U3", "S3"]
+KINDS += ["M8[s]", "m8[ns]", "V4", "u1,f4"]
+MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "RGBa", "La"]
+MODES += ["I;16", "I;16L", "I;16B", "I;16N"]
+
+
+def picture(mode: str, size: tuple[int, int], transparency: Any = None) -> Image.Image:
+    made = Image.new(mode, size)
+    if transparency is not None:
+        made.info["transparency"] = transparency
+    return made
+
+
+def closed(mode: str, size: tuple[int, int], _: Any) -> Image.Image:
+    made = Image.new(mode, size)
+    made.close()
+    return made
+
+
+def array(kind: str, shape: tuple[int, ...], how: str) -> Any:
+    made = np.zeros(shape, kind)
+    if how == "flipped" and shape:
+        return made[::-1]
+    if how == "masked":
+        return np.ma.masked_all(shape, kind)
+    if how == "expanded":
+        return np.broadcast_to(np.zeros((), kind), shape)
+    if how == "one":
+        return made.reshape(-1)[0] if made.size else made
+    return made
+
+
+@st.composite
+def either(draw: st.DrawFn, *strategies: st.SearchStrategy[Any]) -> Any:
+    """Each as often as the others, however many kinds it is made of itself (unlike ``st.one_of``)."""
+    return draw(strategies[draw(st.integers(0, len(strategies) - 1))])
+
+
+numbers = st.one_of(
+    st.integers(-3, 12),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(
+        [True, False, 2**31, -(2**63), 10**30, np.int8(1), np.float32("nan"), np.bool_(True), np.uint64(0)]
+    ),
+)
+strings = st.one_of(
+    st.integers(0, len(STRINGS) - 1).map(lambda i: STRINGS[i]),
+    st.text(max_size=20),
+    st.text(st.characters(), max_size=5),
+)
+tensors = st.one_of(
+    st.builds(made, st.sampled_from(TENSORS), st.sampled_from(SHAPES)),
+    st.builds(tensor, st.sampled_from(DTYPES), st.sampled_from(SHAPES)),
+)
+ndarrays = st.one_of(
+    st.builds(
+        array,
+        st.sampled_from(KINDS),
+        st.sampled_from(SHAPES),
+        st.sampled_from(["", "flipped", "masked", "one", "expanded"]),
+    ),
+    arrays.arrays(arrays.scalar_dtypes(), arrays.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4)),
+)
+pil = st.builds(
+    lambda make, *args: make(*args),
+    st.sampled_from([picture, picture, picture, closed]),
+    st.sampled_from(MODES),
+    st.sampled_from([(8, 8), (1, 1), (1, 9), (8, 8), (0, 0), (0, 3)]),
+    st.sampled_from([None, None, 0, -1, 300, b"\0", b"", (1, 2, 3), (1,), "x", Raises]),
+)
+objects = st.builds(lambda make: make(), st.sampled_from(OBJECTS))
+scalars = either(st.none(), numbers, numbers, strings, strings, st.binary(max_size=8), objects)
+anything = either(
+    scalars,
+    objects,
+    tensors,
+    ndarrays,
+    pil,
+    st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner), max_leaves=5),
+    st.dictionaries(st.text(max_size=3), scalars, max_size=2),
+)
+
+
+# Models
+
+
+class Weird(nn.Module):
+    """A convolution, a rectifier, and then whatever is given."""
+
+    def __init__(self, then: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.relu, self.then = nn.Conv2d(3, 4, 3), nn.ReLU(), then
+
+    def forward(self, x: Tensor) -> Any:
+        return self.then(self.relu(self.conv(x)))
+
+
+class Incomplete(nn.Module):
+    def __init__(self) -> None:
+        pass
+
+
+class Holds(nn.Module):
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Any:
+        return self.part(x)
+
+
+class Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> Any:
+        raise KeyError("no way back")
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise OSError("not to be looked at")
+
+
+class Stop(BaseException):
+    pass
+
+
+def raises(error: BaseException) -> Callable[[Tensor], Any]:
+    def forward(x: Tensor) -> Any:
+        raise error
+
+    return forward
+
+
+def recursive(x: Tensor) -> Tensor:
+    return recursive(x)
+
+
+def in_place(x: Tensor) -> Tensor:
+    y = x.exp()
+    z = y * y
+    y.add_(1)
+    return z
+
+
+def net() -> nn.Sequential:
+    """Takes (N, 3, 8, 8)."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(20, 3)),
+    )
+
+
+torch.manual_seed(0)
+NET = net().eval()
+MODELS: list[Any] = [
+    *(net(), nn.Sequential(), nn.Identity(), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.Conv2d(1, 2, 3), nn.Linear(8, 2)),
+    *(nn.Module(), nn.ModuleList([nn.ReLU()]), nn.LazyConv2d(2, 3), Holds(nn.LazyLinear(2)), Incomplete()),
+    *(nn.Conv3d(3, 2, 1), nn.Conv1d(3, 2, 1), nn.Conv2d(3, 2, 9), nn.LSTM(8, 2), nn.Embedding(2, 2), nn.Softmax(1)),
+    *(net().double(), net().to(torch.bfloat16), net().half(), net().to("meta"), nn.DataParallel(net()), net().train()),
+    *(
+        Weird(lambda x: None),
+        Weird(lambda x: (x, x)),
+        Weird(lambda x: {"a": x}),
+        Weird(lambda x: "text"),
+        Weird(Raises),
+    ),
+    *(Weird(lambda x: 3), Weird(lambda x: x.detach()), Weird(lambda x: x.round().long()), Weird(lambda x: x.mean())),
+    *(
+        Weird(torch.fft.fft2),
+        Weird(lambda x: torch.fft.fft2(x).flatten(1)),
+        Weird(lambda x: x.to_sparse()),
+    ),
+    *(Weird(lambda x: x > 0), Weird(lambda x: x / 0), Weird(lambda x: x[:0]), Weird(lambda x: x.to("meta"))),
+    *(Weird(lambda x: x.numpy()), Weird(in_place), Weird(Backward.apply), Weird(recursive), Weird(lambda x: x.T)),
+    *(Weird(nn.Sequential(nn.Flatten(), nn.Linear(144, 4))), Weird(lambda x: x.flatten(1) > 0)),
+    *(
+        Weird(raises(error))
+        for error in (KeyError("x"), Unprintable(), MemoryError(), AssertionError(), StopIteration())
+    ),
+    *(Weird(raises(error)) for error in (UnicodeError(), OverflowError("x" * 10**6), RuntimeError("\ud800\0"))),
+    type("<img src=x onerror=alert(1)>", (nn.ReLU,), {})(),
+]
+models = either(st.sampled_from(MODELS), st.sampled_from(MODELS), anything)
+
+
+# Arguments
+
+PICTURES: list[Any] = [torch.rand(1, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.randint(0, 256, (3, 8, 8)).byte()]
+PICTURES += [np.zeros((8, 8, 3)), Image.new("RGB", (8, 8)), [Image.new("L", (8, 8))] * 2]
+good = {
+    "images": st.sampled_from(PICTURES),
+    "layer": st.sampled_from(["0", "1", "2", "3", "4", "5", None]),
+    "channels": st.sampled_from([None, 0, 3, [1, 0], torch.tensor([2]), ()]),
+    "channel": st.sampled_from([None, 0, 3, np.int64(1)]),
+    "target": st.sampled_from([None, 0, [2], torch.tensor(1)]),
+    "seed": st.sampled_from(SEEDS),
+    "rules": st.sampled_from([*RULES, list(RULES), ()]),
+    "unpool": st.sampled_from(UNPOOLING),
+    "preprocess": st.sampled_from([None, lambda picture: torch.rand(3, 8, 8), lambda picture: picture]),
+    "labels": st.sampled_from([None, ["a", "b", "<b>"], np.array(["a", "b", "c"]), (1, 2, 3)]),
+    "picture": st.just(0),
+    "how": st.sampled_from(FUSIONS),
+    "tiles": st.sampled_from(TILES),
+}
+
+
+@dataclass
+class Call(Values):
+    """A model and the arguments by name, all good but for those that are named."""
+
+    model: Any
+    hostile: frozenset[str]
+
+    def __repr__(self) -> str:
+        return f"{shown(self.model, 300)}, {super().__repr__()}"
+
+
+@st.composite
+def calls(draw: st.DrawFn, *names: str, least: int = 0) -> Call:
+    """One argument or two are anything, the others good."""
+    bad = frozenset(draw(st.sampled_from(["model", *names])) for _ in range(draw(st.integers(least, 2))))
+    arguments = {name: draw(anything if name in bad else good[name]) for name in names}
+    if "target" in names and not {"layer", "target", "channels"} & bad:  # which do not go together
+        arguments["channels" if arguments["layer"] is None else "target"] = None
+    return Call(arguments, draw(models) if "model" in bad else NET, bad)
+
+
+# The functions
+
+
+def test_every_public_name_is_fuzzed() -> None:
+    tested = {*FUNCTIONS, *WIDGETS, "explore", "fuse", "grid", "overlay", "Preprocess", "bundled", "set_memory_limit"}
+    errors = {"ModelError", "PictureError", "NoRectifierWarning"}
+    assert tested | errors == set(nbviz.__all__)
+
+
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "load": ("images", "preprocess"),
+    "layers": ("images", "preprocess"),
+    "feature_maps": ("images", "layer", "channels", "preprocess"),
+    "gradient": ("images", "layer", "channels", "target", "seed", "preprocess"),
+    "deconvnet": ("images", "layer", "channels", "target", "seed", "unpool", "preprocess"),
+    "guided_backprop": ("images", "layer", "channels", "target", "seed", "preprocess"),
+    "reconstruct": ("images", "layer", "channels", "target", "seed", "rules", "unpool", "preprocess"),
+}
+WIDGETS = {
+    "Explorer": ("images", "layer", "channel", "preprocess", "labels", "picture", "seed", "how", "tiles"),
+    "FeatureMaps": ("images", "layer", "channel", "preprocess", "labels", "picture", "seed", "how"),
+    "Reconstruction": ("images", "layer", "channel", "preprocess", "labels", "picture", "seed", "how", "tiles"),
+}
+
+
+def check(name: str, call: Call) -> None:
+    result = answer(lambda: getattr(nbviz, name)(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    images, layer = call.arguments["images"], call.arguments.get("layer")
+    if name == "load":
+        assert isinstance(result, Pictures)
+        assert result.inputs.ndim == 4
+        assert result.inputs.is_meta or result.inputs.isfinite().all()
+        assert len(result.names) == len(result.inputs)
+    elif name == "layers":
+        assert len({one.name for one in result}) == len(result)
+        assert call.model is not NET or [one.name for one in result] == list("01234567")
+        repr(result)
+    elif call.hostile & {"model", "images", "preprocess"}:
+        for maps in result.values() if name == "reconstruct" else [result]:
+            assert isinstance(maps, Tensor)
+    elif name == "feature_maps":
+        expected = NET[: int(layer) + 1](nbviz.load(NET, images, call.arguments["preprocess"]).inputs)
+        channels = call.arguments["channels"]
+        assert result.shape[0] == expected.shape[0]
+        assert channels is not None or torch.equal(result, expected)
+        assert not result.requires_grad
+    else:
+        for maps in result.values() if name == "reconstruct" else [result]:
+            inputs = nbviz.load(NET, images, call.arguments["preprocess"]).inputs
+            assert maps.ndim == (4 if layer is None else 5)
+            assert (maps.shape[0], *maps.shape[-3:]) == inputs.shape
+            assert maps.dtype == inputs.dtype
+            assert maps.isfinite().all()
+
+
+@fuzz(call=calls(*FUNCTIONS["load"]))
+def test_load(call: Call) -> None:
+    check("load", call)
+
+
+@fuzz(call=calls(*FUNCTIONS["layers"]))
+def test_layers(call: Call) -> None:
+    check("layers", call)
+
+
+@fuzz(call=calls(*FUNCTIONS["feature_maps"]))
+def test_feature_maps(call: Call) -> None:
+    check("feature_maps", call)
+
+
+@fuzz(call=calls(*FUNCTIONS["gradient"]))
+def test_gradient(call: Call) -> None:
+    check("gradient", call)
+
+
+@fuzz(call=calls(*FUNCTIONS["deconvnet"]))
+def test_deconvnet(call: Call) -> None:
+    check("deconvnet", call)
+
+
+@fuzz(call=calls(*FUNCTIONS["guided_backprop"]))
+def test_guided_backprop(call: Call) -> None:
+    check("guided_backprop", call)
+
+
+@fuzz(call=calls(*FUNCTIONS["reconstruct"]))
+def test_reconstruct(call: Call) -> None:
+    check("reconstruct", call)
+
+
+maps_given = either(st.builds(torch.rand, st.sampled_from(SHAPES)), tensors, anything)
+
+
+@fuzz(
+    maps=either(st.builds(torch.randn, st.sampled_from([(2, 3, 4, 5), (1, 1, 3, 3)])), maps_given),
+    how=either(good["how"], good["how"], anything),
+)
+def test_fuse(maps: Any, how: Any) -> None:
+    result = answer(lambda: nbviz.fuse(maps, how))
+    if result is REFUSED:
+        return
+    assert result.shape == (len(maps), *([3] if how == "pca" else []), *maps.shape[2:])
+    assert (result.dtype, result.device) == (maps.dtype, maps.device)
+    wide = maps.detach().double()
+    plain = {"mean": wide.mean(1), "max": wide.amax(1), "sum": wide.sum(1), "l2": wide.square().sum(1).sqrt()}
+    if how == "pca":
+        assert result.isfinite().all()
+        assert result.numel() == 0 or (result.min() >= 0 and result.max() <= 1)
+    elif wide.abs().nan_to_num().sum() < 1e4:
+        torch.testing.assert_close(result.double(), plain[how], rtol=0.02, atol=1e-2, equal_nan=True)
+
+
+@fuzz(
+    maps=either(st.builds(torch.rand, st.sampled_from([(3, 4, 5), (9, 1, 4, 4), (2, 3, 5, 4)])), maps_given),
+    options=st.fixed_dictionaries(
+        {},
+        optional={
+            "nrow": either(st.integers(1, 9), anything),
+            "padding": either(st.integers(0, 9), numbers, anything),
+            "normalize": either(st.booleans(), st.booleans(), anything),
+            "value_range": either(st.none(), st.tuples(numbers, numbers), anything),
+            "scale_each": either(st.booleans(), anything),
+            "pad_value": either(numbers, anything),
+        },
+    ),
+)
+def test_grid(maps: Any, options: dict[str, Any]) -> None:
+    from torchvision.utils import make_grid
+
+    result = answer(lambda: nbviz.grid(maps, **options))
+    if result is REFUSED:
+        return
+    options = {"normalize": True, **options}
+    if options.get("value_range") is not None:
+        options["value_range"] = tuple(map(float, options["value_range"]))
+    if maps.is_floating_point():
+        options["pad_value"] = float(options.get("pad_value", 0))
+    expected = make_grid(maps[:, None] if maps.ndim == 3 else maps, **options)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@fuzz(
+    pictures=either(st.just(torch.full((2, 3, 8, 8), 9, dtype=torch.uint8)), tensors, anything),
+    maps=either(st.just(torch.rand(2, 8, 8)), tensors, anything),
+    opacity=either(st.floats(0, 1), st.just(0), anything),
+    cmap=either(st.sampled_from(["viridis", "gray"]), anything),
+)
+def test_overlay(pictures: Any, maps: Any, opacity: Any, cmap: Any) -> None:
+    result = answer(lambda: nbviz.overlay(pictures, maps, opacity, cmap))
+    if result is not REFUSED:
+        assert (result.shape, result.dtype) == (pictures.shape, torch.uint8)
+        assert opacity != 0 or torch.equal(result, pictures)
+
+
+@fuzz(
+    options=st.fixed_dictionaries(
+        {"transform": either(st.just(lambda picture: picture), anything)},
+        optional={
+            "mode": either(st.sampled_from(["L", "RGB"]), anything),
+            "mean": either(st.lists(numbers, max_size=3), anything),
+            "std": either(st.lists(st.floats(0.1, 1), max_size=3), anything),
+            "labels": either(st.lists(strings, max_size=3), anything),
+            "source": either(strings, anything),
+        },
+    ),
+    given_picture=either(pil, anything),
+    inputs=either(st.just(torch.randn(2, 3, 4, 4)), tensors, anything),
+)
+def test_preprocess(options: dict[str, Any], given_picture: Any, inputs: Any) -> None:
+    preprocess = answer(lambda: nbviz.Preprocess(**options))
+    if preprocess is REFUSED:
+        return
+    assert preprocess.labels is None or all(isinstance(label, str) for label in preprocess.labels)
+    plain = nbviz.Preprocess(lambda picture: picture, preprocess.mode)
+    picture_given = answer(lambda: plain(given_picture))
+    assert picture_given is REFUSED or picture_given.mode == preprocess.mode
+    undone = answer(lambda: preprocess.undo(inputs))
+    assert undone is REFUSED or undone.shape == inputs.shape
+
+
+@fuzz(name=either(st.just("fashion"), anything))
+def test_bundled_load(name: Any) -> None:
+    assert nbviz.bundled.__all__ == ["fashion_test", "load", "pictures"]  # the others take nothing
+    result = answer(lambda: nbviz.bundled.load(name))
+    assert result is REFUSED or isinstance(result, nn.Module)
+
+
+@fuzz(limit=either(st.integers(0, 1 << 40), numbers, anything))
+def test_set_memory_limit(limit: Any) -> None:
+    assert answer(lambda: nbviz.set_memory_limit(limit)) in (None, REFUSED)
+    nbviz.set_memory_limit(512 << 20)
+
+
+@fuzz(kind=st.sampled_from([nbviz.ModelError, nbviz.PictureError, nbviz.NoRectifierWarning]), said=anything)
+def test_errors_and_warnings(kind: Any, said: Any) -> None:
+    assert answer(lambda: kind(said)).args[0] is said
+
+
+# The widgets
+
+
+def sendable(view: Instrument) -> None:
+    """What is sent to a page is JSON, in UTF-8, and short but for the pictures."""
+    waiting: list[Any] = [view]
+    for widget in waiting:
+        waiting.extend(getattr(widget, "children", ()))
+        state = {name: value for name, value in widget.get_state().items() if name not in ("_esm", "_css")}
+        text = json.dumps(state, ensure_ascii=False, allow_nan=False, default=len).encode()
+        assert len(text) < 50_000 or isinstance(widget, View)
+
+
+def check_widget(name: str, call: Call) -> None:
+    result = answer(lambda: getattr(nbviz, name)(call.model, **call.arguments), call.model)
+    if result is not REFUSED:
+        assert isinstance(result, Instrument)
+        answer(lambda: result.finish(10), call.model)
+        assert result.layer in result.session.layers
+        if "model" not in call.hostile:
+            assert result.header.error == ""
+            assert result.header.state == "ready"
+        sendable(result)
+        result.close()
+
+
+@fuzz(call=calls(*WIDGETS["Explorer"], least=1))
+def test_explorer(call: Call) -> None:
+    check_widget("Explorer", call)
+
+
+@fuzz(call=calls(*WIDGETS["Explorer"], least=1))
+def test_explore(call: Call) -> None:
+    check_widget("explore", call)
+
+
+@fuzz(call=calls(*WIDGETS["FeatureMaps"], least=1))
+def test_feature_maps_widget(call: Call) -> None:
+    check_widget("FeatureMaps", call)
+
+
+@fuzz(call=calls(*WIDGETS["Reconstruction"], least=1))
+def test_reconstruction_widget(call: Call) -> None:
+    check_widget("Reconstruction", call)
+
+
+@cache
+def view() -> Instrument:
+    made = nbviz.Explorer(NET, torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), layer="1")
+    made.finish()
+    return made
+
+
+def can_be_shown(value: Any) -> bool:
+    try:
+        return repr(value) is not None
+    except Exception:
+        return False
+
+
+@fuzz(
+    name=st.sampled_from(["layer", "channel", "picture", "seed", "how", "tiles"]),
+    value=either(
+        anything.filter(can_be_shown),  # as traitlets must, before nbviz is asked
+        st.integers(0, 4),
+        st.sampled_from(["0", "4", *TILES, *FUSIONS, *SEEDS]),
+    ),
+)
+def test_what_is_set_on_a_widget(name: str, value: Any) -> None:
+    before = getattr(view(), name)
+    result = answer(lambda: setattr(view(), name, value), NET, also=(TraitError,))
+    if result is REFUSED:
+        assert getattr(view(), name) == before
+    view().finish()
+    assert view().header.error == ""
+    assert view().header.state == "ready"
+
+
+@fuzz(seconds=either(numbers, anything))
+def test_finish(seconds: Any) -> None:
+    assert answer(lambda: view().finish(seconds), NET) in (None, REFUSED)
+
+
+@fuzz(path=anything)
+def test_save(path: Any) -> None:
+    assert answer(lambda: view().save(path), NET) in (None, REFUSED)
