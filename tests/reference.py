@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 Seed = Callable[[Tensor], Tensor]
@@ -49,6 +51,8 @@ class ActivationsByHand(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")  # F.threshold is called _threshold
+        if func is functional.batch_norm and not kwargs["training"]:
+            return _batch_norm(*args, **kwargs)
         self.met[name] += name in GATES
         if name not in ACTIVATIONS:
             return func(*args, **kwargs)
@@ -67,6 +71,14 @@ class ActivationsByHand(TorchFunctionMode):
 
         result = ByHand.apply(z.clone() if in_place else z, self.rule, value, slope)
         return z.copy_(result) if in_place else result
+
+
+def _batch_norm(z: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, eps: float, **more: Any) -> Tensor:
+    """By hand too: on the CPU torch's own backward pass mixes up the layouts of a single picture."""
+    slope = (1 if weight is None else weight.detach()) / torch.sqrt(variance + eps)
+    slope = slope.to(z).view(-1, *[1] * (z.ndim - 2))
+    value = partial(functional.batch_norm, running_mean=mean, running_var=variance, weight=weight, eps=eps, **more)
+    return ByHand.apply(z, "gradient", value, slope)
 
 
 def _hardtanh(z: Tensor, min_val: float = 0.0, max_val: float = 6.0) -> Tensor | None:
@@ -201,8 +213,8 @@ def strongest(channel: int, seed: str = "max") -> Seed:
             if seed == "map":
                 result[n, channel] = maps[channel]
                 continue
-            row, column = divmod(int(maps[channel].argmax()), maps.shape[2])
-            result[n, channel, row, column] = 1 if seed == "unit" else maps[channel].max()
+            place = int(maps[channel].argmax())
+            result[n, channel].view(-1)[place] = 1 if seed == "unit" else maps[channel].max()
         return result
 
     return signal
@@ -215,13 +227,13 @@ def cam_by_hand(
     kept: list[Tensor] = []
 
     def keep(_module: nn.Module, _args: Any, value: Tensor) -> Tensor:
-        kept.append(value if value.requires_grad else value.clone().requires_grad_())
+        kept.append(value)
         return kept[-1].clone()
 
     handle = model.get_submodule(layer).register_forward_hook(keep)
-    with torch.enable_grad():
-        scores = (call or model)(inputs.clone())
+    with ActivationsByHand("gradient"):
+        scores = (call or model)(inputs.clone().requires_grad_())
     handle.remove()
     (slopes,) = torch.autograd.grad(scores[:, target].sum(), kept[0])
-    weighted = torch.einsum("nkhw,nk->nhw", kept[0].detach(), slopes.mean((2, 3)))
+    weighted = torch.einsum("nk...,nk->n...", kept[0].detach(), slopes.flatten(2).mean(2))
     return torch.where(weighted > 0, weighted, torch.zeros_like(weighted))

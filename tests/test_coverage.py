@@ -77,9 +77,9 @@ def test_a_wrong_rule_is_found(monkeypatch):
 
 
 def test_a_mark_on_the_model_is_found(monkeypatch):
-    def layers(model, images, inputs):
+    def layers(model, images):
         model[0].register_forward_hook(print)
-        return original(model, images, inputs=inputs)
+        return original(model, images)
 
     original = nbviz.layers
     monkeypatch.setattr(nbviz, "layers", layers)

@@ -89,6 +89,9 @@ class BackwardRule(TorchDispatchMode):
                 args = (args[0].clamp(min=0), *args[1:])
             if self.rule == "deconvnet":  # a PReLU's kernel gives the gradient of its slopes too
                 return (args[0], *func(*args)[1:]) if func is _aten._prelu_kernel_backward.default else args[0]
+        if func is _aten.native_batch_norm_backward.default:
+            # On the CPU torch takes a single picture's signal with channels last for one with rows and columns last.
+            args = (args[0].contiguous(), args[1].contiguous(), *args[2:])
         if func is _aten.max_pool2d_with_indices_backward.default and self.unpool == "overwrite":
             return _unpool(args[0], args[1], args[7])
         return func(*args, **kwargs)

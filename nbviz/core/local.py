@@ -135,6 +135,8 @@ class _Walk:
                 raise _NotLocal(node.name())
             for (below, port), sent in zip(node.next_functions, rule(self, node, region), strict=False):
                 if below in ways_down:
+                    if port:  # two parts of a split tensor would pass for two ways to it
+                        raise _NotLocal("one of several outputs")
                     fitted = self.fit(sent, _shape(below, port))
                     waiting[below] = self.join(waiting[below], fitted) if below in waiting else fitted
         leaf = waiting.pop(order[-1])

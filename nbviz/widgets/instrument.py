@@ -264,6 +264,9 @@ class Instrument(Pulled):
         elif change.name == "channel" and not self._stepping:
             self._pick_strongest = False
         elif change.name == "bands":
+            if self.bands is None:  # which traitlets passes by what validates
+                self.bands = self.session.usual_bands
+                return
             self._choose_bands()
         stale = self._stales[change.name]
         if change.name == "plane" and self.tiles != TILES[0]:  # which are where each channel is strongest

@@ -210,6 +210,32 @@ def test_the_gradient_rule_is_the_gradient(device):
     assert torch.equal(pull("gradient", output, torch.ones_like(output)[None], x)[0][0], expected)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("pictures", [1, 2])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(6), nn.InstanceNorm2d(6)])
+def test_normalisation_below_tokens(norm, last, pictures, count, device, dtype):
+    """Torch's own kernel is wrong on the CPU where the signal has channels last and is of one picture."""
+    norm = norm.eval().to(device, dtype)
+    if isinstance(norm, nn.BatchNorm2d):
+        norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(pictures, 6, 4, 5, device=device, dtype=dtype)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    x.requires_grad_()
+    y = norm(x).flatten(2).transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    signals = torch.randn(count, *y.shape, device=device, dtype=dtype)
+    by_pixels = signals.transpose(2, 3).reshape(count, *x.shape)
+    if isinstance(norm, nn.BatchNorm2d):
+        expected = by_pixels / torch.sqrt(norm.running_var + norm.eps).view(-1, 1, 1)
+    else:
+        centred = (x - x.mean((2, 3), keepdim=True)).detach()
+        deviation = torch.sqrt(centred.square().mean((2, 3), keepdim=True) + norm.eps)
+        z = centred / deviation
+        along = by_pixels.mean((-2, -1), keepdim=True) + z * (by_pixels * z).mean((-2, -1), keepdim=True)
+        expected = (by_pixels - along) / deviation
+    torch.testing.assert_close(pull("gradient", y, signals, x)[0], expected)
+
+
 @pytest.mark.parametrize("pool", [2, 3])
 @pytest.mark.parametrize("return_indices", [False, True])
 def test_overwriting_is_max_unpool(pool, return_indices, device, dtype):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import nbviz
 from nbviz.core import local
 from nbviz.core.backward import RULES, pull
 from nbviz.core.local import Start, pull_local
@@ -163,6 +164,23 @@ def test_what_is_not_local_is_left_to_the_full_pass(layer, always):
     model = nn.Sequential(layer, nn.Identity())
     trace = run(model, torch.randn(1, 3, 12, 12), ["1"], grad=True)
     assert pull_local("gradient", trace.activations["1"], [Start(0, 0, (2, 2), 1.0)], trace.inputs) is None
+
+
+class Parted(nn.Module):
+    """The channels in another order."""
+
+    def forward(self, x):
+        first, rest = x.split([2, 4], 1)
+        return torch.cat([rest, first], 1)
+
+
+def test_parts_of_a_split_tensor_are_left_to_the_full_pass(always, strongest, by_hand, close):
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), Parted(), nn.Conv2d(6, 3, 3)).eval()
+    inputs = torch.randn(1, 3, 12, 12)
+    trace = run(model, inputs, ["2"], grad=True)
+    assert pull_local("gradient", trace.activations["2"], [Start(0, 0, (2, 2), 1.0)], trace.inputs) is None
+    maps = nbviz.gradient(model, inputs, "2", 0)[:, 0]
+    close(maps, by_hand(model, inputs, "2", "gradient", strongest(0))[0])
 
 
 def test_a_field_as_large_as_the_picture_is_left_to_the_full_pass():

@@ -67,7 +67,7 @@ def compare(case: Case, model: nn.Module, pictures: Tensor) -> tuple[dict[str, s
     """The line's cells, and the largest difference of all."""
 
     def scores(x: Tensor) -> Any:
-        given = model(x if case.inputs is None else case.inputs(x))
+        given = model(x)
         return given if case.output is None else case.output(given)
 
     model.eval()
@@ -131,16 +131,18 @@ class Ours:
 
 def by_nbviz(case: Case, model: nn.Module, pictures: Tensor, maps: dict[str, Tensor], classes: int) -> Ours:
     """All of it through the functions that people call, but for the activations of all layers in one pass."""
-    options = {"inputs": case.inputs}
-    layers = nbviz.layers(model, pictures, **options)
-    ours = Ours(layers, run(model, pictures, list(maps), feed=case.inputs).activations)
+    layers = nbviz.layers(model, pictures)
+    ours = Ours(layers, run(model, pictures, list(maps)).activations)
     early, deep = choose([layer for layer in layers if layer.name in maps], pictures.shape[-1])
+    count = CHANNELS
+    if case.frames is not None:  # three axes take long, and no short way
+        early, count = early[:1], 1
     local: list[bool] = []
     with patch.object(reconstruct, "pull_local", noting(reconstruct.pull_local, local)):
         for layer in (*deep, *early):
-            ours.channels[layer] = several = live(maps[layer])
-            ours.maps[layer] = nbviz.feature_maps(model, pictures, layer, several, **options)
-            signals = nbviz.reconstruct(model, pictures, layer, several, **options)
+            ours.channels[layer] = several = live(maps[layer], count)
+            ours.maps[layer] = nbviz.feature_maps(model, pictures, layer, several)
+            signals = nbviz.reconstruct(model, pictures, layer, several)
             ours.signals[layer] = {rule: signal.unbind(1) for rule, signal in signals.items()}
             ours.note = f"local from {layer}" if local[-1] else "never local"
             if layer in early and local[-1] and all(signal.any() for signal in signals.values()):
@@ -149,12 +151,10 @@ def by_nbviz(case: Case, model: nn.Module, pictures: Tensor, maps: dict[str, Ten
         if deep:
             ours.deep = deep[0]
             for ours.target in range(min(classes, 10)):  # until the layer speaks for one somewhere
-                ours.cam = nbviz.grad_cam(
-                    model, pictures, ours.deep, ours.target, raw=True, output=case.output, **options
-                )
+                ours.cam = nbviz.grad_cam(model, pictures, ours.deep, ours.target, raw=True, output=case.output)
                 if ours.cam.any():
                     break
-        signals = nbviz.reconstruct(model, pictures, target=ours.target, output=case.output, **options)
+        signals = nbviz.reconstruct(model, pictures, target=ours.target, output=case.output)
         ours.signals[None] = {rule: [signal] for rule, signal in signals.items()}
     return ours
 
@@ -172,7 +172,7 @@ def by_hooks(
         if isinstance(value, Tensor):
             name = f"{name}:{call}" if call else name
             shapes.append((name, tuple(value.shape[1:])))
-            if value.ndim == 4 and value.is_floating_point() and value.shape[0] == len(pictures):
+            if value.ndim == pictures.ndim and value.is_floating_point() and value.shape[0] == len(pictures):
                 maps[name] = value.clone()
 
     handles = [
@@ -196,11 +196,10 @@ def choose(layers: list[Layer], side: int) -> tuple[list[str], list[str]]:
     return [near[place].name for place in reversed(places) if near], [layer.name for layer in wide[-1:]]
 
 
-def live(maps: Tensor) -> list[int]:
+def live(maps: Tensor, count: int) -> list[int]:
     """A few channels from all over the layer whose strongest activation is positive."""
-    alive = (maps.amax((0, 2, 3)) > 0).nonzero().flatten().tolist() or list(range(maps.shape[1]))
-    step = max(1, (len(alive) - 1) // (CHANNELS - 1))
-    return alive[::step][:CHANNELS]
+    alive = (maps.transpose(0, 1).flatten(1).amax(1) > 0).nonzero().flatten().tolist() or list(range(maps.shape[1]))
+    return alive[:: max(1, len(alive) // count)][:count]
 
 
 def noting(function: Any, taken: list[bool]) -> Any:

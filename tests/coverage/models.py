@@ -23,7 +23,7 @@ class Case:
     kind: str
     build: Callable[[], nn.Module]
     sizes: tuple[int, ...] = SIZES
-    inputs: Callable[[Tensor], Tensor] | None = None  # from the picture to what the model takes
+    frames: int | None = None  # of a video
     output: Callable[[Any], Tensor] | None = None  # from what it gives to class scores
 
     @property
@@ -51,18 +51,14 @@ def cases() -> Iterator[Case]:
         build = partial(models.get_model, name, weights=None, weights_backbone=None, **_resized(name))
         yield Case(name, "detection", build)
     for name in models.list_models(module=models.video):
-        options = {"spatial_size": (64, 64)} if name.startswith("mvit") else {}
-        yield Case(name, "video", partial(models.get_model, name, weights=None, **options), inputs=filmed)
+        frames = 16 if name.startswith(("mvit", "s3d")) else 8
+        sizes = (224,) if frames == 16 else SIZES
+        yield Case(name, "video", partial(models.get_model, name, weights=None), sizes, frames)
 
 
 def averaged(output: dict[str, Tensor]) -> Tensor:
     """A score for each class of a segmentation."""
     return output["out"].mean((2, 3))
-
-
-def filmed(pictures: Tensor) -> Tensor:
-    """Sixteen frames, each a little darker."""
-    return pictures[:, :, None] * torch.linspace(1, 0.5, 16).to(pictures)[:, None, None]
 
 
 def _resized(name: str) -> dict[str, int]:
@@ -78,9 +74,9 @@ def prepare(case: Case) -> tuple[nn.Module, Tensor]:
         _vary(parameter)
     for side in case.sizes:
         torch.manual_seed(0)
-        pictures = torch.randn(4, 3, side, side)
+        pictures = torch.randn(4, 3, side, side) if case.frames is None else torch.randn(2, 3, case.frames, side, side)
         try:
-            settle(model, pictures if case.inputs is None else case.inputs(pictures))
+            settle(model, pictures)
         except Exception:
             if side == case.sizes[-1]:
                 raise
