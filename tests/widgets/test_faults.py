@@ -100,6 +100,8 @@ def test_an_error_leaves_no_mark_and_the_widget_says_so_and_goes_on(
             view.finish()
         assert view.header.state == "error"
         assert "out of tune" in view.header.error
+        view.finish()  # tries again, as does showing it again: the cause is gone
+        assert (view.header.state, view.header.error) == ("ready", "")
         goes_on(view)
         view.close()
 
@@ -130,7 +132,7 @@ def test_a_widget_whose_first_picture_fails_leaves_nothing(
 def test_an_interrupt_in_any_chunk_leaves_no_mark_and_the_rest_to_be_drawn(
     kind: Any, tiled: str, net: nn.Sequential, images: Tensor, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nbviz.widgets.instrument._MOST_TILES", 4)
+    monkeypatch.setattr("nbviz.widgets.parts._MOST_TILES", 4)
     view = kind(net, images, layer="6", tiles=tiled)
     view.finish()
     chunks = 0
@@ -145,7 +147,7 @@ def test_an_interrupt_in_any_chunk_leaves_no_mark_and_the_rest_to_be_drawn(
             for _ in range(chunks):
                 view.header.painted = view.header.chunk
             with pytest.MonkeyPatch.context() as patch:
-                for name in ("session.to_host", "session.project", "views.encode", "instrument.to_host"):
+                for name in ("session.to_host", "session.project", "views.encode", "parts.to_host"):
                     patch.setattr(f"nbviz.widgets.{name}", interrupted)
                 patch.setattr(view.session, "predictions", interrupted)
                 try:
@@ -319,7 +321,7 @@ def test_tiles_that_memory_does_not_suffice_for_come_in_smaller_lots(
         return patches(layer, maps, *more)
 
     monkeypatch.setattr(view.session, "patches", short)
-    monkeypatch.setattr("nbviz.widgets.instrument._TILES_SECONDS", 1e6)  # as many as there may be
+    monkeypatch.setattr("nbviz.widgets.parts._TILES_SECONDS", 1e6)  # as many as there may be
     with snapshot(net):
         view.tiles = "guided"
         view.finish()

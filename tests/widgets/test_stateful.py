@@ -67,7 +67,7 @@ PAGE: dict[tuple[str, str], tuple[list[Any], Any]] = {
 #: Where a chunk is interrupted or fails.
 PLACES = [
     *("nbviz.widgets.session.run", "nbviz.widgets.session.project", "nbviz.widgets.session.to_host"),
-    *("nbviz.widgets.instrument.centre", "nbviz.widgets.instrument.quantise", "nbviz.widgets.instrument.channels_last"),
+    *("nbviz.widgets.parts.centre", "nbviz.widgets.parts.quantise", "nbviz.widgets.parts.channels_last"),
     *("nbviz.widgets.views.encode", "nbviz.core.backward.torch.autograd.grad"),
 ]
 #: How many moves lie at least between two that take long.

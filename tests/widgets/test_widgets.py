@@ -128,8 +128,8 @@ def test_the_strongest_come_first_then_the_picked_channel_then_the_rest(
     model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
-    monkeypatch.setattr("nbviz.widgets.instrument._MOST_TILES", 8)
-    monkeypatch.setattr("nbviz.widgets.instrument._FIRST_SECONDS", 60.0)
+    monkeypatch.setattr("nbviz.widgets.parts._MOST_TILES", 8)
+    monkeypatch.setattr("nbviz.widgets.parts._FIRST_SECONDS", 60.0)
     view = nbviz.Explorer(model, images, layer="features.11", channel=3, tiles="guided")
     drawn: list[tuple[int, bool]] = []
     for chunk in range(100):
@@ -548,7 +548,7 @@ def test_a_model_without_class_scores_has_no_predictions(strange: nn.Module) -> 
 def test_picks_while_the_grid_is_drawn_neither_starve_nor_restart_it(
     model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nbviz.widgets.instrument._FIRST_SECONDS", 0.0)  # each tile takes long
+    monkeypatch.setattr("nbviz.widgets.parts._FIRST_SECONDS", 0.0)  # each tile takes long
     view = nbviz.Explorer(model, images, layer="features.11", channel=0, tiles="guided")
     key = view.grid.tiles["key"]
     for channel in range(1, 9):
