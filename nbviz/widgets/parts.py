@@ -67,6 +67,10 @@ class Parts(Pulled):
         self._note("memory", too_large(self.session))
         forget_beyond_limit()
 
+    def _failed(self, error: Exception) -> None:
+        self.session.forget()  # what failed may be in the graph that is kept, as a backward hook is
+        super()._failed(error)
+
     def _look(self, side: int | None = None) -> Look:
         return self.session.look(self.picture, self.layer, self.how, side or self.grid.side, self.plane)
 
