@@ -159,7 +159,8 @@ def test_larger_tiles_are_sent_once_they_are_wanted(notebook: Callable[..., Note
             grid.get_by_title("larger tiles").click()
         book.wait_idle()
     asked = [message.state["side"] for message in messages if "side" in message.state]
-    assert asked == [128, 256, 512][: len(asked)]
+    # Each once, in turn; a change that comes while the kernel is busy takes the place of the one that waits.
+    assert asked == [side for side in (128, 256, 512) if side in asked]
     grid = ready(book, 40)
     # And those are on the screen: the strongest comes first, with a frame where it is the picked one.
     grid.locator(".nbviz-scroller").evaluate("element => { element.scrollTop = 0 }")

@@ -39,7 +39,7 @@ def fail(*_):
     raise Fails(evil(8))
 handle = net[0].register_forward_hook(fail)
 view.session.forget()
-view.channel = 2
+view.channel = (view.channel + 1) % 4
 """
 
 
