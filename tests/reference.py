@@ -208,7 +208,7 @@ def strongest(channel: int, seed: str = "max") -> Seed:
     """From an activation to its seed, position by position."""
 
     def signal(activation: Tensor) -> Tensor:
-        result = torch.zeros_like(activation)
+        result = torch.zeros_like(activation, memory_format=torch.contiguous_format)
         for n, maps in enumerate(activation):
             if seed == "map":
                 result[n, channel] = maps[channel]
@@ -222,8 +222,12 @@ def strongest(channel: int, seed: str = "max") -> Seed:
 
 def cam_by_hand(
     model: nn.Module, inputs: Tensor, layer: str, target: int, call: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
-    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) at the layer's size."""
+) -> tuple[Tensor, float]:
+    """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) at the layer's size, and how large its terms are.
+
+    The terms may cancel: a channel's slopes where a softmax over positions follows (the keys of an attention), those
+    of a position where it is normalised next. The map is then what rounding leaves of them.
+    """
     kept: list[Tensor] = []
 
     def keep(_module: nn.Module, _args: Any, value: Tensor) -> Tensor:
@@ -236,4 +240,5 @@ def cam_by_hand(
     handle.remove()
     (slopes,) = torch.autograd.grad(scores[:, target].sum(), kept[0])
     weighted = torch.einsum("nk...,nk->n...", kept[0].detach(), slopes.flatten(2).mean(2))
-    return torch.where(weighted > 0, weighted, torch.zeros_like(weighted))
+    terms = torch.einsum("nk...,nk->n...", kept[0].detach().abs(), slopes.abs().flatten(2).mean(2))
+    return torch.where(weighted > 0, weighted, torch.zeros_like(weighted)), float(terms.max())

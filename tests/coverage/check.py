@@ -106,10 +106,13 @@ def compare(case: Case, model: nn.Module, pictures: Tensor) -> tuple[dict[str, s
         differences += chain.from_iterable(found.values())
     cells["activations"] = " ".join(sorted(name for name in met if met[name]))
     if ours.cam is not None:
-        expected = cam_by_hand(model, pictures, ours.deep, ours.target, scores)
+        expected, terms = cam_by_hand(model, pictures, ours.deep, ours.target, scores)
         if not expected.any():
             raise Wrong(f"nothing to compare: Grad-CAM gives zero at {ours.deep}")
-        differences.append(difference(ours.cam, expected))
+        cancelled = float(expected.max()) < 1e-5 * terms
+        if cancelled:
+            cells["note"] += f"; Grad-CAM's terms cancel at {ours.deep}: compared in units of these"
+        differences.append(difference(ours.cam, expected, terms if cancelled else None))
         cells["grad_cam"] = f"{differences[-1]:.0e}"
     return cells, max(differences)
 
@@ -213,13 +216,13 @@ def noting(function: Any, taken: list[bool]) -> Any:
     return call
 
 
-def difference(actual: Tensor, expected: Tensor) -> float:
-    """The largest, in units of the largest value expected."""
+def difference(actual: Tensor, expected: Tensor, unit: float | None = None) -> float:
+    """The largest, in units of the largest value expected where no other is given."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         raise Wrong(f"{actual.dtype} {tuple(actual.shape)} in place of {expected.dtype} {tuple(expected.shape)}")
     if torch.equal(actual, expected):
         return 0.0
-    largest = float((actual - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
+    largest = float((actual - expected).abs().max()) / max(unit or float(expected.abs().max()), 1e-30)
     return largest if largest == largest else float("inf")
 
 
