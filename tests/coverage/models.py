@@ -114,7 +114,7 @@ def settle(model: nn.Module, pictures: Tensor) -> None:
             module.running_var.clamp_(min=0.1 * float(module.running_var.mean()))
 
 
-# By family, smaller members first in mind.
+# By family, the smaller members.
 TIMM = """
 resnet18 resnet18d resnet34 resnet26t resnet10t resnet14t resnet50 resnet50_gn resnet50c resnet50s resnetaa34d
 resnetaa50 resnetblur18 resnetblur50 resnetrs50 wide_resnet50_2 resnext50_32x4d resnext50d_32x4d seresnet18
