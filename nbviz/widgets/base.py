@@ -149,7 +149,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         """Do the work that is left without waiting for a page, for about ``seconds`` at most."""
         end = time.monotonic() + check_number("seconds", seconds)
         with self._turn():
-            if self._job is None and self._stale and self._open:  # an error has ended it, whose cause may be gone
+            if self._job is None and self.header.error and self._open:  # its cause may be gone
                 self._job = self._work()
             while self._job is not None and time.monotonic() < end:
                 self._step()
