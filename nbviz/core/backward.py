@@ -60,6 +60,13 @@ _RECTIFIERS: dict[Any, str] = {
     _aten.softplus_backward.default: "Softplus",
     _aten.mish_backward.default: "Mish",
 }
+#: For each max-pooling's backward kernel, along how many axes it pools and which argument its switches are.
+_SWITCHES: dict[Any, tuple[int, int]] = {
+    _aten.max_pool2d_with_indices_backward.default: (2, 7),
+    _aten.max_pool3d_with_indices_backward.default: (3, 7),
+    _aten.adaptive_max_pool2d_backward.default: (2, 2),
+    _aten.adaptive_max_pool3d_backward.default: (3, 2),
+}
 #: The activation that the papers define the rules for.
 PAPERS = frozenset(("ReLU",))
 
@@ -92,8 +99,9 @@ class BackwardRule(TorchDispatchMode):
         if func is _aten.native_batch_norm_backward.default:
             # On the CPU torch takes a single picture's signal with channels last for one with rows and columns last.
             args = (args[0].contiguous(), args[1].contiguous(), *args[2:])
-        if func is _aten.max_pool2d_with_indices_backward.default and self.unpool == "overwrite":
-            return _unpool(args[0], args[1], args[7])
+        if func in _SWITCHES and self.unpool == "overwrite":
+            axes, place = _SWITCHES[func]
+            return _unpool(args[0], args[1], args[place], axes)
         return func(*args, **kwargs)
 
     def clamped(self, name: str, sent: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]) -> Any:
@@ -116,13 +124,13 @@ def _clamps(start: Tensor) -> Iterator[Any]:
                 yield node
 
 
-def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor) -> Tensor:
+def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor, axes: int) -> Tensor:
     """``max_unpool2d``: each value at its switch, a later one in place of an earlier one."""
-    empty = torch.zeros_like(pooled_from).flatten(-2)
-    return empty.scatter(-1, switches.flatten(-2), signal.flatten(-2)).view_as(pooled_from)
+    empty = pooled_from.new_zeros(pooled_from.shape).flatten(-axes)
+    return empty.scatter(-1, switches.flatten(-axes), signal.flatten(-axes)).view(pooled_from.shape)
 
 
-_NO_GRADIENT = (
+NO_GRADIENT = (
     "no gradient flows from this layer to the picture: it does not depend on it, or the model detaches it or rounds it "
     "on the way, as quantised layers do"
 )
@@ -163,7 +171,7 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
     """
     mode = BackwardRule(rule, unpool)
     if not start.requires_grad:
-        raise ModelError(_NO_GRADIENT)
+        raise ModelError(NO_GRADIENT)
     batched = len(seeds) > 1
     with alone(), torch.inference_mode(False), mode, ExitStack() as stack:
         for node in _clamps(start):
@@ -179,5 +187,5 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
             said = f"{type(error).__name__}: {line(error, 1000)}"
             raise ModelError(f"the model failed in its backward pass from {tuple(start.shape)}: {said}") from error
     if signal is None:
-        raise ModelError(_NO_GRADIENT)
+        raise ModelError(NO_GRADIENT)
     return signal.detach() if batched else signal.detach()[None], frozenset(mode.met)

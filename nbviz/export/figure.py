@@ -144,6 +144,8 @@ def _draw_curves(axes: Any, panel: Panel) -> None:
     if panel.box is not None:
         axes.axvspan(panel.box[1] - 0.5, panel.box[3] - 0.5, color="#ff9800", alpha=0.25, lw=0)
     axes.set(yticks=[], xmargin=0.01)
+    if curves.dtype == np.uint8:  # as in the page: all panels on one scale, zero of what is signed in the middle
+        axes.set_ylim(0, 255)
     axes.tick_params(labelsize=7, length=2)
     axes.set_xlabel(_plain(panel.caption), fontsize=8, color="0.3")
     axes.spines[["top", "right", "left"]].set_visible(False)

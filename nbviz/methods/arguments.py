@@ -148,6 +148,10 @@ def check_target(target: Any, logits: Tensor, part: Sequence[int], n: int) -> Te
     """One class for each of some of n pictures, whose logits are given: the predicted one where target is None."""
     if target is None:
         return logits.argmax(1)
+    if isinstance(target, (set, frozenset)):
+        raise TypeError(
+            f"target is a {type(target).__name__}, which has no order; expected a class, or one for each picture"
+        )
     chosen = check_indices("class", target, logits.shape[1])
     if len(chosen) not in (1, n):
         raise ValueError(f"target has {len(chosen)} classes for {n} picture(s); expected one, or one for each picture")

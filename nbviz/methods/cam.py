@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.backward import pull
-from nbviz.core.chunks import in_chunks, joined, kept_together, out_of_memory
+from nbviz.core.backward import NO_GRADIENT, pull
+from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import ModelError, shown
 from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model, untouched
@@ -97,7 +97,7 @@ def grad_cam(
             with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
                 gradient = pull("gradient", logits, signal[None], activation)[0][0]
         except ModelError as error:
-            if out_of_memory(error):
+            if str(error) != NO_GRADIENT:
                 raise
             reason = f"no gradient flows from the class scores to layer {shown(layer)}: they do not depend on it"
             raise ModelError(reason) from None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbviz.core.backward import RULES
+from nbviz.core.chunks import kept_together
 from nbviz.core.errors import line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import check_model, fingerprint
@@ -95,7 +96,10 @@ class Session:
         self.pictures = load(model, images, preprocess)
         check_tensor("the model's input", self.pictures.inputs, "on a device that holds values")
         self.model = model = check_model(model)
-        found, given = trace_layers(model, self.pictures.inputs[:1], self._feed)
+        n = len(self.pictures.inputs)
+        # Where a picture's answers hang on the others of its batch, all go together, as in the functions.
+        self._together = kept_together(model, n, self._feed) == n > 1
+        found, given = trace_layers(model, self._batch(0), self._feed)
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
         sides = tuple(self.pictures.inputs.shape[2:])
         self.axes = len(sides)
@@ -123,7 +127,7 @@ class Session:
         self._look: tuple[tuple[Any, ...], Look] | None = None
         self._predictions: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
         if self.labels is not None:  # known from the pass that found the layers
-            self._predictions[0, fingerprint(model)] = self._top(scores)
+            self._predictions[0, fingerprint(model)] = self._top(scores, 0)
 
     def _scores(self, given: Any) -> Tensor | None:
         """The class scores (N, classes) in what the model gives; None where there are none and none were asked for."""
@@ -184,13 +188,12 @@ class Session:
     def trace(self, picture: int, layer: str) -> Trace:
         """The trace of one picture up to a layer; run again only if one of these or a weight has changed."""
         weights = fingerprint(self.model)
-        key = (picture, layer, weights)
+        key = (None if self._together else picture, layer, weights)
         if key != self._key:
             self.forget()
             start = time.perf_counter()
-            inputs = self.pictures.inputs[picture : picture + 1]
             with self._under_autocast():
-                self._trace = run(self.model, inputs, [layer], feed=self._feed, grad=self.grad)
+                self._trace = run(self.model, self._batch(picture), [layer], feed=self._feed, grad=self.grad)
             self.forward_passes += 1
             check_real(check_maps(self._trace, layer), f"layer {shown(layer)}")
             self.milliseconds = 1000 * (time.perf_counter() - start)
@@ -198,6 +201,13 @@ class Session:
             self.trace_bytes = self._trace.nbytes
         remember(self)
         return self._trace
+
+    def _batch(self, picture: int) -> Tensor:
+        return self.pictures.inputs if self._together else self.pictures.inputs[picture : picture + 1]
+
+    def _row(self, picture: int) -> int:
+        """Where a picture is in its batch."""
+        return picture if self._together else 0
 
     def forget(self) -> None:
         """Let go of the trace; the next question runs it again."""
@@ -209,7 +219,7 @@ class Session:
 
     def maps(self, picture: int, layer: str) -> Tensor:
         """The layer's feature maps of one picture, (C, H, W), or (C, L), (C, D, H, W)."""
-        return self.trace(picture, layer).activations[layer].detach()[0]
+        return self.trace(picture, layer).activations[layer].detach()[self._row(picture)]
 
     def look(self, picture: int, layer: str, how: str, side: int, plane: int = 0) -> Look:
         """All that is shown of a layer's maps, in one copy from the device; each map about ``side`` pixels wide."""
@@ -249,11 +259,10 @@ class Session:
         key = picture, fingerprint(self.model)
         if key not in self._predictions:
             with self._under_autocast():
-                inputs = self.pictures.inputs[picture : picture + 1]
-                scores = self._scores(run(self.model, inputs, feed=self._feed, output=True).output)
+                scores = self._scores(run(self.model, self._batch(picture), feed=self._feed, output=True).output)
             self.forward_passes += 1
             self._predictions = {k: v for k, v in self._predictions.items() if k[1] == key[1]}
-            self._predictions[key] = self._top(scores)
+            self._predictions[key] = self._top(scores, self._row(picture))
         return self._predictions[key]
 
     def reconstructions(
@@ -261,7 +270,7 @@ class Session:
     ) -> tuple[Tensor, frozenset[str]]:
         """Channels sent back to the picture, (K, 1 or 3, *sides), and the names of the rectifiers that the rule met."""
         maps, met = project(self.trace(picture, layer), layer, channels, rule, seed)
-        maps = maps[0]
+        maps = maps[self._row(picture)]
         if self.bands != tuple(range(maps.shape[1])):
             maps = maps[:, list(self.bands)]
         return (maps if maps.shape[1] in (1, 3) else maps.sum(1, keepdim=True)), met
@@ -273,8 +282,9 @@ class Session:
         if self.axes < 3:
             return self.reconstructions(picture, layer, [channel], rule, seed)
         self.trace(picture, layer)  # another one lets go of what is kept
-        if self._kept[0] != (channel, seed, self.bands):
-            self._kept = (channel, seed, self.bands), {}
+        key = picture, channel, seed, self.bands
+        if self._kept[0] != key:
+            self._kept = key, {}
         kept = self._kept[1]
         if rule not in kept:
             kept[rule] = self.reconstructions(picture, layer, [channel], rule, seed)
@@ -325,10 +335,10 @@ class Session:
         first, last = (0, 0, *ends[: self.axes])[-3:], (1, 1, *ends[self.axes :])[-3:]
         return (*first[1:], *last[1:]), range(first[0], last[0])
 
-    def _top(self, given: Tensor | None) -> list[tuple[str, float]]:
+    def _top(self, given: Tensor | None, row: int) -> list[tuple[str, float]]:
         if given is None:
             return []
-        scores = given.detach()[0].float()
+        scores = given.detach()[row].float()
         already = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3
         probabilities = scores if already else scores.softmax(0)
         if not bool(probabilities.isfinite().all()):

@@ -425,3 +425,46 @@ def test_a_detector(snapshot):
     assert maps.shape == (1, 2, 3, 64, 96)
     assert F.normalize(maps.flatten(2), dim=2).isfinite().all()
     assert float(maps.abs().max()) > 0
+
+
+def test_what_inputs_makes_of_each_picture_stays_with_it(net):
+    """In the widgets too, which ask for one picture at a time."""
+
+    class Masked(Network):
+        def forward(self, x, mask):
+            return super().forward(x * mask)
+
+    model, mask = as_a(Masked)(net), torch.rand(2, 1, 24, 20).round()
+    for feed in (lambda x: (x, mask), lambda x: (x, mask[: len(x)])):
+        maps = nbviz.feature_maps(model, X, LAYER, inputs=feed)
+        back = nbviz.guided_backprop(model, X, LAYER, [4], inputs=feed)
+        view = nbviz.explore(model, X, LAYER, 4, inputs=feed)
+        for picture in (1, 0):
+            view.picture = picture
+            view.finish()
+            assert view.header.error == ""
+            assert torch.equal(view.session.maps(picture, LAYER), maps[picture])
+            found, _ = view.session.reconstructions(picture, LAYER, [4], "guided", "max")
+            assert torch.equal(found, back[picture])
+            expected = model(X, mask)[picture].softmax(0).topk(5).values.tolist()
+            assert [p for _, p in view.strip.predictions] == pytest.approx(expected, rel=1e-5)
+        view.close()
+
+
+def test_a_batch_normalised_by_itself_is_so_in_the_widgets(net):
+    net.features[1] = nn.BatchNorm2d(8, track_running_stats=False)
+    maps = nbviz.feature_maps(net, X, LAYER)
+    view = nbviz.FeatureMaps(net, X, LAYER, picture=1)
+    assert torch.equal(view.session.maps(1, LAYER), maps[1])
+    view.close()
+
+
+def test_the_reason_of_a_failed_backward_pass_is_given(net):
+    def fail(*_):
+        raise KeyError("boom")
+
+    net.features[4].register_full_backward_hook(fail)
+    with pytest.raises(nbviz.ModelError, match="boom"):
+        nbviz.grad_cam(net, X, "features.0", 1)
+    with pytest.raises(TypeError, match="^target is a set, which has no order"):
+        nbviz.grad_cam(net, X, LAYER, {1, 2})

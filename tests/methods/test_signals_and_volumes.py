@@ -63,6 +63,30 @@ def test_the_deconvnet_is_the_one_built_by_hand(net, x, axes, close, snapshot):
         close(maps[:, k], signal.detach())
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_unpooling_overwrites_where_windows_overlap(axes, adaptive, close):
+    sides = {1: (13,), 3: (7, 9, 11)}[axes]
+    pool = (
+        {1: nn.AdaptiveMaxPool1d, 3: nn.AdaptiveMaxPool3d}[axes](5, return_indices=False)
+        if adaptive
+        else POOL[axes](3, 2)
+    )
+    net, x = nn.Sequential(CONV[axes](1, 3, 3, padding=1), nn.ReLU(), pool), torch.rand(1, 1, *sides)
+    nn.init.constant_(net[0].bias, 0.5)
+    maps = nbviz.deconvnet(net, x, "2", 1, seed="map", unpool="overwrite")[:, 0]
+    before = net[:2](x)
+    pool.return_indices = True
+    pooled, switches = pool(before)
+    signal = torch.zeros_like(pooled)
+    signal[:, 1] = pooled[:, 1]
+    # Written out, in order: the last of those that share a switch stays.
+    places = torch.zeros(3, before[0, 0].numel())
+    for place, value in zip(switches[0, 1].flatten().tolist(), signal[0, 1].flatten().tolist(), strict=True):
+        places[1, place] = value
+    expected = TRANSPOSED[axes](places.view(1, 3, *sides), net[0].weight, padding=1)
+    close(maps, expected.detach())
+
+
 @pytest.mark.parametrize("seed", ["max", "map", "unit"])
 def test_the_gradient_is_autograds(net, x, seed, close):
     maps = nbviz.gradient(net, x, "4", 2, seed=seed)
