@@ -105,7 +105,7 @@ class Random(nn.Module):
             else:
                 step = nn.AvgPool2d(kernel, stride, min(padding, kernel // 2))
             modules.append(nn.Sequential(step, nn.ReLU()))
-            step.around = around
+            step.around = around if stride == 1 else 0  # ways of different strides are left to the full pass
         self.steps = nn.ModuleList(modules)
         self.last = nn.Identity()
 
