@@ -47,4 +47,6 @@ def layers(model: nn.Module, images: Any, *, preprocess: Any = None, inputs: Any
     [('0', (4, 8, 8), (3, 3)), ('1', (4, 8, 8), (3, 3)), ('2', (4, 4, 4), (4, 4))]
     """
     feed = check_feed(inputs)
-    return trace_layers(model, load(model, images, preprocess).inputs[:1], feed)[0]
+    pictures = load(model, images, preprocess).inputs
+    # What inputs= makes may belong to the whole batch.
+    return trace_layers(model, pictures if feed else pictures[:1], feed)[0]

@@ -42,11 +42,7 @@ class Parts(Pulled):
     tiles = t.Unicode(TILES[0], help="What the grid shows of each channel.")
 
     plane = t.Int(0, help="Which slice of a volume is shown, from 0.")
-    bands = t.Any(
-        (),
-        allow_none=False,
-        help="Which channels of the pictures are shown: one in grey, or three as red, green and blue.",
-    )
+    bands = t.Any((), help="Which channels of the pictures are shown: one in grey, or three as red, green and blue.")
 
     session: Session
     strip: Strip
@@ -123,7 +119,7 @@ class Parts(Pulled):
             yield self._add_maps(self._room) if self.tiles == TILES[0] else self._add_reconstructions()
 
     def _state(self) -> tuple[Any, ...]:
-        return self.layer, self.seed, self.plane, self.bands, fingerprint(self.session.model)
+        return self.layer, self.seed, self.tiled, fingerprint(self.session.model)
 
     def _add_maps(self, room: int) -> bool:
         """Send some maps, of about so many bytes; whether the page should draw them before it is sent more."""

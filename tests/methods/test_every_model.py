@@ -408,7 +408,7 @@ def test_where_the_scores_are_not(net):
                 nbviz.explore(model, X, output=pick)
     with pytest.raises(TypeError, match="^inputs is Tensor; expected a callable from the pictures"):
         nbviz.feature_maps(net, X, LAYER, inputs=X)
-    with pytest.raises(nbviz.ModelError, match=r"^inputs= failed on pictures of shape \(1, 3, 24, 20\): ZeroDivision"):
+    with pytest.raises(nbviz.ModelError, match=r"^inputs= failed on pictures of shape \(2, 3, 24, 20\): ZeroDivision"):
         nbviz.layers(net, X, inputs=lambda x: 1 / 0)
     with pytest.raises(ValueError, match="^no output 0: the model gives a Tensor, which has no parts"):
         nbviz.gradient(net, X, output=0)

@@ -118,7 +118,9 @@ def test_a_volume_is_shown_slice_by_slice(volumes: Any) -> None:
     view.figure()
 
 
-def test_the_tiles_of_a_volumes_reconstructions_are_in_the_slices_of_their_channels(volumes: Any) -> None:
+def test_the_tiles_of_a_volumes_reconstructions_are_in_the_slices_of_their_channels(
+    volumes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net, x = volumes
     view = finished(nbviz.explore(net, x, "1", tiles="gradient"))
     sent = tiles(view)
@@ -132,6 +134,12 @@ def test_the_tiles_of_a_volumes_reconstructions_are_in_the_slices_of_their_chann
     view.plane = 0
     finished(view)
     np.testing.assert_array_equal(tiles(view), sent)
+    monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
+    view.seed = "unit"  # begins anew; a slice that is chosen meanwhile does not
+    begun = view.grid.tiles["key"]
+    view.plane = 3
+    finished(view)
+    assert view.grid.tiles["key"] == begun
 
 
 def test_a_slice_that_is_not_there(volumes: Any) -> None:
