@@ -86,7 +86,7 @@ def _hardtanh(z: Tensor, min_val: float = 0.0, max_val: float = 6.0) -> Tensor |
 
 
 def _clamp(z: Tensor, min: Any, max: Any = None) -> Tensor | None:  # noqa: A002
-    if not isinstance(min, (int, float)) or min != 0:
+    if min is None or bool((torch.as_tensor(min) != 0).any()):
         return None
     return ((z >= 0) & (z <= (math.inf if max is None else max))).to(z)
 

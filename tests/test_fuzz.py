@@ -60,6 +60,9 @@ class Values:
     def __repr__(self) -> str:
         return ", ".join(f"{name}={shown(value, 300)}" for name, value in self.arguments.items())
 
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # hypothesis would look into a dataclass's fields
+        printer.text(repr(self))
+
 
 def fuzz(**arguments: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Call a test with each of many arguments."""

@@ -120,7 +120,7 @@ def _clamps(start: Tensor) -> Iterator[Any]:
             seen.add(node)
             waiting.extend(below for below, _ in node.next_functions)
             low = getattr(node, "_saved_min", None)
-            if node.name().startswith("Clamp") and isinstance(low, (int, float)) and low == 0:
+            if node.name().startswith("Clamp") and low is not None and not torch.as_tensor(low).any():
                 yield node
 
 
@@ -131,7 +131,7 @@ def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor, axes: int) ->
 
 
 NO_GRADIENT = (
-    "no gradient flows from this layer to the picture: it does not depend on it, or the model detaches it or rounds it "
+    "no gradient reaches the picture: what it would start from does not depend on it, or the model detaches or rounds "
     "on the way, as quantised layers do"
 )
 

@@ -36,6 +36,8 @@ class Layer:
         The activations between the picture and the output that deconvnet and guided backprop act on.
     axes
         Of the input: 2 for pictures, 1 for signals, 3 for volumes.
+    pictures
+        Whether the output has one entry for each picture; False where it has one for each window, crop or region.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Layer:
     leaf: bool = True
     rectifiers: tuple[str, ...] = ()
     axes: int = 2
+    pictures: bool = True
 
     @property
     def has_maps(self) -> bool:
@@ -52,7 +55,11 @@ class Layer:
 
         (N, C, L) for a signal, (N, C, D, H, W) for a volume.
         """
-        return len(self.shape) == self.axes + 1 and (self.field is None or self.field.axes == _last(self.axes))
+        return (
+            self.pictures
+            and len(self.shape) == self.axes + 1
+            and (self.field is None or self.field.axes == _last(self.axes))
+        )
 
     @property
     def stride(self) -> tuple[float, ...] | None:
@@ -147,6 +154,7 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
                     not any(True for _ in module.children()),
                     tuple(sorted(tracker.rectified(value))),
                     picture.ndim - 2,
+                    value.shape[:1] == picture.shape[:1],
                 )
             )
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
@@ -150,8 +151,8 @@ def _rectifier(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> frozen
     if name in ("clamp", "clip", "clamp_min", "hardtanh"):
         names = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
         low, high = (_argument(args, kwargs, i + 1, name, None) for i, name in enumerate(names))
-        low = -1 if low is None else low
-        found = None if isinstance(low, Tensor) or low != 0 else "ReLU" if high is None else "ReLU6"
+        from_zero = low is not None and not torch.as_tensor(low).any()
+        found = None if not from_zero else "ReLU" if high is None else "ReLU6"
     else:
         found = _RECTIFIERS.get(name)
     return frozenset(filter(None, (found,)))

@@ -121,14 +121,18 @@ def untouched(model: nn.Module) -> Iterator[None]:
         # All attributes: a buffer that a forward pass replaced may belong to a size noted beside it.
         attributes = {id(held): held for module in modules for held in (vars(module), *vars(module).values())}
         kept = [(held, kind(held)) for held in attributes.values() if (kind := _kind(held)) is not None]
-        # What it writes to its buffers goes to copies, which also stay valid in the graph of the run.
+        # What it writes to its buffers goes to copies, which also stay valid in the graph of the run. So do those of
+        # weights that were made in inference mode, which no graph can hold.
         with torch.inference_mode(False):
-            copies = {id(b): b.detach().clone().requires_grad_(b.requires_grad) for b in model.buffers()}
+            copied = [*model.buffers(), *(p for p in model.parameters() if p.is_inference())]
+            copies = {id(t): t.detach().clone().requires_grad_(t.requires_grad) for t in copied}
         try:
             for module in modules:
                 # The flag itself, not .eval(): a subclass may do more there than can be undone.
                 module.training = False
-                module._buffers.update({name: copies.get(id(b)) for name, b in module._buffers.items()})
+                tensors: list[dict[str, Any]] = [module._buffers, module._parameters]
+                for own in tensors:
+                    own.update({name: copies.get(id(t), t) for name, t in own.items()})
             yield
         finally:
             for held, before in kept:

@@ -195,8 +195,8 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
         said = line(error, 1000)
         if f"to have {takes} channels, but got {inputs.shape[1]} channels" in said:
             raise PictureError(
-                f"the picture has {inputs.shape[1]} channel(s), the model's first convolution {shown(name)} takes "
-                f"{takes}; expected an input (N, {takes}, H, W), got {tuple(inputs.shape)}"
+                f"the input has {inputs.shape[1]} channel(s), the model's first convolution {shown(name)} takes "
+                f"{takes}; expected {(len(inputs), takes, *inputs.shape[2:])}, got {tuple(inputs.shape)}"
             ) from error
         given = f"an input of shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}, {inputs.device}"
         if out_of_memory(error):
@@ -231,7 +231,7 @@ def find_module(model: nn.Module, name: str) -> tuple[str, int]:
         raise TypeError(f"layer is {type(name).__name__}; expected a module's name, such as 'features.16'")
     every = dict(model.named_modules(remove_duplicate=False))
     module, _, call = name.rpartition(":")
-    if name in every or not (module and call.isdecimal()):
+    if name in every or not (module and call.isdecimal() and len(call) < 10):
         module, call = name, "0"
     first = {id(m): n for n, m in model.named_modules()}
     found = every.get(module) if module else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Panel:
         Its share of the row's width.
     plot
         The pixels (1, L, C) are C curves.
+    zero
+        The value at which a line is drawn under curves.
     """
 
     pixels: np.ndarray[Any, Any] | None
@@ -46,10 +49,11 @@ class Panel:
     bars: Sequence[tuple[str, float]] = ()
     width: float = 1.0
     plot: bool = False
+    zero: float | None = None
 
 
-def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], width: float = 10.0) -> Figure:
-    """Rows of panels under a heading.
+def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", width: float = 10.0) -> Figure:
+    """Rows of panels under a heading, and a note below.
 
     Parameters
     ----------
@@ -57,6 +61,8 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], width: float = 10
         The line on top.
     rows
         Panels, row by row; each row fills the width.
+    foot
+        What must be read with them.
     width
         Of the figure, in inches.
 
@@ -70,10 +76,15 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], width: float = 10
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
+    foot = "\n".join(textwrap.fill(_plain(text, 1000), round(17 * width)) for text in foot.splitlines())
     heights = [max(_height(panel, row) for panel in row) * width * 0.94 + 0.35 for row in rows]
-    figure = Figure(figsize=(width, sum(heights) + 0.4), facecolor="white", layout="constrained")
+    figure = Figure(
+        figsize=(width, sum(heights) + 0.4 + 0.13 * len(foot.splitlines())), facecolor="white", layout="constrained"
+    )
     FigureCanvasAgg(figure)
     figure.suptitle(_plain(heading), fontsize=11, x=0.01, ha="left", weight="bold")
+    if foot:
+        figure.supxlabel(foot, fontsize=7.5, x=0.01, ha="left", color="0.3")
     parts = np.atleast_1d(np.asarray(figure.subfigures(len(rows), 1, height_ratios=heights)))
     for part, row in zip(parts, rows, strict=True):
         grid = part.add_gridspec(1, len(row), width_ratios=[panel.width for panel in row])
@@ -139,6 +150,8 @@ def _height(panel: Panel, row: Sequence[Panel]) -> float:
 
 def _draw_curves(axes: Any, panel: Panel) -> None:
     curves = np.asarray(panel.pixels)[0].T
+    if panel.zero is not None:
+        axes.axhline(panel.zero, color="0.7", lw=0.6)
     for curve, colour in zip(curves, _CURVES[: len(curves)] if len(curves) > 1 else ["0.2"], strict=True):
         axes.plot(curve, color=colour, lw=0.8)
     if panel.box is not None:
@@ -166,6 +179,6 @@ def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]]) -> None:
     axes.set_box_aspect(0.6)
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, most: int = 200) -> str:
     """Text on one line, in which no dollar sign starts mathematics."""
-    return " ".join(line(text).split()).replace("$", r"\$")
+    return " ".join(line(text, most).split()).replace("$", r"\$")

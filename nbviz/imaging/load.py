@@ -47,6 +47,8 @@ class Pictures:
     def display(self, bands: Sequence[int] | None = None) -> Tensor:
         """The pictures as a person sees them, at the model's input size: uint8 (N, 3, H, W) on the CPU.
 
+        Of signals, a curve for each channel that is shown: (N, 1 to 3, L).
+
         Parameters
         ----------
         bands
@@ -56,7 +58,7 @@ class Pictures:
         shown = self.preprocess.undo(self.inputs)
         if bands is not None or shown.shape[1] > 3:
             shown = shown[:, [0, 1, 2] if bands is None else list(bands)]
-        if shown.shape[1] != 3:
+        if shown.shape[1] > 3 or (shown.shape[1] < 3 and shown.ndim > 3):
             shown = shown.mean(1, keepdim=True).expand(-1, 3, *shown.shape[2:])
         return (shown * 255).round().to(torch.uint8).cpu()
 
@@ -217,8 +219,9 @@ def _split(item: Any, channels: int) -> Iterator[Image.Image | Array | Tensor]:
             numbers = _numbers(item)
             yield from np.moveaxis(numbers if item.ndim == 4 else numbers[None], -1, 1)
         elif item.ndim == 4:
+            wide = _is_wide(item)
             for part in item:
-                yield _from_array(part)
+                yield _from_array(part, wide)
         else:
             yield _from_array(item)
     else:
@@ -334,8 +337,13 @@ def _flatten(picture: Image.Image) -> Image.Image:
     return picture if picture.mode in ("L", "RGB") else picture.convert("L" if picture.mode == "1" else "RGB")
 
 
-def _from_array(array: Array) -> Image.Image:
-    """A PIL picture from (H, W) or (H, W, C), 8 bits."""
+def _is_wide(array: Array) -> bool:
+    """Whether numbers have 16 bits: by their dtype, or in a wider one by the largest."""
+    return array.dtype.kind in "ui" and (array.dtype.str[1:] == "u2" or bool(array.size and array.max() > 255))
+
+
+def _from_array(array: Array, wide: bool = False) -> Image.Image:
+    """A PIL picture, 8 bits, from (H, W) or (H, W, C), which may belong with others of 16 bits."""
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise PictureError(
             f"an array of shape {array.shape} is no picture; expected (H, W), (H, W, C) or (N, H, W, C) "
@@ -355,7 +363,7 @@ def _from_array(array: Array) -> Image.Image:
     elif array.dtype.kind in "ui":
         if array.min() < 0 or array.max() > 65535:
             raise PictureError(f"an array has values from {array.min()} to {array.max()}; expected 0 to 255 or 65535")
-        if array.dtype.str[1:] == "u2" or array.max() > 255:
+        if wide or _is_wide(array):
             array = np.round(array / 257)
     else:
         raise TypeError(f"an array of {array.dtype} is no picture; expected uint8, uint16, bool or float in [0, 1]")

@@ -51,12 +51,17 @@ SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 def check_maps(trace: Trace, layer: str) -> Tensor:
-    """The layer's activation if it has as many dimensions as the pictures: (N, C, H, W)."""
+    """The layer's activation if it is (N, C, H, W) for N pictures, or has as many dimensions as they have."""
     activation, ndim = trace.activations[layer], trace.inputs.ndim
     if activation.ndim != ndim or 0 in activation.shape:
         raise ValueError(
             f"layer {shown(layer)} gives {tuple(activation.shape)}; expected feature maps {SHAPES[ndim]} "
             "(nbviz.layers lists the shapes)"
+        )
+    if len(activation) != len(trace.inputs):
+        raise ValueError(
+            f"layer {shown(layer)} gives {len(activation)} maps for {len(trace.inputs)} picture(s), as for windows, "
+            f"crops or regions; expected feature maps {SHAPES[ndim]} (nbviz.layers lists the shapes)"
         )
     return activation
 

@@ -114,7 +114,11 @@ def grad_cam(
 
 
 def _last_maps(model: nn.Module, pictures: Tensor, feed: Any) -> str:
-    found = [layer for layer in trace_layers(model, pictures if feed else pictures[:1], feed)[0] if layer.has_maps]
+    found = [
+        layer
+        for layer in trace_layers(model, pictures if feed is not None else pictures[:1], feed)[0]
+        if layer.has_maps
+    ]
     wide = [layer for layer in found if math.prod(layer.shape[1:]) > 1]
     if not wide:
         raise ValueError(

@@ -49,4 +49,4 @@ def layers(model: nn.Module, images: Any, *, preprocess: Any = None, inputs: Any
     feed = check_feed(inputs)
     pictures = load(model, images, preprocess).inputs
     # What inputs= makes may belong to the whole batch.
-    return trace_layers(model, pictures if feed else pictures[:1], feed)[0]
+    return trace_layers(model, pictures if feed is not None else pictures[:1], feed)[0]

@@ -45,7 +45,7 @@ def reconstruct(
     (Zeiler and Fergus 2014, section 2.1); a rule says what a rectifier does to it on the way, see
     :func:`nbviz.gradient`, :func:`nbviz.deconvnet` and :func:`nbviz.guided_backprop`. Rectifiers are ReLU, threshold
     and clamp(min=0), however they are called; one that is put together from other operations, such as
-    ``torch.maximum(x, zero)``, or a clamp whose bound is a tensor, follows the plain gradient.
+    ``torch.maximum(x, zero)``, follows the plain gradient.
 
     The papers know the ReLU alone. For ReLU6 (hardtanh from 0), LeakyReLU, PReLU, RReLU, ELU, CELU, SELU, SiLU, GELU,
     Hardswish, Softplus and Mish, the two rules are an extension: the deconvnet passes max(R, 0), as it does through a

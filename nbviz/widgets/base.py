@@ -174,11 +174,18 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         """What the figure shows, row by row."""
         raise NotImplementedError
 
+    def _foot(self) -> str:
+        """What must be read with it."""
+        return self.header.note
+
+    def _draw(self) -> Figure:
+        return draw_figure(self._heading(), self._figure_rows(), self._foot())
+
     def figure(self) -> Figure:
         """The current view as a matplotlib figure, made without pyplot."""
         with self._turn():
             self.finish()
-            figure = draw_figure(self._heading(), self._figure_rows())
+            figure = self._draw()
             self._ended()
             return figure
 
@@ -205,7 +212,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
                 if not self.header.error:
                     png = io.BytesIO()
                     try:
-                        save_figure(draw_figure(self._heading(), self._figure_rows()), png, format="png", dpi=90)
+                        save_figure(self._draw(), png, format="png", dpi=90)
                     except Exception as error:  # the live view is none the worse
                         self._failed(error)
                     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def fused_panel(view: Instrument) -> Panel:
         pixels = (0.4 * picture + 0.6 * 255 * over).to(torch.uint8)
     else:
         pixels = overlay(picture, shown[None], view.fused.opacity, view.fused.cmap)
-    return Panel(channels_last(pixels[0]), f"{caption} over the picture")
+    return Panel(channels_last(pixels[0]), caption)
 
 
 def grid_panel(view: Instrument) -> Panel:
@@ -54,7 +55,7 @@ def grid_panel(view: Instrument) -> Panel:
             colours = _raised(colours.mean(1), 0.5).nan_to_num(1.0)[:, None]
         count = f"{len(colours)} of {view.channel_control.max + 1} channels"
         caption = f"{count}, {RULE_CAPTIONS[view.tiles]}, strongest first"
-        tiles = grid(colours, normalize=False, padding=1, pad_value=1.0)
+        tiles = grid(colours, _nrow(colours), normalize=False, padding=1, pad_value=1.0)
         return Panel(channels_last((tiles * 255).round().to(torch.uint8)), caption, width=2.0)
     maps = view.session.maps(view.picture, view.layer).float().cpu()
     chosen = maps.flatten(1).amax(1).argsort(descending=True, stable=True)[:64]
@@ -62,12 +63,17 @@ def grid_panel(view: Instrument) -> Panel:
     if plot and alone:
         low, high = shown.amin(2, keepdim=True), shown.amax(2, keepdim=True)
         tiles = _raised((shown - low) / (high - low).clamp(min=1e-12), 0.0)
-        tiles = grid(tiles, normalize=False, padding=1, pad_value=float("nan"))[0]
+        tiles = grid(tiles, _nrow(tiles), normalize=False, padding=1, pad_value=float("nan"))[0]
     else:
-        tiles = grid(shown, scale_each=alone, padding=1, pad_value=float("nan"))[0]
+        tiles = grid(shown, _nrow(shown), scale_each=alone, padding=1, pad_value=float("nan"))[0]
     count = f"{len(chosen)} strongest of {len(maps)} channels" if len(chosen) < len(maps) else f"{len(maps)} channels"
     scale = "each on its own scale" if alone else "on one scale"
     return Panel(tiles.numpy(), f"{count}, strongest first, {scale}", view.grid.cmap, width=2.0)
+
+
+def _nrow(tiles: torch.Tensor) -> int:
+    """How many tiles (K, ..., H, W) in a row make them twice as wide as high."""
+    return max(1, math.ceil(math.sqrt(2 * len(tiles) * tiles.shape[-2] / tiles.shape[-1])))
 
 
 def _raised(tiles: torch.Tensor, base: float, rows: int = 24) -> torch.Tensor:
@@ -102,4 +108,6 @@ def _panel(cell: dict[str, Any], slot: dict[str, Any], view: Instrument) -> Pane
         pixels = pixels.repeat(3, 2)
     if box is not None:  # the pixels may be fewer than those that it counts
         box = [side * pixels.shape[i % 2] // slot["size"][i % 2] for i, side in enumerate(box)]
-    return Panel(pixels, caption, box=box if slot["kind"] == "picture" and slot["mark"] else None, plot=plot)
+    zero = 128.0 if slot["kind"] == "signed" else None
+    mark = slot["kind"] == "picture" and slot["mark"]
+    return Panel(pixels, caption, box=box if mark else None, plot=plot, zero=zero)

@@ -295,6 +295,9 @@ class Instrument(Parts):
     def _heading(self) -> str:
         return f"{self.header.title} · {self.session.layers[self.layer]}"
 
+    def _foot(self) -> str:
+        return "\n".join(filter(None, (super()._foot(), CAUTION if self._grad else "")))
+
 
 def _choice(bands: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """Bands as a dropdown has them."""

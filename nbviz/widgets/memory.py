@@ -6,7 +6,7 @@ import atexit
 import weakref
 from typing import Protocol
 
-from nbviz.core.errors import shown
+from nbviz.core.errors import check_whole
 from nbviz.core.state import lock
 
 
@@ -47,10 +47,7 @@ def set_memory_limit(limit: int) -> None:
     >>> set_memory_limit(512 << 20)
     """
     global _limit  # noqa: PLW0603 - one limit for the process, as there is one memory
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit is {shown(limit)}; expected a whole number of bytes, such as 512 << 20")
-    if limit < 0:
-        raise ValueError(f"limit is {shown(limit)}; expected at least 0 bytes")
+    limit = check_whole("limit (bytes, such as 512 << 20)", limit, 0)
     with lock:  # not while one of them is in use
         _limit = limit
         forget_beyond_limit()

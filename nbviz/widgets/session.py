@@ -76,7 +76,7 @@ class Session:
         Slices of a volume, else 1; height and width of a picture or a slice, for a signal 1 and its length.
     bands, display
         Which channels of the pictures are shown; the pictures as they are shown, uint8 (N, 3, *sides), of signals
-        with one channel (N, 1, L).
+        (N, 1 to 3, L).
     forward_passes
         How many were run, for people who count.
     """
@@ -154,11 +154,9 @@ class Session:
     def show_bands(self, bands: tuple[int, ...] | None) -> None:
         """From now on, show these channels of the pictures and of what is reconstructed of them."""
         self.bands, self.display = bands or self.usual_bands, self.pictures.display(bands)
-        if self.axes == 1 and bool((self.display == self.display[:, :1]).all()):
-            self.display = self.display[:, :1]  # one curve
 
     def shown(self, picture: int, plane: int = 0) -> Tensor:
-        """A picture or a slice as a person sees it, uint8 (3, h, w); of a signal (1 or 3, 1, l)."""
+        """A picture or a slice as a person sees it, uint8 (3, h, w); of a signal (1 to 3, 1, l)."""
         return fitted(self.plane(self.display[picture], plane))
 
     def plane(self, maps: Tensor, plane: int) -> Tensor:
@@ -268,12 +266,16 @@ class Session:
     def reconstructions(
         self, picture: int, layer: str, channels: Sequence[int], rule: str, seed: str
     ) -> tuple[Tensor, frozenset[str]]:
-        """Channels sent back to the picture, (K, 1 or 3, *sides), and the names of the rectifiers that the rule met."""
+        """Channels sent back to the picture, and the names of the rectifiers that the rule met.
+
+        (K, 1 or 3, *sides); of signals, which can be shown in two curves as well, (K, 1 to 3, L).
+        """
         maps, met = project(self.trace(picture, layer), layer, channels, rule, seed)
         maps = maps[self._row(picture)]
         if self.bands != tuple(range(maps.shape[1])):
             maps = maps[:, list(self.bands)]
-        return (maps if maps.shape[1] in (1, 3) else maps.sum(1, keepdim=True)), met
+        apart = (1, 2, 3) if self.axes == 1 else (1, 3)
+        return (maps if maps.shape[1] in apart else maps.sum(1, keepdim=True)), met
 
     def reconstruction(
         self, picture: int, layer: str, channel: int, rule: str, seed: str

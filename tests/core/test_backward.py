@@ -33,6 +33,9 @@ SPELLED = {
     "torch.clamp to 6": (lambda z: torch.clamp(z, min=0, max=6), True),
     "torch.clamp_min": (lambda z: torch.clamp_min(z, 0.0), True),
     "torch.clip": (lambda z: torch.clip(z, min=0), True),
+    "torch.clamp from a tensor": (lambda z: torch.clamp(z, min=torch.zeros((), dtype=z.dtype, device=z.device)), True),
+    "torch.clamp_min from a tensor of each": (lambda z: torch.clamp_min(z, torch.zeros_like(z)), True),
+    "torch.clamp from a tensor above 0": (lambda z: torch.clamp(z, min=torch.arange(9, device=z.device)), False),
     "Tensor.clamp": (lambda z: z.clamp(min=0.0), True),
     "Tensor.clamp_": (lambda z: z.clamp_(min=0), True),
     "Tensor.clamp_min_": (lambda z: z.clamp_min_(0), True),
@@ -293,7 +296,7 @@ def test_a_tensor_that_does_not_depend_on_the_picture_is_an_error(count):
     weight = torch.randn(3, requires_grad=True)
     with pytest.raises(ModelError, match="does not depend on it"):
         pull("gradient", weight * 2, torch.ones(count, 3), x)
-    with pytest.raises(ModelError, match="detaches it or rounds it"):
+    with pytest.raises(ModelError, match="detaches or rounds"):
         pull("gradient", (x * 2).detach(), torch.ones(count, 3), x)
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import nbviz
 from nbviz.core.backward import pull
 from nbviz.core.errors import ModelError
 from nbviz.core.layers import Layer, trace_layers
@@ -186,3 +187,27 @@ def test_one_forward_pass_is_enough(net):
 def test_layers_of_a_half_precision_model():
     found, _ = trace_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(torch.bfloat16), PICTURE.bfloat16())
     assert [layer.receptive_field for layer in found] == [(3, 3), (3, 3)]
+
+
+class Windows(nn.Module):
+    """The quarters of each picture as pictures of their own; it goes on with the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quarters, self.whole = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        rows = torch.cat(x.chunk(2, 2))
+        return self.whole(self.quarters(torch.cat(rows.chunk(2, 3)))[: len(x)])
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_maps_of_windows_are_no_maps_of_the_pictures(pictures):
+    net, x = Windows(), torch.rand(pictures, 3, 8, 8)
+    found = {layer.name: layer for layer in trace_layers(net, x)[0]}
+    assert (found["quarters"].pictures, found["quarters"].has_maps) == (False, False)
+    assert (found["whole"].pictures, found["whole"].has_maps) == (True, True)
+    message = rf"^layer 'quarters' gives {4 * pictures} maps for {pictures} picture\(s\), as for windows, crops or regi"
+    with pytest.raises(ValueError, match=message):
+        nbviz.feature_maps(net, x, "quarters")
+    assert list(nbviz.FeatureMaps(net, x).session.layers) == ["whole"]

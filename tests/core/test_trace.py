@@ -199,6 +199,8 @@ def test_a_name_with_a_colon_of_its_own_is_a_name():
     net.add_module("stage:1", nn.Conv2d(3, 3, 1))
     assert find_module(net, "stage:1") == ("stage:1", 0)
     assert find_module(net, "stage:1:2") == ("stage:1", 2)
+    with pytest.raises(ValueError, match=r"^no layer 'stage:99999.*did you mean|Accepted: "):
+        find_module(net, "stage:" + "9" * 5000)  # more digits than Python makes a number of
 
 
 @pytest.mark.parametrize("name", ["", ":", ":1", "5", "layer4", "0:x", "0:", "0.weight"])
@@ -312,7 +314,7 @@ def test_a_failing_model_says_what_went_in(net):
 
 def test_a_wrong_number_of_channels_is_the_pictures_fault(net):
     with pytest.raises(
-        PictureError, match=r"picture has 1 channel\(s\), .* convolution '0' takes 3; expected an input \(N, 3"
+        PictureError, match=r"input has 1 channel\(s\), .* convolution '0' takes 3; expected \(1, 3, 12, 12\)"
     ):
         run(net, torch.randn(1, 1, 12, 12), ["0"])
 

@@ -37,3 +37,20 @@ def test_pyplot_is_not_needed() -> None:
     before = "matplotlib.pyplot" in sys.modules
     draw_figure("a net", [[Panel(np.eye(3))]])
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_what_must_be_read_stands_below_whole_line_by_line() -> None:
+    caution = " ".join(["word"] * 60)
+    figure = draw_figure("a net", [[Panel(np.eye(3))]], f"$1 of it\n{caution}")
+    figure.canvas.draw()
+    (text,) = (t for t in figure.texts if "word" in t.get_text())
+    assert text.get_text().startswith(r"\$1 of it" + "\nword")
+    assert text.get_text().split("\n", 1)[1].replace("\n", " ") == caution
+    assert text.get_window_extent().x1 <= figure.bbox.width
+    assert draw_figure("a net", [[Panel(np.eye(3))]]).get_size_inches()[1] < figure.get_size_inches()[1]
+
+
+def test_zero_is_drawn_under_signed_curves() -> None:
+    curves = np.zeros((1, 9, 2), np.uint8)
+    figure = draw_figure("a net", [[Panel(curves, plot=True), Panel(curves, plot=True, zero=128)]])
+    assert [len(axes.lines) for axes in figure.axes] == [2, 3]

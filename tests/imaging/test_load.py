@@ -487,8 +487,9 @@ def test_signals_and_volumes(kind):
     assert torch.equal(nbviz.load(two, whole.astype(np.float64) * 3 - 50).inputs, torch.from_numpy(whole) * 3.0 - 50)
     assert torch.equal(nbviz.load(one, whole[0, 0]).inputs, expected[:1, :1])
     assert torch.equal(nbviz.load(one, expected[0, 0]).inputs, expected[:1, :1])
-    assert nbviz.load(two, whole).display().shape == (4, 3, *sides)
-    assert torch.equal(nbviz.load(one, whole[:, :1]).display()[:, 1], torch.from_numpy(whole[:, 0]))
+    curves = kind == "signals"  # one for each channel
+    assert nbviz.load(two, whole).display().shape == (4, 2 if curves else 3, *sides)
+    assert torch.equal(nbviz.load(one, whole[:, :1]).display()[:, 0 if curves else 1], torch.from_numpy(whole[:, 0]))
 
 
 def test_a_preprocess_for_volumes_takes_tensors():
@@ -544,3 +545,14 @@ def test_torchvisions_own_preprocessing_of_videos():
 def test_what_is_no_signal_or_volume(conv, given, error, message):
     with pytest.raises(error, match=message):
         nbviz.load(conv(2, 1, 1), given)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.int64])
+def test_the_pictures_of_one_array_have_one_scale(dtype):
+    dark, light = np.full((2, 4, 4, 3), 100, dtype), np.full((2, 4, 4, 3), 60000, dtype)
+    net = nn.Conv2d(3, 1, 1)
+    alone = nbviz.load(net, np.stack([light[0], light[1]])).display()
+    both = nbviz.load(net, np.stack([dark[0], light[0]])).display()
+    assert both[0].unique().tolist() == [round(100 / 257)]
+    assert torch.equal(both[1], alone[0])
+    assert nbviz.load(net, torch.from_numpy(np.stack([dark[0], light[0]])).permute(0, 3, 1, 2)).display().equal(both)

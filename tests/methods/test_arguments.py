@@ -192,8 +192,8 @@ def test_a_model_without_class_scores(name, output, error, what, snapshot):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_wrong_number_of_channels(name, count, net, snapshot):
     message = (
-        rf"^the picture has {count} channel\(s\), the model's first convolution '0' takes 3; "
-        rf"expected an input \(N, 3, H, W\), got \(1, {count}, 32, 32\)$"
+        rf"^the input has {count} channel\(s\), the model's first convolution '0' takes 3; "
+        rf"expected \(1, 3, 32, 32\), got \(1, {count}, 32, 32\)$"
     )
     x = torch.rand(1, count, 32, 32)
     refused(nbviz.PictureError, message, net, lambda: METHODS[name](net, x, "7"), snapshot)

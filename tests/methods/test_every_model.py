@@ -89,6 +89,17 @@ def test_modes_and_flags(how, net, snapshot):
         assert explored(net, x) == seen
 
 
+def test_weights_made_in_inference_mode(net, snapshot):
+    expected, seen = answers(net, X), explored(net, X)
+    with torch.inference_mode():
+        model = copy.deepcopy(net)
+    assert all(p.is_inference() for p in model.parameters())
+    with snapshot(model):
+        same(answers(model, X), expected)
+        assert explored(model, X) == seen
+    assert all(p.is_inference() for p in model.parameters())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_precisions(dtype, net, snapshot):
     expected = answers(net, X, seed="map")  # the strongest position is another where values are rounded
@@ -273,7 +284,7 @@ def test_a_quantised_model_has_maps_and_no_gradients(net, snapshot):
     model, x = quantised(net), torch.rand(1, 8, 9, 9)
     assert {found.name: found.shape for found in nbviz.layers(model, x)}["4"] == (6, 9, 9)
     expected = model[:5](x).dequantize()
-    message = "^no gradient flows .* as quantised layers do$"
+    message = "^no gradient reaches the picture: .* as quantised layers do$"
     with snapshot(model):
         assert torch.equal(nbviz.feature_maps(model, x, "4"), expected)
         with pytest.raises(nbviz.ModelError, match=message):

@@ -330,7 +330,7 @@ def test_a_layer_that_no_gradient_leaves_is_an_error(snapshot):
         if way is torch.round:  # its gradient is zero, but there
             assert not nbviz.gradient(net, x, "conv").any()
             continue
-        with snapshot(net), pytest.raises(nbviz.ModelError, match="no gradient flows from this layer to the picture"):
+        with snapshot(net), pytest.raises(nbviz.ModelError, match="no gradient reaches the picture"):
             nbviz.gradient(net, x, "conv")
-        with snapshot(net.requires_grad_(False)), pytest.raises(nbviz.ModelError, match="no gradient flows"):
+        with snapshot(net.requires_grad_(False)), pytest.raises(nbviz.ModelError, match="no gradient reaches"):
             nbviz.gradient(net, x, "conv")

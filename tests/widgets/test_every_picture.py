@@ -55,15 +55,15 @@ def test_a_signals_maps_are_sent_as_curves(signals: Any) -> None:
     np.testing.assert_array_equal(tiles(view), quantise(maps[:, None])[0].numpy())
     back = nbviz.reconstruct(net, x[1:2], "3", 4)
     for rule in RULES:
-        expected = centre(back[rule][0, 0].sum(0)[None, None])
-        np.testing.assert_array_equal(shown(view, rule)[..., 0], expected[0].numpy())
+        expected = centre(back[rule][0, 0][:, None], back[rule].abs().max())  # a curve for each of the two channels
+        np.testing.assert_array_equal(shown(view, rule), expected.permute(1, 2, 0).numpy())
     place = int(maps[4].argmax())
     first, last = view.session.layers["3"].field.box([place], [50])  # type: ignore[union-attr]
     assert view.panels.slot("picture")["box"] == [0, first, 1, last]
     assert view.panels.slot("picture")["size"] == [1, 50]
     view.tiles = "guided"
     finished(view)
-    assert tiles(view).shape == (9, 1, 9, 1)
+    assert tiles(view).shape == (9, 1, 9, 2)
 
 
 @pytest.mark.parametrize("kind", WIDGETS)

@@ -53,6 +53,10 @@ function render({ model, el }) {
     const rgb = (/** @type {number} */ q) => `rgb(${table[q] & 255},${(table[q] >> 8) & 255},${(table[q] >> 16) & 255})`;
     context.fillStyle = "rgba(128,128,128,0.12)";
     context.fillRect(0, 0, canvas.width, canvas.height);
+    if (kind === "signed" && base === null) {
+      context.fillStyle = "rgba(128,128,128,0.6)";
+      context.fillRect(0, canvas.height * (1 - 128 / 255), canvas.width, 1);
+    }
     curves(context, place, own, channels, level, base, kind === "map" ? rgb : null);
   }
 
