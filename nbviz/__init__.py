@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nbviz.imaging.pixels import grid as grid
     from nbviz.imaging.pixels import overlay as overlay
     from nbviz.imaging.preprocess import Preprocess as Preprocess
+    from nbviz.methods import statistics as statistics
     from nbviz.methods.cam import grad_cam as grad_cam
     from nbviz.methods.deconvnet import deconvnet as deconvnet
     from nbviz.methods.feature_maps import feature_maps as feature_maps
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from nbviz.methods.guided_backprop import guided_backprop as guided_backprop
     from nbviz.methods.layers import layers as layers
     from nbviz.methods.reconstruct import reconstruct as reconstruct
+    from nbviz.methods.scan import InterruptedWarning as InterruptedWarning
+    from nbviz.methods.scan import ScanResult as ScanResult
+    from nbviz.methods.scan import scan as scan
     from nbviz.widgets.explorer import Explorer as Explorer
     from nbviz.widgets.explorer import explore as explore
     from nbviz.widgets.feature_maps import FeatureMaps as FeatureMaps
@@ -45,6 +49,7 @@ _HOMES = {
     "gradient": "nbviz.methods.gradient",
     "grid": "nbviz.imaging.pixels",
     "guided_backprop": "nbviz.methods.guided_backprop",
+    "InterruptedWarning": "nbviz.methods.scan",
     "layers": "nbviz.methods.layers",
     "load": "nbviz.imaging.load",
     "ModelError": "nbviz.core.errors",
@@ -54,7 +59,10 @@ _HOMES = {
     "Preprocess": "nbviz.imaging.preprocess",
     "reconstruct": "nbviz.methods.reconstruct",
     "Reconstruction": "nbviz.widgets.reconstruction",
+    "scan": "nbviz.methods.scan",
+    "ScanResult": "nbviz.methods.scan",
     "set_memory_limit": "nbviz.widgets.memory",
+    "statistics": "nbviz.methods.statistics",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 
@@ -63,7 +71,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'nbviz' has no attribute {name!r}")
     home = importlib.import_module(_HOMES[name])
-    value = home if name == "bundled" else getattr(home, name)
+    value = home if home.__name__.endswith(f".{name}") and not hasattr(home, name) else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,12 +32,15 @@ class Trace:
         The model's own output, or None where the run stopped before.
     model
         The model that ran.
+    written
+        Those of the layers asked for whose output the model went on to write to, in place.
     """
 
     inputs: Tensor
     activations: dict[str, Tensor] = field(default_factory=dict)
     output: Any = None
     model: nn.Module | None = None
+    written: frozenset[str] = frozenset()
 
     @property
     def nbytes(self) -> int:
@@ -91,6 +94,7 @@ def run(
     feed: Feed = None,
     output: bool = False,
     grad: bool = False,
+    copies: Collection[str] | None = None,
 ) -> Trace:
     """One forward pass in eval mode.
 
@@ -109,6 +113,9 @@ def run(
         of ``layers``.
     grad
         Keep the autograd graph, for backward passes from any kept tensor to ``inputs``.
+    copies
+        The layers whose activations are copied, such as ``written`` of an earlier trace; None copies all. The others
+        are the model's own, not to be written to. Where this pass turns out to write to one, it is run again.
 
     Returns
     -------
@@ -136,6 +143,8 @@ def run(
     names = {name: find_module(model, name) for name in layers}
     wanted = set(names.values())
     kept: dict[tuple[str, int], Any] = {}
+    handed: dict[tuple[str, int], tuple[Tensor, int]] = {}
+    copied = wanted if copies is None else {names[name] for name in copies if name in names}
     # Inference tensors take no part in a graph, so neither they nor their mode may get in.
     with alone(), torch.inference_mode(False), torch.set_grad_enabled(grad):
         inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
@@ -148,14 +157,23 @@ def run(
             if call not in wanted:
                 return None
             # A copy to keep and one to go on with: what follows may work in place, on what a layer handed on as well.
-            kept[call] = value.clone() if isinstance(value, Tensor) else value
+            copy = isinstance(value, Tensor) and (call in copied or value.is_inference())
+            kept[call] = value.clone() if copy else value
             if len(kept) == len(wanted) and not output:
                 raise _Enough
-            return kept[call].clone() if isinstance(value, Tensor) else None
+            if not isinstance(value, Tensor):
+                return None
+            value = kept[call].clone() if copy else value
+            handed[call] = value, value._version
+            return value
 
         hooks = hooked(model, {module for module, _ in wanted}, keep)
         with untouched(model), hooks, suppress(_Enough), interruptible():
             trace.output = call_model(model, trace.inputs.clone(), feed)
+    written = {name for name, call in names.items() if call in handed and handed[call][0]._version != handed[call][1]}
+    trace.written = frozenset(written)
+    if copies is not None and not {names[name] for name in written} <= copied:
+        return run(model, inputs, layers, feed=feed, output=output, grad=grad, copies={*copies, *written})
     for name, call in names.items():
         if call not in kept:
             raise _not_reached(name, call[0], calls[call[0]])

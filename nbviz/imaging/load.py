@@ -118,28 +118,15 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     >>> load(net, [Image.new("L", (8, 6)), np.zeros((6, 8, 3), np.uint8)]).inputs.shape
     torch.Size([2, 3, 6, 8])
     """
-    eager = check_model(model)
-    if is_compiled(model):
-        warn(
-            "the model is compiled, which hides its layers: it runs as the eager one it was made from", CompiledWarning
-        )
-    model = eager
-    found, (channels, axes) = find_preprocess(model, preprocess), input_shape(model)
-    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
-    device, dtype = (weight.device, weight.dtype) if weight is not None else (torch.device("cpu"), torch.float32)
+    reader = Reader.of(model, preprocess)
     inputs: list[Tensor] = []
     names: list[str] = []
     # A preprocess that crops at random draws from numbers of its own.
     with uninterrupted(), torch.random.fork_rng(devices=[]), interruptible():
         for given in images if isinstance(images, (list, tuple)) else [images]:
-            item = _as_path(given) if isinstance(given, (str, os.PathLike)) else given
-            name = item.name if isinstance(item, Path) else ""
-            if axes == 2:
-                _check_not_several(item, found.mode)
-            for picture in _split(item, channels) if axes == 2 else _split_others(item, channels, axes):
-                name_here = name or f"picture {len(inputs) + 1}"
-                inputs.append(_prepare(picture, found, line(name_here, 80), dtype))
-                names.append(name_here)
+            for name, x in reader.read(given, len(inputs)):
+                inputs.append(x)
+                names.append(name)
     if not inputs:
         raise PictureError(f"images is empty; expected {_ACCEPTED}")
     shapes = {tuple(x.shape) for x in inputs}
@@ -150,11 +137,55 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
         )
 
     def batch(part: Sequence[Tensor]) -> Tensor:
-        return torch.stack([x.to(device) for x in part])
+        return torch.stack([x.to(reader.device) for x in part])
 
-    n = len(inputs)
-    (result,) = in_chunks(batch, inputs, n, f"{n} picture(s) of shape {tuple(inputs[0].shape)} on {device}", least=n)
-    return Pictures(result, found, tuple(names))
+    n, what = len(inputs), f"picture(s) of shape {tuple(inputs[0].shape)} on {reader.device}"
+    (result,) = in_chunks(batch, inputs, n, f"{n} {what}", least=n)
+    return Pictures(result, reader.preprocess, tuple(names))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What makes one model's inputs of pictures.
+
+    Parameters
+    ----------
+    preprocess
+        From one picture to the model's input.
+    channels, axes
+        Of that input; see :func:`nbviz.imaging.preprocess.input_shape`.
+    dtype, device
+        The model's.
+    """
+
+    preprocess: Preprocess
+    channels: int
+    axes: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: nn.Module, preprocess: Any = None) -> Reader:
+        """The one that belongs to a model, which is checked; see :func:`load`."""
+        eager = check_model(model)
+        if is_compiled(model):
+            said = "the model is compiled, which hides its layers: it runs as the eager one it was made from"
+            warn(said, CompiledWarning)
+        weight = next((p for p in eager.parameters() if p.is_floating_point()), None)
+        dtype, device = (weight.dtype, weight.device) if weight is not None else (torch.float32, torch.device("cpu"))
+        return cls(find_preprocess(eager, preprocess), *input_shape(eager), dtype, device)
+
+    def read(self, given: Any, number: int) -> Iterator[tuple[str, Tensor]]:
+        """Of each picture in one item, the first of which has this number, the name and the input (C, H, W)."""
+        item = _as_path(given) if isinstance(given, (str, os.PathLike)) else given
+        if self.axes == 2:
+            _check_not_several(item, self.preprocess.mode)
+            pictures = _split(item, self.channels)
+        else:
+            pictures = _split_others(item, self.channels, self.axes)
+        for i, picture in enumerate(pictures, number + 1):
+            name = item.name if isinstance(item, Path) else f"picture {i}"
+            yield name, _prepare(picture, self.preprocess, line(name, 80), self.dtype)
 
 
 def _prepare(picture: Image.Image | Array | Tensor, preprocess: Preprocess, name: str, dtype: torch.dtype) -> Tensor:

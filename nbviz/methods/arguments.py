@@ -66,6 +66,17 @@ def check_maps(trace: Trace, layer: str) -> Tensor:
     return activation
 
 
+def check_channels(trace: Trace, layer: str) -> Tensor:
+    """The layer's activation if it has channels for each picture, in maps or not: (N, C, ...)."""
+    activation = check_real(trace.activations[layer], f"layer {shown(layer)}")
+    if activation.ndim < 2 or 0 in activation.shape or len(activation) != len(trace.inputs):
+        raise ValueError(
+            f"layer {shown(layer)} gives {tuple(activation.shape)} for {len(trace.inputs)} picture(s); expected "
+            "(N, C, ...): channels of each picture (nbviz.layers lists the shapes)"
+        )
+    return activation
+
+
 def check_feed(inputs: Any) -> Feed:
     """The argument ``inputs`` of all methods, if it is a callable or None."""
     if inputs is not None and not callable(inputs):

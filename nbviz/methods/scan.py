@@ -1,0 +1,301 @@
+"""One pass over a dataset for any number of statistics."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from nbviz.core.errors import PictureError, check_whole, shown, unknown, warn
+from nbviz.core.scan import Found, Job, Saver, Skipped, Statistic, key_of, load_found, scan_here, scan_on
+from nbviz.core.state import check_model
+from nbviz.core.trace import find_module
+from nbviz.imaging.dataset import Inputs, check_dataset
+from nbviz.imaging.load import Reader
+from nbviz.methods.arguments import check_channels, check_feed, check_logits
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+class InterruptedWarning(UserWarning):
+    """A scan was interrupted: its result is that of the pictures seen so far."""
+
+
+@dataclass(frozen=True)
+class ScanResult(Mapping[str, Any]):
+    """What a scan found: under each statistic's name its result.
+
+    Parameters
+    ----------
+    results
+        By name.
+    pictures
+        How many were seen.
+    skipped
+        Those that could not be read: ``index`` in the dataset, ``name``, ``reason``.
+    complete
+        Whether the whole dataset was seen.
+    """
+
+    results: dict[str, Any]
+    pictures: int
+    skipped: tuple[Skipped, ...] = ()
+    complete: bool = True
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.results:
+            raise KeyError(str(unknown("statistic", name, self.results)))
+        return self.results[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.results)
+        said = f"{self.pictures} pictures" + ("" if self.complete else ", not complete")
+        lines = [f"ScanResult of {said}: {names}"]
+        if self.skipped:
+            lines.append(f"{len(self.skipped)} skipped, which could not be read:")
+            lines += [f"  {one.index} {one.name}: {one.reason}" for one in self.skipped[:10]]
+            lines += [f"  … ({len(self.skipped)} in all)"] if len(self.skipped) > 10 else []
+        return "\n".join(lines)
+
+
+def scan(
+    model: nn.Module,
+    dataset: Any,
+    statistics: Mapping[str, Statistic],
+    *,
+    preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    executor: Executor | None = None,
+    parts: int | None = None,
+    threads: int = 1,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    watch: Callable[[ScanResult], None] | None = None,
+) -> ScanResult:
+    """Run a model once over a dataset and collect statistics of its layers and its answers.
+
+    The result does not depend on how the work is shared out, to the last bit on machines of one kind: batches are the
+    same whatever the parts are, and sums do not depend on the order.
+
+    Parameters
+    ----------
+    model
+        Any PyTorch model; it is left as it was.
+    dataset
+        A folder's path (its sub-folders are the classes), a torchvision or Hugging Face dataset, a list, an array or a
+        tensor of pictures, or anything else with a length and items; or an iterable, in this process only. Items are
+        pictures as :func:`nbviz.load` takes them, (picture, label), or dicts that hold these. A picture that cannot
+        be read is skipped and named in the result.
+    statistics
+        By name, such as ``{"top": nbviz.statistics.TopK("layer3")}``; see :mod:`nbviz.methods.statistics`. They are
+        copied: those given stay as they are.
+    preprocess
+        A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
+    inputs, output
+        As in :func:`nbviz.reconstruct`.
+    batch_size
+        How many pictures go through the model at once.
+    workers
+        How many processes read pictures beside this one (as in a ``DataLoader``).
+    executor
+        Where the work is done: any ``concurrent.futures.Executor``, such as a ``ProcessPoolExecutor``, dask's
+        ``client.get_executor()`` or ipyparallel's ``client[:].executor``; None takes this process. The model travels to
+        each of the executor's workers once, and stays theirs to close.
+    parts
+        Into how many parts the batches are shared out; None takes parts of 8 batches. A worker that is lost costs its
+        part, which the engine may do again.
+    threads
+        Of each of the executor's workers.
+    checkpoint
+        A file to which what was found is written from time to time, and from which a scan that has ended early goes on.
+    progress
+        Show a bar with rate and time left.
+    watch
+        Called about once a second with what is known so far.
+
+    Returns
+    -------
+    ScanResult
+        A mapping from the names to the statistics' results, with ``pictures``, ``skipped`` and ``complete``. An
+        interrupt (Ctrl-C, *Interrupt the kernel*) ends the scan with what it has found.
+
+    Raises
+    ------
+    ValueError
+        For an unknown layer, a checkpoint of another scan, numbers out of range, or pictures that differ in size.
+    PictureError
+        When no picture can be read, or those of a batch differ in size (a ValueError).
+    ModelError
+        When the model fails in its forward pass (a RuntimeError).
+    TypeError
+        For an argument of the wrong type, or what cannot be sent to the executor's workers.
+
+    Warns
+    -----
+    InterruptedWarning
+        When the scan was interrupted.
+
+    Examples
+    --------
+    >>> import nbviz, torch
+    >>> images, labels = nbviz.bundled.fashion_test()
+    >>> dataset = torch.utils.data.TensorDataset(images[:100, None], labels[:100])
+    >>> statistics = {"top": nbviz.statistics.TopK("features.8"), "accuracy": nbviz.statistics.Accuracy()}
+    >>> found = scan(nbviz.bundled.load("fashion"), dataset, statistics, progress=False)
+    >>> found["top"].values.shape, found["accuracy"].pictures
+    (torch.Size([64, 9]), 100)
+    """
+    reader = Reader.of(model, preprocess)
+    model = check_model(model)
+    job = Job(
+        model,
+        Inputs(check_dataset(dataset), reader, check_whole("batch_size", batch_size, 1)),
+        check_statistics(statistics),
+        reader.device,
+        check_feed(inputs),
+        partial(check_logits, pick=output),
+        check_channels,
+    )
+    for layer in {layer for one in job.statistics.values() for layer in one.layers}:
+        find_module(model, layer)
+    check_whole("workers", workers, 0)
+    check_whole("threads", threads, 1)
+    if executor is not None and not (hasattr(executor, "submit") and isinstance(executor, Executor)):
+        raise TypeError(f"executor is {shown(executor)}; expected a concurrent.futures.Executor, or None")
+    if executor is not None and job.source.batches is None:
+        raise TypeError(
+            "an iterable dataset cannot be shared out; expected one with a length and items, or executor=None"
+        )
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress is {shown(progress)}; expected True or False")
+    if job.source.count == 0:
+        raise PictureError(_EMPTY)
+    if watch is not None and not callable(watch):
+        raise TypeError(f"watch is {type(watch).__name__}; expected a callable that takes a ScanResult, or None")
+    parts = None if parts is None else check_whole("parts", parts, 1)
+    total, saver = job.fresh(), None
+    if checkpoint is not None:
+        if job.source.batches is None:
+            raise TypeError("an iterable dataset has no checkpoints; expected one with a length and items")
+        saver = Saver(key_of(job), _check_path(checkpoint))
+        load_found(total, saver.key, saver.path)
+    news = _news(job, total, executor, parts, workers, threads)
+    complete = False
+    with closing(news), _bar(job.source.count, total.pictures + len(total.skipped), progress) as bar:
+        try:
+            told = time.monotonic()
+            for _ in news:
+                bar.update(total.pictures + len(total.skipped) - bar.n)
+                if saver is not None:
+                    saver.save(total)
+                if watch is not None and time.monotonic() - told > _WATCH_SECONDS:
+                    watch(_result(total, complete=False))
+                    told = time.monotonic()
+            complete = True
+        except KeyboardInterrupt:
+            warn(
+                f"the scan was interrupted after {total.pictures} pictures: this is what they gave", InterruptedWarning
+            )
+        finally:
+            if saver is not None:
+                saver.save(total, now=True)
+    if not total.pictures and total.skipped:
+        first = total.skipped[0]
+        raise PictureError(
+            f"none of {len(total.skipped)} pictures can be read; the first, {first.name}: {first.reason}"
+        )
+    if not total.pictures and complete:
+        raise PictureError(_EMPTY)
+    return _result(total, complete)
+
+
+_EMPTY = "the dataset is empty; expected at least one picture"
+_WATCH_SECONDS = 1.0
+_BATCHES_IN_A_PART = 8
+
+
+def _news(
+    job: Job, total: Found, executor: Executor | None, parts: int | None, workers: int, threads: int
+) -> Generator[Found, None, None]:
+    """Do what is left of the work; gives what was found so far each time that there is more."""
+    if job.source.batches is None:
+        yield from scan_here(job, total, None, workers)
+        return
+    left = total.missing(job.source.batches)
+    if parts is None:
+        parts = 1 if executor is None else -(-len(left) // _BATCHES_IN_A_PART)
+    size, more = divmod(len(left), parts) if left else (0, 0)
+    ends = [i * size + min(i, more) for i in range(parts + 1)]
+    shares = [left[start:stop] for start, stop in pairwise(ends) if start < stop]
+    if executor is None:
+        yield from scan_here(job, total, shares, workers)
+    else:
+        yield from scan_on(executor, job, total, shares, threads)
+
+
+def _bar(count: int | None, done: int, shown: bool) -> tqdm[Any]:
+    # In a notebook tqdm.auto is a widget, which is not to be loaded for a scan without it.
+    if not shown:
+        from tqdm import tqdm
+    else:
+        from tqdm.auto import tqdm
+    return tqdm(total=count, initial=done, unit=" pictures", disable=not shown, leave=True)
+
+
+def _result(total: Found, complete: bool) -> ScanResult:
+    results = {name: statistic.result() for name, statistic in total.statistics.items()}
+    return ScanResult(results, total.pictures, tuple(total.skipped), complete)
+
+
+def check_statistics(given: Any) -> dict[str, Statistic]:
+    """The statistics by name, if they are some.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"statistics is {type(given).__name__}; expected a dict from names to statistics, such as "
+            '{"top": nbviz.statistics.TopK("layer3")}'
+        )
+    if not given:
+        raise ValueError("statistics is empty; expected at least one, such as nbviz.statistics.TopK")
+    for name, statistic in given.items():
+        if not isinstance(name, str) or not isinstance(statistic, Statistic):
+            raise TypeError(
+                f"statistics has {shown(name)}: {shown(statistic)}; expected a name and an nbviz.statistics.Statistic"
+            )
+    return dict(given)
+
+
+def _check_path(given: Any) -> Path:
+    try:
+        path = Path(given).expanduser()
+        usable = path.parent.is_dir() and (path.is_file() or not path.exists())
+    except Exception as error:  # no path, or one that no file can have
+        kind = ValueError if isinstance(error, (OSError, ValueError)) else TypeError
+        raise kind(f"checkpoint is {shown(given)}; expected the path of a file to write") from None
+    if not usable:
+        raise ValueError(f"checkpoint is {shown(given)}; expected the path of a file in a folder that there is")
+    return path

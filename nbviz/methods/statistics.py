@@ -1,0 +1,479 @@
+"""What can be collected in a scan over a dataset: one class for each, all mergeable.
+
+Each is a :class:`nbviz.core.scan.Statistic`; its docstring says how much memory it keeps. Values that are not finite
+count as zero in sums and are counted in ``strange``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nbviz.core.errors import check_whole, shown
+from nbviz.core.scan import Batch, Statistic, Tree, add_along_tree, merge_trees, tree_sum
+
+
+class OfLayer(Statistic):
+    """The base of those that look at one layer.
+
+    Parameters
+    ----------
+    layer
+        A module's name, ``"name:1"`` for the second call of one that runs more than once.
+    """
+
+    def __init__(self, layer: str) -> None:
+        if not isinstance(layer, str):
+            raise TypeError(f"layer is {shown(layer)}; expected a module's name, such as 'features.16'")
+        self.layers = (layer,)
+
+    def _values(self, batch: Batch) -> Tensor:
+        """The layer's activations (N, C, positions)."""
+        values = batch.activations[self.layers[0]]
+        return values[..., None] if values.ndim == 2 else values.flatten(2)
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """For each channel its strongest activations, strongest first.
+
+    Parameters
+    ----------
+    values
+        float32 (C, k); minus infinity where there were fewer pictures.
+    indices
+        int64 (C, k): in the dataset; -1 where there were fewer pictures.
+    positions
+        int64 (C, k, 2): row and column in the layer's map; for signals (C, k, 1), for volumes (C, k, 3).
+    labels
+        int64 (C, k): the pictures' classes, -1 where the dataset says none.
+    """
+
+    values: Tensor
+    indices: Tensor
+    positions: Tensor
+    labels: Tensor
+
+
+class TopK(OfLayer):
+    """The k strongest activations of each channel, each in another picture.
+
+    Of equal ones that of the lower index in the dataset comes first, and within a picture the first position.
+    Memory: 28 bytes for each channel and place.
+
+    Parameters
+    ----------
+    layer
+        A module's name.
+    k
+        How many.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> net = torch.nn.Sequential(torch.nn.Identity())
+    >>> x = torch.tensor([1.0, 3.0, 2.0, 3.0]).view(4, 1, 1, 1)
+    >>> nbviz.scan(net, x, {"top": TopK("0", 3)}, progress=False)["top"].indices
+    tensor([[1, 3, 2]])
+    """
+
+    def __init__(self, layer: str, k: int = 9) -> None:
+        super().__init__(layer)
+        self.k = check_whole("k", k, 1)
+        self.sides: tuple[int, ...] = ()
+        self.values = torch.empty(0)
+        self.numbers = torch.empty(0, dtype=torch.int64)  # (C, k, 3): index, position, label
+
+    def update(self, batch: Batch) -> None:
+        """Take in one batch."""
+        self.sides = tuple(batch.activations[self.layers[0]].shape[2:])
+        maps = self._values(batch)
+        values = torch.nan_to_num(maps.amax(2).float(), -torch.inf, torch.inf, -torch.inf).cpu().T
+        if not len(self.values):
+            self._make(len(values))
+        # Most batches bring nothing new to most channels, and only what is new needs its position.
+        new = ((values > self.values[:, -1:]) | (self.numbers[:, -1:, 0] < 0)).any(1).nonzero()[:, 0]
+        best = values[new].argsort(dim=1, descending=True, stable=True)[:, : self.k]
+        positions = maps[best.to(maps.device), new[:, None].to(maps.device)].argmax(2).cpu()
+        numbers = torch.stack([batch.indices[best], positions, batch.labels.cpu()[best]], 2)
+        self._keep(new, values[new].gather(1, best), numbers)
+
+    def merge(self, other: TopK) -> None:
+        """Take in what another has seen."""
+        if len(other.values):
+            self.sides = other.sides
+            if not len(self.values):
+                self._make(len(other.values))
+            self._keep(torch.arange(len(other.values)), other.values, other.numbers)
+
+    def result(self) -> Strongest:
+        """The strongest."""
+        index, place, label = self.numbers.reshape(-1, self.k, 3).unbind(2)
+        positions = torch.stack(torch.unravel_index(place.clamp(min=0), self.sides or (1,)), 2)
+        return Strongest(self.values.reshape(-1, self.k).clone(), index.clone(), positions, label.clone())
+
+    def _make(self, channels: int) -> None:
+        self.values = torch.full((channels, self.k), -torch.inf)
+        self.numbers = torch.full((channels, self.k, 3), -1)
+
+    def _keep(self, rows: Tensor, values: Tensor, numbers: Tensor) -> None:
+        values, numbers = torch.cat([self.values[rows], values], 1), torch.cat([self.numbers[rows], numbers], 1)
+        # By index, those that are none last; then by value, where equal ones stay as they are.
+        index = numbers[..., 0]
+        order = torch.where(index < 0, torch.iinfo(index.dtype).max, index).argsort(dim=1, stable=True)
+        order = order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, : self.k]
+        self.values[rows] = values.gather(1, order)
+        self.numbers[rows] = numbers.gather(1, order[..., None].expand(-1, -1, 3))
+
+
+@dataclass(frozen=True)
+class MomentsFound:
+    """Of each channel, over all pictures and positions.
+
+    Parameters
+    ----------
+    mean, std, low, high
+        float64 (C,): mean, standard deviation, and the smallest and largest value.
+    count
+        How many values each has.
+    strange
+        int64 (C,): how many of them were not finite, and counted as zero.
+    """
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    count: int
+    strange: Tensor
+
+
+class Moments(OfLayer):
+    """Mean, standard deviation and range of each channel.
+
+    Memory: 40 bytes for each channel, 16 more for each doubling of the number of batches.
+
+    Parameters
+    ----------
+    layer
+        A module's name.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> x = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
+    >>> found = nbviz.scan(torch.nn.Sequential(torch.nn.Identity()), x, {"m": Moments("0")}, progress=False)["m"]
+    >>> found.mean.item(), found.std.item(), found.high.item()
+    (2.0, 1.0, 3.0)
+    """
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(layer)
+        self.count = 0
+        self.sums: Tree = {}
+        self.low = self.high = self.strange = torch.empty(0)
+
+    def update(self, batch: Batch) -> None:
+        """Take in one batch."""
+        values = self._values(batch)
+        finite = values.isfinite()
+        strange = (~finite).sum((0, 2)).cpu()
+        values = torch.where(finite, values, 0) if strange.any() else values
+        sums = [values.sum((0, 2), dtype=torch.float64), values.double().square_().sum((0, 2))]
+        ends = torch.stack([values.amin((0, 2)), values.amax((0, 2))]).double().cpu()
+        add_along_tree(self.sums, batch.number, torch.stack(sums).cpu())
+        self._more(values.shape[0] * values.shape[2], ends[0], ends[1], strange)
+
+    def merge(self, other: Moments) -> None:
+        """Take in what another has seen."""
+        if other.count:
+            merge_trees(self.sums, other.sums)
+            self._more(other.count, other.low, other.high, other.strange)
+
+    def _more(self, count: int, low: Tensor, high: Tensor, strange: Tensor) -> None:
+        first = not self.count
+        self.low = low if first else torch.minimum(self.low, low)
+        self.high = high if first else torch.maximum(self.high, high)
+        self.strange = strange if first else self.strange + strange
+        self.count += count
+
+    def result(self) -> MomentsFound | None:
+        """The moments; None before the first picture."""
+        if not self.count:
+            return None
+        mean, square = tree_sum(self.sums) / self.count
+        std = (square - mean.square()).clamp(min=0).sqrt()
+        return MomentsFound(mean, std, self.low.clone(), self.high.clone(), self.count, self.strange.clone())
+
+
+@dataclass(frozen=True)
+class SparsityFound:
+    """How often each channel is silent.
+
+    Parameters
+    ----------
+    zeros
+        float64 (C,): the share of values, over all pictures and positions, that are exactly zero.
+    silent
+        float64 (C,): the share of pictures in which no value is above zero.
+    dead
+        bool (C,): whether that is so in all.
+    pictures
+        How many.
+    """
+
+    zeros: Tensor
+    silent: Tensor
+    dead: Tensor
+    pictures: int
+
+
+class Sparsity(OfLayer):
+    """How often each channel is silent, and which always are.
+
+    Memory: 16 bytes for each channel.
+
+    Parameters
+    ----------
+    layer
+        A module's name.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> x = torch.tensor([[1.0, -1.0], [0.0, 0.0]]).view(2, 2, 1, 1)
+    >>> found = nbviz.scan(torch.nn.Sequential(torch.nn.ReLU()), x, {"s": Sparsity("0")}, progress=False)["s"]
+    >>> found.silent.tolist(), found.dead.tolist()
+    ([0.5, 1.0], [False, True])
+    """
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(layer)
+        self.pictures = self.values = 0
+        self.zeros = self.silent = torch.zeros(1, dtype=torch.int64)
+
+    def update(self, batch: Batch) -> None:
+        """Take in one batch."""
+        values = self._values(batch)
+        self.zeros = self.zeros + (values == 0).sum((0, 2)).cpu()
+        self.silent = self.silent + (~(values > 0).any(2)).sum(0).cpu()
+        self.pictures += len(values)
+        self.values += values.shape[0] * values.shape[2]
+
+    def merge(self, other: Sparsity) -> None:
+        """Take in what another has seen."""
+        self.zeros, self.silent = self.zeros + other.zeros, self.silent + other.silent
+        self.pictures, self.values = self.pictures + other.pictures, self.values + other.values
+
+    def result(self) -> SparsityFound | None:
+        """The shares; None before the first picture."""
+        if not self.pictures:
+            return None
+        dead = self.silent == self.pictures
+        shares = self.zeros.double() / self.values, self.silent.double() / self.pictures
+        return SparsityFound(*shares, dead, self.pictures)
+
+
+@dataclass(frozen=True)
+class HistogramFound:
+    """How often each channel has which values.
+
+    Parameters
+    ----------
+    edges
+        float32 (B + 1,): a bin holds the values from its edge up to the next one's.
+    counts
+        int64 (C, B).
+    """
+
+    edges: Tensor
+    counts: Tensor
+
+    def quantile(self, share: float) -> Tensor:
+        """The upper edge of the bin in which each channel passes a share of its values, float32 (C,)."""
+        passed = self.counts.cumsum(1) >= share * self.counts.sum(1, keepdim=True)
+        return self.edges[1:][passed.int().argmax(1)]
+
+
+class Histogram(OfLayer):
+    """How often each channel has which values, in bins that need no range: four for each doubling, of either sign.
+
+    They reach from 2**-24 to 2**16; what is nearer to zero is in the bin of zero, what is larger in the last, what is
+    no number nowhere. Memory: 2,568 bytes for each channel.
+
+    Parameters
+    ----------
+    layer
+        A module's name.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> x = torch.tensor([0.0, 1.0, 1.1, -3.0]).view(1, 1, 2, 2)
+    >>> found = nbviz.scan(torch.nn.Sequential(torch.nn.Identity()), x, {"h": Histogram("0")}, progress=False)["h"]
+    >>> [(found.edges[i].item(), n.item()) for i, n in enumerate(found.counts[0]) if n]
+    [(-3.5, 1), (-5.960464477539063e-08, 1), (1.0, 2)]
+    """
+
+    _ENDS = -24, 16  # as powers of 2
+    _SIDE = 4 * (_ENDS[1] - _ENDS[0])  # bins of one sign
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(layer)
+        self.counts = torch.zeros(1, 2 * self._SIDE + 1, dtype=torch.int64)
+
+    def update(self, batch: Batch) -> None:
+        """Take in one batch."""
+        values = self._values(batch).transpose(0, 1).flatten(1).float()
+        # Exponent and first two bits of the fraction are the bin's number.
+        steps = (values.contiguous().view(torch.int32) >> 21) & 0x3FF
+        steps = (steps - 4 * (127 + self._ENDS[0]) + 1).clamp(0, self._SIDE)
+        bins = torch.where(values.isnan(), 2 * self._SIDE + 1, self._SIDE + torch.where(values < 0, -steps, steps))
+        width = 2 * self._SIDE + 2
+        bins = bins + width * torch.arange(len(bins), device=bins.device)[:, None]
+        found = bins.flatten().bincount(minlength=width * len(bins)).view(len(bins), width)
+        self.counts = self.counts + found[:, :-1].cpu()
+
+    def merge(self, other: Histogram) -> None:
+        """Take in what another has seen."""
+        self.counts = self.counts + other.counts
+
+    def result(self) -> HistogramFound:
+        """The counts."""
+        steps = torch.arange(self._SIDE + 1)
+        ends = 2.0 ** (self._ENDS[0] + steps // 4) * (1 + steps % 4 / 4)
+        return HistogramFound(torch.cat([-ends.flip(0), ends]), self.counts.clone())
+
+
+@dataclass(frozen=True)
+class AccuracyFound:
+    """How well the model names the pictures that have a label.
+
+    Parameters
+    ----------
+    accuracy, top5
+        Share of pictures whose class has the highest score, and one of the five highest.
+    loss
+        Mean cross-entropy.
+    pictures
+        How many had a label.
+    per_class
+        float64 (classes,): the accuracy on each class; NaN where there were no pictures of it.
+    counts
+        int64 (classes, classes): how many pictures of a class (row) were taken for which.
+    """
+
+    accuracy: float
+    top5: float
+    loss: float
+    pictures: int
+    per_class: Tensor
+    counts: Tensor
+
+
+class Accuracy(Statistic):
+    """Accuracy, also on each class, loss and confusions.
+
+    Memory: 8 bytes for each pair of classes.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> images, labels = nbviz.bundled.fashion_test()
+    >>> dataset = torch.utils.data.TensorDataset(images[:, None], labels)
+    >>> found = nbviz.scan(nbviz.bundled.load("fashion"), dataset, {"a": Accuracy()}, progress=False)["a"]
+    >>> 0.9 < found.accuracy < 1, found.pictures
+    (True, 1000)
+    """
+
+    logits = True
+
+    def __init__(self) -> None:
+        self.losses: Tree = {}
+        self.in_five = 0
+        self.counts = torch.zeros(1, 1, dtype=torch.int64)
+
+    def update(self, batch: Batch) -> None:
+        """Take in one batch; pictures without a label do not count."""
+        assert batch.logits is not None
+        classes = batch.logits.shape[1]
+        labelled = batch.labels >= 0
+        logits, labels = batch.logits[labelled].double(), batch.labels[labelled]
+        if not len(labels):
+            return
+        if int(labels.max()) >= classes:
+            raise ValueError(f"a picture has the label {int(labels.max())}; expected 0 to {classes - 1}")
+        pairs = (labels * classes + logits.argmax(1)).bincount(minlength=classes * classes).view(classes, classes)
+        self.counts = self.counts + pairs.cpu()
+        best = logits.topk(min(5, classes), 1).indices
+        self.in_five += int((best == labels[:, None]).any(1).sum())
+        add_along_tree(self.losses, batch.number, F.cross_entropy(logits, labels, reduction="sum").cpu())
+
+    def merge(self, other: Accuracy) -> None:
+        """Take in what another has seen."""
+        merge_trees(self.losses, other.losses)
+        self.in_five += other.in_five
+        self.counts = self.counts + other.counts
+
+    def result(self) -> AccuracyFound | None:
+        """The accuracy; None before the first picture with a label."""
+        n = int(self.counts.sum())
+        if not n:
+            return None
+        right, loss = self.counts.diagonal(), float(tree_sum(self.losses)) / n
+        per_class = right.double() / self.counts.sum(1)
+        return AccuracyFound(int(right.sum()) / n, self.in_five / n, loss, n, per_class, self.counts.clone())
+
+
+class Correlation(OfLayer):
+    """How alike two channels are: the correlation of their values over all pictures and positions.
+
+    The result is float64 (C, C); NaN for channels that never change. Memory: 8 bytes for each pair of channels, as much
+    again for each doubling of the number of batches. Time: C multiplications for each value.
+
+    Parameters
+    ----------
+    layer
+        A module's name.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> x = torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [3.0, 2.0, 1.0]]).T.reshape(3, 3, 1, 1)
+    >>> nbviz.scan(torch.nn.Sequential(torch.nn.Identity()), x, {"c": Correlation("0")}, progress=False)["c"].round()
+    tensor([[ 1.,  1., -1.],
+            [ 1.,  1., -1.],
+            [-1., -1.,  1.]], dtype=torch.float64)
+    """
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(layer)
+        self.count = 0
+        self.sums: Tree = {}
+
+    def update(self, batch: Batch) -> None:
+        """Take in one batch."""
+        values = torch.nan_to_num(self._values(batch).double(), 0.0, 0.0, 0.0).transpose(0, 1).flatten(1)
+        ones = values.new_ones(1, values.shape[1])
+        values = torch.cat([values, ones])  # whose products with the others are the sums
+        add_along_tree(self.sums, batch.number, (values @ values.T).cpu())
+        self.count += values.shape[1]
+
+    def merge(self, other: Correlation) -> None:
+        """Take in what another has seen."""
+        merge_trees(self.sums, other.sums)
+        self.count += other.count
+
+    def result(self) -> Tensor | None:
+        """The correlations; None before the first picture."""
+        if not self.count:
+            return None
+        total = tree_sum(self.sums)
+        products, sums = total[:-1, :-1], total[:-1, -1]
+        covariance = products - torch.outer(sums, sums) / self.count
+        spread = covariance.diagonal().clamp(min=0).sqrt()
+        spread = torch.where(spread <= 1e-7 * products.diagonal().sqrt(), torch.nan, spread)  # nothing but rounding
+        return (covariance / torch.outer(spread, spread)).clamp(-1, 1)

@@ -1,0 +1,231 @@
+"""Each statistic against arithmetic on all pictures at once, however the pictures are shared out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import nbviz
+from nbviz.core.scan import Batch
+from nbviz.methods.statistics import Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
+
+N, C, CLASSES = 23, 5, 6
+KINDS = {
+    "top": lambda: TopK("layer", 4),
+    "moments": lambda: Moments("layer"),
+    "sparsity": lambda: Sparsity("layer"),
+    "histogram": lambda: Histogram("layer"),
+    "accuracy": Accuracy,
+    "correlation": lambda: Correlation("layer"),
+}
+
+
+@pytest.fixture(scope="module")
+def maps() -> Tensor:
+    """With zeros, equal values within and across pictures, and values of very different size."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(N, C, 3, 4, generator=generator).round(decimals=1).relu()
+    values[:, 2] *= 1e4
+    values[:, 3] = 0
+    values[:, 4] = values[:, 0] * 2 - 1
+    return values
+
+
+@pytest.fixture(scope="module")
+def labels() -> Tensor:
+    return torch.randint(-1, CLASSES, (N,), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def logits() -> Tensor:
+    return torch.randn(N, CLASSES, generator=torch.Generator().manual_seed(2)).round(decimals=1)
+
+
+@pytest.fixture(scope="module")
+def batches(maps: Tensor, labels: Tensor, logits: Tensor) -> list[Batch]:
+    parts = torch.arange(N).split(4)
+    return [Batch(i, p, maps[p], labels[p], {"layer": maps[p]}, logits[p]) for i, p in enumerate(parts)]
+
+
+def seen(kind: str, batches: list[Batch]) -> Any:
+    statistic = KINDS[kind]()
+    for batch in batches:
+        statistic.update(batch)
+    return statistic
+
+
+def same(a: Any, b: Any) -> bool:
+    """To the last bit; NaN equals NaN."""
+    if isinstance(a, Tensor):
+        return (
+            torch.equal(torch.nan_to_num(a, -7.0), torch.nan_to_num(b, -7.0)) if a.is_floating_point() else a.equal(b)
+        )
+    if dataclasses.is_dataclass(a):
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_merging_gives_the_same_however_the_batches_are_shared_out(
+    kind: str, batches: Any, data: st.DataObject
+) -> None:
+    whole = seen(kind, batches).result()
+    shares = data.draw(st.lists(st.integers(0, 4), min_size=len(batches), max_size=len(batches)))
+    parts = [seen(kind, [b for b, s in zip(batches, shares, strict=True) if s == share]) for share in range(5)]
+    while len(parts) > 1:  # in any order, in any tree
+        left = parts.pop(data.draw(st.integers(0, len(parts) - 1)))
+        right = parts.pop(data.draw(st.integers(0, len(parts) - 1)))
+        left.merge(right)
+        parts.append(left)
+    assert same(parts[0].result(), whole)
+
+
+def test_top(batches: Any, maps: Tensor, labels: Tensor) -> None:
+    found = seen("top", batches).result()
+    values, places = maps.flatten(2).numpy().max(2), maps.flatten(2).numpy().argmax(2)
+    for channel in range(C):
+        order = sorted(range(N), key=lambda i: (-values[i, channel], i))[:4]
+        assert found.indices[channel].tolist() == order
+        assert found.values[channel].tolist() == [values[i, channel] for i in order]
+        rows = [np.unravel_index(places[i, channel], (3, 4)) for i in order]
+        assert found.positions[channel].tolist() == [[int(y), int(x)] for y, x in rows]
+        assert found.labels[channel].tolist() == labels[order].tolist()
+
+
+def test_top_of_fewer_pictures_than_asked_for() -> None:
+    top = TopK("layer", 3)
+    values = torch.tensor([[[1.0]], [[torch.nan]]])
+    top.update(Batch(0, torch.tensor([4, 7]), values, torch.tensor([-1, 2]), {"layer": values}, None))
+    found = top.result()
+    assert found.indices.tolist() == [[4, 7, -1]]
+    assert found.values.tolist() == [[1.0, -torch.inf, -torch.inf]]
+    assert TopK("layer").result().values.shape == (0, 9)
+
+
+def test_moments(batches: Any, maps: Tensor) -> None:
+    found = seen("moments", batches).result()
+    values = maps.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(found.mean, values.mean(1))
+    torch.testing.assert_close(found.std, values.std(1, correction=0))
+    assert torch.equal(found.low, values.amin(1))
+    assert torch.equal(found.high, values.amax(1))
+    assert found.count == N * 12
+    assert not found.strange.any()
+
+
+def test_moments_count_what_is_not_finite() -> None:
+    moments = Moments("layer")
+    values = torch.tensor([[1.0, torch.nan, 3.0, torch.inf]]).view(1, 1, 4)
+    moments.update(Batch(0, torch.tensor([0]), values, torch.tensor([-1]), {"layer": values}, None))
+    found = moments.result()
+    assert found is not None
+    assert (found.mean.item(), found.strange.item(), found.high.item()) == (1.0, 2, 3.0)
+    assert Moments("layer").result() is None
+
+
+def test_sparsity(batches: Any, maps: Tensor) -> None:
+    found = seen("sparsity", batches).result()
+    assert found.zeros.tolist() == [float(np.mean(maps[:, c].numpy() == 0)) for c in range(C)]
+    assert found.silent.tolist() == [float(np.mean(~(maps[:, c].flatten(1).numpy() > 0).any(1))) for c in range(C)]
+    assert found.dead.tolist() == [False, False, False, True, False]
+    assert found.pictures == N
+
+
+def test_histogram(batches: Any, maps: Tensor) -> None:
+    found = seen("histogram", batches).result()
+    assert (found.edges.diff() > 0).all()
+    for channel in range(C):
+        values = maps[:, channel].numpy().ravel()
+        # NumPy has edges on the right of the bin where ours, for what is negative, are on the left of their mirror.
+        magnitude = np.histogram(np.abs(values[values < 0]), np.asarray(found.edges[len(found.edges) // 2 :]))[0]
+        assert found.counts[channel, : len(magnitude)].flip(0).tolist() == magnitude.tolist()
+        positive = np.histogram(values[values > 0], np.asarray(found.edges[len(found.edges) // 2 :]))[0]
+        assert found.counts[channel, -len(positive) :].tolist() == positive.tolist()
+        assert found.counts[channel].sum() == values.size
+        low, high = np.quantile(values, 0.9, method="lower"), found.quantile(0.9)[channel]
+        assert low <= high <= max(1.26 * low, 1e-6)
+
+
+def test_histogram_of_extremes() -> None:
+    histogram = Histogram("layer")
+    values = torch.tensor([[1e30, -1e30, torch.inf, torch.nan, 1e-30, -0.0]]).view(1, 1, 6)
+    histogram.update(Batch(0, torch.tensor([0]), values, torch.tensor([-1]), {"layer": values}, None))
+    counts = histogram.result().counts[0]
+    assert counts[0] == 1
+    assert counts[-1] == 2
+    assert counts[len(counts) // 2] == 2
+    assert counts.sum() == 5
+
+
+def test_accuracy(batches: Any, logits: Tensor, labels: Tensor) -> None:
+    found = seen("accuracy", batches).result()
+    some = labels >= 0
+    right = logits[some].argmax(1) == labels[some]
+    assert found.pictures == int(some.sum()) < N
+    assert found.accuracy == float(right.double().mean())
+    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits[some], labels[some])))
+    best = logits[some].argsort(1, descending=True)[:, :5]
+    assert found.top5 == float((best == labels[some][:, None]).any(1).double().mean())
+    for one in range(CLASSES):
+        assert found.per_class[one] == right[labels[some] == one].double().mean()
+        for other in range(CLASSES):
+            assert found.counts[one, other] == ((labels == one) & (logits.argmax(1) == other)).sum()
+
+
+def test_accuracy_without_labels_and_with_wrong_ones(batches: Any) -> None:
+    accuracy = Accuracy()
+    accuracy.update(dataclasses.replace(batches[0], labels=torch.full((4,), -1)))
+    assert accuracy.result() is None
+    with pytest.raises(ValueError, match="a picture has the label 6; expected 0 to 5"):
+        accuracy.update(dataclasses.replace(batches[0], labels=torch.full((4,), 6)))
+
+
+def test_correlation(batches: Any, maps: Tensor) -> None:
+    found = seen("correlation", batches).result()
+    changing = [0, 1, 2, 4]
+    values = maps.double().transpose(0, 1).flatten(1).numpy()[changing]
+    np.testing.assert_allclose(found[changing][:, changing], np.corrcoef(values), atol=1e-9)
+    assert found[3].isnan().all()
+    assert found[0, 4] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["top", "moments", "sparsity", "histogram", "correlation"])
+def test_a_layer_without_positions(kind: str) -> None:
+    x = torch.randn(3, 4)
+    statistic = {
+        "top": TopK,
+        "moments": Moments,
+        "sparsity": Sparsity,
+        "histogram": Histogram,
+        "correlation": Correlation,
+    }
+    one = statistic[kind]("layer")
+    one.update(Batch(0, torch.arange(3), x, torch.full((3,), -1), {"layer": x[..., None]}, None))
+    flat = statistic[kind]("layer")
+    flat.update(Batch(0, torch.arange(3), x, torch.full((3,), -1), {"layer": x}, None))
+    assert kind == "top" or same(one.result(), flat.result())
+
+
+@pytest.mark.parametrize("make", [lambda: TopK(3), lambda: TopK("a", 0), lambda: TopK("a", 1.5), lambda: Moments(None)])
+def test_wrong_arguments(make: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="expected"):
+        make()
+
+
+def test_half_precision() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).to(torch.bfloat16)
+    x = torch.rand(6, 3, 8, 8)
+    kinds = {"top": TopK("1"), "moments": Moments("1"), "sparsity": Sparsity("1"), "histogram": Histogram("1")}
+    found = nbviz.scan(net, x, {**kinds, "correlation": Correlation("1")}, progress=False)
+    values = nbviz.feature_maps(net, x, "1").double()
+    torch.testing.assert_close(found["moments"].mean, values.mean((0, 2, 3)))
+    assert found["top"].values[:, 0].tolist() == values.amax((0, 2, 3)).tolist()
