@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import line, shown
+from nbviz.core.intervene import Resumable
 from nbviz.core.state import interruptible, uninterrupted
 from nbviz.core.trace import Feed, run
 
@@ -50,6 +51,9 @@ class Batch:
         Those of the layers that any of the statistics asks for, on the model's device. Not to be written to.
     logits
         (N, classes) if any of the statistics asks for them.
+    go_on
+        From a layer's name and other activations for it, (K * N, C, H, W), the logits (K * N, classes) that they lead
+        to; what is before the layer is not run again.
     """
 
     number: int
@@ -58,6 +62,7 @@ class Batch:
     labels: Tensor
     activations: dict[str, Tensor]
     logits: Tensor | None
+    go_on: Callable[[str, Tensor], Tensor] | None = None
 
 
 class Statistic(ABC):
@@ -84,9 +89,13 @@ class Statistic(ABC):
     #: Whether it needs the class scores.
     logits: bool = False
 
+    def measure(self, batch: Batch) -> Any:
+        """What there is to take in of a batch; here goes what takes long, as it may be interrupted."""
+        return batch
+
     @abstractmethod
-    def update(self, batch: Batch) -> None:
-        """Take in one batch."""
+    def update(self, batch: Any) -> None:
+        """Take in one batch, or what was measured of it."""
 
     @abstractmethod
     def merge(self, other: Any) -> None:
@@ -215,6 +224,7 @@ class Job:
     check_logits: Callable[[Any], Tensor] | None = None
     check_maps: Callable[[Any, str], Tensor] | None = None
     _written: tuple[str, ...] | None = None  # the layers whose activation the model goes on to write to
+    _resumes: dict[str, tuple[bool, bool]] = field(default_factory=dict)  # of each layer, whether it skips and widens
 
     def fresh(self) -> Found:
         """Nothing found yet."""
@@ -222,12 +232,13 @@ class Job:
 
     def see(self, loaded: Loaded, found: Found) -> None:
         """Run the model on a batch and have the statistics take it in."""
-        batch = self._run(loaded) if loaded.inputs is not None else None
-        with uninterrupted(), torch.no_grad():  # a batch is taken in by all statistics or by none
-            if batch is not None:
-                for statistic in found.statistics.values():
-                    statistic.update(batch)
-            found.add(loaded)
+        with torch.no_grad():
+            batch = self._run(loaded) if loaded.inputs is not None else None
+            measured = [(one, one.measure(batch)) for one in found.statistics.values() if batch is not None]
+            with uninterrupted():  # a batch is taken in by all statistics or by none
+                for statistic, what in measured:
+                    statistic.update(what)
+                found.add(loaded)
 
     def _run(self, loaded: Loaded) -> Batch:
         assert loaded.inputs is not None
@@ -253,7 +264,26 @@ class Job:
             torch.tensor(loaded.labels, device=self.device),
             trace.activations if trace is not None else {},
             logits(trace.output) if logits is not None and trace is not None else None,
+            self._going_on(inputs),
         )
+
+    def _going_on(self, inputs: Tensor) -> Callable[[str, Tensor], Tensor]:
+        resumables: dict[str, Resumable] = {}
+
+        def go_on(layer: str, activation: Tensor) -> Tensor:
+            one = resumables.get(layer)
+            if one is None:
+                known = self._resumes.get(layer)
+                one = resumables[layer] = Resumable(self.model, inputs, layer, self.feed, check=known is None)
+                if known is not None:
+                    one.skips, one.widens = known
+                self._resumes[layer] = one.skips, one.widens
+            n = len(inputs)
+            parts = [activation] if one.widens else activation.split(n)
+            outputs = [one.go_on(part) for part in parts]
+            return torch.cat([output if self.check_logits is None else self.check_logits(output) for output in outputs])
+
+        return go_on
 
 
 def scan_here(job: Job, total: Found, parts: Sequence[Sequence[int]] | None, workers: int) -> Iterator[Found]:

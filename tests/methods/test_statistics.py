@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import nbviz
 from nbviz.core.scan import Batch
-from nbviz.methods.statistics import Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
+from nbviz.methods.statistics import Ablation, AblationFound, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 
 N, C, CLASSES = 23, 5, 6
 KINDS = {
@@ -229,3 +230,94 @@ def test_half_precision() -> None:
     values = nbviz.feature_maps(net, x, "1").double()
     torch.testing.assert_close(found["moments"].mean, values.mean((0, 2, 3)))
     assert found["top"].values[:, 0].tolist() == values.amax((0, 2, 3)).tolist()
+
+
+# Channels switched off
+
+
+def naive(net: nn.Module, x: Tensor, labels: Tensor, layer: str, mode: str, value: Tensor | None) -> Any:
+    """The loop that one would write: a hook for each channel, and the whole network."""
+    rows = []
+    for channel in range(nbviz.feature_maps(net, x[:1], layer).shape[1]):
+
+        def change(_m: Any, _args: Any, maps: Tensor, channel: int = channel) -> Tensor:
+            fill = (torch.zeros(maps.shape[1]) if value is None else value)[None, :, None, None].expand_as(maps)
+            off = torch.arange(maps.shape[1]) == channel
+            return torch.where((off if mode == "zero" else ~off)[None, :, None, None], fill, maps)
+
+        handle = dict(net.named_modules())[layer].register_forward_hook(change)
+        with torch.no_grad():
+            logits = torch.cat([net(part) for part in x.split(32)]).double()
+        handle.remove()
+        right = logits.argmax(1) == labels
+        classes = [right[labels == one].double().mean() for one in range(logits.shape[1])]
+        rows.append((right.double().mean(), nn.functional.cross_entropy(logits, labels), torch.stack(classes)))
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("mode", ["zero", "keep"])
+@pytest.mark.parametrize("mean", [False, True])
+def test_ablation_of_the_bundled_network_is_the_naive_loop(mode: str, mean: bool, snapshot: Any) -> None:
+    net, (images, labels) = nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()
+    x, labels, layer = images[:120, None] / 255, labels[:120], "features.8"
+    value = nbviz.feature_maps(net, x, layer).mean((0, 2, 3)) if mean else None
+    with snapshot(net):
+        dataset = TensorDataset(x, labels)
+        found = nbviz.scan(net, dataset, {"off": Ablation(layer, mode, value)}, progress=False)["off"]
+    accuracy, loss, per_class = naive(net, x, labels, layer, mode, value)
+    assert torch.equal(found.accuracy, accuracy)
+    torch.testing.assert_close(found.loss, loss, rtol=1e-5, atol=1e-7)
+    assert torch.equal(found.per_class, per_class)
+    with torch.no_grad():
+        assert found.baseline == float((net(x).argmax(1) == labels).double().mean())
+    assert (found.loss[found.ranking].diff() >= 0).all()
+    assert found.pictures == 120
+
+
+@pytest.mark.parametrize(("build", "layer"), [("resnet18", "layer4.1.bn1"), ("densenet121", "features.norm5")])
+def test_ablation_of_torchvisions_networks_is_the_naive_loop(build: str, layer: str) -> None:
+    import torchvision
+
+    net = getattr(torchvision.models, build)(weights=None, num_classes=4).eval()
+    x, labels = torch.rand(6, 3, 33, 33), torch.tensor([0, 1, 2, 3, 0, 1])
+    few = nn.Sequential()
+    few.add_module("net", net)
+    found = nbviz.scan(few, TensorDataset(x, labels), {"off": Ablation(f"net.{layer}")}, progress=False)["off"]
+    assert isinstance(found, AblationFound)
+    for channel in (0, 7, 300):
+        off = torch.arange(len(found.loss)) == channel
+        module = dict(net.named_modules())[layer]
+        handle = module.register_forward_hook(lambda _m, _a, maps, off=off: maps * ~off[:, None, None])
+        with torch.no_grad():
+            logits = net(x).double()
+        handle.remove()
+        assert found.accuracy[channel] == (logits.argmax(1) == labels).double().mean()
+        assert float(found.loss[channel]) == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_ablation_does_not_depend_on_the_parts(parts: int) -> None:
+    net, (images, labels) = nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()
+    dataset = TensorDataset(images[:90, None], labels[:90])
+    options: dict[str, Any] = {"batch_size": 16, "progress": False}
+    whole = nbviz.scan(net, dataset, {"off": Ablation("features.13")}, **options)["off"]
+    assert same(nbviz.scan(net, dataset, {"off": Ablation("features.13")}, parts=parts, **options)["off"], whole)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Ablation("a", "mean"), ValueError, "no mode 'mean'.* Accepted: zero, keep"),
+        (lambda: Ablation("a", value=3), TypeError, r"value is 3; expected a tensor \(C,\)"),
+        (lambda: Ablation("a", at_once=0), ValueError, "at_once is 0; expected at least 1"),
+    ],
+)
+def test_arguments_of_ablation(make: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_value_for_each_channel_and_no_other_number() -> None:
+    net, dataset = nbviz.bundled.load("fashion"), TensorDataset(torch.rand(3, 1, 28, 28), torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"value has shape \(3,\); expected \(64,\), one for each channel"):
+        nbviz.scan(net, dataset, {"off": Ablation("features.8", value=torch.zeros(3))}, progress=False)

@@ -1,0 +1,229 @@
+"""Change a layer's activation and see what comes of it, by running only what follows the layer."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nbviz.core.errors import ModelError, shown
+from nbviz.core.state import alone, check_model, interruptible, untouched
+from nbviz.core.trace import Feed, call_model, find_module, hooked
+
+
+class Resumable:
+    """A forward pass that goes on from one of its layers, as often as wanted, with other activations.
+
+    All calls of torch's functions before the layer are answered with what they gave the first time: the model's own
+    code runs again, so that any control flow and any connection around the layer is followed, but nothing is computed.
+    Where that does not work (what follows writes to what was before, or what comes out is not what came out the first
+    time), the whole model runs.
+
+    Parameters
+    ----------
+    model
+        The model; it is left as it was.
+    inputs
+        Its input (N, C, H, W), on its device.
+    layer
+        A module's name; ``"name:1"`` is the second call of one that runs more than once.
+    feed
+        As in :func:`nbviz.core.trace.run`.
+    check
+        Whether to find out first what works, at the cost of what follows the layer, for three times as many
+        pictures; otherwise ``skips`` and ``widens`` are to be set as they were found before.
+
+    Attributes
+    ----------
+    activation, output
+        What the layer and the model gave.
+    skips
+        Whether what is before the layer is not run again.
+    widens
+        Whether the activations of several variants may go on in one batch (K * N, C, H, W).
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    >>> one = Resumable(net, torch.rand(1, 1, 2, 2), "1")
+    >>> torch.equal(one.go_on(one.activation), one.output), one.skips, one.widens
+    (True, True, True)
+    >>> torch.equal(one.go_on(one.activation * 0), net[3](torch.zeros(1, 8)))
+    True
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, layer: str, feed: Feed = None, check: bool = True) -> None:
+        self.model, self.inputs, self.feed, self.layer = check_model(model), inputs.detach(), feed, layer
+        self._module, self._call = find_module(self.model, layer)
+        self.skips = self.widens = False
+        calls = _Calls()
+        self.output, self.activation = self._run(calls, None)
+        calls.end(self.inputs, self.output)
+        self._calls = calls
+        if check and not calls.written:
+            self._check()
+
+    def _check(self) -> None:
+        self.skips = True
+        if not self._gives(1):
+            self.skips = False
+        elif self.feed is None:
+            self.widens = True
+            self.widens = self._gives(2)
+
+    def _gives(self, times: int) -> bool:
+        """Whether the layer's own activation, so many times, leads to the model's own output."""
+        try:
+            found = self.go_on(_repeat(self.activation, times))
+        except ModelError:
+            return False
+        return _alike(found, self.output, times)
+
+    def go_on(self, activation: Tensor) -> Any:
+        """The model's output with this activation (N, C, H, W), or (K * N, C, H, W), in place of the layer's."""
+        times = len(activation) // max(len(self.activation), 1)
+        if not self.skips or (times > 1 and not self.widens):
+            return self._run(None, activation)[0]
+        return self._run(self._calls.again(times), activation, times)[0]
+
+    def _run(self, mode: Any, activation: Tensor | None, times: int = 1) -> tuple[Any, Tensor]:
+        count, seen = 0, None
+        kind = Tensor
+
+        def at(name: str, value: Any) -> Any:
+            nonlocal count, seen, kind
+            call, count = count, count + 1
+            if call != self._call:
+                return None
+            kind = type(value)
+            if not isinstance(value, Tensor):
+                return None
+            with torch._C.DisableTorchFunction():  # these are no calls of the model's
+                if mode is not None:
+                    mode.pass_layer()
+                seen = value.clone() if activation is None else activation
+                return seen.clone()  # what follows may write to it
+
+        inputs = _repeat(self.inputs, times) if mode is not None and times > 1 and mode.uses_inputs else self.inputs
+        at_work = (alone(), torch.inference_mode(False), torch.no_grad(), untouched(self.model))
+        with ExitStack() as stack:
+            for one in (*at_work, hooked(self.model, {self._module}, at), mode or nullcontext(), interruptible()):
+                stack.enter_context(one)
+            output = call_model(self.model, inputs, self.feed)
+        if not issubclass(kind, Tensor):
+            raise TypeError(f"layer {shown(self.layer)} gives a {kind.__name__}; expected a layer that gives a tensor")
+        if seen is None:
+            raise ValueError(f"layer {shown(self.layer)} takes no part in the forward pass; expected one that does")
+        return output, seen
+
+
+class _Calls(TorchFunctionMode):
+    """Notes what torch's functions give up to the layer, and which of it is used after it."""
+
+    uses_inputs = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[Callable[[int], Any]] = []
+        self._tensors: list[weakref.ref[Tensor]] = []
+        self._alive: dict[int, tuple[Tensor, int]] = {}  # by their id, those that the model still has at the layer
+        self._used: set[int] = set()
+        self._behind = False
+        self.written = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._behind:
+            self._used |= {id(tensor) for tensor in _tensors((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        if not self._behind:
+            self._held.append(self._hold(result))
+        return result
+
+    def _hold(self, value: Any) -> Callable[[int], Any]:
+        """How to give a result again, so many times as wide; what the model has let go of at the layer is gone."""
+        if isinstance(value, Tensor):
+            ref = weakref.ref(value)
+            self._tensors.append(ref)
+            return lambda times: self._again(ref(), times)
+        if isinstance(value, (tuple, list)) and type(value) is not torch.Size:
+            parts, kind = [self._hold(part) for part in value], type(value)
+            return lambda times: kind([part(times) for part in parts])
+        return lambda times: value
+
+    def _again(self, tensor: Tensor | None, times: int) -> Tensor:
+        if tensor is None:  # only given to calls that are not made again
+            return _GONE
+        return _repeat(tensor, times) if times > 1 and id(tensor) in self._used else tensor
+
+    def pass_layer(self) -> None:
+        """From here on calls are made."""
+        self._behind = True
+        alive = [tensor for ref in self._tensors if (tensor := ref()) is not None]
+        self._alive = {id(tensor): (tensor, tensor._version) for tensor in alive if not tensor.is_inference()}
+
+    def end(self, inputs: Tensor, output: Any) -> None:
+        """Keep of what is before the layer only what is used after it."""
+        self._used |= {id(tensor) for tensor in _tensors(output)}
+        self.written = any(tensor._version != version for tensor, version in self._alive.values())
+        self._alive = {i: held for i, held in self._alive.items() if i in self._used}
+        self.uses_inputs = id(inputs) in self._used
+
+    def again(self, times: int) -> _Again:
+        """A mode that gives it all again."""
+        return _Again(self._held, times, self.uses_inputs)
+
+
+class _Again(TorchFunctionMode):
+    """Answers the calls up to the layer with what they gave."""
+
+    def __init__(self, held: list[Callable[[int], Any]], times: int, uses_inputs: bool) -> None:
+        super().__init__()
+        self._held, self._times, self.uses_inputs = held, times, uses_inputs
+        self._next, self._behind = 0, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._behind:
+            return func(*args, **(kwargs or {}))
+        if self._next == len(self._held):
+            raise RuntimeError("the forward pass is another one than the first time")
+        self._next += 1
+        return self._held[self._next - 1](self._times)
+
+    def pass_layer(self) -> None:
+        """From here on calls are made."""
+        self._behind = True
+
+
+_GONE = torch.empty(0)
+
+
+def _repeat(tensor: Tensor, times: int) -> Tensor:
+    return tensor if times == 1 or not tensor.ndim else tensor.repeat(times, *[1] * (tensor.ndim - 1))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return []
+    return [tensor for item in value for tensor in _tensors(item)]
+
+
+def _alike(found: Any, expected: Any, times: int) -> bool:
+    found, expected = _tensors(found), _tensors(expected)
+    if len(found) != len(expected):
+        return False
+    for one, other in zip(found, expected, strict=True):
+        wide = _repeat(other, times)
+        if one.shape != wide.shape or one.dtype != wide.dtype:
+            return False
+        if not torch.allclose(one, wide, 1e-4, 1e-5 * float(wide.abs().max() or 1), equal_nan=True):
+            return False
+    return True
