@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nbviz.widgets.feature_maps import FeatureMaps as FeatureMaps
     from nbviz.widgets.memory import set_memory_limit as set_memory_limit
     from nbviz.widgets.reconstruction import Reconstruction as Reconstruction
+    from nbviz.widgets.scan_view import ScanView as ScanView
 
 __version__ = "0.1.0"
 
@@ -61,6 +62,7 @@ _HOMES = {
     "Reconstruction": "nbviz.widgets.reconstruction",
     "scan": "nbviz.methods.scan",
     "ScanResult": "nbviz.methods.scan",
+    "ScanView": "nbviz.widgets.scan_view",
     "set_memory_limit": "nbviz.widgets.memory",
     "statistics": "nbviz.methods.statistics",
 }

@@ -5,6 +5,7 @@ Each function is called 1,000 times. ``NBVIZ_FUZZ=10000`` makes it so many calls
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -33,10 +34,12 @@ from traitlets import TraitError
 import nbviz
 from nbviz.core.backward import RULES, UNPOOLING
 from nbviz.core.errors import PictureNotFoundError, shown
+from nbviz.core.scan import Statistic
 from nbviz.core.state import lock
 from nbviz.imaging.load import Pictures
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
+from nbviz.methods.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 from nbviz.widgets.instrument import Instrument
 from nbviz.widgets.session import TILES
 from nbviz.widgets.views import View
@@ -522,10 +525,15 @@ def calls(draw: st.DrawFn, *names: str, least: int = 0) -> Call:
 
 # The functions
 
+STATISTICS: dict[str, Any] = {
+    kind.__name__: kind for kind in (Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK)
+}
+
 
 def test_every_public_name_is_fuzzed() -> None:
     tested = {*FUNCTIONS, *WIDGETS, "explore", "fuse", "grid", "overlay", "Preprocess", "bundled", "set_memory_limit"}
-    errors = {"CompiledWarning", "ModelError", "NoRectifierWarning", "PictureError"}
+    tested |= {"scan", "ScanResult", "ScanView", "statistics"}
+    errors = {"CompiledWarning", "InterruptedWarning", "ModelError", "NoRectifierWarning", "PictureError"}
     assert tested | errors == set(nbviz.__all__)
 
 
@@ -737,6 +745,70 @@ def test_set_memory_limit(limit: Any) -> None:
 )
 def test_errors_and_warnings(kind: Any, said: Any) -> None:
     assert answer(lambda: kind(said)).args[0] is said
+
+
+# Scans
+
+
+@fuzz(
+    kind=st.sampled_from(sorted(STATISTICS)),
+    layer=either(st.sampled_from(["0", "5", "7"]), anything),
+    more=st.dictionaries(st.sampled_from(["k", "mode", "value", "at_once"]), anything, max_size=1),
+)
+def test_statistics(kind: str, layer: Any, more: dict[str, Any]) -> None:
+    takes = inspect.signature(STATISTICS[kind]).parameters
+    arguments = {name: value for name, value in {"layer": layer, **more}.items() if name in takes}
+    one = answer(lambda: STATISTICS[kind](**arguments))
+    assert one is REFUSED or isinstance(one, Statistic)
+
+
+def no_folder(given: Any) -> bool:
+    """Whether it is no path of a folder, in which there may be very many pictures, and has an end."""
+    if isinstance(given, Iterator):
+        return False
+    try:
+        return not Path(given).expanduser().is_dir()
+    except Exception:
+        return True
+
+
+LABELLED = [(torch.rand(3, 8, 8), 2), (np.zeros((8, 8, 3), np.uint8), 0), ("none.png", 1)]
+COLLECTED: list[Any] = [{"top": TopK("2", 2), "accuracy": Accuracy()}, {"off": Ablation("4")}]
+COLLECTED += [{"m": Moments("7"), "": Histogram("0")}, {"c": Correlation("5"), "s": Sparsity("1")}]
+UNSEEN = nbviz.ScanView()
+UNSEEN._displayed = True  # else a thousand of them are printed
+SCANNED = {
+    "dataset": either(st.sampled_from([*PICTURES, LABELLED, torch.rand(4, 3, 8, 8)]), anything.filter(no_folder)),
+    "statistics": either(
+        st.sampled_from(COLLECTED), anything, st.dictionaries(st.text(max_size=3) | st.integers(), anything, max_size=2)
+    ),
+    "preprocess": either(good["preprocess"], anything),
+    "inputs": either(good["inputs"], anything),
+    "output": either(good["output"], anything),
+    "batch_size": either(st.integers(1, 5), numbers, anything),
+    "workers": either(st.just(0), st.just(-1), st.just(10**9), st.just("1")),
+    "executor": either(st.none(), anything),
+    "parts": either(st.none(), st.integers(1, 10**12), anything),
+    "threads": either(st.integers(1, 10**9), anything),
+    "checkpoint": either(st.none(), st.sampled_from([3, "", "/none/x", b"x", [], Path("/")])),
+    "progress": either(st.just(value=False), anything),
+    "watch": either(st.none(), st.just(UNSEEN), anything),
+}
+
+
+@pytest.mark.filterwarnings("ignore:watch failed")
+@fuzz(model=either(st.just(NET), models), hostile=st.sets(st.sampled_from(sorted(SCANNED)), max_size=2), data=st.data())
+def test_scan(model: Any, hostile: set[str], data: st.DataObject) -> None:
+    arguments: dict[str, Any] = {"dataset": LABELLED, "statistics": COLLECTED[0], "progress": False}
+    arguments |= {name: data.draw(SCANNED[name]) for name in sorted(hostile)}
+    result = answer(lambda: nbviz.scan(model, **arguments), model)
+    if result is not REFUSED:
+        assert result.pictures + len(result.skipped) > 0
+        assert list(result) == list(arguments["statistics"])
+        repr(result)
+        assert nbviz.ScanResult(result.results, result.pictures).complete
+        result._repr_html_().encode()
+        assert UNSEEN._displayed
 
 
 # The widgets

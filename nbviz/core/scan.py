@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
-from nbviz.core.errors import line, shown
+from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.intervene import Resumable
 from nbviz.core.state import interruptible, uninterrupted
 from nbviz.core.trace import Feed, run
@@ -88,9 +88,12 @@ class Statistic(ABC):
     layers: tuple[str, ...] = ()
     #: Whether it needs the class scores.
     logits: bool = False
+    #: Whether it measures its one layer as soon as this has spoken, so that the activation need not be kept: then
+    #: ``measure`` is called before anything else of the batch is known, and must give no part of the activation itself.
+    early: bool = False
 
     def measure(self, batch: Batch) -> Any:
-        """What there is to take in of a batch; here goes what takes long, as it may be interrupted."""
+        """What there is to take in of a batch. What takes long is done here, where it may be interrupted."""
         return batch
 
     @abstractmethod
@@ -221,9 +224,8 @@ class Job:
     statistics: dict[str, Statistic]
     device: torch.device
     feed: Feed = None
-    check_logits: Callable[[Any], Tensor] | None = None
-    check_maps: Callable[[Any, str], Tensor] | None = None
-    _written: tuple[str, ...] | None = None  # the layers whose activation the model goes on to write to
+    check_logits: Callable[[Any], Tensor] = lambda output: output
+    check_activation: Callable[[str, Tensor, int], Tensor] = lambda _layer, activation, _pictures: activation
     _resumes: dict[str, tuple[bool, bool]] = field(default_factory=dict)  # of each layer, whether it skips and widens
 
     def fresh(self) -> Found:
@@ -233,39 +235,46 @@ class Job:
     def see(self, loaded: Loaded, found: Found) -> None:
         """Run the model on a batch and have the statistics take it in."""
         with torch.no_grad():
-            batch = self._run(loaded) if loaded.inputs is not None else None
-            measured = [(one, one.measure(batch)) for one in found.statistics.values() if batch is not None]
+            measured = self._measure(loaded, found.statistics) if loaded.inputs is not None else {}
             with uninterrupted():  # a batch is taken in by all statistics or by none
-                for statistic, what in measured:
-                    statistic.update(what)
+                for name, what in measured.items():
+                    found.statistics[name].update(what)
                 found.add(loaded)
 
-    def _run(self, loaded: Loaded) -> Batch:
+    def _measure(self, loaded: Loaded, statistics: dict[str, Statistic]) -> dict[str, Any]:
+        """What there is to take in of a batch, for each statistic."""
         assert loaded.inputs is not None
-        layers = list(dict.fromkeys(name for one in self.statistics.values() for name in one.layers))
-        logits = self.check_logits if any(one.logits for one in self.statistics.values()) else None
-        inputs, trace = loaded.inputs.to(self.device), None
-        if layers or logits is not None:
+        inputs, labels = loaded.inputs.to(self.device), torch.tensor(loaded.labels, device=self.device)
+        activations: dict[str, Tensor] = {}
+        batch = Batch(loaded.number, torch.tensor(loaded.indices), inputs, labels, activations, None)
+        measured: dict[str, Any] = {}
+        late = {name: one for name, one in statistics.items() if not one.early}
+        kept = {layer for one in late.values() for layer in one.layers}
+
+        def use(layer: str, activation: Tensor) -> bool:
+            activations[layer] = self.check_activation(layer, activation, len(inputs))
+            for name, one in statistics.items():
+                if one.early and one.layers == (layer,):
+                    measured[name] = one.measure(batch)
+            del activations[layer]
+            return layer in kept
+
+        layers = list(dict.fromkeys(layer for one in statistics.values() for layer in one.layers))
+        logits = any(one.logits for one in statistics.values())
+        if layers or logits:
             try:
-                whole = logits is not None
-                trace = run(self.model, inputs, layers, feed=self.feed, output=whole, copies=self._written)
+                trace = run(self.model, inputs, layers, feed=self.feed, output=logits, use=use)
+                activations.update(trace.activations)
+                batch.logits = self.check_logits(trace.output) if logits else None
+                batch.go_on = self._going_on(inputs)
+                measured.update({name: one.measure(batch) for name, one in late.items()})
             except Exception as error:
-                if not out_of_memory(error):
+                if not out_of_memory(error) or isinstance(error, ModelError):
                     raise
                 raise too_large(f"a batch of {len(inputs)} pictures (batch_size=)", error) from error
-            self._written = tuple({*(self._written or ()), *trace.written})
-            if self.check_maps is not None:
-                for name in layers:
-                    self.check_maps(trace, name)
-        return Batch(
-            loaded.number,
-            torch.tensor(loaded.indices),
-            inputs,
-            torch.tensor(loaded.labels, device=self.device),
-            trace.activations if trace is not None else {},
-            logits(trace.output) if logits is not None and trace is not None else None,
-            self._going_on(inputs),
-        )
+        else:
+            measured.update({name: one.measure(batch) for name, one in late.items()})
+        return measured
 
     def _going_on(self, inputs: Tensor) -> Callable[[str, Tensor], Tensor]:
         resumables: dict[str, Resumable] = {}
@@ -281,7 +290,7 @@ class Job:
             n = len(inputs)
             parts = [activation] if one.widens else activation.split(n)
             outputs = [one.go_on(part) for part in parts]
-            return torch.cat([output if self.check_logits is None else self.check_logits(output) for output in outputs])
+            return torch.cat([self.check_logits(output) for output in outputs])
 
         return go_on
 

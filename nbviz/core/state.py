@@ -115,22 +115,24 @@ def untouched(model: nn.Module) -> Iterator[None]:
     model
         Any module that :func:`check_model` lets pass.
     """
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    modules = list(model.modules())
+    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+    devices = sorted({p.device.index or 0 for p in parameters if p.is_cuda})
     with alone(), torch.random.fork_rng(devices=devices), _eagerly():
-        modules = list(model.modules())
         # All attributes: a buffer that a forward pass replaced may belong to a size noted beside it.
         attributes = {id(held): held for module in modules for held in (vars(module), *vars(module).values())}
         kept = [(held, kind(held)) for held in attributes.values() if (kind := _kind(held)) is not None]
         # What it writes to its buffers goes to copies, which also stay valid in the graph of the run. So do those of
         # weights that were made in inference mode, which no graph can hold.
         with torch.inference_mode(False):
-            copied = [*model.buffers(), *(p for p in model.parameters() if p.is_inference())]
+            buffers = (b for module in modules for b in module._buffers.values() if b is not None)
+            copied = [*buffers, *(p for p in parameters if p.is_inference())]
             copies = {id(t): t.detach().clone().requires_grad_(t.requires_grad) for t in copied}
         try:
             for module in modules:
                 # The flag itself, not .eval(): a subclass may do more there than can be undone.
                 module.training = False
-                tensors: list[dict[str, Any]] = [module._buffers, module._parameters]
+                tensors: tuple[dict[str, Any], ...] = (module._buffers, module._parameters) if copies else ()
                 for own in tensors:
                     own.update({name: copies.get(id(t), t) for name, t in own.items()})
             yield

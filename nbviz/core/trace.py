@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,15 +32,12 @@ class Trace:
         The model's own output, or None where the run stopped before.
     model
         The model that ran.
-    written
-        Those of the layers asked for whose output the model went on to write to, in place.
     """
 
     inputs: Tensor
     activations: dict[str, Tensor] = field(default_factory=dict)
     output: Any = None
     model: nn.Module | None = None
-    written: frozenset[str] = frozenset()
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +91,7 @@ def run(
     feed: Feed = None,
     output: bool = False,
     grad: bool = False,
-    copies: Collection[str] | None = None,
+    use: Callable[[str, Tensor], bool] | None = None,
 ) -> Trace:
     """One forward pass in eval mode.
 
@@ -113,9 +110,9 @@ def run(
         of ``layers``.
     grad
         Keep the autograd graph, for backward passes from any kept tensor to ``inputs``.
-    copies
-        The layers whose activations are copied, such as ``written`` of an earlier trace; None copies all. The others
-        are the model's own, not to be written to. Where this pass turns out to write to one, it is run again.
+    use
+        Called with a layer's name and activation as soon as the layer has given it, which is then kept only if this
+        returns True. It is the model's own, still in the processor's cache, and not to be written to.
 
     Returns
     -------
@@ -140,11 +137,10 @@ def run(
     (torch.Size([1, 2, 3, 3]), True)
     """
     model = check_model(model)
-    names = {name: find_module(model, name) for name in layers}
+    names = find_modules(model, layers)
     wanted = set(names.values())
     kept: dict[tuple[str, int], Any] = {}
-    handed: dict[tuple[str, int], tuple[Tensor, int]] = {}
-    copied = wanted if copies is None else {names[name] for name in copies if name in names}
+    failed: list[Exception] = []  # in ``use``, which is no fault of the model's
     # Inference tensors take no part in a graph, so neither they nor their mode may get in.
     with alone(), torch.inference_mode(False), torch.set_grad_enabled(grad):
         inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
@@ -156,32 +152,43 @@ def run(
             calls[module] += 1
             if call not in wanted:
                 return None
+            keeps = True
+            if use is not None and isinstance(value, Tensor):
+                try:
+                    used = [use(name, _dense(value)) for name, its_call in names.items() if its_call == call]
+                except Exception as error:
+                    failed.append(error)
+                    raise _Enough from error
+                keeps = any(used)
             # A copy to keep and one to go on with: what follows may work in place, on what a layer handed on as well.
-            copy = isinstance(value, Tensor) and (call in copied or value.is_inference())
-            kept[call] = value.clone() if copy else value
+            copies = keeps and isinstance(value, Tensor)
+            kept[call] = value.clone() if copies else value if keeps else _USED
             if len(kept) == len(wanted) and not output:
                 raise _Enough
-            if not isinstance(value, Tensor):
-                return None
-            value = kept[call].clone() if copy else value
-            handed[call] = value, value._version
-            return value
+            return kept[call].clone() if copies else None
 
         hooks = hooked(model, {module for module, _ in wanted}, keep)
         with untouched(model), hooks, suppress(_Enough), interruptible():
             trace.output = call_model(model, trace.inputs.clone(), feed)
-    written = {name for name, call in names.items() if call in handed and handed[call][0]._version != handed[call][1]}
-    trace.written = frozenset(written)
-    if copies is not None and not {names[name] for name in written} <= copied:
-        return run(model, inputs, layers, feed=feed, output=output, grad=grad, copies={*copies, *written})
+    if failed:
+        raise failed[0]
     for name, call in names.items():
         if call not in kept:
             raise _not_reached(name, call[0], calls[call[0]])
         value = kept[call]
+        if value is _USED:
+            continue
         if not isinstance(value, Tensor):
             raise TypeError(f"layer {shown(name)} gives a {type(value).__name__}; expected a layer that gives a tensor")
-        trace.activations[name] = value.dequantize() if value.is_quantized else value
+        trace.activations[name] = _dense(value)
     return trace
+
+
+_USED = object()
+
+
+def _dense(value: Tensor) -> Tensor:
+    return value.dequantize() if value.is_quantized else value
 
 
 #: From a batch of pictures to the model's arguments; None for a model that takes the batch itself.
@@ -243,19 +250,29 @@ def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, A
             handle.remove()
 
 
-def find_module(model: nn.Module, name: str) -> tuple[str, int]:
-    """A layer's name as module name and number of its call; a module shared under two names has its first."""
-    if not isinstance(name, str):
-        raise TypeError(f"layer is {type(name).__name__}; expected a module's name, such as 'features.16'")
+def find_modules(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """For each layer's name the module's and the number of its call; one shared under two names has its first."""
     every = dict(model.named_modules(remove_duplicate=False))
-    module, _, call = name.rpartition(":")
-    if name in every or not (module and call.isdecimal() and len(call) < 10):
-        module, call = name, "0"
-    first = {id(m): n for n, m in model.named_modules()}
-    found = every.get(module) if module else None
-    if found is None:
-        raise unknown("layer", name, (n for n in first.values() if n))
-    return first[id(found)], int(call)
+    first: dict[int, str] = {}
+    for n, m in every.items():
+        first.setdefault(id(m), n)
+    result = {}
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"layer is {type(name).__name__}; expected a module's name, such as 'features.16'")
+        module, _, call = name.rpartition(":")
+        if name in every or not (module and call.isdecimal() and len(call) < 10):
+            module, call = name, "0"
+        found = every.get(module) if module else None
+        if found is None:
+            raise unknown("layer", name, (n for n in first.values() if n))
+        result[name] = first[id(found)], int(call)
+    return result
+
+
+def find_module(model: nn.Module, name: str) -> tuple[str, int]:
+    """The same for one."""
+    return find_modules(model, [name])[name]
 
 
 def _not_reached(name: str, module: str, calls: int) -> ValueError:

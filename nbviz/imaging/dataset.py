@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nbviz.core.errors import PictureError, line, shown
 from nbviz.core.scan import Loaded, Skipped
-from nbviz.imaging.load import Reader
+from nbviz.imaging.load import Reader, as_path
 
 #: Under which names the items of a dataset, if they are dicts, hold the picture and its class.
 PICTURE_KEYS = ("image", "img", "picture", "pixel_values", "jpg", "png", "jpeg")
@@ -75,7 +75,7 @@ def check_dataset(given: Any) -> Any:
         For anything that is none.
     """
     if isinstance(given, (str, os.PathLike)):
-        return Folder(Path(given).expanduser())
+        return Folder(as_path(given).expanduser())
     if (isinstance(given, Tensor) and given.ndim == 0) or isinstance(given, (Mapping, bytes, Image.Image)):
         raise TypeError(f"dataset is a {type(given).__name__}; expected {_ACCEPTED}")
     try:

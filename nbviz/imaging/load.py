@@ -177,7 +177,7 @@ class Reader:
 
     def read(self, given: Any, number: int) -> Iterator[tuple[str, Tensor]]:
         """Of each picture in one item, the first of which has this number, the name and the input (C, H, W)."""
-        item = _as_path(given) if isinstance(given, (str, os.PathLike)) else given
+        item = as_path(given) if isinstance(given, (str, os.PathLike)) else given
         if self.axes == 2:
             _check_not_several(item, self.preprocess.mode)
             pictures = _split(item, self.channels)
@@ -302,7 +302,7 @@ _WHOLE = (
 )
 
 
-def _as_path(given: str | os.PathLike[str]) -> Path:
+def as_path(given: str | os.PathLike[str]) -> Path:
     try:
         text = os.fspath(given)
         if "://" not in text:

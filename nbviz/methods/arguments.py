@@ -66,12 +66,12 @@ def check_maps(trace: Trace, layer: str) -> Tensor:
     return activation
 
 
-def check_channels(trace: Trace, layer: str) -> Tensor:
-    """The layer's activation if it has channels for each picture, in maps or not: (N, C, ...)."""
-    activation = check_real(trace.activations[layer], f"layer {shown(layer)}")
-    if activation.ndim < 2 or 0 in activation.shape or len(activation) != len(trace.inputs):
+def check_channels(layer: str, activation: Tensor, pictures: int) -> Tensor:
+    """The layer's activation if it has channels for each of some pictures, in maps or not: (N, C, ...)."""
+    check_real(activation, f"layer {shown(layer)}")
+    if activation.ndim < 2 or 0 in activation.shape or len(activation) != pictures:
         raise ValueError(
-            f"layer {shown(layer)} gives {tuple(activation.shape)} for {len(trace.inputs)} picture(s); expected "
+            f"layer {shown(layer)} gives {tuple(activation.shape)} for {pictures} picture(s); expected "
             "(N, C, ...): channels of each picture (nbviz.layers lists the shapes)"
         )
     return activation

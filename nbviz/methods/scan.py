@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from nbviz.core.errors import PictureError, check_whole, shown, unknown, warn
+from nbviz.core.errors import PictureError, check_whole, line, shown, unknown, warn
 from nbviz.core.scan import Found, Job, Saver, Skipped, Statistic, key_of, load_found, scan_here, scan_on
 from nbviz.core.state import check_model
 from nbviz.core.trace import find_module
@@ -63,15 +65,49 @@ class ScanResult(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.results)
 
+    def _said(self) -> str:
+        return f"{self.pictures:,} pictures" + ("" if self.complete else ", not complete")
+
+    def _repr_html_(self) -> str:
+        """A table for each statistic: its first channels, and what it has of all together."""
+        skipped = f" · {len(self.skipped)} skipped, which could not be read" if self.skipped else ""
+        parts = [f"<div>{self._said()}{skipped}</div>"]
+        for name, result in self.results.items():
+            rows = "".join(f"<tr><th>{escape(what)}</th>{cells}</tr>" for what, cells in _rows(result))
+            parts.append(f"<table><caption>{escape(line(name, 80))}</caption>{rows}</table>")
+        return f'<div class="nbviz-scan" data-pictures="{self.pictures}">{"".join(parts)}</div>'
+
     def __repr__(self) -> str:
-        names = ", ".join(self.results)
-        said = f"{self.pictures} pictures" + ("" if self.complete else ", not complete")
-        lines = [f"ScanResult of {said}: {names}"]
+        lines = [f"ScanResult of {self._said()}: {', '.join(self.results)}"]
         if self.skipped:
             lines.append(f"{len(self.skipped)} skipped, which could not be read:")
             lines += [f"  {one.index} {one.name}: {one.reason}" for one in self.skipped[:10]]
             lines += [f"  … ({len(self.skipped)} in all)"] if len(self.skipped) > 10 else []
         return "\n".join(lines)
+
+
+_SHOWN = 12  # channels
+
+
+def _rows(result: Any) -> Iterator[tuple[str, str]]:
+    """What a table says of a result: a name, and cells in HTML."""
+    fields = (
+        {f.name: getattr(result, f.name) for f in dataclasses.fields(result)} if is_dataclass(result) else {"": result}
+    )
+    channels = max((len(v) for v in fields.values() if isinstance(v, Tensor) and v.ndim), default=0)
+    if channels:
+        more = "<td>…</td>" if channels > _SHOWN else ""
+        yield f"{channels} rows", "".join(f"<td>{i}</td>" for i in range(min(channels, _SHOWN))) + more
+    for name, value in fields.items():
+        if isinstance(value, Tensor) and value.ndim in (1, 2) and value.numel():
+            first = value if value.ndim == 1 else value[:, 0]
+            cells = "".join(f"<td>{one:.4g}</td>" for one in first[:_SHOWN].tolist())
+            yield (name if value.ndim == 1 else f"{name}[:, 0]"), cells
+        elif isinstance(value, Tensor):
+            yield name, f'<td colspan="{_SHOWN + 1}">{escape(f"a tensor {tuple(value.shape)}")}</td>'
+        else:
+            shown_here = f"{value:.4g}" if isinstance(value, float) else line(value, 80)
+            yield name, f'<td colspan="{_SHOWN + 1}">{escape(shown_here)}</td>'
 
 
 def scan(
@@ -130,7 +166,8 @@ def scan(
     progress
         Show a bar with rate and time left.
     watch
-        Called about once a second with what is known so far.
+        Called about once a second with what is known so far, and at the end; a :class:`nbviz.ScanView` shows it in the
+        notebook.
 
     Returns
     -------
@@ -177,7 +214,7 @@ def scan(
     )
     for layer in {layer for one in job.statistics.values() for layer in one.layers}:
         find_module(model, layer)
-    check_whole("workers", workers, 0)
+    check_whole("workers", workers, 0, _MOST_WORKERS)
     check_whole("threads", threads, 1)
     if executor is not None and not (hasattr(executor, "submit") and isinstance(executor, Executor)):
         raise TypeError(f"executor is {shown(executor)}; expected a concurrent.futures.Executor, or None")
@@ -208,7 +245,7 @@ def scan(
                 if saver is not None:
                     saver.save(total)
                 if watch is not None and time.monotonic() - told > _WATCH_SECONDS:
-                    watch(_result(total, complete=False))
+                    watch = _told(watch, _result(total, complete=False))
                     told = time.monotonic()
             complete = True
         except KeyboardInterrupt:
@@ -225,11 +262,25 @@ def scan(
         )
     if not total.pictures and complete:
         raise PictureError(_EMPTY)
-    return _result(total, complete)
+    result = _result(total, complete)
+    if watch is not None:
+        _told(watch, result)
+    return result
+
+
+def _told(watch: Callable[[ScanResult], None], found: ScanResult) -> Callable[[ScanResult], None] | None:
+    """Who is to be told next time: no one who fails, for whom a scan is not to be lost."""
+    try:
+        watch(found)
+    except Exception as error:
+        warn(f"watch failed and is called no more: {type(error).__name__}: {line(error)}", UserWarning)
+        return None
+    return watch
 
 
 _EMPTY = "the dataset is empty; expected at least one picture"
 _WATCH_SECONDS = 1.0
+_MOST_WORKERS = 256
 _BATCHES_IN_A_PART = 8
 
 
@@ -243,6 +294,7 @@ def _news(
     left = total.missing(job.source.batches)
     if parts is None:
         parts = 1 if executor is None else -(-len(left) // _BATCHES_IN_A_PART)
+    parts = min(parts, len(left))
     size, more = divmod(len(left), parts) if left else (0, 0)
     ends = [i * size + min(i, more) for i in range(parts + 1)]
     shares = [left[start:stop] for start, stop in pairwise(ends) if start < stop]

@@ -7,7 +7,9 @@ count as zero in sums and are counted in ``strange``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +18,15 @@ from nbviz.core.errors import check_choice, check_whole, shown
 from nbviz.core.scan import Batch, Statistic, Tree, add_along_tree, merge_trees, tree_sum
 
 
-class OfLayer(Statistic):
+class Measured(Statistic):
+    """The base of those that measure a batch as one of their own, and take that in as any other."""
+
+    def update(self, batch: Any) -> None:
+        """Take in what was measured of a batch."""
+        self.merge(batch)
+
+
+class OfLayer(Measured):
     """The base of those that look at one layer.
 
     Parameters
@@ -24,6 +34,8 @@ class OfLayer(Statistic):
     layer
         A module's name, ``"name:1"`` for the second call of one that runs more than once.
     """
+
+    early = True
 
     def __init__(self, layer: str) -> None:
         if not isinstance(layer, str):
@@ -43,11 +55,12 @@ class Strongest:
     Parameters
     ----------
     values
-        float32 (C, k); minus infinity where there were fewer pictures.
+        float32 (C, k); minus infinity where there were fewer pictures with a number.
     indices
-        int64 (C, k): in the dataset; -1 where there were fewer pictures.
+        int64 (C, k): in the dataset; -1 where there were fewer.
     positions
-        int64 (C, k, 2): row and column in the layer's map; for signals (C, k, 1), for volumes (C, k, 3).
+        int64 (C, k, 2): row and column in the layer's map; for signals (C, k, 1), for volumes (C, k, 3), for a layer
+        without maps (C, k, 0).
     labels
         int64 (C, k): the pictures' classes, -1 where the dataset says none.
     """
@@ -62,7 +75,7 @@ class TopK(OfLayer):
     """The k strongest activations of each channel, each in another picture.
 
     Of equal ones that of the lower index in the dataset comes first, and within a picture the first position.
-    Memory: 28 bytes for each channel and place.
+    Memory: 36 bytes for each channel and place.
 
     Parameters
     ----------
@@ -83,50 +96,66 @@ class TopK(OfLayer):
     def __init__(self, layer: str, k: int = 9) -> None:
         super().__init__(layer)
         self.k = check_whole("k", k, 1)
-        self.sides: tuple[int, ...] = ()
-        self.values = torch.empty(0)
-        self.numbers = torch.empty(0, dtype=torch.int64)  # (C, k, 3): index, position, label
+        self.values = torch.empty(0, k)
+        self.numbers = torch.empty(0, k, 2, dtype=torch.int64)  # index, label, then the position
 
-    def update(self, batch: Batch) -> None:
-        """Take in one batch."""
-        self.sides = tuple(batch.activations[self.layers[0]].shape[2:])
+    def measure(self, batch: Batch) -> Candidates | None:
+        """The activations of one batch that are stronger than the weakest of those found so far."""
         maps = self._values(batch)
-        values = torch.nan_to_num(maps.amax(2).float(), -torch.inf, torch.inf, -torch.inf).cpu().T
+        values = maps.amax(2).float().cpu()
+        sides = batch.activations[self.layers[0]].shape[2:]
         if not len(self.values):
-            self._make(len(values))
-        # Most batches bring nothing new to most channels, and only what is new needs its position.
-        new = ((values > self.values[:, -1:]) | (self.numbers[:, -1:, 0] < 0)).any(1).nonzero()[:, 0]
-        best = values[new].argsort(dim=1, descending=True, stable=True)[:, : self.k]
-        positions = maps[best.to(maps.device), new[:, None].to(maps.device)].argmax(2).cpu()
-        numbers = torch.stack([batch.indices[best], positions, batch.labels.cpu()[best]], 2)
-        self._keep(new, values[new].gather(1, best), numbers)
+            self._make(values.shape[1], len(sides))
+        weakest, index = self.values[:, -1], self.numbers[:, -1, 0]
+        better = values > weakest
+        if int(batch.indices[0]) < int(index.max()):  # later ones have been seen before
+            better |= (values == weakest) & (batch.indices[:, None] < index)
+        pictures, channels = better.nonzero().unbind(1)
+        if not len(pictures):
+            return None
+        # Only what is better needs its position.
+        places = maps[pictures.to(maps.device), channels.to(maps.device)].argmax(1).cpu()
+        positions = np.unravel_index(places.numpy(), tuple(sides)) if sides else ()
+        numbers = [batch.indices[pictures], batch.labels.cpu()[pictures], *map(torch.from_numpy, positions)]
+        return channels, values[pictures, channels], torch.stack(numbers, 1)
+
+    def update(self, batch: Candidates | None) -> None:
+        """Take in what was measured of a batch."""
+        if batch is not None:
+            self._keep(*batch)
 
     def merge(self, other: TopK) -> None:
         """Take in what another has seen."""
         if len(other.values):
-            self.sides = other.sides
             if not len(self.values):
-                self._make(len(other.values))
-            self._keep(torch.arange(len(other.values)), other.values, other.numbers)
+                self._make(len(other.values), other.numbers.shape[2] - 2)
+            channels, places = (other.numbers[..., 0] >= 0).nonzero().unbind(1)
+            self._keep(channels, other.values[channels, places], other.numbers[channels, places])
 
     def result(self) -> Strongest:
         """The strongest."""
-        index, place, label = self.numbers.reshape(-1, self.k, 3).unbind(2)
-        positions = torch.stack(torch.unravel_index(place.clamp(min=0), self.sides or (1,)), 2)
-        return Strongest(self.values.reshape(-1, self.k).clone(), index.clone(), positions, label.clone())
+        indices, labels, positions = (
+            n.clone() for n in (self.numbers[..., 0], self.numbers[..., 1], self.numbers[..., 2:])
+        )
+        return Strongest(self.values.clone(), indices, positions, labels)
 
-    def _make(self, channels: int) -> None:
+    def _make(self, channels: int, axes: int) -> None:
         self.values = torch.full((channels, self.k), -torch.inf)
-        self.numbers = torch.full((channels, self.k, 3), -1)
+        self.numbers = torch.full((channels, self.k, 2 + axes), -1)
 
-    def _keep(self, rows: Tensor, values: Tensor, numbers: Tensor) -> None:
-        values, numbers = torch.cat([self.values[rows], values], 1), torch.cat([self.numbers[rows], numbers], 1)
-        # By index, those that are none last; then by value, where equal ones stay as they are.
-        index = numbers[..., 0]
-        order = torch.where(index < 0, torch.iinfo(index.dtype).max, index).argsort(dim=1, stable=True)
-        order = order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, : self.k]
-        self.values[rows] = values.gather(1, order)
-        self.numbers[rows] = numbers.gather(1, order[..., None].expand(-1, -1, 3))
+    def _keep(self, channels: Tensor, values: Tensor, numbers: Tensor) -> None:
+        """The k best of each channel, of what was there and what has come. With NumPy, which is quicker on few."""
+        rows, new = np.unique(channels.numpy(), return_inverse=True)
+        row = np.concatenate([np.repeat(np.arange(len(rows)), self.k), new])
+        value = np.concatenate([self.values.numpy()[rows].ravel(), values.numpy()])
+        number = np.concatenate([self.numbers.numpy()[rows].reshape(-1, numbers.shape[1]), numbers.numpy()])
+        order = np.lexsort((number[:, 0], -value, row))
+        best = order[np.arange(len(order)) - np.searchsorted(row[order], row[order]) < self.k].reshape(-1, self.k)
+        self.values[rows], self.numbers[rows] = torch.from_numpy(value[best]), torch.from_numpy(number[best])
+
+
+#: Activations of some channels: whose (P,), their values (P,), and index, label and position (P, 2 + axes).
+Candidates = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -176,16 +205,17 @@ class Moments(OfLayer):
         self.sums: Tree = {}
         self.low = self.high = self.strange = torch.empty(0)
 
-    def update(self, batch: Batch) -> None:
-        """Take in one batch."""
-        values = self._values(batch)
+    def measure(self, batch: Batch) -> Moments:
+        """The moments of one batch."""
+        values, one = self._values(batch), Moments(self.layers[0])
         finite = values.isfinite()
         strange = (~finite).sum((0, 2)).cpu()
         values = torch.where(finite, values, 0) if strange.any() else values
         sums = [values.sum((0, 2), dtype=torch.float64), values.double().square_().sum((0, 2))]
         ends = torch.stack([values.amin((0, 2)), values.amax((0, 2))]).double().cpu()
-        add_along_tree(self.sums, batch.number, torch.stack(sums).cpu())
-        self._more(values.shape[0] * values.shape[2], ends[0], ends[1], strange)
+        add_along_tree(one.sums, batch.number, torch.stack(sums).cpu())
+        one._more(values.shape[0] * values.shape[2], ends[0], ends[1], strange)
+        return one
 
     def merge(self, other: Moments) -> None:
         """Take in what another has seen."""
@@ -255,13 +285,13 @@ class Sparsity(OfLayer):
         self.pictures = self.values = 0
         self.zeros = self.silent = torch.zeros(1, dtype=torch.int64)
 
-    def update(self, batch: Batch) -> None:
-        """Take in one batch."""
-        values = self._values(batch)
-        self.zeros = self.zeros + (values == 0).sum((0, 2)).cpu()
-        self.silent = self.silent + (~(values > 0).any(2)).sum(0).cpu()
-        self.pictures += len(values)
-        self.values += values.shape[0] * values.shape[2]
+    def measure(self, batch: Batch) -> Sparsity:
+        """That of one batch."""
+        values, one = self._values(batch), Sparsity(self.layers[0])
+        one.zeros = (values == 0).sum((0, 2)).cpu()
+        one.silent = (~(values > 0).any(2)).sum(0).cpu()
+        one.pictures, one.values = len(values), values.shape[0] * values.shape[2]
+        return one
 
     def merge(self, other: Sparsity) -> None:
         """Take in what another has seen."""
@@ -325,9 +355,9 @@ class Histogram(OfLayer):
         super().__init__(layer)
         self.counts = torch.zeros(1, 2 * self._SIDE + 1, dtype=torch.int64)
 
-    def update(self, batch: Batch) -> None:
-        """Take in one batch."""
-        values = self._values(batch).transpose(0, 1).flatten(1).float()
+    def measure(self, batch: Batch) -> Histogram:
+        """That of one batch."""
+        one, values = Histogram(self.layers[0]), self._values(batch).transpose(0, 1).flatten(1).float()
         # Exponent and first two bits of the fraction are the bin's number.
         steps = (values.contiguous().view(torch.int32) >> 21) & 0x3FF
         steps = (steps - 4 * (127 + self._ENDS[0]) + 1).clamp(0, self._SIDE)
@@ -335,7 +365,8 @@ class Histogram(OfLayer):
         width = 2 * self._SIDE + 2
         bins = bins + width * torch.arange(len(bins), device=bins.device)[:, None]
         found = bins.flatten().bincount(minlength=width * len(bins)).view(len(bins), width)
-        self.counts = self.counts + found[:, :-1].cpu()
+        one.counts = found[:, :-1].cpu()
+        return one
 
     def merge(self, other: Histogram) -> None:
         """Take in what another has seen."""
@@ -374,7 +405,7 @@ class AccuracyFound:
     counts: Tensor
 
 
-class Accuracy(Statistic):
+class Accuracy(Measured):
     """Accuracy, also on each class, loss and confusions.
 
     Memory: 8 bytes for each pair of classes.
@@ -396,21 +427,22 @@ class Accuracy(Statistic):
         self.in_five = 0
         self.counts = torch.zeros(1, 1, dtype=torch.int64)
 
-    def update(self, batch: Batch) -> None:
-        """Take in one batch; pictures without a label do not count."""
+    def measure(self, batch: Batch) -> Accuracy:
+        """That of one batch; pictures without a label do not count."""
         assert batch.logits is not None
-        classes = batch.logits.shape[1]
+        one, classes = Accuracy(), batch.logits.shape[1]
         labelled = batch.labels >= 0
         logits, labels = batch.logits[labelled].double(), batch.labels[labelled]
         if not len(labels):
-            return
+            return one
         if int(labels.max()) >= classes:
             raise ValueError(f"a picture has the label {int(labels.max())}; expected 0 to {classes - 1}")
         pairs = (labels * classes + logits.argmax(1)).bincount(minlength=classes * classes).view(classes, classes)
-        self.counts = self.counts + pairs.cpu()
+        one.counts = pairs.cpu()
         best = logits.topk(min(5, classes), 1).indices
-        self.in_five += int((best == labels[:, None]).any(1).sum())
-        add_along_tree(self.losses, batch.number, F.cross_entropy(logits, labels, reduction="sum").cpu())
+        one.in_five = int((best == labels[:, None]).any(1).sum())
+        add_along_tree(one.losses, batch.number, F.cross_entropy(logits, labels, reduction="sum").cpu())
+        return one
 
     def merge(self, other: Accuracy) -> None:
         """Take in what another has seen."""
@@ -454,13 +486,15 @@ class Correlation(OfLayer):
         self.count = 0
         self.sums: Tree = {}
 
-    def update(self, batch: Batch) -> None:
-        """Take in one batch."""
+    def measure(self, batch: Batch) -> Correlation:
+        """The products of one batch."""
+        one = Correlation(self.layers[0])
         values = torch.nan_to_num(self._values(batch).double(), 0.0, 0.0, 0.0).transpose(0, 1).flatten(1)
         ones = values.new_ones(1, values.shape[1])
         values = torch.cat([values, ones])  # whose products with the others are the sums
-        add_along_tree(self.sums, batch.number, (values @ values.T).cpu())
-        self.count += values.shape[1]
+        add_along_tree(one.sums, batch.number, (values @ values.T).cpu())
+        one.count = values.shape[1]
+        return one
 
     def merge(self, other: Correlation) -> None:
         """Take in what another has seen."""
@@ -542,7 +576,7 @@ class Ablation(OfLayer):
     (1.0, [1.0, 0.5], [0, 1])
     """
 
-    logits = True
+    logits, early = True, False
 
     def __init__(self, layer: str, mode: str = "zero", value: Tensor | None = None, at_once: int = 256) -> None:
         super().__init__(layer)
@@ -554,14 +588,15 @@ class Ablation(OfLayer):
         self.pictures = torch.zeros(1, dtype=torch.int64)  # of each class
         self.losses: Tree = {}
 
-    def measure(self, batch: Batch) -> tuple[int, Tensor, Tensor, Tensor] | None:
-        """The batch's number, and for each channel the pictures named right, for each class; the loss; the pictures."""
+    def measure(self, batch: Batch) -> Ablation:
+        """The table of one batch; pictures without a label do not count."""
+        one = Ablation(self.layers[0], self.mode, self.value, self.at_once)
         assert batch.logits is not None
         assert batch.go_on is not None
         labelled = batch.labels >= 0
         labels, classes = batch.labels[labelled], batch.logits.shape[1]
         if not len(labels):
-            return None
+            return one
         if int(labels.max()) >= classes:
             raise ValueError(f"a picture has the label {int(labels.max())}; expected 0 to {classes - 1}")
         maps, go_on = batch.activations[self.layers[0]], batch.go_on
@@ -579,14 +614,9 @@ class Ablation(OfLayer):
             variants = torch.cat([self._without(maps, int(channel)) for channel in some])
             for channel, logits in zip(some, go_on(self.layers[0], variants).split(n), strict=True):
                 note(int(channel), logits)
-        return batch.number, right, loss, labels.bincount(minlength=classes).cpu()
-
-    def update(self, batch: tuple[int, Tensor, Tensor, Tensor] | None) -> None:
-        """Take in what was measured of a batch; pictures without a label do not count."""
-        if batch is not None:
-            number, right, loss, pictures = batch
-            self.right, self.pictures = self.right + right, self.pictures + pictures
-            add_along_tree(self.losses, number, loss)
+        one.right, one.pictures = right, labels.bincount(minlength=classes).cpu()
+        add_along_tree(one.losses, batch.number, loss)
+        return one
 
     def _without(self, maps: Tensor, channel: int) -> Tensor:
         value = maps.new_zeros(maps.shape[1]) if self.value is None else self.value.to(maps)

@@ -385,8 +385,8 @@ def test_it_tells_what_it_knows(net: nn.Module, dataset: TensorDataset, monkeypa
     monkeypatch.setattr(module, "_WATCH_SECONDS", 0)
     told: list[nbviz.ScanResult] = []
     nbviz.scan(net, dataset, {"accuracy": Accuracy()}, watch=told.append)
-    assert [one.pictures for one in told] == [32, 64, 96, 128, 160, 192, 220]
-    assert not any(one.complete for one in told)
+    assert [one.pictures for one in told] == [32, 64, 96, 128, 160, 192, 220, 220]
+    assert [one.complete for one in told] == [False] * 7 + [True]
     assert told[3]["accuracy"].pictures == 128
     assert "220/220" in capsys.readouterr().err
 
@@ -446,7 +446,7 @@ def test_memory_does_not_grow_with_the_dataset() -> None:
             part = x[2 * number : 2 * number + 2]
             indices = torch.arange(2 * number, 2 * number + 2)
             for statistic in found.statistics.values():
-                statistic.update(core.Batch(number, indices, part, indices * 0, {"0": part}, None))
+                statistic.update(statistic.measure(core.Batch(number, indices, part, indices * 0, {"0": part}, None)))
             found.add(core.Loaded(number, indices.tolist(), part, [0, 0], []))
         assert job.fresh().pictures == 0
         sizes.append(

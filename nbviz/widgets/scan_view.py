@@ -1,0 +1,50 @@
+"""What a scan has found so far, live below its progress bar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets
+from IPython.display import display
+
+from nbviz.methods.scan import ScanResult
+
+
+class ScanView(ipywidgets.HTML):  # type: ignore[misc]
+    """Shows what a scan has found so far, and at the end all of it: to be given as ``watch``.
+
+    It shows itself when it is first called.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> images, _ = nbviz.bundled.fashion_test()
+    >>> view, top = ScanView(), nbviz.statistics.TopK("features.8")
+    >>> found = nbviz.scan(nbviz.bundled.load("fashion"), images[:64, None], {"top": top}, watch=view, progress=False)
+    ... # doctest: +ELLIPSIS
+    ScanView(...)
+    >>> "64 pictures" in view.value
+    True
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._displayed = False
+
+    def __call__(self, found: ScanResult) -> None:
+        """Show this."""
+        self.value = f"{_STYLE}{found._repr_html_()}"
+        if not self._displayed:
+            self._displayed = True
+            display(self)  # type: ignore[no-untyped-call]
+
+
+# In the colours of JupyterLab's theme.
+_STYLE = """<style>
+.nbviz-scan { line-height: 1.4; color: var(--jp-content-font-color1); overflow-x: auto; }
+.nbviz-scan table { border-collapse: collapse; margin: 6px 0; font-size: 12px; }
+.nbviz-scan caption { text-align: left; font-weight: 600; }
+.nbviz-scan th, .nbviz-scan td { padding: 1px 8px 1px 0; text-align: right; font-variant-numeric: tabular-nums; }
+.nbviz-scan td[colspan] { text-align: left; }
+.nbviz-scan th { text-align: left; font-weight: 400; color: var(--jp-content-font-color2); }
+</style>"""
