@@ -303,6 +303,7 @@ _WHOLE = (
 
 
 def as_path(given: str | os.PathLike[str]) -> Path:
+    """The path given, if it is one, and not an address."""
     try:
         text = os.fspath(given)
         if "://" not in text:

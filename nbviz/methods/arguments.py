@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.trace import Feed, Trace
+from nbviz.imaging.pixels import check_tensor
 
 
 def check_indices(kind: str, given: Any, count: int) -> list[int]:
@@ -68,7 +69,7 @@ def check_maps(trace: Trace, layer: str) -> Tensor:
 
 def check_channels(layer: str, activation: Tensor, pictures: int) -> Tensor:
     """The layer's activation if it has channels for each of some pictures, in maps or not: (N, C, ...)."""
-    check_real(activation, f"layer {shown(layer)}")
+    check_real(check_tensor(f"layer {shown(layer)}'s output", activation, "(N, C, ...)"), f"layer {shown(layer)}")
     if activation.ndim < 2 or 0 in activation.shape or len(activation) != pictures:
         raise ValueError(
             f"layer {shown(layer)} gives {tuple(activation.shape)} for {pictures} picture(s); expected "

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from tests.benchmarks import kernel, page, table
+from tests.benchmarks import kernel, page, scans, table
 
 
 def main() -> None:
@@ -27,7 +27,9 @@ def main() -> None:
     table.heading()
     page.rows()
     kernel.rows(images)
+    scans.rows()
     kernel.growth(images)
+    scans.imagenet()
 
 
 def processor() -> str:
