@@ -34,8 +34,8 @@ from traitlets import TraitError
 import nbviz
 from nbviz.core.backward import RULES, UNPOOLING
 from nbviz.core.errors import PictureNotFoundError, shown
-from nbviz.core.scan import Statistic
 from nbviz.core.state import lock
+from nbviz.core.statistic import Statistic
 from nbviz.imaging.load import Pictures
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nbviz.core.errors import ModelError, shown
+from nbviz.core.receptive_field import tensors_in
 from nbviz.core.state import alone, check_model, interruptible, untouched
 from nbviz.core.trace import Feed, call_model, find_module, hooked
 
@@ -34,9 +35,9 @@ class Resumable:
         A module's name; ``"name:1"`` is the second call of one that runs more than once.
     feed
         As in :func:`nbviz.core.trace.run`.
-    check
-        Whether to find out first what works, at the cost of what follows the layer, for three times as many
-        pictures; otherwise ``skips`` and ``widens`` are to be set as they were found before.
+    known
+        ``skips`` and ``widens`` as they were found before, of this model and layer; None finds them out, at the cost of
+        what follows the layer, for three times as many pictures.
 
     Attributes
     ----------
@@ -57,7 +58,9 @@ class Resumable:
     True
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, layer: str, feed: Feed = None, check: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Tensor, layer: str, feed: Feed = None, known: tuple[bool, bool] | None = None
+    ) -> None:
         self.model, self.inputs, self.feed, self.layer = check_model(model), inputs.detach(), feed, layer
         self._module, self._call = find_module(self.model, layer)
         self.skips = self.widens = False
@@ -65,8 +68,12 @@ class Resumable:
         self.output, self.activation = self._run(calls, None)
         calls.end(self.inputs, self.output)
         self._calls = calls
-        if check and not calls.written:
+        if calls.written:
+            return
+        if known is None:
             self._check()
+        else:
+            self.skips, self.widens = known
 
     def _check(self) -> None:
         self.skips = True
@@ -138,7 +145,7 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._behind:
-            self._used |= {id(tensor) for tensor in _tensors((args, kwargs))}
+            self._used |= {id(tensor) for tensor in tensors_in((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         if not self._behind:
             self._held.append(self._hold(result))
@@ -168,7 +175,7 @@ class _Calls(TorchFunctionMode):
 
     def end(self, inputs: Tensor, output: Any) -> None:
         """Keep of what is before the layer only what is used after it."""
-        self._used |= {id(tensor) for tensor in _tensors(output)}
+        self._used |= {id(tensor) for tensor in tensors_in(output)}
         self.written = any(tensor._version != version for tensor, version in self._alive.values())
         self._alive = {i: held for i, held in self._alive.items() if i in self._used}
         self.uses_inputs = id(inputs) in self._used
@@ -206,18 +213,8 @@ def _repeat(tensor: Tensor, times: int) -> Tensor:
     return tensor if times == 1 or not tensor.ndim else tensor.repeat(times, *[1] * (tensor.ndim - 1))
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return []
-    return [tensor for item in value for tensor in _tensors(item)]
-
-
 def _alike(found: Any, expected: Any, times: int) -> bool:
-    found, expected = _tensors(found), _tensors(expected)
+    found, expected = tensors_in(found), tensors_in(expected)
     if len(found) != len(expected):
         return False
     for one, other in zip(found, expected, strict=True):

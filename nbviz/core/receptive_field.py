@@ -101,14 +101,14 @@ class FieldTracker(TorchFunctionMode):
         name = name.strip("_")
         taken = args[:1] if name in _SHAPED_BY_ANOTHER else (args, kwargs)
         # Shapes are taken now: an in-place operation gives its own input back.
-        seen = [(tuple(t.shape), self.fields[t]) for t in _tensors(taken) if t in self.fields]
+        seen = [(tuple(t.shape), self.fields[t]) for t in tensors_in(taken) if t in self.fields]
         known = [(shape, field) for shape, field in seen if field is not None]
-        rectified = _rectifier(name, args, kwargs).union(*map(self.rectified, _tensors((args, kwargs))))
+        rectified = _rectifier(name, args, kwargs).union(*map(self.rectified, tensors_in((args, kwargs))))
         result = func(*args, **kwargs)
         if seen:
             unknown = name.startswith(("fft_", "linalg_")) or isinstance(func, (OpOverload, OpOverloadPacket))
             rule = _lost if unknown else _RULES.get(name, _keeps_positions)
-            for output in _tensors(args[0] if name == "setitem" else result):
+            for output in tensors_in(args[0] if name == "setitem" else result):
                 field = rule(known, output, args, kwargs) if known and output.ndim >= 2 else None
                 if field is not None and len(known) < len(seen):
                     field = replace(field, gated=True)
@@ -173,14 +173,15 @@ _RECTIFIERS = {
 }
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in a value, in its tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (list, tuple)):
         return []
-    return [t for item in value for t in _tensors(item)]
+    return [t for item in value for t in tensors_in(item)]
 
 
 def _sides(shape: Sequence[int], axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 A dataset is cut into numbered batches, which are the same however it is shared out. A worker works through a part,
 some of the batches, with statistics of its own; what it found is merged into what the others have. A result does not
 depend on the parts or their order: counts and extremes do not by nature, and sums of fractions are made along one
-fixed tree over the batches, see :func:`add_along_tree`.
+fixed tree over the batches, see :func:`nbviz.core.statistic.add_along_tree`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
-import os
 import pickle
 import tempfile
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -27,127 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
-from nbviz.core.errors import ModelError, line, shown
+from nbviz.core.errors import ModelError, line
 from nbviz.core.intervene import Resumable
-from nbviz.core.state import interruptible, uninterrupted
+from nbviz.core.state import uninterrupted
+from nbviz.core.statistic import Batch, Statistic
 from nbviz.core.trace import Feed, run
-
-
-@dataclass
-class Batch:
-    """What a statistic sees of some pictures that went through the model together.
-
-    Parameters
-    ----------
-    number
-        Of the batch in the dataset, from 0.
-    indices
-        (N,) int64 on the CPU, ascending: the pictures' indices in the dataset.
-    inputs
-        (N, C, H, W) on the model's device.
-    labels
-        (N,) int64 on the model's device: their classes, -1 where the dataset says none.
-    activations
-        Those of the layers that any of the statistics asks for, on the model's device. Not to be written to.
-    logits
-        (N, classes) if any of the statistics asks for them.
-    go_on
-        From a layer's name and other activations for it, (K * N, C, H, W), the logits (K * N, classes) that they lead
-        to; what is before the layer is not run again.
-    """
-
-    number: int
-    indices: Tensor
-    inputs: Tensor
-    labels: Tensor
-    activations: dict[str, Tensor]
-    logits: Tensor | None
-    go_on: Callable[[str, Tensor], Tensor] | None = None
-
-
-class Statistic(ABC):
-    """What is collected over a dataset: fed batch by batch, and merged with what another worker found.
-
-    Merging must be associative and commutative, so that the result does not depend on how the dataset was shared out.
-    For a scan with a checkpoint, the attributes hold nothing but tensors, numbers, text, None, and lists, tuples and
-    dicts of these. Other code's statistics are subclasses of this one.
-
-    Examples
-    --------
-    >>> class Count(Statistic):
-    ...     n = 0
-    ...     def update(self, batch):
-    ...         self.n += len(batch.indices)
-    ...     def merge(self, other):
-    ...         self.n += other.n
-    ...     def result(self):
-    ...         return self.n
-    """
-
-    #: The layers whose activations it needs.
-    layers: tuple[str, ...] = ()
-    #: Whether it needs the class scores.
-    logits: bool = False
-    #: Whether it measures its one layer as soon as this has spoken, so that the activation need not be kept: then
-    #: ``measure`` is called before anything else of the batch is known, and must give no part of the activation itself.
-    early: bool = False
-
-    def measure(self, batch: Batch) -> Any:
-        """What there is to take in of a batch. What takes long is done here, where it may be interrupted."""
-        return batch
-
-    @abstractmethod
-    def update(self, batch: Any) -> None:
-        """Take in one batch, or what was measured of it."""
-
-    @abstractmethod
-    def merge(self, other: Any) -> None:
-        """Take in what another of the same kind has seen, which is other pictures."""
-
-    @abstractmethod
-    def result(self) -> Any:
-        """What the pictures seen so far amount to."""
-
-
-Tree = dict[tuple[int, int], Tensor]
-
-
-def add_along_tree(tree: Tree, number: int, value: Tensor, level: int = 0) -> None:
-    """Add one batch's value to a sum in which the order does not matter, to the last bit.
-
-    Floating-point sums depend on the order of their terms. Here two sums are added only if they are those of two
-    neighbours in one binary tree over the batches, so that each is always made of the same terms in the same way. What
-    has no neighbour yet is kept: after n batches in order at most log2(n) + 1 values.
-
-    Examples
-    --------
-    >>> tree = {}
-    >>> for number in (2, 0, 3, 1, 4):
-    ...     add_along_tree(tree, number, torch.tensor(1.0))
-    >>> tree
-    {(2, 0): tensor(4.), (0, 4): tensor(1.)}
-    >>> tree_sum(tree)
-    tensor(5.)
-    """
-    while (neighbour := tree.pop((level, number ^ 1), None)) is not None:
-        value = value + neighbour
-        level, number = level + 1, number >> 1
-    tree[level, number] = value
-
-
-def merge_trees(tree: Tree, other: Tree) -> None:
-    """Add to a sum along the tree what another has of other batches."""
-    for (level, number), value in other.items():
-        add_along_tree(tree, number, value, level)
-
-
-def tree_sum(tree: Tree) -> Tensor:
-    """The sum along the tree."""
-    terms = [tree[node] for node in sorted(tree)]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
 
 
 @dataclass(frozen=True)
@@ -246,49 +127,43 @@ class Job:
         assert loaded.inputs is not None
         inputs, labels = loaded.inputs.to(self.device), torch.tensor(loaded.labels, device=self.device)
         activations: dict[str, Tensor] = {}
-        batch = Batch(loaded.number, torch.tensor(loaded.indices), inputs, labels, activations, None)
+        indices, go_on = torch.tensor(loaded.indices), self._going_on(inputs)
+        batch = Batch(loaded.number, indices, inputs, labels, activations, None, go_on)
         measured: dict[str, Any] = {}
-        late = {name: one for name, one in statistics.items() if not one.early}
+        late = {name: one for name, one in statistics.items() if not (one.early and len(one.layers) == 1)}
         kept = {layer for one in late.values() for layer in one.layers}
 
         def use(layer: str, activation: Tensor) -> bool:
             activations[layer] = self.check_activation(layer, activation, len(inputs))
             for name, one in statistics.items():
-                if one.early and one.layers == (layer,):
+                if name not in late and one.layers == (layer,):
                     measured[name] = one.measure(batch)
             del activations[layer]
             return layer in kept
 
         layers = list(dict.fromkeys(layer for one in statistics.values() for layer in one.layers))
         logits = any(one.logits for one in statistics.values())
-        if layers or logits:
-            try:
+        try:
+            if layers or logits:
                 trace = run(self.model, inputs, layers, feed=self.feed, output=logits, use=use)
                 activations.update(trace.activations)
                 batch.logits = self.check_logits(trace.output) if logits else None
-                batch.go_on = self._going_on(inputs)
-                measured.update({name: one.measure(batch) for name, one in late.items()})
-            except Exception as error:
-                if not out_of_memory(error) or isinstance(error, ModelError):
-                    raise
-                raise too_large(f"a batch of {len(inputs)} pictures (batch_size=)", error) from error
-        else:
             measured.update({name: one.measure(batch) for name, one in late.items()})
+        except Exception as error:
+            if not out_of_memory(error) or isinstance(error, ModelError):
+                raise
+            raise too_large(f"a batch of {len(inputs)} pictures (batch_size=)", error) from error
         return measured
 
     def _going_on(self, inputs: Tensor) -> Callable[[str, Tensor], Tensor]:
         resumables: dict[str, Resumable] = {}
 
         def go_on(layer: str, activation: Tensor) -> Tensor:
-            one = resumables.get(layer)
-            if one is None:
-                known = self._resumes.get(layer)
-                one = resumables[layer] = Resumable(self.model, inputs, layer, self.feed, check=known is None)
-                if known is not None:
-                    one.skips, one.widens = known
-                self._resumes[layer] = one.skips, one.widens
-            n = len(inputs)
-            parts = [activation] if one.widens else activation.split(n)
+            if layer not in resumables:
+                resumables[layer] = Resumable(self.model, inputs, layer, self.feed, self._resumes.get(layer))
+            one = resumables[layer]
+            self._resumes.setdefault(layer, (one.skips, one.widens))
+            parts = [activation] if one.widens else activation.split(len(inputs))
             outputs = [one.go_on(part) for part in parts]
             return torch.cat([self.check_logits(output) for output in outputs])
 
@@ -307,9 +182,7 @@ def scan_here(job: Job, total: Found, parts: Sequence[Sequence[int]] | None, wor
     for part in parts:
         found = total if len(parts) == 1 else job.fresh()
         for _ in part:
-            with interruptible():
-                loaded = next(batches)
-            job.see(loaded, found)
+            job.see(next(batches), found)
             if found is total:
                 yield total
         if found is not total:
@@ -401,88 +274,3 @@ def _pickled(job: Job) -> bytes:
             f"{line(error, 1000)}; expected what pickle takes (or cloudpickle, if installed), or executor=None"
         ) from error
     return data
-
-
-# Checkpoints
-
-
-def key_of(job: Job) -> str:
-    """What must be the same for a scan to go on from a checkpoint: the weights, the statistics, the batches."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in job.model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(errors="replace"))
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    for name, statistic in job.statistics.items():
-        digest.update(f"{name} {type(statistic).__qualname__} {vars(statistic)}".encode(errors="replace"))
-    digest.update(str(job.source).encode(errors="replace"))
-    return digest.hexdigest()
-
-
-def save_found(found: Found, key: str, path: Path) -> None:
-    """Write what was found, all or nothing: to a file beside it, which then takes its place."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        content = {
-            "nbviz scan": key,
-            "done": found.done,
-            "pictures": found.pictures,
-            "skipped": [(one.index, one.name, one.reason) for one in found.skipped],
-            "statistics": {name: vars(statistic) for name, statistic in found.statistics.items()},
-        }
-        with beside.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink()
-        raise
-
-
-def load_found(found: Found, key: str, path: Path) -> None:
-    """Read what a scan found before it ended, if it has written anything."""
-    if not path.exists():
-        return
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        of = content["nbviz scan"]
-        done, pictures, skipped = content["done"], content["pictures"], content["skipped"]
-        states: Mapping[str, dict[str, Any]] = content["statistics"]
-    except Exception as error:
-        said = line(error, 200)
-        raise ValueError(
-            f"checkpoint is {shown(str(path))}, which cannot be read as one: {said}; expected a file that a scan has "
-            "written, or a path where there is none"
-        ) from error
-    if of != key:
-        raise ValueError(
-            f"checkpoint is {shown(str(path))}, which belongs to a scan with other weights, statistics or batches; "
-            "expected that of this scan, or a path where there is none"
-        )
-    found.done, found.pictures = [(a, b) for a, b in done], pictures
-    found.skipped = [Skipped(*one) for one in skipped]
-    for name, statistic in found.statistics.items():
-        vars(statistic).update(states[name])
-
-
-class Saver:
-    """Writes a checkpoint from time to time: so seldom that it takes a twentieth of the time at most."""
-
-    def __init__(self, key: str, path: Path) -> None:
-        self.key, self.path = key, path
-        self._next = time.monotonic() + SAVE_SECONDS
-
-    def save(self, found: Found, now: bool = False) -> None:
-        """Write if it is time."""
-        start = time.monotonic()
-        if now or start >= self._next:
-            with uninterrupted():
-                save_found(found, self.key, self.path)
-            end = time.monotonic()
-            self._next = end + max(SAVE_SECONDS, 20 * (end - start))
-
-
-#: The least time between two checkpoints.
-SAVE_SECONDS = 10.0

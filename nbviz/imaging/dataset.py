@@ -200,8 +200,9 @@ def _length(dataset: Any) -> int | None:
 
 def _name(dataset: Any, i: int) -> str:
     """What a person finds a picture by: its file's path where the dataset keeps it, as torchvision's do."""
-    samples = getattr(dataset, "samples", None) or getattr(dataset, "imgs", None) or dataset
-    if isinstance(samples, (list, tuple)) and i < len(samples):
+    named = (getattr(dataset, "samples", None), getattr(dataset, "imgs", None), dataset)
+    samples = next((one for one in named if isinstance(one, (list, tuple)) and i < len(one)), None)
+    if samples is not None:
         first = samples[i][0] if isinstance(samples[i], (list, tuple)) and samples[i] else samples[i]
         if isinstance(first, (str, os.PathLike)):
             return line(os.fspath(first), 300)

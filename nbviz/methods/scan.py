@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from nbviz.core.checkpoint import Saver, key_of, load_found
 from nbviz.core.errors import PictureError, check_whole, line, shown, unknown, warn
-from nbviz.core.scan import Found, Job, Saver, Skipped, Statistic, key_of, load_found, scan_here, scan_on
+from nbviz.core.scan import Found, Job, Skipped, scan_here, scan_on
 from nbviz.core.state import check_model
+from nbviz.core.statistic import Statistic
 from nbviz.core.trace import find_module
 from nbviz.imaging.dataset import Inputs, check_dataset
 from nbviz.imaging.load import Reader
@@ -215,7 +217,7 @@ def scan(
     for layer in {layer for one in job.statistics.values() for layer in one.layers}:
         find_module(model, layer)
     check_whole("workers", workers, 0, _MOST_WORKERS)
-    check_whole("threads", threads, 1)
+    check_whole("threads", threads, 1, _MOST_WORKERS)
     if executor is not None and not (hasattr(executor, "submit") and isinstance(executor, Executor)):
         raise TypeError(f"executor is {shown(executor)}; expected a concurrent.futures.Executor, or None")
     if executor is not None and job.source.batches is None:

@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.data import ConcatDataset, TensorDataset
 
 import nbviz
-from nbviz.core.scan import Batch, Job, Statistic, _work
+from nbviz.core.scan import Job
+from nbviz.core.statistic import Batch, Statistic
 from nbviz.imaging.dataset import Inputs
 from nbviz.imaging.load import Reader
 from nbviz.methods.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
@@ -154,7 +155,6 @@ def imagenet() -> None:
         fresh = type(one)("l") if one.layers else type(one)()
         fresh.update(fresh.measure(batch))
         print(f"| {name} | {1000 * each:.2f} | {len(pickle.dumps(vars(fresh))):,} |")
-    assert _work is not None
 
 
 def rows() -> None:

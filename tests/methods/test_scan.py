@@ -29,8 +29,9 @@ from torch.utils.data import TensorDataset
 
 import nbviz
 from nbviz.core import scan as core
-from nbviz.core.scan import Statistic
-from nbviz.methods.statistics import Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
+from nbviz.core.checkpoint import key_of
+from nbviz.core.statistic import Batch, Statistic
+from nbviz.methods.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 from tests.methods.test_statistics import same
 
 LAYER = "features.8"
@@ -232,10 +233,10 @@ def test_a_scan_killed_at_60_percent_goes_on(net: nn.Module, tmp_path: Path) -> 
         textwrap.dedent(
             """
             import os, signal, sys, torch, nbviz
-            from nbviz.core import scan as core
+            from nbviz.core import checkpoint
             from tests.methods.test_scan import statistics
             torch.set_num_threads(1)
-            core.SAVE_SECONDS = 0.05
+            checkpoint.SAVE_SECONDS = 0.05
             images, labels = nbviz.bundled.fashion_test()
             read = []
             class Counted(torch.utils.data.TensorDataset):
@@ -281,7 +282,7 @@ def test_a_finished_checkpoint_is_read_and_nothing_is_run(
     equal(nbviz.scan(net, unread, statistics(), checkpoint=path, progress=False), expected)
 
 
-@pytest.mark.parametrize("other", ["weights", "statistics", "batches", "dataset"])
+@pytest.mark.parametrize("other", ["weights", "statistics", "a long value", "batches", "dataset"])
 def test_another_scans_checkpoint_is_refused(other: str, net: Any, dataset: Any, tmp_path: Path) -> None:
     path = tmp_path / "scan.pt"
     arguments: dict[str, Any] = {"model": net, "dataset": dataset, "statistics": {"top": TopK(LAYER)}, "batch_size": 32}
@@ -291,6 +292,13 @@ def test_another_scans_checkpoint_is_refused(other: str, net: Any, dataset: Any,
         arguments["model"].classifier.bias.data[0] += 1
     elif other == "statistics":
         arguments["statistics"] = {"top": TopK(LAYER, 3)}
+    elif other == "a long value":  # whose text would be the same
+        values = torch.zeros(2, 2000)
+        values[1, 1000] = 1
+        kinds = [{"off": Ablation(LAYER, value=value)} for value in values]
+        keys = {key_of(core.Job(net, "", kind, torch.device("cpu"))) for kind in kinds}  # type: ignore[arg-type]
+        assert len(keys) == 2
+        return
     elif other == "batches":
         arguments["batch_size"] = 16
     else:
@@ -446,7 +454,7 @@ def test_memory_does_not_grow_with_the_dataset() -> None:
             part = x[2 * number : 2 * number + 2]
             indices = torch.arange(2 * number, 2 * number + 2)
             for statistic in found.statistics.values():
-                statistic.update(statistic.measure(core.Batch(number, indices, part, indices * 0, {"0": part}, None)))
+                statistic.update(statistic.measure(Batch(number, indices, part, indices * 0, {"0": part}, None)))
             found.add(core.Loaded(number, indices.tolist(), part, [0, 0], []))
         assert job.fresh().pictures == 0
         sizes.append(

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import nbviz
-from nbviz.core.scan import Batch
-from nbviz.methods.statistics import Ablation, AblationFound, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
+from nbviz.core.statistic import Batch
+from nbviz.methods.answers import AblationFound
+from nbviz.methods.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 
 N, C, CLASSES = 23, 5, 6
 KINDS = {

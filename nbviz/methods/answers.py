@@ -1,0 +1,224 @@
+"""Statistics of a model's answers: whether they are right, and what becomes of them without a channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nbviz.core.errors import check_choice, check_whole, shown
+from nbviz.core.statistic import Batch, Measured, OfLayer, Tree, add_along_tree, merge_trees, tree_sum
+
+
+@dataclass(frozen=True)
+class AccuracyFound:
+    """How well the model names the pictures that have a label.
+
+    Parameters
+    ----------
+    accuracy, top5
+        Share of pictures whose class has the highest score, and one of the five highest.
+    loss
+        Mean cross-entropy.
+    pictures
+        How many had a label.
+    per_class
+        float64 (classes,): the accuracy on each class; NaN where there were no pictures of it.
+    counts
+        int64 (classes, classes): how many pictures of a class (row) were taken for which.
+    """
+
+    accuracy: float
+    top5: float
+    loss: float
+    pictures: int
+    per_class: Tensor
+    counts: Tensor
+
+
+class Accuracy(Measured):
+    """Accuracy, also on each class, loss and confusions.
+
+    Memory: 8 bytes for each pair of classes.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> images, labels = nbviz.bundled.fashion_test()
+    >>> dataset = torch.utils.data.TensorDataset(images[:, None], labels)
+    >>> found = nbviz.scan(nbviz.bundled.load("fashion"), dataset, {"a": Accuracy()}, progress=False)["a"]
+    >>> 0.9 < found.accuracy < 1, found.pictures
+    (True, 1000)
+    """
+
+    logits = True
+
+    def __init__(self) -> None:
+        self.losses: Tree = {}
+        self.in_five = 0
+        self.counts = torch.zeros(1, 1, dtype=torch.int64)
+
+    def measure(self, batch: Batch) -> Accuracy:
+        """That of one batch; pictures without a label do not count."""
+        assert batch.logits is not None
+        one, classes = Accuracy(), batch.logits.shape[1]
+        labelled = batch.labels >= 0
+        logits, labels = batch.logits[labelled].double(), batch.labels[labelled]
+        if not len(labels):
+            return one
+        if int(labels.max()) >= classes:
+            raise ValueError(f"a picture has the label {int(labels.max())}; expected 0 to {classes - 1}")
+        pairs = (labels * classes + logits.argmax(1)).bincount(minlength=classes * classes).view(classes, classes)
+        one.counts = pairs.cpu()
+        best = logits.topk(min(5, classes), 1).indices
+        one.in_five = int((best == labels[:, None]).any(1).sum())
+        add_along_tree(one.losses, batch.number, F.cross_entropy(logits, labels, reduction="sum").cpu())
+        return one
+
+    def merge(self, other: Accuracy) -> None:
+        """Take in what another has seen."""
+        merge_trees(self.losses, other.losses)
+        self.in_five += other.in_five
+        self.counts = self.counts + other.counts
+
+    def result(self) -> AccuracyFound | None:
+        """The accuracy; None before the first picture with a label."""
+        n = int(self.counts.sum())
+        if not n:
+            return None
+        right, loss = self.counts.diagonal(), float(tree_sum(self.losses)) / n
+        per_class = right.double() / self.counts.sum(1)
+        return AccuracyFound(int(right.sum()) / n, self.in_five / n, loss, n, per_class, self.counts.clone())
+
+
+#: What becomes of the other channels or of the one: see :class:`Ablation`.
+ABLATIONS = ("zero", "keep")
+
+
+@dataclass(frozen=True)
+class AblationFound:
+    """How well the model does without each channel, or with it alone.
+
+    Parameters
+    ----------
+    accuracy, loss
+        float64 (C,): of the pictures with a label, when the channel is switched off (``"keep"``: alone is left on).
+    baseline, baseline_loss
+        With all channels.
+    per_class
+        float64 (C, classes): the accuracy on each class; NaN where there were no pictures of it.
+    ranking
+        int64 (C,): the channels, the one whose loss is lowest first: the most redundant where each was switched off.
+    pictures
+        How many had a label.
+    """
+
+    accuracy: Tensor
+    loss: Tensor
+    baseline: float
+    baseline_loss: float
+    per_class: Tensor
+    ranking: Tensor
+    pictures: int
+
+
+class Ablation(OfLayer):
+    """Accuracy and loss with each channel of a layer switched off in turn, or left on alone.
+
+    For each batch and channel only what follows the layer is run. Memory: 8 bytes for each channel and class, and for
+    each channel and doubling of the number of batches.
+
+    Parameters
+    ----------
+    layer
+        A module's name.
+    mode
+        ``"zero"`` sets the channel to zero, ``"keep"`` all others.
+    value
+        In place of zero, a value for each channel (C,), such as the mean that :class:`Moments` found.
+    at_once
+        How many pictures go through what follows the layer at once.
+
+    Examples
+    --------
+    Two channels, of which the second decides:
+
+    >>> import nbviz
+    >>> net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Flatten(), torch.nn.Linear(2, 2))
+    >>> net[2].weight.data = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
+    >>> _ = torch.nn.init.zeros_(net[2].bias)
+    >>> x = torch.tensor([[5.0, 1.0], [5.0, -1.0]]).view(2, 2, 1, 1)
+    >>> dataset = torch.utils.data.TensorDataset(x, torch.tensor([0, 1]))
+    >>> found = nbviz.scan(net, dataset, {"off": Ablation("0")}, progress=False)["off"]
+    >>> found.baseline, found.accuracy.tolist(), found.ranking.tolist()
+    (1.0, [1.0, 0.5], [0, 1])
+    """
+
+    logits, early = True, False
+
+    def __init__(self, layer: str, mode: str = "zero", value: Tensor | None = None, at_once: int = 256) -> None:
+        super().__init__(layer)
+        self.mode, self.at_once = check_choice("mode", mode, ABLATIONS), check_whole("at_once", at_once, 1)
+        if value is not None and (not isinstance(value, Tensor) or value.ndim != 1):
+            raise TypeError(f"value is {shown(value)}; expected a tensor (C,), or None for zero")
+        self.value = value
+        self.right = torch.zeros(1, 1, dtype=torch.int64)  # (C + 1, classes), the last with all channels
+        self.pictures = torch.zeros(1, dtype=torch.int64)  # of each class
+        self.losses: Tree = {}
+
+    def measure(self, batch: Batch) -> Ablation:
+        """The table of one batch; pictures without a label do not count."""
+        one = Ablation(self.layers[0], self.mode, self.value, self.at_once)
+        assert batch.logits is not None
+        assert batch.go_on is not None
+        labelled = batch.labels >= 0
+        labels, classes = batch.labels[labelled], batch.logits.shape[1]
+        if not len(labels):
+            return one
+        if int(labels.max()) >= classes:
+            raise ValueError(f"a picture has the label {int(labels.max())}; expected 0 to {classes - 1}")
+        maps, go_on = batch.activations[self.layers[0]], batch.go_on
+        n, channels = maps.shape[:2]
+        right = torch.zeros(channels + 1, classes, dtype=torch.int64)
+        loss = torch.zeros(channels + 1, dtype=torch.float64)
+
+        def note(row: int, logits: Tensor) -> None:
+            logits = logits[labelled].double()
+            right[row] = labels[logits.argmax(1) == labels].bincount(minlength=classes).cpu()
+            loss[row] = F.cross_entropy(logits, labels, reduction="sum").cpu()
+
+        note(channels, batch.logits)
+        for some in torch.arange(channels).split(max(1, self.at_once // n)):
+            variants = torch.cat([self._without(maps, int(channel)) for channel in some])
+            for channel, logits in zip(some, go_on(self.layers[0], variants).split(n), strict=True):
+                note(int(channel), logits)
+        one.right, one.pictures = right, labels.bincount(minlength=classes).cpu()
+        add_along_tree(one.losses, batch.number, loss)
+        return one
+
+    def _without(self, maps: Tensor, channel: int) -> Tensor:
+        value = maps.new_zeros(maps.shape[1]) if self.value is None else self.value.to(maps)
+        if value.shape != maps.shape[1:2]:
+            raise ValueError(f"value has shape {tuple(value.shape)}; expected ({maps.shape[1]},), one for each channel")
+        full = value.view(1, -1, *[1] * (maps.ndim - 2))
+        changed = maps.clone() if self.mode == "zero" else full.expand_as(maps).clone()
+        changed[:, channel] = full[:, channel] if self.mode == "zero" else maps[:, channel]
+        return changed
+
+    def merge(self, other: Ablation) -> None:
+        """Take in what another has seen."""
+        self.right, self.pictures = self.right + other.right, self.pictures + other.pictures
+        merge_trees(self.losses, other.losses)
+
+    def result(self) -> AblationFound | None:
+        """The table; None before the first picture with a label."""
+        n = int(self.pictures.sum())
+        if not n:
+            return None
+        accuracy, loss = self.right.sum(1).double() / n, tree_sum(self.losses) / n
+        per_class = self.right.double() / self.pictures
+        ranking = loss[:-1].argsort(stable=True)
+        rest = float(accuracy[-1]), float(loss[-1]), per_class[:-1], ranking, n
+        return AblationFound(accuracy[:-1], loss[:-1], *rest)
