@@ -16,17 +16,29 @@ if TYPE_CHECKING:
     from nbviz.imaging.pixels import overlay as overlay
     from nbviz.imaging.preprocess import Preprocess as Preprocess
     from nbviz.methods import statistics as statistics
+    from nbviz.methods.ablation import AblationTable as AblationTable
+    from nbviz.methods.ablation import ablate as ablate
+    from nbviz.methods.ablation import switched_off as switched_off
     from nbviz.methods.cam import grad_cam as grad_cam
+    from nbviz.methods.compare import Comparison as Comparison
+    from nbviz.methods.compare import compare as compare
     from nbviz.methods.deconvnet import deconvnet as deconvnet
     from nbviz.methods.feature_maps import feature_maps as feature_maps
     from nbviz.methods.feature_maps import fuse as fuse
     from nbviz.methods.gradient import gradient as gradient
     from nbviz.methods.guided_backprop import guided_backprop as guided_backprop
+    from nbviz.methods.kernels import frequency_response as frequency_response
+    from nbviz.methods.kernels import kernel_report as kernel_report
+    from nbviz.methods.kernels import kernels as kernels
     from nbviz.methods.layers import layers as layers
     from nbviz.methods.reconstruct import reconstruct as reconstruct
+    from nbviz.methods.report import Report as Report
+    from nbviz.methods.report import report as report
     from nbviz.methods.scan import InterruptedWarning as InterruptedWarning
     from nbviz.methods.scan import ScanResult as ScanResult
     from nbviz.methods.scan import scan as scan
+    from nbviz.methods.top_patches import StrongestPatches as StrongestPatches
+    from nbviz.methods.top_patches import top_patches as top_patches
     from nbviz.widgets.explorer import Explorer as Explorer
     from nbviz.widgets.explorer import explore as explore
     from nbviz.widgets.feature_maps import FeatureMaps as FeatureMaps
@@ -38,19 +50,26 @@ __version__ = "0.1.0"
 
 # Where each public name lives; loaded when first used, so that `import nbviz` stays light.
 _HOMES = {
+    "ablate": "nbviz.methods.ablation",
+    "AblationTable": "nbviz.methods.ablation",
     "bundled": "nbviz.bundled",
+    "compare": "nbviz.methods.compare",
+    "Comparison": "nbviz.methods.compare",
     "CompiledWarning": "nbviz.core.errors",
     "deconvnet": "nbviz.methods.deconvnet",
-    "Explorer": "nbviz.widgets.explorer",
     "explore": "nbviz.widgets.explorer",
+    "Explorer": "nbviz.widgets.explorer",
     "feature_maps": "nbviz.methods.feature_maps",
     "FeatureMaps": "nbviz.widgets.feature_maps",
+    "frequency_response": "nbviz.methods.kernels",
     "fuse": "nbviz.methods.feature_maps",
     "grad_cam": "nbviz.methods.cam",
     "gradient": "nbviz.methods.gradient",
     "grid": "nbviz.imaging.pixels",
     "guided_backprop": "nbviz.methods.guided_backprop",
     "InterruptedWarning": "nbviz.methods.scan",
+    "kernel_report": "nbviz.methods.kernels",
+    "kernels": "nbviz.methods.kernels",
     "layers": "nbviz.methods.layers",
     "load": "nbviz.imaging.load",
     "ModelError": "nbviz.core.errors",
@@ -60,11 +79,16 @@ _HOMES = {
     "Preprocess": "nbviz.imaging.preprocess",
     "reconstruct": "nbviz.methods.reconstruct",
     "Reconstruction": "nbviz.widgets.reconstruction",
+    "report": "nbviz.methods.report",
+    "Report": "nbviz.methods.report",
     "scan": "nbviz.methods.scan",
     "ScanResult": "nbviz.methods.scan",
     "ScanView": "nbviz.widgets.scan_view",
     "set_memory_limit": "nbviz.widgets.memory",
     "statistics": "nbviz.methods.statistics",
+    "StrongestPatches": "nbviz.methods.top_patches",
+    "switched_off": "nbviz.methods.ablation",
+    "top_patches": "nbviz.methods.top_patches",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,18 @@ class Layer:
     def receptive_field(self) -> tuple[int, ...] | None:
         """Height and width in pixels of what one position sees away from the border, or None: all of it."""
         return None if self.field is None else self.field.size
+
+    def patch(self, position: Sequence[int], sides: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Corner and size of what a position sees of an input with these sides, the same size for all positions.
+
+        Along a side on which it sees as much as there is, or all, that is the whole side. Elsewhere the corner may be
+        negative, and the part reach beyond the border.
+        """
+        if self.field is None:
+            return (0,) * len(sides), tuple(sides)
+        size = tuple(min(seen, side) for seen, side in zip(self.field.size, sides, strict=True))
+        corner = self.field.corner(position)
+        return tuple(0 if n == side else c for c, n, side in zip(corner, size, sides, strict=True)), size
 
     @property
     def sees(self) -> str:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,24 +131,34 @@ class Job:
         batch = Batch(loaded.number, indices, inputs, labels, activations, None, go_on)
         measured: dict[str, Any] = {}
         late = {name: one for name, one in statistics.items() if not (one.early and len(one.layers) == 1)}
-        kept = {layer for one in late.values() for layer in one.layers}
+        reduced: dict[str, dict[str, Tensor]] = {name: {} for name in late}
 
         def use(layer: str, activation: Tensor) -> bool:
-            activations[layer] = self.check_activation(layer, activation, len(inputs))
+            """Whether the activation itself is to be kept."""
+            activation = self.check_activation(layer, activation, len(inputs)).detach()
+            activations[layer] = activation
+            keep = False
             for name, one in statistics.items():
                 if name not in late and one.layers == (layer,):
                     measured[name] = one.measure(batch)
+                elif name in late and layer in one.layers:
+                    less = one.reduce(activation)
+                    if less is activation:
+                        keep = True
+                    else:
+                        reduced[name][layer] = less
             del activations[layer]
-            return layer in kept
+            return keep
 
         layers = list(dict.fromkeys(layer for one in statistics.values() for layer in one.layers))
-        logits = any(one.logits for one in statistics.values())
+        logits, grad = (any(getattr(one, what) for one in statistics.values()) for what in ("logits", "grad"))
         try:
             if layers or logits:
-                trace = run(self.model, inputs, layers, feed=self.feed, output=logits, use=use)
-                activations.update(trace.activations)
+                trace = run(self.model, inputs, layers, feed=self.feed, output=logits, grad=grad, use=use)
                 batch.logits = self.check_logits(trace.output) if logits else None
-            measured.update({name: one.measure(batch) for name, one in late.items()})
+                activations.update(trace.activations)
+            for name, one in late.items():
+                measured[name] = one.measure(replace(batch, activations={**activations, **reduced[name]}))
         except Exception as error:
             if not out_of_memory(error) or isinstance(error, ModelError):
                 raise

@@ -67,9 +67,16 @@ class Statistic(ABC):
     layers: tuple[str, ...] = ()
     #: Whether it needs the class scores.
     logits: bool = False
+    #: Whether it needs the gradient of the class scores: they and the activations then have a graph, in which it may go
+    #: backwards under ``torch.enable_grad()``, keeping the graph for others.
+    grad: bool = False
     #: Whether it measures its one layer as soon as this has spoken, so that the activation need not be kept: then
     #: ``measure`` is called before anything else of the batch is known, and must give no part of the activation itself.
     early: bool = False
+
+    def reduce(self, activation: Tensor) -> Tensor:
+        """What of one of its layers' activations it needs to keep until the rest of the batch is known."""
+        return activation
 
     def measure(self, batch: Batch) -> Any:
         """What there is to take in of a batch. What takes long is done here, where it may be interrupted."""

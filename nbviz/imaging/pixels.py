@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import Any, cast
@@ -167,6 +168,37 @@ def shrink(maps: Tensor, side: int | None) -> Tensor:
     tiles = maps.reshape(-1, 1, *maps.shape[-2:])
     small = torch.nn.functional.avg_pool2d(tiles, block, ceil_mode=True, count_include_pad=False)
     return small.reshape(*maps.shape[:-2], *small.shape[-2:])
+
+
+def cut(maps: Tensor, corner: Sequence[int], size: Sequence[int], fill: float = 0.0) -> Tensor:
+    """A part of maps; what lies beyond their border is filled.
+
+    Parameters
+    ----------
+    maps
+        (..., H, W), or with as many sides last as ``corner`` has numbers.
+    corner
+        Top and left; may be negative.
+    size
+        Height and width of the part.
+    fill
+        What lies beyond the border.
+
+    Examples
+    --------
+    >>> cut(torch.tensor([[1, 2], [3, 4]]), (1, -1), (2, 2)).tolist()
+    [[0, 3], [0, 0]]
+    """
+    sides = maps.shape[-len(size) :]
+    result = maps.new_full((*maps.shape[: -len(size)], *size), fill)
+    ends = [min(max(start + length, 0), side) for start, length, side in zip(corner, size, sides, strict=True)]
+    first = [min(max(start, 0), end) for start, end in zip(corner, ends, strict=True)]
+    inside: Any = (..., *map(slice, first, ends))
+    part = maps[inside]
+    at = [f - start for f, start in zip(first, corner, strict=True)]
+    place: Any = (..., *(slice(a, a + n) for a, n in zip(at, part.shape[-len(size) :], strict=True)))
+    result[place] = part
+    return result
 
 
 def centre(maps: Tensor, largest: Tensor | None = None) -> Tensor:

@@ -93,18 +93,18 @@ class Accuracy(Measured):
         return AccuracyFound(int(right.sum()) / n, self.in_five / n, loss, n, per_class, self.counts.clone())
 
 
-#: What becomes of the other channels or of the one: see :class:`Ablation`.
+#: Which channels are switched off in turn: each alone, or all but each.
 ABLATIONS = ("zero", "keep")
 
 
 @dataclass(frozen=True)
 class AblationFound:
-    """How well the model does without each channel, or with it alone.
+    """How well the model does without each channel, or with it alone, or without each of some sets of channels.
 
     Parameters
     ----------
     accuracy, loss
-        float64 (C,): of the pictures with a label, when the channel is switched off (``"keep"``: alone is left on).
+        float64 (C,), or (S,) where ``off`` names sets: of the pictures with a label.
     baseline, baseline_loss
         With all channels.
     per_class
@@ -138,6 +138,8 @@ class Ablation(OfLayer):
         ``"zero"`` sets the channel to zero, ``"keep"`` all others.
     value
         In place of zero, a value for each channel (C,), such as the mean that :class:`Moments` found.
+    off
+        In place of ``mode``, bool (S, C): the channels that are switched off together, for each of S trials.
     at_once
         How many pictures go through what follows the layer at once.
 
@@ -158,19 +160,28 @@ class Ablation(OfLayer):
 
     logits, early = True, False
 
-    def __init__(self, layer: str, mode: str = "zero", value: Tensor | None = None, at_once: int = 256) -> None:
+    def __init__(
+        self,
+        layer: str,
+        mode: str = "zero",
+        value: Tensor | None = None,
+        off: Tensor | None = None,
+        at_once: int = 256,
+    ) -> None:
         super().__init__(layer)
         self.mode, self.at_once = check_choice("mode", mode, ABLATIONS), check_whole("at_once", at_once, 1)
         if value is not None and (not isinstance(value, Tensor) or value.ndim != 1):
             raise TypeError(f"value is {shown(value)}; expected a tensor (C,), or None for zero")
-        self.value = value
-        self.right = torch.zeros(1, 1, dtype=torch.int64)  # (C + 1, classes), the last with all channels
+        if off is not None and (not isinstance(off, Tensor) or off.ndim != 2 or off.dtype != torch.bool):
+            raise TypeError(f"off is {shown(off)}; expected a bool tensor (S, C), or None for each channel in turn")
+        self.value, self.off = value, off
+        self.right = torch.zeros(1, 1, dtype=torch.int64)  # (S + 1, classes), the last with all channels
         self.pictures = torch.zeros(1, dtype=torch.int64)  # of each class
         self.losses: Tree = {}
 
     def measure(self, batch: Batch) -> Ablation:
         """The table of one batch; pictures without a label do not count."""
-        one = Ablation(self.layers[0], self.mode, self.value, self.at_once)
+        one = Ablation(self.layers[0], self.mode, self.value, self.off, self.at_once)
         assert batch.logits is not None
         assert batch.go_on is not None
         labelled = batch.labels >= 0
@@ -180,32 +191,33 @@ class Ablation(OfLayer):
         if int(labels.max()) >= classes:
             raise ValueError(f"a picture has the label {int(labels.max())}; expected 0 to {classes - 1}")
         maps, go_on = batch.activations[self.layers[0]], batch.go_on
-        n, channels = maps.shape[:2]
-        right = torch.zeros(channels + 1, classes, dtype=torch.int64)
-        loss = torch.zeros(channels + 1, dtype=torch.float64)
+        off, n = self._trials(maps), len(maps)
+        right = torch.zeros(len(off) + 1, classes, dtype=torch.int64)
+        loss = torch.zeros(len(off) + 1, dtype=torch.float64)
 
         def note(row: int, logits: Tensor) -> None:
             logits = logits[labelled].double()
             right[row] = labels[logits.argmax(1) == labels].bincount(minlength=classes).cpu()
             loss[row] = F.cross_entropy(logits, labels, reduction="sum").cpu()
 
-        note(channels, batch.logits)
-        for some in torch.arange(channels).split(max(1, self.at_once // n)):
-            variants = torch.cat([self._without(maps, int(channel)) for channel in some])
-            for channel, logits in zip(some, go_on(self.layers[0], variants).split(n), strict=True):
-                note(int(channel), logits)
+        note(len(off), batch.logits)
+        for some in torch.arange(len(off)).split(max(1, self.at_once // n)):
+            variants = switch_off(maps, off[some.to(off.device)], self.value)
+            for row, logits in zip(some.tolist(), go_on(self.layers[0], variants).split(n), strict=True):
+                note(row, logits)
         one.right, one.pictures = right, labels.bincount(minlength=classes).cpu()
         add_along_tree(one.losses, batch.number, loss)
         return one
 
-    def _without(self, maps: Tensor, channel: int) -> Tensor:
-        value = maps.new_zeros(maps.shape[1]) if self.value is None else self.value.to(maps)
-        if value.shape != maps.shape[1:2]:
-            raise ValueError(f"value has shape {tuple(value.shape)}; expected ({maps.shape[1]},), one for each channel")
-        full = value.view(1, -1, *[1] * (maps.ndim - 2))
-        changed = maps.clone() if self.mode == "zero" else full.expand_as(maps).clone()
-        changed[:, channel] = full[:, channel] if self.mode == "zero" else maps[:, channel]
-        return changed
+    def _trials(self, maps: Tensor) -> Tensor:
+        """Which channels are off in each trial (S, C)."""
+        channels = maps.shape[1]
+        if self.off is None:
+            each = torch.eye(channels, dtype=torch.bool, device=maps.device)
+            return each if self.mode == "zero" else ~each
+        if self.off.shape[1] != channels:
+            raise ValueError(f"off has shape {tuple(self.off.shape)}; expected (S, {channels}): the layer's channels")
+        return self.off.to(maps.device)
 
     def merge(self, other: Ablation) -> None:
         """Take in what another has seen."""
@@ -222,3 +234,32 @@ class Ablation(OfLayer):
         ranking = loss[:-1].argsort(stable=True)
         rest = float(accuracy[-1]), float(loss[-1]), per_class[:-1], ranking, n
         return AblationFound(accuracy[:-1], loss[:-1], *rest)
+
+
+def switch_off(maps: Tensor, off: Tensor, value: Tensor | None = None) -> Tensor:
+    """A layer's activation with some channels switched off, trial by trial.
+
+    Parameters
+    ----------
+    maps
+        (N, C, ...).
+    off
+        bool (S, C).
+    value
+        (C,) that the channels are set to; None takes zero.
+
+    Returns
+    -------
+    Tensor
+        (S * N, C, ...).
+
+    Examples
+    --------
+    >>> switch_off(torch.tensor([[[1.0], [2.0]]]), torch.tensor([[True, False], [True, True]])).flatten(1).tolist()
+    [[0.0, 2.0], [0.0, 0.0]]
+    """
+    value = maps.new_zeros(maps.shape[1]) if value is None else value.to(maps)
+    if value.shape != maps.shape[1:2]:
+        raise ValueError(f"value has shape {tuple(value.shape)}; expected ({maps.shape[1]},), one for each channel")
+    sides = [1] * (maps.ndim - 2)
+    return torch.where(off.view(len(off), 1, -1, *sides), value.view(1, 1, -1, *sides), maps).flatten(0, 1)

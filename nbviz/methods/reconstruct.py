@@ -153,27 +153,46 @@ def reconstruct(
 
 
 def project(
-    trace: Trace, layer: str, channels: Sequence[int], rule: str, seed: str = "max", unpool: str = "sum"
+    trace: Trace,
+    layer: str,
+    channels: Sequence[int],
+    rule: str,
+    seed: str = "max",
+    unpool: str = "sum",
+    starts: list[Start] | None = None,
 ) -> tuple[Tensor, frozenset[str]]:
-    """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and the names of the rectifiers met."""
+    """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and the names of the rectifiers met.
+
+    Where each starts, for each picture and then each channel, may be given in place of the strongest positions.
+    """
     activation = trace.activations[layer]
+    starts = strongest(activation, channels, seed) if starts is None and seed != "map" else starts
     # A checkpoint in the model runs parts of it again on the way.
     with untouched(trace.model) if trace.model is not None else nullcontext(), interruptible():
-        if channels and seed != "map" and unpool == "sum":  # from one position: work only where the signal is
-            local = pull_local(rule, activation, _strongest(activation, channels, seed), trace.inputs)
+        if channels and starts is not None and unpool == "sum":  # from one position: work only where the signal is
+            local = pull_local(rule, activation, starts, trace.inputs)
             if local is not None:
                 return local[0].unflatten(0, (len(activation), len(channels))), local[1]
 
         def send(part: Sequence[int]) -> tuple[Tensor, frozenset[str]]:
-            return pull(rule, activation, seeds(activation, part, seed), trace.inputs, unpool)
+            own = None if starts is None else [starts[i] for i in _rows(part, len(channels), len(activation))]
+            signals = seeds(activation, [channels[k] for k in part], own)
+            return pull(rule, activation, signals, trace.inputs, unpool)
 
-        sent = in_chunks(send, channels, _CHANNELS_AT_ONCE, "the way of one channel's signal back to the picture")
+        sent = in_chunks(
+            send, range(len(channels)), _CHANNELS_AT_ONCE, "the way of one channel's signal back to the picture"
+        )
     if not sent:
         return trace.inputs.new_empty(len(trace.inputs), 0, *trace.inputs.shape[1:]), frozenset()
     return joined([maps for maps, _ in sent]).transpose(0, 1), sent[0][1]
 
 
-def _strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[Start]:
+def _rows(part: Sequence[int], channels: int, pictures: int) -> list[int]:
+    """Where the starts of some of the channels are, picture by picture."""
+    return [picture * channels + k for picture in range(pictures) for k in part]
+
+
+def strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[Start]:
     """For each picture, and then each channel, the strongest position with its activation or a one."""
     chosen = activation.detach()[:, list(channels)].flatten(2)
     values, places = (t.flatten().tolist() for t in (chosen.amax(2), chosen.argmax(2)))
@@ -184,8 +203,8 @@ def _strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[S
     ]
 
 
-def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
-    """The layer with all but one channel (of it, for "max" and "unit", all but one position) set to zero.
+def seeds(activation: Tensor, channels: Sequence[int], starts: list[Start] | None) -> Tensor:
+    """The layer with all but one channel of it, or but one position of that, set to zero.
 
     Parameters
     ----------
@@ -193,8 +212,8 @@ def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
         (N, C, H, W), or (N, C, L), (N, C, D, H, W).
     channels
         K indices.
-    seed
-        One of ``SEEDS``.
+    starts
+        For each picture, and then each channel, where the position is and what stands there; None keeps the channel.
 
     Returns
     -------
@@ -203,11 +222,11 @@ def seeds(activation: Tensor, channels: Sequence[int], seed: str) -> Tensor:
     """
     activation = activation.detach()
     result = activation.new_zeros(len(channels), *activation.shape)
-    if seed == "map":
+    if starts is None:
         for k, channel in enumerate(channels):
             result[k, :, channel] = activation[:, channel]
     else:
-        for i, start in enumerate(_strongest(activation, channels, seed)):
+        for i, start in enumerate(starts):
             result[(i % len(channels), start.picture, start.channel, *start.position)] = start.value
     return result
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nbviz.core.backward import RULES
 from nbviz.core.chunks import kept_together
@@ -21,7 +20,7 @@ from nbviz.core.state import check_model, fingerprint
 from nbviz.core.trace import Trace, find_module, run
 from nbviz.imaging.encode import Array, to_host
 from nbviz.imaging.load import load
-from nbviz.imaging.pixels import centre, check_tensor, quantise, shrink
+from nbviz.imaging.pixels import centre, check_tensor, cut, quantise, shrink
 from nbviz.imaging.preprocess import check_labels
 from nbviz.methods.arguments import SHAPES, check_feed, check_logits, check_maps, check_real
 from nbviz.methods.feature_maps import fuse
@@ -318,11 +317,8 @@ class Session:
         parts = []
         for whole, place in zip(maps, places, strict=True):
             plane, top, left = self.corner(layer, place)
-            signal = self.plane(whole, plane)
-            top, left = 0 if h == height else top, 0 if w == width else left
-            part = signal[:, max(top, 0) : max(top + h, 0), max(left, 0) : max(left + w, 0)]
-            above, before = min(max(-top, 0), h), min(max(-left, 0), w)
-            parts.append(F.pad(part, (before, w - before - part.shape[2], above, h - above - part.shape[1])))
+            corner = (0 if h == height else top, 0 if w == width else left)
+            parts.append(cut(self.plane(whole, plane), corner, (h, w)))
         signals = torch.nan_to_num(torch.stack(parts).float(), 0.0, 0.0, 0.0)
         signals = shrink(signals, side)
         pixels, scales = to_host(centre(signals).permute(0, 2, 3, 1), signals.abs().flatten(1).amax(1))
