@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nbviz.core.errors import ModelError as ModelError
     from nbviz.core.errors import NoRectifierWarning as NoRectifierWarning
     from nbviz.core.errors import PictureError as PictureError
+    from nbviz.export.tensorboard import log as log
     from nbviz.imaging.load import load as load
     from nbviz.imaging.pixels import grid as grid
     from nbviz.imaging.pixels import overlay as overlay
@@ -22,15 +23,22 @@ if TYPE_CHECKING:
     from nbviz.methods.cam import grad_cam as grad_cam
     from nbviz.methods.compare import Comparison as Comparison
     from nbviz.methods.compare import compare as compare
+    from nbviz.methods.correspondence import correspondence as correspondence
     from nbviz.methods.deconvnet import deconvnet as deconvnet
+    from nbviz.methods.evolution import Moment as Moment
+    from nbviz.methods.evolution import Recorder as Recorder
+    from nbviz.methods.evolution import evolution as evolution
     from nbviz.methods.feature_maps import feature_maps as feature_maps
     from nbviz.methods.feature_maps import fuse as fuse
     from nbviz.methods.gradient import gradient as gradient
     from nbviz.methods.guided_backprop import guided_backprop as guided_backprop
+    from nbviz.methods.invariance import invariance as invariance
     from nbviz.methods.kernels import frequency_response as frequency_response
     from nbviz.methods.kernels import kernel_report as kernel_report
     from nbviz.methods.kernels import kernels as kernels
     from nbviz.methods.layers import layers as layers
+    from nbviz.methods.maximise import Maximised as Maximised
+    from nbviz.methods.maximise import maximise as maximise
     from nbviz.methods.reconstruct import reconstruct as reconstruct
     from nbviz.methods.report import Report as Report
     from nbviz.methods.report import report as report
@@ -56,7 +64,9 @@ _HOMES = {
     "compare": "nbviz.methods.compare",
     "Comparison": "nbviz.methods.compare",
     "CompiledWarning": "nbviz.core.errors",
+    "correspondence": "nbviz.methods.correspondence",
     "deconvnet": "nbviz.methods.deconvnet",
+    "evolution": "nbviz.methods.evolution",
     "explore": "nbviz.widgets.explorer",
     "Explorer": "nbviz.widgets.explorer",
     "feature_maps": "nbviz.methods.feature_maps",
@@ -68,17 +78,23 @@ _HOMES = {
     "grid": "nbviz.imaging.pixels",
     "guided_backprop": "nbviz.methods.guided_backprop",
     "InterruptedWarning": "nbviz.methods.scan",
+    "invariance": "nbviz.methods.invariance",
     "kernel_report": "nbviz.methods.kernels",
     "kernels": "nbviz.methods.kernels",
     "layers": "nbviz.methods.layers",
     "load": "nbviz.imaging.load",
+    "log": "nbviz.export.tensorboard",
+    "maximise": "nbviz.methods.maximise",
+    "Maximised": "nbviz.methods.maximise",
     "ModelError": "nbviz.core.errors",
+    "Moment": "nbviz.methods.evolution",
     "NoRectifierWarning": "nbviz.core.errors",
     "overlay": "nbviz.imaging.pixels",
     "PictureError": "nbviz.core.errors",
     "Preprocess": "nbviz.imaging.preprocess",
     "reconstruct": "nbviz.methods.reconstruct",
     "Reconstruction": "nbviz.widgets.reconstruction",
+    "Recorder": "nbviz.methods.evolution",
     "report": "nbviz.methods.report",
     "Report": "nbviz.methods.report",
     "scan": "nbviz.methods.scan",

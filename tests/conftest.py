@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -16,6 +17,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from nbviz.core.state import lock
 from tests import reference
+
+# A shell that runs the tests in the background has them ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
 

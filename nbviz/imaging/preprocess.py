@@ -89,14 +89,34 @@ class Preprocess:
             raise ValueError(f"inputs is {what}; expected real (N, C, H, W), none of them empty")
         inputs = inputs.float()
         each = [-1, *[1] * (inputs.ndim - 1)]
-        known = self.mean is not None and self.std is not None
-        if known and {len(self.mean or ()), len(self.std or ())} <= {1, inputs.shape[1]}:
-            mean, std = (inputs.new_tensor(v).view(1, *each[:-1]) for v in (self.mean, self.std))
-            return (inputs * std + mean).clamp(0, 1)
+        known = self._scale(inputs)
+        if known is not None:
+            return (inputs * known[1] + known[0]).clamp(0, 1)
         low, high = inputs.flatten(1).amin(1).view(each), inputs.flatten(1).amax(1).view(each)
         if float(low.min()) >= 0 and float(high.max()) <= 1:
             return inputs
         return (inputs - low) / (high - low).clamp(min=1e-12)
+
+    def redo(self, pictures: Tensor) -> Tensor:
+        """The model's inputs (N, C, H, W) for pictures of the same shape in [0, 1].
+
+        Where mean and std are unknown, the pictures themselves.
+
+        Examples
+        --------
+        >>> halve = Preprocess(lambda picture: torch.zeros(1, 2, 2), mean=(0.5,), std=(0.25,))
+        >>> halve.redo(torch.tensor([[[[0.5, 1.0]]]])).flatten().tolist()
+        [0.0, 2.0]
+        """
+        known = self._scale(pictures)
+        return pictures if known is None else (pictures - known[0]) / known[1]
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and std in the shape (1, C, 1, 1), if they are known and fit."""
+        if self.mean is None or self.std is None or not {len(self.mean), len(self.std)} <= {1, like.shape[1]}:
+            return None
+        shape = [1, -1, *[1] * (like.ndim - 2)]
+        return like.new_tensor(self.mean).view(shape), like.new_tensor(self.std).view(shape)
 
 
 def check_labels(given: Any) -> tuple[str, ...]:

@@ -1,0 +1,184 @@
+"""Whether a network relates the same part in different pictures (table 1 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbviz.core.chunks import in_chunks, kept_together
+from nbviz.core.errors import check_choice, check_whole, shown
+from nbviz.core.state import check_model
+from nbviz.core.trace import run
+from nbviz.imaging.load import load
+from nbviz.imaging.pixels import check_tensor
+from nbviz.methods.arguments import check_channels, check_feed
+from nbviz.methods.invariance import _ends, _names
+
+#: What is put in place of a part.
+FILLS = ("grey", "mean")
+
+
+@dataclass(frozen=True, repr=False)
+class Correspondence:
+    """How alike the change is that masking a part makes to a layer's features in different pictures.
+
+    Parameters
+    ----------
+    part
+        For each layer the mean, over all pairs of pictures, of the share of features whose change has another sign:
+        the lower, the more the network relates the part.
+    error
+        For each layer its standard error over the pairs.
+    random
+        For each layer the same with parts of the same size at random places, float64 (R,).
+    """
+
+    part: dict[str, float]
+    error: dict[str, float]
+    random: dict[str, Tensor]
+
+    def __repr__(self) -> str:
+        lines = ["change of sign between pictures (lower: the part corresponds)", "  layer: part, random parts"]
+        for name, value in self.part.items():
+            drawn = self.random[name]
+            spread = f" ± {float(drawn.std()):.3f}" if len(drawn) > 1 else ""
+            lines.append(f"  {name}: {value:.3f} ± {self.error[name]:.3f}, {float(drawn.mean()):.3f}{spread}")
+        return "\n".join(lines)
+
+
+def correspondence(
+    model: nn.Module,
+    images: Any,
+    boxes: Any,
+    layers: Sequence[str] | None = None,
+    *,
+    random: int = 10,
+    fill: str = "grey",
+    seed: int = 0,
+    preprocess: Any = None,
+    inputs: Any = None,
+) -> Correspondence:
+    """Whether masking the same part, an eye or a collar, changes a layer's features alike in different pictures.
+
+    M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.4: with
+    ε_i = x_i - x̃_i, the change of the features of picture i when its part is masked, the sum over all pairs of
+    pictures of the Hamming distance of sign(ε_i) and sign(ε_j) is lower for parts that the network relates than for
+    random ones. Here it is the mean over pairs and features.
+
+    Parameters
+    ----------
+    model
+        Any PyTorch model; it is left as it was.
+    images
+        At least two pictures; see :func:`nbviz.load`.
+    boxes
+        (N, 4): for each picture top, left, bottom and right of the part, in pixels of the model's input, ends excluded.
+    layers
+        Names of the layers; None takes the first and the last that give feature maps.
+    random
+        With how many sets of random parts it is compared: for each picture one of its part's size, anywhere.
+    fill
+        What is put in the part's place: ``"grey"``, or ``"mean"``, the picture's own mean colour.
+    seed
+        Of the random places.
+    preprocess, inputs
+        As in :func:`nbviz.reconstruct`.
+
+    Returns
+    -------
+    Correspondence
+        ``part``, ``error`` and ``random`` for each layer.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two pictures, boxes that do not lie within them, or an unknown layer.
+    TypeError, PictureError, ModelError
+        As in :func:`nbviz.reconstruct`.
+
+    Examples
+    --------
+    The same square in two pictures, which differ elsewhere:
+
+    >>> pictures = torch.rand(2, 1, 8, 8)
+    >>> pictures[:, :, 2:4, 2:4] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    >>> found = correspondence(nn.Sequential(nn.Conv2d(1, 4, 2, stride=2)), pictures, [[2, 2, 4, 4]] * 2, ["0"])
+    >>> found.part["0"], bool(found.random["0"].mean() > 0)
+    (0.0, True)
+    """
+    check_choice("fill", fill, FILLS)
+    random, seed = check_whole("random", random, 0), check_whole("seed", seed, 0)
+    feed, loaded = check_feed(inputs), load(model, images, preprocess)
+    pictures, model = loaded.inputs, check_model(model)
+    check_tensor("the model's input", pictures, "on a device that holds values")
+    if pictures.ndim != 4 or len(pictures) < 2:
+        raise ValueError(f"images gives {tuple(pictures.shape)}; expected at least two pictures (N, C, H, W)")
+    n, (height, width) = len(pictures), pictures.shape[-2:]
+    given = _check_boxes(boxes, n, height, width)
+    names = _ends(model, pictures, feed) if layers is None else _names(model, layers)
+    middle = loaded.preprocess.redo(torch.full((1, *pictures.shape[1:]), 0.5)).to(pictures)
+
+    def features(of: Tensor) -> dict[str, Tensor]:
+        def some(part: Sequence[int]) -> dict[str, Tensor]:
+            inputs = of[part[0] : part[-1] + 1]
+            trace = run(model, inputs, names, feed=feed)
+            return {name: check_channels(name, trace.activations[name], len(inputs)).flatten(1) for name in names}
+
+        pieces = in_chunks(some, range(n), n, "one picture", kept_together(model, n, feed))
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in names}
+
+    own = features(pictures)
+
+    def signs(places: Tensor) -> dict[str, Tensor]:
+        masked = pictures.clone()
+        for i, (top, left, bottom, right) in enumerate(places.tolist()):
+            colour = middle[0, :, :1, :1] if fill == "grey" else pictures[i].mean((1, 2), keepdim=True)
+            masked[i, :, top:bottom, left:right] = colour
+        return {name: (own[name] - changed).sign() for name, changed in features(masked).items()}
+
+    apart = {name: _apart(sign) for name, sign in signs(given).items()}
+    draw = torch.Generator().manual_seed(seed)
+    drawn: dict[str, list[float]] = {name: [] for name in names}
+    sizes = given[:, 2:] - given[:, :2]
+    for _ in range(random):
+        room = torch.tensor([height, width]) - sizes + 1
+        corner = (torch.rand(n, 2, generator=draw, dtype=torch.float64) * room).long()
+        for name, sign in signs(torch.cat([corner, corner + sizes], 1)).items():
+            drawn[name].append(float(_apart(sign).mean()))
+    return Correspondence(
+        {name: float(one.mean()) for name, one in apart.items()},
+        {name: float(one.std(correction=0)) / len(one) ** 0.5 for name, one in apart.items()},
+        {name: torch.tensor(values, dtype=torch.float64) for name, values in drawn.items()},
+    )
+
+
+def _apart(signs: Tensor) -> Tensor:
+    """For each pair of pictures the share of features whose signs differ, float64."""
+    n = len(signs)
+    pairs = [(signs[i] != signs[j]).double().mean() for i in range(n) for j in range(i + 1, n)]
+    return torch.stack(pairs).cpu()
+
+
+def _check_boxes(given: Any, n: int, height: int, width: int) -> Tensor:
+    try:
+        boxes = torch.as_tensor(given)
+        usable = boxes.shape == (n, 4) and not boxes.is_floating_point() and boxes.dtype != torch.bool
+    except Exception:  # of an object's own making as well
+        usable = False
+    if not usable:
+        raise TypeError(
+            f"boxes is {shown(given)}; expected whole numbers ({n}, 4): top, left, bottom and right for each picture"
+        )
+    boxes = boxes.long().cpu()
+    top, left, bottom, right = boxes.unbind(1)
+    inside = (top >= 0) & (left >= 0) & (bottom <= height) & (right <= width) & (top < bottom) & (left < right)
+    if not inside.all():
+        i = int((~inside).nonzero()[0])
+        raise ValueError(
+            f"box {i} is {boxes[i].tolist()}; expected top < bottom and left < right within {height}×{width} pixels"
+        )
+    return boxes

@@ -1,0 +1,189 @@
+"""How much of what a network says stays when the picture is shifted, scaled or turned (figure 5 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbviz.core.chunks import in_chunks
+from nbviz.core.errors import check_choice, check_number, shown
+from nbviz.core.layers import trace_layers
+from nbviz.core.state import check_model
+from nbviz.core.trace import find_modules, run
+from nbviz.imaging.load import load
+from nbviz.imaging.pixels import check_tensor
+from nbviz.imaging.warp import warp
+from nbviz.methods.arguments import check_channels, check_feed, check_logits, check_target
+
+#: What is done to the picture, and in which units.
+TRANSFORMS = {"down": "pixels", "across": "pixels", "scale": "times", "angle": "degrees"}
+_AT_ONCE = 16  # pictures in one forward pass
+_POINTS = 25
+
+
+@dataclass(frozen=True, repr=False)
+class Invariance:
+    """What becomes of features and answer as a picture is transformed.
+
+    Parameters
+    ----------
+    transform
+        Which.
+    values
+        float64 (T,): by how much, in pixels, times or degrees.
+    distances
+        For each layer (N, T): the distance of its features from those of the picture as it is, over the length of
+        the latter: 0 where nothing changes.
+    probability
+        (N, T): of the target.
+    target
+        int64 (N,): the class.
+    """
+
+    transform: str
+    values: Tensor
+    distances: dict[str, Tensor]
+    probability: Tensor
+    target: Tensor
+
+    def __repr__(self) -> str:
+        lines = [f"Invariance to {self.transform}, {len(self.values)} values in {TRANSFORMS[self.transform]}"]
+        lines += [
+            f"  {name}: distance {float(d.amin()):.2f} to {float(d.amax()):.2f}" for name, d in self.distances.items()
+        ]
+        low, high = float(self.probability.amin()), float(self.probability.amax())
+        return "\n".join([*lines, f"  probability of the class: {low:.2f} to {high:.2f}"])
+
+
+def invariance(
+    model: nn.Module,
+    images: Any,
+    layers: Sequence[str] | None = None,
+    transform: str = "angle",
+    values: Sequence[float] | None = None,
+    target: Sequence[int] | int | None = None,
+    *,
+    preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
+) -> Invariance:
+    """Distance of features, and probability of a class, against how far a picture is shifted, scaled or turned.
+
+    M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, figure 5: the first
+    layers change at once, the last ones slowly; an answer is stable where the network is invariant.
+
+    Parameters
+    ----------
+    model
+        Any PyTorch model that gives class scores; it is left as it was.
+    images
+        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
+    layers
+        Names of the layers whose features are looked at; None takes the first and the last that give feature maps.
+    transform
+        ``"down"`` or ``"across"``, a shift in pixels; ``"scale"``, around the middle, above 1 things become larger;
+        ``"angle"`` in degrees, counter-clockwise. What comes in at the border goes on as its last pixels.
+    values
+        By how much; None takes 25 values: a quarter of the side either way, half to double, or a full turn.
+    target
+        The class, or one for each picture; None takes the one predicted for the picture as it is.
+    preprocess, inputs, output
+        As in :func:`nbviz.reconstruct`.
+
+    Returns
+    -------
+    Invariance
+        ``values`` (T,), ``distances``, for each layer (N, T), ``probability`` (N, T), ``target`` (N,).
+
+    Raises
+    ------
+    ValueError
+        For an unknown layer or transform, a class out of range, a scale that is not above 0, or no pictures but
+        signals or volumes.
+    TypeError, PictureError, ModelError
+        As in :func:`nbviz.reconstruct`.
+
+    Examples
+    --------
+    The mean over all positions does not change when a picture is turned by a quarter:
+
+    >>> net = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    >>> found = invariance(net, torch.rand(1, 1, 4, 4), ["0", "1"], "angle", [0, 90])
+    >>> found.distances["0"][0, 1] > 0.1, found.distances["1"][0, 1] < 1e-5, found.distances["0"][0, 0]
+    (tensor(True), tensor(True), tensor(0.))
+    """
+    check_choice("transform", transform, TRANSFORMS)
+    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
+    check_tensor("the model's input", pictures, "on a device that holds values")
+    if pictures.ndim != 4:
+        raise ValueError(f"the model takes {tuple(pictures.shape)}; expected pictures (N, C, H, W)")
+    model = check_model(model)
+    amounts = _amounts(transform, values, pictures.shape[-2:])
+    names = _ends(model, pictures, feed) if layers is None else _names(model, layers)
+
+    def of(part: Sequence[tuple[int, float]]) -> tuple[dict[str, Tensor], Tensor]:
+        moved = torch.cat([moved_by(pictures[i : i + 1], transform, value) for i, value in part])
+        trace = run(model, moved, names, feed=feed, output=True)
+        maps = {name: check_channels(name, trace.activations[name], len(moved)).flatten(1) for name in names}
+        return maps, check_logits(trace.output, output).float().softmax(1)
+
+    distances: dict[str, list[Tensor]] = {name: [] for name in names}
+    probability, targets = [], []
+    for i in range(len(pictures)):
+        own, answer = of([(i, _NOTHING[transform])])
+        chosen = check_target(target, answer, [i], len(pictures))
+        pieces = in_chunks(of, [(i, value) for value in amounts], _AT_ONCE, "one picture")
+        for name in names:
+            away = torch.cat([(maps[name] - own[name]).float().norm(dim=1) for maps, _ in pieces])
+            distances[name].append(away / own[name].float().norm().clamp(min=1e-30))
+        probability.append(torch.cat([answers[:, int(chosen)] for _, answers in pieces]))
+        targets.append(chosen)
+    found = {name: torch.stack(rows) for name, rows in distances.items()}
+    amounts_of = torch.tensor(amounts, dtype=torch.float64)
+    return Invariance(transform, amounts_of, found, torch.stack(probability), torch.cat(targets))
+
+
+_NOTHING = {"down": 0.0, "across": 0.0, "scale": 1.0, "angle": 0.0}
+
+
+def moved_by(pictures: Tensor, transform: str, value: float) -> Tensor:
+    """Pictures (N, C, H, W) after one of ``TRANSFORMS``."""
+    half = pictures.dtype in (torch.float16, torch.bfloat16)
+    how: dict[str, Any] = {transform: value}
+    return warp(pictures.float() if half else pictures, **how).to(pictures.dtype)
+
+
+def _amounts(transform: str, given: Any, sides: Sequence[int]) -> list[float]:
+    if given is None:
+        reach = {"down": sides[0] / 4, "across": sides[1] / 4, "angle": 180.0}
+        if transform == "scale":
+            return [2 ** (step / (_POINTS // 2)) for step in range(-(_POINTS // 2), _POINTS // 2 + 1)]
+        steps = torch.linspace(-1, 1, _POINTS, dtype=torch.float64) * reach[transform]
+        return list(map(float, (steps.round() if transform in ("down", "across") else steps).unique()))
+    least = 0.01 if transform == "scale" else -1e6
+    try:
+        numbers = [float(one) for one in (given.tolist() if hasattr(given, "tolist") else list(given))]
+    except Exception:  # of an object's own making as well
+        raise TypeError(f"values is {shown(given)}; expected a list of numbers, or None") from None
+    if not numbers:
+        raise ValueError("values is empty; expected at least one number")
+    return [check_number(transform, one, least, 1e6) for one in numbers]
+
+
+def _names(model: nn.Module, layers: Any) -> list[str]:
+    if not isinstance(layers, (list, tuple)) or not layers:
+        raise TypeError(f"layers is {shown(layers)}; expected a list of modules' names, or None")
+    find_modules(model, layers)
+    return list(dict.fromkeys(layers))
+
+
+def _ends(model: nn.Module, pictures: Tensor, feed: Any) -> list[str]:
+    found = trace_layers(model, pictures if feed is not None else pictures[:1], feed)[0]
+    maps = [layer.name for layer in found if layer.has_maps and layer.leaf] or [layer.name for layer in found]
+    if not maps:
+        raise ValueError(f"{type(model).__name__} has no layers; expected one that has")
+    return list(dict.fromkeys([maps[0], maps[-1]]))
