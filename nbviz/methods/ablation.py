@@ -32,8 +32,8 @@ class AblationTable(AblationFound):
 
     Parameters
     ----------
-    mode
-        As it was given.
+    layer, mode
+        As they were given.
     steps
         int64 (P,): numbers of channels, of which the curves are; empty if none were asked for.
     ranked
@@ -44,6 +44,7 @@ class AblationTable(AblationFound):
         Whether all pictures were seen.
     """
 
+    layer: str
     mode: str
     steps: Tensor
     ranked: Tensor
@@ -179,7 +180,7 @@ def ablate(
         trials = Ablation(layer, value=value, off=~gone if mode == "keep" else gone)
         curves = scan(model, dataset, {"off": trials}, **given, **aside)["off"].accuracy.view(len(orders), -1)
     table = {field.name: getattr(found, field.name) for field in fields(found)}
-    return AblationTable(**table, mode=mode, steps=steps, ranked=curves[0], random=curves[1:], complete=first.complete)
+    return AblationTable(**table, layer=layer, mode=mode, steps=steps, ranked=curves[0], random=curves[1:], complete=first.complete)
 
 
 _RANDOM = 3  # orders

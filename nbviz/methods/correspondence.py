@@ -23,7 +23,7 @@ FILLS = ("grey", "mean")
 
 
 @dataclass(frozen=True, repr=False)
-class Correspondence:
+class CorrespondenceFound:
     """How alike the change is that masking a part makes to a layer's features in different pictures.
 
     Parameters
@@ -61,7 +61,7 @@ def correspondence(
     seed: int = 0,
     preprocess: Any = None,
     inputs: Any = None,
-) -> Correspondence:
+) -> CorrespondenceFound:
     """Whether masking the same part, an eye or a collar, changes a layer's features alike in different pictures.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.4: with
@@ -90,7 +90,7 @@ def correspondence(
 
     Returns
     -------
-    Correspondence
+    CorrespondenceFound
         ``part``, ``error`` and ``random`` for each layer.
 
     Raises
@@ -149,7 +149,7 @@ def correspondence(
         corner = (torch.rand(n, 2, generator=draw, dtype=torch.float64) * room).long()
         for name, sign in signs(torch.cat([corner, corner + sizes], 1)).items():
             drawn[name].append(float(_apart(sign).mean()))
-    return Correspondence(
+    return CorrespondenceFound(
         {name: float(one.mean()) for name, one in apart.items()},
         {name: float(one.std(correction=0)) / len(one) ** 0.5 for name, one in apart.items()},
         {name: torch.tensor(values, dtype=torch.float64) for name, values in drawn.items()},

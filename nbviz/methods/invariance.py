@@ -26,7 +26,7 @@ _POINTS = 25
 
 
 @dataclass(frozen=True, repr=False)
-class Invariance:
+class InvarianceFound:
     """What becomes of features and answer as a picture is transformed.
 
     Parameters
@@ -70,7 +70,7 @@ def invariance(
     preprocess: Any = None,
     inputs: Any = None,
     output: Any = None,
-) -> Invariance:
+) -> InvarianceFound:
     """Distance of features, and probability of a class, against how far a picture is shifted, scaled or turned.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, figure 5: the first
@@ -96,7 +96,7 @@ def invariance(
 
     Returns
     -------
-    Invariance
+    InvarianceFound
         ``values`` (T,), ``distances``, for each layer (N, T), ``probability`` (N, T), ``target`` (N,).
 
     Raises
@@ -144,7 +144,7 @@ def invariance(
         targets.append(chosen)
     found = {name: torch.stack(rows) for name, rows in distances.items()}
     amounts_of = torch.tensor(amounts, dtype=torch.float64)
-    return Invariance(transform, amounts_of, found, torch.stack(probability), torch.cat(targets))
+    return InvarianceFound(transform, amounts_of, found, torch.stack(probability), torch.cat(targets))
 
 
 _NOTHING = {"down": 0.0, "across": 0.0, "scale": 1.0, "angle": 0.0}
