@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -110,7 +110,7 @@ def ablate(
     model
         Any PyTorch model that gives class scores; it is left as it was.
     dataset
-        Pictures with labels, of any kind that :func:`nbviz.scan` takes.
+        Pictures with labels, of any kind that :func:`nbviz.scan` takes. It is gone through once for each pass.
     layer
         A module's name.
     mode
@@ -145,7 +145,8 @@ def ablate(
     Warns
     -----
     InterruptedWarning
-        When it was interrupted: the table is that of the pictures seen so far, and has no curves.
+        When it was interrupted: the table is that of the pictures seen so far, and has no curves. Before there is a
+        table, the interrupt itself comes as well.
 
     Examples
     --------
@@ -158,6 +159,11 @@ def ablate(
     """
     check_choice("mode", mode, MODES)
     points, seed = check_whole("points", points, 0), check_whole("seed", seed, 0)
+    if isinstance(dataset, Iterator) and (points or mode == "mean"):
+        raise TypeError(
+            "an iterator can be gone through only once; expected a dataset with a length and items (or points=0 and "
+            "another mode than 'mean')"
+        )
     given = {"preprocess": preprocess, "inputs": inputs, "output": output}
     aside = {name: value for name, value in options.items() if name not in ("checkpoint", "watch")}
     value = None
@@ -169,18 +175,26 @@ def ablate(
     one = "keep" if mode == "keep" else "zero"
     first = scan(model, dataset, {"off": Ablation(layer, one, value)}, **given, **options)
     found: AblationFound | None = first["off"]
+    if found is None and not first.complete:
+        raise KeyboardInterrupt
     if found is None:
         raise ValueError("no picture of the dataset has a label; expected (picture, label), or a folder for each class")
     channels, draw = len(found.accuracy), torch.Generator().manual_seed(seed)
-    steps = torch.linspace(0, channels, points + 1).round().long().unique() if points else torch.empty(0).long()
-    curves = torch.empty(1 + _RANDOM, 0, dtype=torch.float64)
+    points = min(points, channels)
+    steps = torch.linspace(0, channels, points + 1).round().long().unique()
+    curves: Tensor | None = None
     if points and first.complete:
         orders = [found.ranking, *(torch.randperm(channels, generator=draw) for _ in range(_RANDOM))]
         gone = torch.cat([_first(order, steps) for order in orders])
         trials = Ablation(layer, value=value, off=~gone if mode == "keep" else gone)
-        curves = scan(model, dataset, {"off": trials}, **given, **aside)["off"].accuracy.view(len(orders), -1)
+        last = scan(model, dataset, {"off": trials}, **given, **aside)
+        curves = last["off"].accuracy.view(len(orders), -1) if last.complete else None
+    if curves is None:
+        steps, curves = steps[:0], torch.empty(1 + _RANDOM, 0, dtype=torch.float64)
     table = {field.name: getattr(found, field.name) for field in fields(found)}
-    return AblationTable(**table, layer=layer, mode=mode, steps=steps, ranked=curves[0], random=curves[1:], complete=first.complete)
+    return AblationTable(
+        **table, layer=layer, mode=mode, steps=steps, ranked=curves[0], random=curves[1:], complete=first.complete
+    )
 
 
 _RANDOM = 3  # orders

@@ -68,8 +68,7 @@ class Accuracy(Measured):
         logits, labels = batch.logits[labelled].double(), batch.labels[labelled]
         if not len(labels):
             return one
-        if int(labels.max()) >= classes:
-            raise ValueError(f"a picture has the label {int(labels.max())}; expected 0 to {classes - 1}")
+        check_classes(labels, classes)
         pairs = (labels * classes + logits.argmax(1)).bincount(minlength=classes * classes).view(classes, classes)
         one.counts = pairs.cpu()
         best = logits.topk(min(5, classes), 1).indices
@@ -91,6 +90,18 @@ class Accuracy(Measured):
         right, loss = self.counts.diagonal(), float(tree_sum(self.losses)) / n
         per_class = right.double() / self.counts.sum(1)
         return AccuracyFound(int(right.sum()) / n, self.in_five / n, loss, n, per_class, self.counts.clone())
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Whether all labels are classes of the model's, or -1.
+
+    Raises
+    ------
+    ValueError
+        Where one is not.
+    """
+    if int(labels.max()) >= classes:
+        raise ValueError(f"a picture has the label {int(labels.max())}; expected 0 to {classes - 1}")
 
 
 #: Which channels are switched off in turn: each alone, or all but each.
@@ -174,6 +185,8 @@ class Ablation(OfLayer):
             raise TypeError(f"value is {shown(value)}; expected a tensor (C,), or None for zero")
         if off is not None and (not isinstance(off, Tensor) or off.ndim != 2 or off.dtype != torch.bool):
             raise TypeError(f"off is {shown(off)}; expected a bool tensor (S, C), or None for each channel in turn")
+        if off is not None and not len(off):
+            raise ValueError("off has no trials; expected a bool tensor (S, C) of at least one")
         self.value, self.off = value, off
         self.right = torch.zeros(1, 1, dtype=torch.int64)  # (S + 1, classes), the last with all channels
         self.pictures = torch.zeros(1, dtype=torch.int64)  # of each class
@@ -188,8 +201,7 @@ class Ablation(OfLayer):
         labels, classes = batch.labels[labelled], batch.logits.shape[1]
         if not len(labels):
             return one
-        if int(labels.max()) >= classes:
-            raise ValueError(f"a picture has the label {int(labels.max())}; expected 0 to {classes - 1}")
+        check_classes(labels, classes)
         maps, go_on = batch.activations[self.layers[0]], batch.go_on
         off, n = self._trials(maps), len(maps)
         right = torch.zeros(len(off) + 1, classes, dtype=torch.int64)

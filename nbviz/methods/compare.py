@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +10,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from nbviz.core.errors import PictureError, check_whole, shown
+from nbviz.core.errors import check_whole, line, shown
 from nbviz.core.layers import Layers, trace_layers
 from nbviz.core.state import check_model
-from nbviz.core.statistic import Batch, Measured, Tree, add_along_tree, merge_trees, tree_sum
+from nbviz.core.statistic import Batch, Measured, Statistic, Tree, add_along_tree, merge_trees, tree_sum
 from nbviz.core.trace import find_module
 from nbviz.imaging.dataset import Inputs, check_dataset
 from nbviz.imaging.load import Reader
+from nbviz.methods.answers import check_classes
 from nbviz.methods.arguments import check_feed, check_logits
 from nbviz.methods.scan import scan
+from nbviz.methods.top_patches import first_picture
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ class PairedAccuracy(Measured):
         assert batch.logits is not None
         one, named = PairedAccuracy(), batch.logits.unflatten(1, (2, -1)).argmax(2)
         labelled = batch.labels >= 0
+        check_classes(batch.labels, batch.logits.shape[1] // 2)
         right = (named == batch.labels[:, None])[labelled]
         one.counts = (2 * right[:, 0].long() + right[:, 1]).bincount(minlength=4).cpu()
         one.agree, one.pictures = int((named[:, 0] == named[:, 1]).sum()), len(named)
@@ -193,10 +197,10 @@ class CKA(Measured):
 
     def reduce(self, activation: Tensor) -> Tensor:
         """The Gram matrix of the pictures (N, N), with nothing on its diagonal."""
-        flat = activation.flatten(1)
-        scale = flat.abs().amax().float().clamp(min=torch.finfo(torch.float32).tiny)  # no half overflows
-        flat = flat.float() / scale
-        return (flat @ flat.T).double().fill_diagonal_(0)
+        flat = activation.flatten(1).float()
+        scale = flat.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)  # no square overflows
+        flat = flat / scale
+        return ((flat @ flat.T).double() * scale.double().square()).fill_diagonal_(0)
 
     def measure(self, batch: Batch) -> CKA:
         """The terms of one batch."""
@@ -219,7 +223,7 @@ class CKA(Measured):
             return None
         a, b = map(len, self.sides)
         cross, own_a, own_b = tree_sum(self.sums).split([a * b, a, b])
-        scale = torch.outer(own_a.clamp(min=0), own_b.clamp(min=0)).sqrt()
+        scale = torch.outer(own_a.clamp(min=0).sqrt(), own_b.clamp(min=0).sqrt())
         return torch.where(scale > 0, cross.view(a, b) / scale, torch.nan).clamp(-1, 1)
 
 
@@ -249,8 +253,7 @@ def _both(given: tuple[Any, Any], output: Any) -> Tensor:
     a, b = (check_logits(one, output) for one in given)
     if a.shape != b.shape:
         raise ValueError(
-            f"model_a gives {a.shape[1]} classes and model_b {b.shape[1]}; expected two models of the same classes "
-            "(for their layers alone: statistics=False)"
+            f"model_a gives {a.shape[1]} classes and model_b {b.shape[1]}; expected two models of the same classes"
         )
     return torch.cat([a, b], 1)
 
@@ -267,7 +270,8 @@ class Comparison:
     agree
         The share of pictures for which both name the same class.
     cka
-        float64 (A, B): how alike what each layer of the first and each of the second show is, from 0 to 1.
+        float64 (A, B): how alike what each layer of the first and each of the second show is, from 0 to 1; None
+        where there were too few pictures.
     layers_a, layers_b
         The layers' names.
     pictures
@@ -298,7 +302,7 @@ class Comparison:
             lines.append("layer of a → the layer of b that shows most the same (CKA)")
             for name, row in zip(self.layers_a, self.cka.nan_to_num(-1.0), strict=True):
                 best = int(row.argmax())
-                lines.append(f"  {name} → {self.layers_b[best]} ({float(row[best]):.3f})")
+                lines.append(f"  {line(name)} → {line(self.layers_b[best])} ({float(row[best]):.3f})")
         return "\n".join(lines)
 
 
@@ -328,7 +332,8 @@ def compare(
     dataset
         Of any kind that :func:`nbviz.scan` takes; with labels for the accuracy.
     layers
-        Names of layers that both have; None takes of each those with feature maps, evenly spread.
+        Names of layers that both have; None, for a dataset with a length, takes of each those with feature maps, evenly
+        spread.
     most
         How many of each at most.
     preprocess
@@ -362,21 +367,31 @@ def compare(
     >>> found = compare(worse, model, dataset, ["features.3", "features.8"], progress=False)
     >>> found.verdict
     "b is better on 200 pictures: a 8.0 %, b 94.5 %, +86.5 points (95 %: +80.3 to +90.4; McNemar's p = 7.4e-51)"
-    >>> found.cka.diagonal().tolist()
+    >>> found.cka.diagonal().round(decimals=6).tolist()
     [1.0, 1.0]
     """
     readers = [Reader.of(one, preprocess) for one in (model_a, model_b)]
     a, b = check_model(model_a), check_model(model_b)
     feed, most = check_feed(inputs), check_whole("most", most, 1)
-    _check_alike(readers)
-    pair = Pair(a, b)
+    _check_alike(readers, preprocess is None)
+    b = _apart(a, b)
     source = Inputs(check_dataset(dataset), readers[0], 1)
-    names = [_layers(one, source, feed, layers, most) for one in (a, b)]
+    names = [_layers(one, layers) for one in (a, b)]
+    if source.count is not None:
+        first = first_picture(source)[None].to(source.reader.device)
+        traced = [trace_layers(one, first, feed) for one in (a, b)]
+        _both((traced[0][1], traced[1][1]), output)
+        names = names if layers is not None else [_evenly(every, most) for every, _ in traced]
+    elif layers is None:
+        raise TypeError(
+            "an iterable dataset is not looked into beforehand; expected layers= with it, or one with a length"
+        )
     sides = [[f"{side}.{name}" for name in some] for side, some in zip("ab", names, strict=True)]
+    statistics: dict[str, Statistic] = {"cka": CKA(*sides)} if all(sides) else {}
     found = scan(
-        pair,
+        Pair(a, b),
         source.dataset,
-        {"cka": CKA(*sides), "accuracy": PairedAccuracy()},
+        {**statistics, "accuracy": PairedAccuracy()},
         preprocess=readers[0].preprocess,
         inputs=inputs,
         output=partial(_both, output=output),
@@ -384,11 +399,21 @@ def compare(
     )
     accuracy, agree = found["accuracy"]
     a_names, b_names = map(tuple, names)
-    return Comparison(accuracy, agree, found["cka"], a_names, b_names, found.pictures, found.complete)
+    return Comparison(accuracy, agree, found.get("cka"), a_names, b_names, found.pictures, found.complete)
 
 
-def _check_alike(readers: Sequence[Reader]) -> None:
-    """Whether two models can be given the same inputs."""
+def _apart(a: nn.Module, b: nn.Module) -> nn.Module:
+    """The second model, with modules of its own where it shares some with the first: else one would hide the other.
+
+    All tensors stay shared.
+    """
+    if not {id(one) for one in a.modules()} & {id(one) for one in b.modules()}:
+        return b
+    return copy.deepcopy(b, {id(tensor): tensor for tensor in (*b.parameters(), *b.buffers())})
+
+
+def _check_alike(readers: Sequence[Reader], own: bool) -> None:
+    """Whether two models can be given the same inputs, prepared in their own way."""
     one, other = readers
     if (one.device, one.dtype) != (other.device, other.dtype):
         raise ValueError(
@@ -397,35 +422,37 @@ def _check_alike(readers: Sequence[Reader]) -> None:
         )
     if (one.channels, one.axes) != (other.channels, other.axes):
         raise ValueError(f"model_a takes {one.channels} channels and model_b {other.channels}; expected as many")
-    if one.axes == 2 and one.preprocess is not other.preprocess and one.channels in (1, 3):
-        probe = Image.linear_gradient("L").resize((301, 257)).convert(one.preprocess.mode)
-        made = []
-        for reader in readers:
-            with torch.random.fork_rng(devices=[]):
-                made.append(reader.preprocess(probe))
+    if own and one.axes == 2 and one.preprocess is not other.preprocess and one.channels in (1, 3):
+        made = [_prepared(reader) for reader in readers]
         if made[0].shape != made[1].shape or not torch.allclose(made[0], made[1], atol=1e-4):
             raise ValueError(
-                f"the models prepare pictures differently ({one.preprocess.source}, {other.preprocess.source}); "
-                "say with preprocess= how both are to see them"
+                f"the models prepare pictures differently ({line(one.preprocess.source)}, "
+                f"{line(other.preprocess.source)}); expected preprocess=, which says how both are to see them"
             )
 
 
-def _layers(model: nn.Module, source: Inputs, feed: Any, given: Sequence[str] | None, most: int) -> list[str]:
-    """The layers' names, evenly spread over those with maps where none are given."""
-    if given is not None:
-        if isinstance(given, str) or not isinstance(given, (list, tuple)) or not given:
-            raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
-        for name in given:
-            find_module(model, name)
-        return list(given)
-    item = source[0] if source.count else None
-    if item is None or not isinstance(item, tuple):
-        raise PictureError("the dataset's first picture cannot be read; expected one that can, or name layers=")
-    found = _with_maps(trace_layers(model, item[1][None].to(source.reader.device), feed)[0])
+def _prepared(reader: Reader) -> Tensor:
+    """What a model's own preprocessing makes of a picture with details, in which no two colours or sides are alike."""
+    grey = Image.effect_mandelbrot((301, 257), (-2.0, -1.25, 0.5, 1.25), 64)
+    probe = Image.merge("RGB", (grey, ImageOps.mirror(grey), ImageOps.flip(grey)))
+    with torch.random.fork_rng(devices=[]):
+        return next(reader.read(probe, 0))[1]
+
+
+def _layers(model: nn.Module, given: Sequence[str] | None) -> list[str]:
+    """The layers that are named, if the model has them."""
+    if given is None:
+        return []
+    if not isinstance(given, (list, tuple)) or not given:
+        raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
+    for name in given:
+        find_module(model, name)
+    return list(given)
+
+
+def _evenly(layers: Layers, most: int) -> list[str]:
+    """So many layers, evenly spread over those with maps."""
+    found = [one.name for one in layers if one.has_maps and one.leaf]
+    found = found or [one.name for one in layers if one.shape and one.pictures]
     places = torch.linspace(0, len(found) - 1, min(most, len(found))).round().long().unique().tolist()
     return [found[place] for place in places]
-
-
-def _with_maps(layers: Layers) -> list[str]:
-    leaves = [one.name for one in layers if one.has_maps and one.leaf]
-    return leaves or [one.name for one in layers if len(one.shape) > 0]

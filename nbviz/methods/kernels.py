@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.errors import check_number, check_whole, line, shown
-from nbviz.core.state import check_model
+from nbviz.core.state import check_model, untouched
 from nbviz.core.trace import find_module
+from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_indices
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
@@ -33,7 +34,7 @@ def _convolution(model: nn.Module, layer: str | None) -> tuple[str, nn.modules.c
     every = convolutions(model)
     if not every:
         raise ValueError(f"{type(model).__name__} has no convolution (Conv1d, Conv2d, Conv3d); expected one that has")
-    if layer is None:
+    if layer is None or (isinstance(layer, str) and not layer and "" in every):  # a model that is a convolution itself
         return next(iter(every.items()))
     name = find_module(check_model(model), layer)[0]
     if name not in every:
@@ -80,12 +81,18 @@ def kernels(model: nn.Module, layer: str | None = None, channels: Sequence[int] 
     >>> nbviz.grid(kernels(nbviz.bundled.load("fashion")), nrow=8, padding=1).shape
     torch.Size([3, 17, 33])
     """
-    module = _convolution(model, layer)[1]
-    weight = module.weight.detach()
+    weight = _weight(model, _convolution(model, layer)[1])
+    chosen = range(len(weight)) if channels is None else check_indices("channel", channels, len(weight))
+    return weight[list(chosen)]
+
+
+def _weight(model: nn.Module, module: nn.modules.conv._ConvNd) -> Tensor:
+    """The kernels (O, I, ...) of one of the model's convolutions, a copy."""
+    with untouched(check_model(model)), torch.no_grad():  # a parametrisation may note something when it is asked
+        weight = check_tensor("the convolution's weight", module.weight, "(O, I, h, w)").detach().clone()
     if module.transposed:  # (inputs, outputs / groups, ...)
         weight = torch.cat([part.transpose(0, 1) for part in weight.chunk(module.groups)])
-    chosen = range(len(weight)) if channels is None else check_indices("channel", channels, len(weight))
-    return weight[list(chosen)].clone()
+    return weight
 
 
 def frequency_response(kernels: Tensor, size: int = 32) -> Tensor:
@@ -96,7 +103,7 @@ def frequency_response(kernels: Tensor, size: int = 32) -> Tensor:
     kernels
         (K, I, h, w), as from :func:`kernels`.
     size
-        How many frequencies along each side.
+        How many frequencies along each side: no fewer than the kernel's pixels, 1,024 at most (of volumes 101).
 
     Returns
     -------
@@ -113,13 +120,23 @@ def frequency_response(kernels: Tensor, size: int = 32) -> Tensor:
     tensor([[0.0000, 1.4142, 2.0000, 1.4142],
             [2.0000, 1.4142, 0.0000, 1.4142]])
     """
-    if not isinstance(kernels, Tensor) or kernels.ndim not in (3, 4, 5) or not kernels.is_floating_point():
-        raise TypeError(f"kernels is {shown(kernels)}; expected a tensor (K, I, h, w), as nbviz.kernels gives")
+    check_tensor("kernels", kernels, "(K, I, h, w), as nbviz.kernels gives")
+    if kernels.ndim not in (3, 4, 5) or 0 in kernels.shape or not kernels.is_floating_point():
+        what = f"{kernels.dtype} {tuple(kernels.shape)}"
+        raise ValueError(f"kernels is {what}; expected real (K, I, h, w), none of them empty, as nbviz.kernels gives")
     axes = tuple(range(2, kernels.ndim))
-    size = check_whole("size", size, max(kernels.shape[2:]))
-    found = torch.fft.fftn(kernels.float(), [size] * len(axes), axes)
-    response: Tensor = torch.fft.fftshift(found.abs().square().mean(1).sqrt(), tuple(axis - 1 for axis in axes))
+    size = check_whole("size", size, max(kernels.shape[2:]), max(_MOST[len(axes)], *kernels.shape[2:]))
+    sizes, at_once = [size] * len(axes), max(1, _AT_ONCE // (kernels.shape[1] * size ** len(axes)))
+    pieces = [
+        torch.fft.fftn(part, sizes, axes).abs().square().mean(1).sqrt()
+        for part in kernels.detach().float().split(at_once)
+    ]
+    response: Tensor = torch.fft.fftshift(torch.cat(pieces), tuple(axis - 1 for axis in axes))
     return response
+
+
+_MOST = {1: 1024, 2: 1024, 3: 101}  # frequencies along each side
+_AT_ONCE = 2**24  # frequencies of all kernels in one go
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,7 +150,7 @@ class KernelReport:
     norms
         float32 (K,): the root of the sum of squares of each kernel.
     dead
-        Channels whose norm is below a hundredth of the layer's median.
+        Channels whose norm is below a hundredth of the median of those that are not zero.
     duplicates
         (channel, channel, cosine): kernels that are alike, or each other's negative (cosine near -1), of those that
         are not dead; none for the kernels of one pixel and one channel.
@@ -176,7 +193,7 @@ class KernelReport:
         ]
 
     def __repr__(self) -> str:
-        return "\n".join([f"KernelReport of {self.layer}", *(f"  {name}: {said}" for name, said in self.rows())])
+        return "\n".join([f"KernelReport of {line(self.layer)}", *(f"  {name}: {said}" for name, said in self.rows())])
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(said)}</td></tr>" for name, said in self.rows())
@@ -218,36 +235,46 @@ def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.9
     """
     name, module = _convolution(model, layer)
     alike = check_number("alike", alike, 0, 1)
-    weight = torch.nan_to_num(kernels(model, name).float().cpu())
+    weight = torch.nan_to_num(_weight(model, module).float().cpu()).double()
     flat = weight.flatten(1)
     norms = flat.norm(dim=1)
     living = norms > 0.01 * norms[norms > 0].median() if bool((norms > 0).any()) else norms > 0
     cosines = torch.nn.functional.normalize(flat, dim=1)
-    cosines = (cosines @ cosines.T).masked_fill(~(living[:, None] & living[None]), 0.0).triu(1)
-    pairs = (cosines.abs() >= alike).nonzero().tolist() if flat.shape[1] > 1 else []
+    cosines = (cosines @ cosines.T).round(decimals=6)
+    found = (cosines.abs() >= alike) & (living[:, None] & living).triu(1)
+    pairs = found.nonzero().tolist() if flat.shape[1] > 1 else []
     pairs.sort(key=lambda pair: (-abs(float(cosines[tuple(pair)])), pair))
     stride = tuple(1 for _ in module.stride) if module.transposed else tuple(module.stride)
-    response = frequency_response(weight, _FREQUENCIES).square()
-    grids = [torch.arange(_FREQUENCIES).sub(_FREQUENCIES // 2).abs() / _FREQUENCIES] * (response.ndim - 1)
-    axes = torch.meshgrid(*grids, indexing="ij")
-    total = response.flatten(1).sum(1).clamp(min=1e-30)
-
-    def above(limits: Sequence[float]) -> Tensor:
-        over = torch.stack([axis > limit for axis, limit in zip(axes, limits, strict=True)]).any(0)
-        return (response * over).flatten(1).sum(1) / total
-
     return KernelReport(
         name,
-        norms,
+        norms.float(),
         tuple((~living).nonzero().flatten().tolist()),
-        tuple((i, j, round(float(cosines[i, j]), 6)) for i, j in pairs),
-        above([0.5 / step for step in stride]),
-        above([0.25] * len(stride)),
+        tuple((i, j, float(cosines[i, j])) for i, j in pairs),
+        _above(weight, [0.5 / step for step in stride]),
+        _above(weight, [0.25] * len(stride)),
         stride,
     )
 
 
-_FREQUENCIES = 64
+def _above(kernels: Tensor, limits: Sequence[float]) -> Tensor:
+    """The share of each kernel's energy at frequencies above a limit along any side.
+
+    That is one less the share that a low-pass along all sides leaves, for which no kernel need be transformed.
+    """
+    passed = kernels
+    for side, limit in zip(kernels.shape[2:], limits, strict=True):
+        low_pass = torch.eye(side, dtype=kernels.dtype)
+        if limit < 0.5:
+            size = max(_FREQUENCIES, side)
+            frequencies = torch.arange(size, dtype=kernels.dtype).sub(size // 2) / size
+            apart = torch.arange(side)[:, None, None] - torch.arange(side)[:, None]
+            low_pass = (2 * torch.pi * apart * frequencies[frequencies.abs() <= limit]).cos().sum(2) / size
+        passed = torch.tensordot(passed, low_pass, ([2], [0]))  # which puts this side last, and so all in turn
+    total = kernels.square().flatten(1).sum(1)
+    return ((total - (passed * kernels).flatten(1).sum(1)) / total.clamp(min=1e-30)).clamp(0, 1).float()
+
+
+_FREQUENCIES = 64  # along each side
 
 
 def check_kernels_layer(model: nn.Module, layer: Any) -> str:

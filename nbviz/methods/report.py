@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbviz.core.errors import PictureError, check_number, check_whole, line, shown
+from nbviz.core.errors import check_number, check_whole, line, shown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import check_model
 from nbviz.core.statistic import Batch, Measured, Statistic, Tree, add_along_tree, merge_trees, tree_sum
 from nbviz.core.trace import find_module
 from nbviz.imaging.dataset import Inputs, check_dataset
 from nbviz.imaging.load import Reader
-from nbviz.methods.answers import Ablation, Accuracy
+from nbviz.methods.answers import Ablation, Accuracy, check_classes
 from nbviz.methods.arguments import check_feed
 from nbviz.methods.kernels import KernelReport, convolutions, kernel_report
 from nbviz.methods.scan import scan
 from nbviz.methods.statistics import Correlation, Moments, Sparsity
+from nbviz.methods.top_patches import first_picture
 
 
 class Importance(Measured):
@@ -54,8 +55,9 @@ class Importance(Measured):
         assert batch.logits is not None
         one = Importance(self.layers)
         activations = [batch.activations[layer] for layer in self.layers]
+        check_classes(batch.labels, batch.logits.shape[1])
         with torch.enable_grad():
-            labels = torch.where(batch.labels >= 0, batch.labels, batch.logits.argmax(1))
+            labels = _named(batch)
             loss = F.cross_entropy(batch.logits.float(), labels, reduction="sum")
             gradients = torch.autograd.grad(loss, activations, retain_graph=True, allow_unused=True)
         for layer, activation, gradient in zip(self.layers, activations, gradients, strict=True):
@@ -76,6 +78,19 @@ class Importance(Measured):
         return {layer: tree_sum(tree) / self.pictures for layer, tree in self.sums.items() if tree}
 
 
+def _named(batch: Batch) -> Tensor:
+    """The pictures' classes, where they have none the predicted ones."""
+    assert batch.logits is not None
+    return torch.where(batch.labels >= 0, batch.labels, batch.logits.argmax(1))
+
+
+class _Trial(Ablation):
+    """Channels switched off, of all pictures."""
+
+    def measure(self, batch: Batch) -> Ablation:
+        return super().measure(replace(batch, labels=_named(batch)))
+
+
 @dataclass(frozen=True)
 class LayerReport:
     """What is wrong with a layer's channels.
@@ -91,7 +106,8 @@ class LayerReport:
     duplicates
         (channel, channel, correlation) of channels that say the same.
     useless
-        Channels that are not dead, but of which nothing becomes: switched off, no answer changes and the loss hardly.
+        Channels that are not dead, but of which nothing becomes: with one of them switched off, as many answers are
+        right (without labels: stay the same) as before, and the loss hardly changes.
     dimensions
         How many channels without correlation would vary as much: (sum of eigenvalues)² / sum of squares of the
         correlations' eigenvalues.
@@ -223,7 +239,8 @@ def report(
     model
         Any PyTorch model that gives class scores; it is left as it was.
     dataset
-        Of any kind that :func:`nbviz.scan` takes; with labels, or the predicted classes stand for them.
+        Of any kind that :func:`nbviz.scan` takes, with a length; where there are no labels, the predicted classes stand
+        for them.
     layers
         Names of layers with channels; None takes the rectifiers, or else the convolutions, that give feature maps.
     alike
@@ -250,7 +267,7 @@ def report(
     Warns
     -----
     InterruptedWarning
-        When it was interrupted: the report is that of the pictures seen so far.
+        When it was interrupted: the report is that of the pictures seen so far, and names no channel useless.
 
     Examples
     --------
@@ -275,6 +292,8 @@ def report(
         statistics[f"alike {name}"] = Correlation(name)
     given = {"preprocess": preprocess, "inputs": inputs, "output": output, **options}
     found = scan(model, dataset, statistics, **given)
+    if not found.pictures:
+        raise KeyboardInterrupt  # which ended it before there was anything
     dead = {name: found[f"zeros {name}"].dead for name in chosen}
     suspects = {}
     for name in chosen:
@@ -282,21 +301,24 @@ def report(
         little = (importance <= _LITTLE * importance.mean()) & ~dead[name]
         suspects[name] = [i for i in importance.argsort().tolist() if little[i]][:most]
     trials: dict[str, Statistic] = {
-        name: Ablation(name, off=F.one_hot(torch.tensor(some), chosen[name].shape[0]).bool())
+        name: _Trial(name, off=F.one_hot(torch.tensor(some), chosen[name].shape[0]).bool())
         for name, some in suspects.items()
         if some
     }
-    accuracy = found["accuracy"]
-    checked = scan(model, dataset, trials, **given) if trials and accuracy is not None and found.complete else {}
+    accuracy, complete = found["accuracy"], found.complete
+    checked: Mapping[str, Any] = {}
+    if trials and complete:
+        second = scan(model, dataset, trials, **given)
+        checked, complete = second if second.complete else {}, second.complete
     result = {}
     for name, layer in chosen.items():
-        useless = suspects[name]
+        useless: list[int] = []
         if name in checked:
             table = checked[name]
             small = 1e-3 * max(abs(table.baseline_loss), 1e-3)
             gone = [abs(float(loss) - table.baseline_loss) <= small for loss in table.loss]
             same = [abs(float(right) - table.baseline) <= 1e-12 for right in table.accuracy]
-            useless = [channel for channel, g, s in zip(useless, gone, same, strict=True) if g and s]
+            useless = [channel for channel, g, s in zip(suspects[name], gone, same, strict=True) if g and s]
         moments, correlation = found[f"moments {name}"], found[f"alike {name}"]
         still = (moments.std <= 1e-6 * moments.mean.abs().clamp(min=1e-30)) & ~dead[name]
         result[name] = LayerReport(
@@ -309,18 +331,17 @@ def report(
             found["importance"][name],
         )
     first = kernel_report(model) if convolutions(model) else None
-    return Report(result, first, accuracy.accuracy if accuracy else None, found.pictures, found.complete)
+    return Report(result, first, accuracy.accuracy if accuracy else None, found.pictures, complete)
 
 
 _LITTLE = 1e-3  # of the layer's mean importance: what is below may be useless
 
 
 def _chosen(model: nn.Module, source: Inputs, feed: Any, given: Sequence[str] | None) -> dict[str, Layer]:
-    with torch.random.fork_rng(devices=[]):
-        item = source[0] if source.count else None
-    if not isinstance(item, tuple):
-        raise PictureError("the dataset's first picture cannot be read; expected one that can")
-    every = {one.name: one for one in trace_layers(model, item[1][None].to(source.reader.device), feed)[0]}
+    if source.count is None:
+        raise TypeError("an iterable dataset is not gone through twice; expected one with a length and items")
+    picture = first_picture(source)[None].to(source.reader.device)
+    every = {one.name: one for one in trace_layers(model, picture, feed)[0]}
     if given is not None:
         if not isinstance(given, (list, tuple)) or not given:
             raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
@@ -345,8 +366,8 @@ def _list(mask: Tensor) -> tuple[int, ...]:
 
 
 def _pairs(correlation: Tensor, alike: float) -> tuple[tuple[int, int, float], ...]:
-    upper = torch.nan_to_num(correlation).triu(1)
-    pairs = (upper >= alike).nonzero().tolist()
+    upper = torch.nan_to_num(correlation.round(decimals=6)).triu(1)
+    pairs = ((upper >= alike) & (upper > 0)).nonzero().tolist()
     return tuple((i, j, float(upper[i, j])) for i, j in sorted(pairs, key=lambda p: (-float(upper[tuple(p)]), p)))
 
 

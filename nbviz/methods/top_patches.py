@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class StrongestPatches(Strongest):
     @property
     def size(self) -> tuple[int, ...]:
         """Height and width of a patch: the receptive field, no larger than the picture."""
-        return self._patch(0, 0)[1]
+        return self.layer.patch((0,) * len(self._sides), self._sides)[1]
 
     def patches(self, channel: int) -> Tensor:
         """A channel's patches, strongest first: what each of its positions sees of the picture.
@@ -110,7 +110,7 @@ class StrongestPatches(Strongest):
             for i, k in enumerate(part):
                 value = float(maps[(i, channel, *places[k])])
                 expected = float(self.values[row, k])
-                if not abs(value - expected) <= 1e-3 * max(abs(expected), float(maps[i].abs().amax())):
+                if value != expected and not abs(value - expected) <= _near(maps[i], expected):
                     raise PictureError(
                         f"picture {int(self.indices[row, k])} gave {expected:.5g} in the scan and gives {value:.5g} "
                         "now; expected a dataset that gives the same picture each time (no random crops), and the "
@@ -126,11 +126,14 @@ class StrongestPatches(Strongest):
 
     def _row(self, channel: int) -> tuple[int, Tensor]:
         """The channel's row, and the model's inputs (n, C, H, W) for its pictures."""
-        channel = check_index("channel", channel, int(self.channels.max()) + 1)
+        channel = check_index("channel", channel, self.layer.shape[0])
         found = (self.channels == channel).nonzero().flatten().tolist()
         if not found:
-            raise ValueError(f"no channel {channel}: the patches are those of {shown(self.channels.tolist())}")
+            said = f"the patches are those of {shown(self.channels.tolist())}"
+            raise ValueError(f"no channel {channel}: {said}; expected one of these")
         wanted = [i for i in self.indices[found[0]].tolist() if i >= 0]
+        if not wanted:
+            raise ValueError(f"channel {channel} is no number in any picture (NaN); expected one that is")
         read = {i: self._read[i] if i in self._read else self._load(i) for i in wanted}
         self._read.clear()
         self._read.update(read)
@@ -140,7 +143,11 @@ class StrongestPatches(Strongest):
         with torch.random.fork_rng(devices=[]):  # a transform that draws from the person's random numbers
             item = self._inputs[i]
         if isinstance(item, Skipped):
-            raise PictureError(f"picture {i} cannot be read any more: {item.reason}")
+            raise PictureError(f"picture {i} cannot be read any more: {item.reason}; expected what was there before")
+        if item[1].shape[1:] != self._sides:
+            raise PictureError(
+                f"picture {i} has the sides {tuple(item[1].shape[1:])}; expected those of the others, {self._sides}"
+            )
         return item[1]
 
     def _patch(self, row: int, k: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -158,6 +165,18 @@ class StrongestPatches(Strongest):
             f"StrongestPatches of {self.layer}: {len(self.channels)} channels, the {k} strongest pictures of each"
             f"{'' if self.complete else ', not complete'}"
         )
+
+
+def _near(maps: Tensor, expected: float) -> float:
+    """How far an activation may be from what it was in a batch of another size."""
+    eps = torch.finfo(maps.dtype).eps
+    near = max(1e-3, 8 * eps)
+    # What was added up to it may be as large as any of the layer's, and on a GPU have been of fewer digits (TF32).
+    rough = near if maps.is_cuda or eps > 1e-6 else 1e-5
+    return max(near * abs(expected), rough * float(maps.abs().amax()))
+
+
+_MOST = 1000  # pictures for each channel
 
 
 def top_patches(
@@ -190,7 +209,7 @@ def top_patches(
     channels
         Which channels; None takes all.
     k
-        How many pictures for each.
+        How many pictures for each, 1,000 at most.
     preprocess, inputs
         As in :func:`nbviz.scan`.
     **options
@@ -209,6 +228,11 @@ def top_patches(
     ValueError, TypeError, PictureError, ModelError
         As in :func:`nbviz.scan`, and for a layer without feature maps.
 
+    Warns
+    -----
+    InterruptedWarning
+        When it was interrupted: the patches are those of the pictures seen so far.
+
     Examples
     --------
     >>> import nbviz
@@ -219,21 +243,22 @@ def top_patches(
     (torch.Size([2, 9]), (14, 14), torch.Size([9, 3, 14, 14]), torch.Size([9, 1, 14, 14]))
     """
     reader, feed = Reader.of(model, preprocess), check_feed(inputs)
-    model, k = check_model(model), check_whole("k", k, 1)
+    model, k = check_model(model), check_whole("k", k, 1, _MOST)
     find_module(model, layer)
     source = Inputs(check_dataset(dataset), reader, 1)
     if source.count is None:
         raise TypeError("an iterable dataset cannot be read again; expected one with a length and items")
-    first = next(iter(_readable(source)), None)
-    if first is None:
-        raise PictureError("the dataset has no picture that can be read; expected at least one")
+    first = first_picture(source)
     found = {one.name: one for one in trace_layers(model, first[None].to(reader.device), feed)[0]}
     if layer not in found or not found[layer].has_maps:
         maps = [name for name, one in found.items() if one.has_maps]
         raise ValueError(f"layer {shown(layer)} gives no feature maps. Accepted: {', '.join(maps[:12])}")
     count = found[layer].shape[0]
-    chosen = torch.tensor(range(count) if channels is None else check_indices("channel", channels, count))
+    rows = range(count) if channels is None else check_indices("channel", channels, count)
+    chosen = torch.tensor(rows, dtype=torch.int64)
     scanned = scan(model, source.dataset, {"top": TopK(layer, k)}, preprocess=preprocess, inputs=inputs, **options)
+    if not scanned.pictures:
+        raise KeyboardInterrupt  # which ended it before there was anything
     top: Strongest = scanned["top"]
     return StrongestPatches(
         top.values[chosen],
@@ -252,10 +277,17 @@ def top_patches(
     )
 
 
-def _readable(source: Inputs) -> Iterable[Tensor]:
-    """The model's inputs for the pictures that can be read."""
+def first_picture(source: Inputs) -> Tensor:
+    """The model's input (C, H, W) for the first picture that can be read.
+
+    Raises
+    ------
+    PictureError
+        When there is none.
+    """
     for i in range(len(source)):
         with torch.random.fork_rng(devices=[]):
             item = source[i]
         if not isinstance(item, Skipped):
-            yield item[1]
+            return item[1]
+    raise PictureError("the dataset has no picture that can be read; expected at least one")
