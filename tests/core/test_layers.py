@@ -1,5 +1,6 @@
 """Layers: named, in the order in which they run, once for each call."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -211,3 +212,50 @@ def test_maps_of_windows_are_no_maps_of_the_pictures(pictures):
     with pytest.raises(ValueError, match=message):
         nbviz.feature_maps(net, x, "quarters")
     assert list(nbviz.FeatureMaps(net, x).session.layers) == ["whole"]
+
+
+class Seen(nn.Module):
+    """With weights of one, so that a position's gradient is above zero wherever it looks."""
+
+    def __init__(self, *steps: nn.Module) -> None:
+        super().__init__()
+        self.steps = nn.Sequential(*steps)
+        for parameter in self.steps.parameters():
+            nn.init.ones_(parameter)
+
+    def forward(self, x):
+        return self.steps(x)
+
+
+@pytest.mark.parametrize(
+    ("steps", "sides"),
+    [
+        ([nn.Conv2d(1, 1, 3, stride=2, padding=1), nn.AvgPool2d(2), nn.Conv2d(1, 1, 3, padding=1)], (29, 34)),
+        ([nn.Conv2d(1, 1, (5, 3), stride=(3, 1), dilation=(1, 2), padding=(4, 1))], (17, 11)),
+        ([nn.Conv2d(1, 1, (3, 7), padding=(1, 3))], (9, 7)),  # across, as wide as the picture
+        ([nn.Conv2d(1, 1, (3, 9), padding=(1, 4))], (9, 7)),  # and wider
+        ([nn.Conv1d(1, 1, 4, stride=2, padding=3), nn.AvgPool1d(2)], (31,)),
+    ],
+)
+def test_a_patch_is_what_a_position_sees_by_its_gradient(steps, sides):
+    net, x = Seen(*steps), torch.ones(1, 1, *sides, requires_grad=True)
+    layer = trace_layers(net, x)[0][-1]
+    maps, exact = net(x)[0, 0], 0
+    for position in np.ndindex(*maps.shape):
+        corner, size = layer.patch(position, sides)
+        assert size == tuple(map(min, layer.receptive_field, sides))
+        looks = torch.autograd.grad(maps[position], x, retain_graph=True)[0][0, 0].nonzero()
+        low, high = looks.amin(0).tolist(), (looks.amax(0) + 1).tolist()
+        for first, last, start, length, side in zip(low, high, corner, size, sides, strict=True):
+            assert start <= first < last <= start + length
+            inside = start >= 0 and start + length <= side
+            assert not inside or length == side or (first, last) == (start, start + length)
+            assert length < side or start == 0
+            exact += inside
+    assert exact
+
+
+def test_the_patch_of_what_sees_everything_is_the_whole_picture():
+    found = trace_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), PICTURE)[0]
+    assert found[-1].field is None
+    assert found[-1].patch((), (13, 15)) == ((0, 0), (13, 15))

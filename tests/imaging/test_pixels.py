@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchvision.utils import make_grid
 
 import nbviz
-from nbviz.imaging.pixels import centre, colour_table, quantise, shrink
+from nbviz.imaging.pixels import centre, colour_table, cut, quantise, shrink
 
 many = settings(max_examples=120, deadline=None, derandomize=True)
 numbers = st.floats(-3, 3)
@@ -312,3 +312,34 @@ def test_maps_whose_numbers_cannot_be_looked_at_are_an_error(kind):
             TypeError, match="^maps is a sparse, nested, quantised or meta tensor; expected a dense one"
         ):
             call(maps)
+
+
+@many
+@given(
+    shape=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    corner=st.tuples(st.integers(-9, 9), st.integers(-9, 9)),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    fill=st.sampled_from([0, 128]),
+)
+def test_a_part_is_the_map_pixel_by_pixel_and_filled_beyond_its_border(shape, corner, size, fill):
+    maps = torch.randint(1, 100, (2, *shape), dtype=torch.uint8)
+    part = cut(maps, corner, size, fill)
+    assert (part.shape, part.dtype) == ((2, *size), torch.uint8)
+    for k, row, column in np.ndindex(2, *size):
+        y, x = corner[0] + row, corner[1] + column
+        inside = 0 <= y < shape[0] and 0 <= x < shape[1]
+        assert part[k, row, column] == (maps[k, y, x] if inside else fill)
+
+
+def test_parts_of_signals_and_volumes(device):
+    signal = torch.arange(6.0, device=device).view(1, 2, 3)
+    assert cut(signal, (-1,), (3,)).tolist() == [[[0, 0, 1], [0, 3, 4]]]
+    assert cut(signal, (1,), (4,), 9).tolist() == [[[1, 2, 9, 9], [4, 5, 9, 9]]]
+    volume = torch.randn(2, 4, 5, 6, device=device)
+    assert torch.equal(cut(volume, (1, -2, 3), (2, 5, 3))[:, :, 2:], volume[:, 1:3, :3, 3:])
+
+
+def test_a_part_is_a_copy():
+    maps = torch.zeros(3, 3)
+    cut(maps, (0, 0), (2, 2)).fill_(1)
+    assert not maps.any()
