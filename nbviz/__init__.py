@@ -47,18 +47,23 @@ if TYPE_CHECKING:
     from nbviz.methods.scan import scan as scan
     from nbviz.methods.top_patches import StrongestPatches as StrongestPatches
     from nbviz.methods.top_patches import top_patches as top_patches
+    from nbviz.widgets.ablation import Ablation as Ablation
+    from nbviz.widgets.evolution import Evolution as Evolution
     from nbviz.widgets.explorer import Explorer as Explorer
     from nbviz.widgets.explorer import explore as explore
     from nbviz.widgets.feature_maps import FeatureMaps as FeatureMaps
+    from nbviz.widgets.invariance import Invariance as Invariance
     from nbviz.widgets.memory import set_memory_limit as set_memory_limit
     from nbviz.widgets.reconstruction import Reconstruction as Reconstruction
     from nbviz.widgets.scan_view import ScanView as ScanView
+    from nbviz.widgets.top_patches import TopPatches as TopPatches
 
 __version__ = "0.1.0"
 
 # Where each public name lives; loaded when first used, so that `import nbviz` stays light.
 _HOMES = {
     "ablate": "nbviz.methods.ablation",
+    "Ablation": "nbviz.widgets.ablation",
     "AblationTable": "nbviz.methods.ablation",
     "bundled": "nbviz.bundled",
     "compare": "nbviz.methods.compare",
@@ -67,6 +72,7 @@ _HOMES = {
     "correspondence": "nbviz.methods.correspondence",
     "deconvnet": "nbviz.methods.deconvnet",
     "evolution": "nbviz.methods.evolution",
+    "Evolution": "nbviz.widgets.evolution",
     "explore": "nbviz.widgets.explorer",
     "Explorer": "nbviz.widgets.explorer",
     "feature_maps": "nbviz.methods.feature_maps",
@@ -79,6 +85,7 @@ _HOMES = {
     "guided_backprop": "nbviz.methods.guided_backprop",
     "InterruptedWarning": "nbviz.methods.scan",
     "invariance": "nbviz.methods.invariance",
+    "Invariance": "nbviz.widgets.invariance",
     "kernel_report": "nbviz.methods.kernels",
     "kernels": "nbviz.methods.kernels",
     "layers": "nbviz.methods.layers",
@@ -105,6 +112,7 @@ _HOMES = {
     "StrongestPatches": "nbviz.methods.top_patches",
     "switched_off": "nbviz.methods.ablation",
     "top_patches": "nbviz.methods.top_patches",
+    "TopPatches": "nbviz.widgets.top_patches",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

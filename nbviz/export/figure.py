@@ -40,6 +40,10 @@ class Panel:
         The pixels (1, L, C) are C curves.
     zero
         The value at which a line is drawn under curves.
+    series
+        In place of pixels: name, x and y of curves over one axis.
+    labels
+        Of the two axes.
     """
 
     pixels: np.ndarray[Any, Any] | None
@@ -50,6 +54,8 @@ class Panel:
     width: float = 1.0
     plot: bool = False
     zero: float | None = None
+    series: Sequence[tuple[str, Sequence[float], Sequence[float]]] = ()
+    labels: tuple[str, str] = ("", "")
 
 
 def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", width: float = 10.0) -> Figure:
@@ -90,6 +96,9 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", w
         grid = part.add_gridspec(1, len(row), width_ratios=[panel.width for panel in row])
         for place, panel in zip(grid, row, strict=True):
             axes = part.add_subplot(place)
+            if panel.series:
+                _draw_series(axes, panel)
+                continue
             if panel.pixels is None:
                 _draw_bars(axes, panel.bars)
                 continue
@@ -143,6 +152,8 @@ _ENDINGS = ("png", "svg", "pdf", "jpg", "webp")
 def _height(panel: Panel, row: Sequence[Panel]) -> float:
     """A panel's height as a share of the figure's width."""
     share = panel.width / sum(p.width for p in row)
+    if panel.series:
+        return share * 0.55
     if panel.pixels is None:
         return 0.0
     return share * (0.5 if panel.plot else panel.pixels.shape[0] / panel.pixels.shape[1])
@@ -165,6 +176,17 @@ def _draw_curves(axes: Any, panel: Panel) -> None:
 
 
 _CURVES = ("#c62828", "#2e7d32", "#1565c0")
+
+
+def _draw_series(axes: Any, panel: Panel) -> None:
+    for name, x, y in panel.series:
+        axes.plot(x, y, lw=1.2, label=_plain(name, 40))
+    axes.legend(fontsize=7, frameon=False)
+    axes.set_title(_plain(panel.caption), fontsize=8, color="0.3", loc="left")
+    axes.set_xlabel(_plain(panel.labels[0]), fontsize=8, color="0.3")
+    axes.set_ylabel(_plain(panel.labels[1]), fontsize=8, color="0.3")
+    axes.tick_params(labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]]) -> None:

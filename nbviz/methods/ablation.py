@@ -105,6 +105,9 @@ def ablate(
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.3, remove
     layers to see what they are for; here it is channels. For each channel only what follows the layer is run.
 
+    Channels that are redundant one by one may stand in for each other: together they can be worth more than as many
+    others. The curves show that.
+
     Parameters
     ----------
     model

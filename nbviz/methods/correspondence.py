@@ -16,7 +16,7 @@ from nbviz.core.trace import run
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_channels, check_feed
-from nbviz.methods.invariance import _ends, _names
+from nbviz.methods.invariance import layers_of
 
 #: What is put in place of a part.
 FILLS = ("grey", "mean")
@@ -119,7 +119,7 @@ def correspondence(
         raise ValueError(f"images gives {tuple(pictures.shape)}; expected at least two pictures (N, C, H, W)")
     n, (height, width) = len(pictures), pictures.shape[-2:]
     given = _check_boxes(boxes, n, height, width)
-    names = _ends(model, pictures, feed) if layers is None else _names(model, layers)
+    names = layers_of(model, pictures, feed, layers)
     middle = loaded.preprocess.redo(torch.full((1, *pictures.shape[1:]), 0.5)).to(pictures)
 
     def features(of: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import check_choice, check_number, shown
 from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model
-from nbviz.core.trace import find_modules, run
+from nbviz.core.trace import Feed, find_modules, run
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.imaging.warp import warp
@@ -21,7 +21,7 @@ from nbviz.methods.arguments import check_channels, check_feed, check_logits, ch
 
 #: What is done to the picture, and in which units.
 TRANSFORMS = {"down": "pixels", "across": "pixels", "scale": "times", "angle": "degrees"}
-_AT_ONCE = 16  # pictures in one forward pass
+_AT_ONCE = 8  # pictures in one forward pass
 _POINTS = 25
 
 
@@ -122,29 +122,50 @@ def invariance(
     if pictures.ndim != 4:
         raise ValueError(f"the model takes {tuple(pictures.shape)}; expected pictures (N, C, H, W)")
     model = check_model(model)
-    amounts = _amounts(transform, values, pictures.shape[-2:])
-    names = _ends(model, pictures, feed) if layers is None else _names(model, layers)
-
-    def of(part: Sequence[tuple[int, float]]) -> tuple[dict[str, Tensor], Tensor]:
-        moved = torch.cat([moved_by(pictures[i : i + 1], transform, value) for i, value in part])
-        trace = run(model, moved, names, feed=feed, output=True)
-        maps = {name: check_channels(name, trace.activations[name], len(moved)).flatten(1) for name in names}
-        return maps, check_logits(trace.output, output).float().softmax(1)
+    amounts = amounts_of(transform, values, pictures.shape[-2:])
+    names = layers_of(model, pictures, feed, layers)
 
     distances: dict[str, list[Tensor]] = {name: [] for name in names}
     probability, targets = [], []
     for i in range(len(pictures)):
-        own, answer = of([(i, _NOTHING[transform])])
-        chosen = check_target(target, answer, [i], len(pictures))
-        pieces = in_chunks(of, [(i, value) for value in amounts], _AT_ONCE, "one picture")
+        pieces = list(along(model, pictures, i, names, transform, amounts, target, feed, output))
         for name in names:
-            away = torch.cat([(maps[name] - own[name]).float().norm(dim=1) for maps, _ in pieces])
-            distances[name].append(away / own[name].float().norm().clamp(min=1e-30))
-        probability.append(torch.cat([answers[:, int(chosen)] for _, answers in pieces]))
-        targets.append(chosen)
+            distances[name].append(torch.cat([piece.distances[name] for piece in pieces]))
+        probability.append(torch.cat([piece.probability for piece in pieces]))
+        targets.append(pieces[0].target)
     found = {name: torch.stack(rows) for name, rows in distances.items()}
-    amounts_of = torch.tensor(amounts, dtype=torch.float64)
-    return InvarianceFound(transform, amounts_of, found, torch.stack(probability), torch.cat(targets))
+    by = torch.tensor(amounts, dtype=torch.float64)
+    return InvarianceFound(transform, by, found, torch.stack(probability), torch.stack(targets))
+
+
+def along(
+    model: nn.Module,
+    pictures: Tensor,
+    i: int,
+    names: Sequence[str],
+    transform: str,
+    amounts: Sequence[float],
+    target: Any,
+    feed: Feed,
+    output: Any,
+) -> Iterator[InvarianceFound]:
+    """The same for one of some pictures, piece by piece: of a few values each, without the dimension of pictures."""
+
+    def of(part: Sequence[float]) -> tuple[dict[str, Tensor], Tensor]:
+        moved = torch.cat([moved_by(pictures[i : i + 1], transform, value) for value in part])
+        trace = run(model, moved, names, feed=feed, output=True)
+        maps = {name: check_channels(name, trace.activations[name], len(moved)).flatten(1) for name in names}
+        return maps, check_logits(trace.output, output).float().softmax(1)
+
+    own, answer = of([_NOTHING[transform]])
+    chosen = check_target(target, answer, [i], len(pictures))[0]
+    length = {name: own[name].float().norm().clamp(min=1e-30) for name in names}
+    for start in range(0, len(amounts), _AT_ONCE):
+        some = amounts[start : start + _AT_ONCE]
+        for maps, answers in in_chunks(of, some, _AT_ONCE, "one picture"):
+            distances = {name: (maps[name] - own[name]).float().norm(dim=1) / length[name] for name in names}
+            values = torch.tensor(some, dtype=torch.float64)
+            yield InvarianceFound(transform, values, distances, answers[:, int(chosen)], chosen)
 
 
 _NOTHING = {"down": 0.0, "across": 0.0, "scale": 1.0, "angle": 0.0}
@@ -157,7 +178,8 @@ def moved_by(pictures: Tensor, transform: str, value: float) -> Tensor:
     return warp(pictures.float() if half else pictures, **how).to(pictures.dtype)
 
 
-def _amounts(transform: str, given: Any, sides: Sequence[int]) -> list[float]:
+def amounts_of(transform: str, given: Any, sides: Sequence[int]) -> list[float]:
+    """The values given, checked, or 25 of them for pictures with these sides."""
     if given is None:
         reach = {"down": sides[0] / 4, "across": sides[1] / 4, "angle": 180.0}
         if transform == "scale":
@@ -174,14 +196,13 @@ def _amounts(transform: str, given: Any, sides: Sequence[int]) -> list[float]:
     return [check_number(transform, one, least, 1e6) for one in numbers]
 
 
-def _names(model: nn.Module, layers: Any) -> list[str]:
-    if not isinstance(layers, (list, tuple)) or not layers:
-        raise TypeError(f"layers is {shown(layers)}; expected a list of modules' names, or None")
-    find_modules(model, layers)
-    return list(dict.fromkeys(layers))
-
-
-def _ends(model: nn.Module, pictures: Tensor, feed: Any) -> list[str]:
+def layers_of(model: nn.Module, pictures: Tensor, feed: Feed, given: Any) -> list[str]:
+    """The layers named, if there are such; None takes the first and the last that give feature maps."""
+    if given is not None:
+        if not isinstance(given, (list, tuple)) or not given:
+            raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
+        find_modules(model, given)
+        return list(dict.fromkeys(given))
     found = trace_layers(model, pictures if feed is not None else pictures[:1], feed)[0]
     maps = [layer.name for layer in found if layer.has_maps and layer.leaf] or [layer.name for layer in found]
     if not maps:

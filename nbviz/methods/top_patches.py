@@ -56,6 +56,16 @@ class StrongestPatches(Strongest):
     _read: dict[int, Tensor] = field(repr=False)  # the pictures last asked for
 
     @property
+    def model(self) -> nn.Module:
+        """The model that was looked at."""
+        return self._model
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, where they are known."""
+        return self._inputs.reader.preprocess.labels or ()
+
+    @property
     def size(self) -> tuple[int, ...]:
         """Height and width of a patch: the receptive field, no larger than the picture."""
         return self.layer.patch((0,) * len(self._sides), self._sides)[1]

@@ -15,7 +15,7 @@ import ipywidgets
 from nbviz.core.errors import check_number, line
 from nbviz.export.figure import Panel, check_figure_path, draw_figure, save_figure
 from nbviz.widgets.cells import between_cells, watch_cells
-from nbviz.widgets.views import Header
+from nbviz.widgets.views import ChannelGrid, Header, Strip
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +49,12 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self._room = 1 << 18  # bytes that a chunk should not exceed: more where the page answers soon
         super().__init__(**kwargs)
         self.add_class("nbviz")
+
+    def _lay_out(self, shown: ipywidgets.Box, kind: str) -> None:
+        """Put the header above the rest; from now on it says so when a control there waits for the kernel."""
+        self.header.controls = [f"IPY_MODEL_{control.model_id}" for control in _controls(shown)]
+        self.children = [self.header, shown]
+        self.add_class(f"nbviz-{kind}")
 
     def _start(self) -> None:
         """Draw the first chunk, and from now on what changes. The first errors are the caller's."""
@@ -232,3 +238,12 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         for widget in parts[1:]:
             widget.close()
         super().close()
+
+
+def _controls(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
+    """The widgets in a layout whose changes the kernel must answer."""
+    for child in box.children:
+        if isinstance(child, ipywidgets.Box):
+            yield from _controls(child)
+        elif isinstance(child, (ipywidgets.Dropdown, ipywidgets.IntSlider, ipywidgets.FloatSlider, ChannelGrid, Strip)):
+            yield child

@@ -48,6 +48,7 @@ class FeatureMaps(Instrument):
 
     def _layout(self) -> ipywidgets.Box:
         t.dlink((self, "channel"), (self.grid, "channel"))
+        self.grid.large = True
         self.grid.side = 128  # the grid has most of the width here
         left = ipywidgets.VBox([*self._of_the_picture(), self.how_control, self.fused])
         right = ipywidgets.VBox([*self._of_the_layer(), self.grid])

@@ -16,6 +16,7 @@ from nbviz.widgets.session import RULE_CAPTIONS, TILES
 
 if TYPE_CHECKING:
     from nbviz.widgets.instrument import Instrument
+    from nbviz.widgets.views import Plot
 
 
 def picture_panel(view: Instrument) -> Panel:
@@ -28,6 +29,13 @@ def predictions_panel(view: Instrument) -> Panel:
     """What the network says of it."""
     known = view.session.predictions(view.picture) if view.session.knows(view.picture) else []
     return Panel(None, bars=known) if known else picture_panel(view)
+
+
+def plot_panel(plot: Plot) -> Panel:
+    """Curves over one axis."""
+    nan = float("nan")
+    series = [(one["name"], one["x"], [nan if y is None else y for y in one["y"]]) for one in plot.series]
+    return Panel(None, plot.title, series=series, labels=(plot.xlabel, plot.ylabel))
 
 
 def fused_panel(view: Instrument) -> Panel:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import ipywidgets
-import torch
 import traitlets as t
 from torch import nn
 
@@ -18,7 +17,7 @@ from nbviz.methods.arguments import check_index, check_indices
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets.parts import NOUNS, Parts
-from nbviz.widgets.session import RULE_CAPTIONS, TILES, Session, fitted
+from nbviz.widgets.session import RULE_CAPTIONS, TILES, Session, information, thumbs
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
 CAUTION = (
@@ -94,11 +93,11 @@ class Instrument(Parts):
             self.session.show_bands(chosen)
         if channel is not None:
             channel = check_index("channel", channel, count)
-        info = self._info(is_compiled(model))
+        info = information(self.session, is_compiled(model))
         super().__init__(Header(title=line(type(self.session.model).__name__), info=info))
         self._pick_strongest = channel is None
         group = uuid.uuid4().hex
-        self.strip = Strip(thumbs=_thumbs(self.session))
+        self.strip = Strip(thumbs=thumbs(self.session))
         self.grid = ChannelGrid(group=group)
         plots = self.session.axes == 1
         self.panels = Panels(self._rows(), group=group, controls=["contrast"], note=CAUTION, plots=plots)
@@ -144,10 +143,7 @@ class Instrument(Parts):
         t.dlink((self.bands_control, "value"), (self, "bands"))  # the other way it may need a new option first
         t.link((self, "picture"), (self.strip, "picture"))
         self.channel = channel or 0
-        shown = self._layout()
-        self.header.controls = [f"IPY_MODEL_{control.model_id}" for control in _controls(shown)]
-        self.children = [self.header, shown]
-        self.add_class(f"nbviz-{self._kind}")
+        self._lay_out(self._layout(), self._kind)
         self.grid.observe(self._zoomed, names="side")
         self._start()
 
@@ -252,7 +248,7 @@ class Instrument(Parts):
             else:  # new options choose their first
                 self.bands_control.options = [_choice(self.bands), *self.bands_control.options]
             self.session.show_bands(self.bands)
-            self.strip.thumbs = _thumbs(self.session)
+            self.strip.thumbs = thumbs(self.session)
 
     def _zoomed(self, change: Any) -> None:
         """The page has larger tiles than before: send them with more pixels, if there are more."""
@@ -274,16 +270,6 @@ class Instrument(Parts):
         given += [f"{name}={name}" for name in self._given]
         return f"nbviz.{type(self).__name__}(model, images, {', '.join(given)})"
 
-    def _info(self, compiled: bool) -> str:
-        model, pictures = self.session.model, self.session.pictures
-        dtype = str(pictures.inputs.dtype).removeprefix("torch.")
-        mode = "train mode, shown in eval" if model.training else "eval"
-        mode += " · compiled, shown eager" if compiled else ""
-        count = len(self.session.layers)
-        return (
-            f"{count} layers · {pictures.inputs.device} · {dtype} · {mode} · input: {line(pictures.preprocess.source)}"
-        )
-
     def close(self) -> None:
         """End the widget, and let go of what it keeps of the model's activations."""
         with lock:  # what another thread draws of it ends first
@@ -302,28 +288,3 @@ class Instrument(Parts):
 def _choice(bands: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """Bands as a dropdown has them."""
     return ", ".join(map(str, bands)), bands
-
-
-def _controls(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
-    """The widgets in a layout whose changes the kernel must answer."""
-    for child in box.children:
-        if isinstance(child, ipywidgets.Box):
-            yield from _controls(child)
-        elif isinstance(child, (ipywidgets.Dropdown, ipywidgets.IntSlider, Strip)):
-            yield child
-
-
-def _thumbs(session: Session, size: int = 96) -> list[dict[str, Any]]:
-    """The pictures in small; of volumes the slice in the middle, of signals all that a curve can show."""
-    small = session.plane(session.display, session.depth // 2)
-    scale = min(1.0, size / max(small.shape[-2:]))
-    if session.axes == 1:
-        small = fitted(small)
-    elif scale < 1:
-        shape = [max(1, round(scale * side)) for side in small.shape[-2:]]
-        small = torch.nn.functional.interpolate(small.float(), shape, mode="bilinear", antialias=True)
-    pixels = small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return [
-        {"name": line(name), "shape": list(p.shape), "data": p.tobytes(), "plot": session.axes == 1}
-        for name, p in zip(session.pictures.names, pixels, strict=True)
-    ]

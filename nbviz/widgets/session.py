@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nbviz.core.backward import RULES
 from nbviz.core.chunks import kept_together
 from nbviz.core.errors import line, shown, unknown
+from nbviz.core.intervene import Resumable
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import check_model, fingerprint
 from nbviz.core.trace import Trace, find_module, run
@@ -22,6 +23,7 @@ from nbviz.imaging.encode import Array, to_host
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import centre, check_tensor, cut, quantise, shrink
 from nbviz.imaging.preprocess import check_labels
+from nbviz.methods.answers import switch_off
 from nbviz.methods.arguments import SHAPES, check_feed, check_logits, check_maps, check_real
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
@@ -91,14 +93,14 @@ class Session:
         output: Any = None,
     ) -> None:
         self.grad = grad
-        self._feed, self._output = check_feed(inputs), output
+        self.feed, self._output = check_feed(inputs), output
         self.pictures = load(model, images, preprocess)
         check_tensor("the model's input", self.pictures.inputs, "on a device that holds values")
         self.model = model = check_model(model)
         n = len(self.pictures.inputs)
         # Where a picture's answers hang on the others of its batch, all go together, as in the functions.
-        self._together = kept_together(model, n, self._feed) == n > 1
-        found, given = trace_layers(model, self._batch(0), self._feed)
+        self._together = kept_together(model, n, self.feed) == n > 1
+        found, given = trace_layers(model, self._batch(0), self.feed)
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
         sides = tuple(self.pictures.inputs.shape[2:])
         self.axes = len(sides)
@@ -124,6 +126,8 @@ class Session:
         self.trace_bytes = 0
         self._kept: tuple[Any, dict[str, tuple[Tensor, frozenset[str]]]] = (None, {})
         self._look: tuple[tuple[Any, ...], Look] | None = None
+        self._resumable: tuple[tuple[Any, ...], Resumable] | None = None
+        self._answer: tuple[Any, Tensor | None] | None = None
         self._predictions: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
         if self.labels is not None:  # known from the pass that found the layers
             self._predictions[0, fingerprint(model)] = self._top(scores, 0)
@@ -158,6 +162,10 @@ class Session:
         """A picture or a slice as a person sees it, uint8 (3, h, w); of a signal (1 to 3, 1, l)."""
         return fitted(self.plane(self.display[picture], plane))
 
+    def shown_input(self, inputs: Tensor) -> Tensor:
+        """Another input (1, C, H, W) as a person sees it, uint8 (3, h, w)."""
+        return fitted(replace(self.pictures, inputs=inputs).display(self.bands)[0])
+
     def plane(self, maps: Tensor, plane: int) -> Tensor:
         """What is shown of maps (..., H, W), (..., L) or (..., D, H, W): (..., h, w), at a slice of the input."""
         if self.axes == 1:
@@ -189,8 +197,8 @@ class Session:
         if key != self._key:
             self.forget()
             start = time.perf_counter()
-            with self._under_autocast():
-                self._trace = run(self.model, self._batch(picture), [layer], feed=self._feed, grad=self.grad)
+            with self.under_autocast():
+                self._trace = run(self.model, self._batch(picture), [layer], feed=self.feed, grad=self.grad)
             self.forward_passes += 1
             check_real(check_maps(self._trace, layer), f"layer {shown(layer)}")
             self.milliseconds = 1000 * (time.perf_counter() - start)
@@ -209,8 +217,10 @@ class Session:
     def forget(self) -> None:
         """Let go of the trace; the next question runs it again."""
         self._key, self._trace, self.trace_bytes, self._kept = None, Trace(self.pictures.inputs[:0]), 0, (None, {})
+        self._resumable = None
 
-    def _under_autocast(self) -> AbstractContextManager[Any]:
+    def under_autocast(self) -> AbstractContextManager[Any]:
+        """The autocast under which the widget was made."""
         device = self.pictures.inputs.device.type
         return torch.autocast(device, **self._autocast)
 
@@ -255,12 +265,49 @@ class Session:
             return []
         key = picture, fingerprint(self.model)
         if key not in self._predictions:
-            with self._under_autocast():
-                scores = self._scores(run(self.model, self._batch(picture), feed=self._feed, output=True).output)
-            self.forward_passes += 1
+            scores = self._scores(self._run(self._batch(picture)))
             self._predictions = {k: v for k, v in self._predictions.items() if k[1] == key[1]}
             self._predictions[key] = self._top(scores, self._row(picture))
         return self._predictions[key]
+
+    def without(self, picture: int, layer: str, off: Sequence[int]) -> list[tuple[str, float, float]]:
+        """The most probable classes with some channels of a layer at zero: label, probability, and that with all.
+
+        The five most probable with all channels, and what is the most probable without. Only what follows the layer
+        is run.
+        """
+        if self.labels is None:
+            return []
+        key = (None if self._together else picture, layer, fingerprint(self.model))
+        with self.under_autocast():
+            if self._resumable is None or self._resumable[0] != key:
+                self._resumable = None  # the old one's memory first
+                self._resumable = key, Resumable(self.model, self._batch(picture), layer, self.feed)
+                self.forward_passes += 1
+            one = self._resumable[1]
+            mask = torch.zeros(1, one.activation.shape[1], dtype=torch.bool, device=one.activation.device)
+            mask[0, list(off)] = True
+            after = self._scores(one.go_on(switch_off(one.activation, mask)))
+        return compared(self.labels, self._scores(one.output), after, self._row(picture))
+
+    def changed(self, picture: int, inputs: Tensor) -> list[tuple[str, float, float]]:
+        """The most probable classes of another input (1, C, H, W) in a picture's place, as :meth:`without` has them."""
+        if self.labels is None:
+            return []
+        batch = self._batch(picture)
+        if self._answer is None or self._answer[0] != (picture, fingerprint(self.model)):
+            before = self._scores(self._run(batch))
+            self._answer = (picture, fingerprint(self.model)), before
+        row = self._row(picture)
+        after = self._scores(self._run(torch.cat([batch[:row], inputs, batch[row + 1 :]])))
+        return compared(self.labels, self._answer[1], after, row)
+
+    def _run(self, batch: Tensor) -> Any:
+        """The model's output."""
+        with self.under_autocast():
+            output = run(self.model, batch, feed=self.feed, output=True).output
+        self.forward_passes += 1
+        return output
 
     def reconstructions(
         self, picture: int, layer: str, channels: Sequence[int], rule: str, seed: str
@@ -336,14 +383,32 @@ class Session:
     def _top(self, given: Tensor | None, row: int) -> list[tuple[str, float]]:
         if given is None:
             return []
-        scores = given.detach()[row].float()
-        already = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3
-        probabilities = scores if already else scores.softmax(0)
+        probabilities = _probabilities(given.detach()[row].float())
         if not bool(probabilities.isfinite().all()):
             return []
-        values, classes = probabilities.topk(min(5, len(scores)))
+        values, classes = probabilities.topk(min(5, len(probabilities)))
         names = self.labels or ()
         return [(line(names[c]), v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
+
+
+def compared(
+    labels: Sequence[str], before: Tensor | None, after: Tensor | None, row: int
+) -> list[tuple[str, float, float]]:
+    """The five most probable classes before, and the most probable after: label, probability after and before."""
+    if before is None or after is None:
+        return []
+    p, q = (_probabilities(scores.detach()[row].float()) for scores in (before, after))
+    if not (bool(p.isfinite().all()) and bool(q.isfinite().all())):
+        return []
+    chosen = p.topk(min(5, len(p))).indices.tolist()
+    chosen += [] if int(q.argmax()) in chosen else [int(q.argmax())]
+    return [(line(labels[c]), float(q[c]), float(p[c])) for c in chosen]
+
+
+def _probabilities(scores: Tensor) -> Tensor:
+    """Of class scores (classes,), which may be probabilities already."""
+    already = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3
+    return scores if already else scores.softmax(0)
 
 
 def fitted(maps: Tensor) -> Tensor:
@@ -366,3 +431,29 @@ def _names(classes: int | None, given: Sequence[str] | None, found: Sequence[str
     if found is not None and len(found) == classes:
         return tuple(found)
     return tuple(f"class {i}" for i in range(classes))
+
+
+def information(session: Session, compiled: bool) -> str:
+    """The line that says what runs where, and how."""
+    model, pictures = session.model, session.pictures
+    dtype = str(pictures.inputs.dtype).removeprefix("torch.")
+    mode = "train mode, shown in eval" if model.training else "eval"
+    mode += " · compiled, shown eager" if compiled else ""
+    where = f"{pictures.inputs.device} · {dtype} · {mode}"
+    return f"{len(session.layers)} layers · {where} · input: {line(pictures.preprocess.source)}"
+
+
+def thumbs(session: Session, size: int = 96) -> list[dict[str, Any]]:
+    """The pictures in small; of volumes the slice in the middle, of signals all that a curve can show."""
+    small = session.plane(session.display, session.depth // 2)
+    scale = min(1.0, size / max(small.shape[-2:]))
+    if session.axes == 1:
+        small = fitted(small)
+    elif scale < 1:
+        shape = [max(1, round(scale * side)) for side in small.shape[-2:]]
+        small = torch.nn.functional.interpolate(small.float(), shape, mode="bilinear", antialias=True)
+    pixels = small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return [
+        {"name": line(name), "shape": list(p.shape), "data": p.tobytes(), "plot": session.axes == 1}
+        for name, p in zip(session.pictures.names, pixels, strict=True)
+    ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class Strip(View):
     _script = ("strip.js",)
     thumbs: t.List[Any] = t.List().tag(sync=True)  # name, shape (h, w), data (RGB) of each picture
     picture = t.Int().tag(sync=True)  # written by both
-    predictions: t.List[Any] = t.List().tag(sync=True)  # (label, probability), written by the kernel
+    # Written by the kernel: (label, probability), or (label, probability, what it was before).
+    predictions: t.List[Any] = t.List().tag(sync=True)
 
 
 class ChannelGrid(View):
@@ -76,7 +78,11 @@ class ChannelGrid(View):
     cmap = t.Enum(COLOURS, "viridis").tag(sync=True)
     contrast = t.Float(2.0).tag(sync=True)
     scale = t.Enum(("each", "shared"), "each").tag(sync=True)
-    order = t.Enum(("index", "strongest", "spread"), "strongest").tag(sync=True)
+    order = t.Enum(("index", "strongest", "spread", "redundant"), "strongest").tag(sync=True)
+    ranking = t.List(t.Int()).tag(sync=True)  # the channels, the most redundant first; empty where that is not known
+    large = t.Bool(False).tag(sync=True)  # whether the picked one is shown in large below the grid
+    switches = t.Bool(False).tag(sync=True)  # whether a click switches a channel off and on
+    off = t.List(t.Int()).tag(sync=True)  # written by both: the channels that are switched off
     channel = t.Int().tag(sync=True)  # the picked one, where there is no slider
     slider = t.Unicode().tag(sync=True)  # the model of the slider whose value is the picked channel
     side = t.Int(64, min=1).tag(sync=True)  # written by the page: pixels of the screen along a tile's longer side
@@ -153,6 +159,32 @@ _BLOCKS = 128  # at most
 
 def _floats(values: Array) -> bytes:
     return values.astype(np.float32).tobytes()
+
+
+class Plot(View):
+    """Curves over one axis. Where there is a slider, a marker follows it, and a click on the curves moves it."""
+
+    _script = ("plot.js",)
+    # Written by the kernel: name, x and y (None where there is no value) of each curve, whether it is dashed.
+    series: t.List[Any] = t.List().tag(sync=True)
+    title = t.Unicode().tag(sync=True)
+    xlabel = t.Unicode().tag(sync=True)
+    ylabel = t.Unicode().tag(sync=True)
+    range: t.List[Any] = t.List([None, None]).tag(sync=True)  # low and high of the y axis; None: of the curves
+    marker = t.Float(None, allow_none=True).tag(sync=True)  # where there is no slider
+    slider = t.Unicode().tag(sync=True)  # the model of the slider whose value is marked
+
+    def show(self, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], dashed: Sequence[str] = ()) -> None:
+        """Draw these curves, x and y by name."""
+        self.series = [
+            {"name": name, "x": list(map(float, x)), "y": list(map(_number, y)), "dashed": name in dashed}
+            for name, (x, y) in curves.items()
+        ]
+
+
+def _number(value: float) -> float | None:
+    """A number that a message can carry."""
+    return float(value) if math.isfinite(value) else None
 
 
 class Panels(View):

@@ -30,6 +30,7 @@ async function render({ model, el }) {
       ["index", "in the layer's own order"],
       ["strongest", "largest activation first"],
       ["spread", "largest standard deviation over the positions first"],
+      .../** @type {[string, string][]} */ (model.get("ranking").length ? [["redundant", "most redundant first"]] : []),
     ],
     (name) => model.set("order", name),
   );
@@ -69,9 +70,34 @@ async function render({ model, el }) {
   const large = /** @type {HTMLCanvasElement} */ (make("canvas", { className: "nbviz-large" }));
   const largeCaption = make("figcaption");
   const bar = make("div", { className: "nbviz-bar" }, orders.group, scales.group, colours, zooms);
+  const switches = model.get("switches");
+  /** @param {number[]} off */
+  const switchTo = (off) => {
+    model.set("off", off);
+    model.save_changes();
+  };
+  /** @param {number} channel */
+  const toggle = (channel) => {
+    const off = model.get("off");
+    switchTo(off.includes(channel) ? off.filter((/** @type {number} */ one) => one !== channel) : [...off, channel]);
+  };
+  if (switches)
+    bar.append(
+      make(
+        "span",
+        { className: "nbviz-choices", role: "group", "aria-label": "Switches" },
+        make("button", { type: "button", textContent: "all on", title: "switch all channels on", onclick: () => switchTo([]) }),
+        make("button", {
+          type: "button",
+          textContent: "invert",
+          title: "switch on what is off, and off what is on",
+          onclick: () => switchTo(order.filter((channel) => !model.get("off").includes(channel))),
+        }),
+      ),
+    );
   el.classList.add("nbviz-grid");
   el.append(title, bar, make("div", { className: "nbviz-frame" }, scroller, tip), caption);
-  if (!reference) el.append(make("figure", { className: "nbviz-picked" }, large, largeCaption));
+  if (model.get("large")) el.append(make("figure", { className: "nbviz-picked" }, large, largeCaption));
 
   const layout = () => {
     const width = Math.max(scroller.clientWidth, 40);
@@ -146,25 +172,41 @@ async function render({ model, el }) {
     });
     const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
     const by = paint(context, tiles, places.filter(({ channel }) => tiles.have[channel]), look());
+    const off = new Set(switches ? model.get("off") : []);
+    for (const { channel, x, y, width: w, height: h } of places) {
+      if (!off.has(channel)) continue;
+      context.fillStyle = "rgba(22, 24, 26, 0.8)";
+      context.fillRect(x, y, w, h);
+      context.strokeStyle = "#9aa0a6";
+      context.lineWidth = 1.5 * ratio;
+      context.beginPath();
+      for (const [from, to] of [[0.25, 0.75], [0.75, 0.25]]) {
+        context.moveTo(x + from * w, y + 0.25 * h);
+        context.lineTo(x + to * w, y + 0.75 * h);
+      }
+      context.stroke();
+    }
     const frame = places.find(({ channel }) => channel === picked());
     if (frame) {
       context.strokeStyle = "#ff9800";
       context.lineWidth = 2 * ratio;
       context.strokeRect(frame.x + ratio, frame.y + ratio, frame.width - 2 * ratio, frame.height - 2 * ratio);
     }
-    if (!reference) drawLarge();
+    if (model.get("large")) drawLarge();
     const there = tiles.have.reduce((a, b) => a + b, 0);
     const shown = last - first;
     caption.textContent =
       `${shown} of ${tiles.count} shown` +
       (there < tiles.count ? ` · ${there} drawn so far` : "") +
       (total > view ? " · scroll for more" : "") +
-      " · Ctrl + wheel or + − zooms · click or arrow keys pick";
+      " · Ctrl + wheel or + − zooms · " +
+      (switches ? `${off.size} switched off · click, or arrow keys and Space, switch` : "click or arrow keys pick");
     orders.show(model.get("order"));
     scales.show(model.get("scale"));
     colours.value = model.get("cmap");
     el.dataset.painted = String(++painted);
     el.dataset.channel = picked();
+    if (switches) el.dataset.off = String(off.size);
     el.dataset.cmap = model.get("cmap");
     el.dataset.by = by;
     // Larger tiles than before may want more pixels than were sent: these are asked for.
@@ -192,8 +234,11 @@ async function render({ model, el }) {
 
   function arrange() {
     if (!tiles) return;
-    const key = { index: null, strongest: tiles.strength, spread: tiles.spread }[model.get("order")];
+    /** @type {Record<string, Float32Array | null>} */
+    const keys = { index: null, strongest: tiles.strength, spread: tiles.spread };
+    const key = keys[model.get("order")];
     order = Array.from({ length: tiles.count }, (_, i) => i);
+    if (model.get("order") === "redundant" && model.get("ranking").length === tiles.count) order = [...model.get("ranking")];
     if (key) order.sort((a, b) => key[b] - key[a] || a - b);
     draw();
   }
@@ -307,7 +352,9 @@ async function render({ model, el }) {
   scroller.addEventListener("mouseleave", () => (tip.hidden = true));
   scroller.addEventListener("click", (event) => {
     const at = under(event);
-    if (at) pick(at.channel);
+    if (!at) return;
+    pick(at.channel);
+    if (switches) toggle(at.channel);
   });
   scroller.addEventListener(
     "wheel",
@@ -327,6 +374,7 @@ async function render({ model, el }) {
       reveal();
     } else if (event.key === "Home") pick(order[0]);
     else if (event.key === "End") pick(order[tiles.count - 1]);
+    else if (switches && (event.key === " " || event.key === "Enter")) toggle(picked());
     else if (event.key === "+" || event.key === "=") zoom(-1);
     else if (event.key === "-") zoom(1);
     else return;
@@ -338,7 +386,8 @@ async function render({ model, el }) {
   for (const name of Object.keys(model.get("tables"))) colours.append(make("option", { value: name, textContent: name }));
   const ends = [
     follow(model, ["tiles", "sent"], receive),
-    follow(model, ["order"], arrange),
+    follow(model, ["order", "ranking"], arrange),
+    follow(model, ["off"], draw),
     follow(model, ["scale"], draw),
     follow(model, ["title"], () => (title.textContent = model.get("title"))),
     follow(owner, [trait], () => {

@@ -87,7 +87,7 @@ function render({ model, el }) {
     model.widget_manager.get_model(reference.replace("IPY_MODEL_", "")).then((control) => {
       if (gone) return;
       controls.push(control);
-      control.on("change:value change:index change:picture", moved);
+      control.on("change:value change:index change:picture change:off", moved);
     });
 
   const painted = async () => {
@@ -118,7 +118,7 @@ function render({ model, el }) {
     clearTimeout(waiting);
     clearTimeout(dimming);
     ends.forEach((end) => end());
-    controls.forEach((control) => control.off("change:value change:index change:picture", moved));
+    controls.forEach((control) => control.off("change:value change:index change:picture change:off", moved));
   };
 }
 

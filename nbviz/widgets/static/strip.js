@@ -39,17 +39,26 @@ function render({ model, el }) {
     [...strip.children].forEach((b, i) => b.setAttribute("aria-pressed", String(i === model.get("picture"))));
   const predictions = () => {
     const rows = model.get("predictions");
+    table.classList.toggle("nbviz-compared", rows.some((/** @type {any[]} */ row) => row.length > 2));
     table.replaceChildren(
       ...(rows.length ? [make("div", { className: "nbviz-caption", textContent: "Prediction" })] : []),
-      ...rows.map((/** @type {[string, number]} */ [label, probability]) => {
+      ...rows.map((/** @type {[string, number, number?]} */ [label, probability, before]) => {
         const bar = make("span", { className: "nbviz-probability" });
         bar.style.width = `${Math.max(1, 30 * probability)}px`;
+        const track = make("span", { className: "nbviz-track" }, bar);
+        let number = probability.toFixed(2);
+        if (before !== undefined) {
+          const mark = make("span", { className: "nbviz-before", title: `before ${before.toFixed(3)}` });
+          mark.style.left = `${30 * before - 1}px`;
+          track.append(mark);
+          number = `${before.toFixed(2)} → ${number}`;
+        }
         return make(
           "div",
           {},
           make("span", { className: "nbviz-label", textContent: label, title: label }),
-          make("span", { className: "nbviz-track" }, bar),
-          make("span", { className: "nbviz-number", textContent: probability.toFixed(2) }),
+          track,
+          make("span", { className: "nbviz-number", textContent: number }),
         );
       }),
     );

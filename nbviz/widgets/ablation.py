@@ -1,0 +1,158 @@
+"""The widget that switches channels off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import ipywidgets
+import traitlets as t
+from torch import nn
+
+from nbviz.core.errors import shown
+from nbviz.export.figure import Panel
+from nbviz.methods.ablation import AblationTable
+from nbviz.methods.arguments import check_indices
+from nbviz.widgets.figures import grid_panel, picture_panel, plot_panel
+from nbviz.widgets.instrument import Instrument
+from nbviz.widgets.views import Plot
+
+
+class Ablation(Instrument):
+    """Switch a layer's channels off by a click, and see at once what becomes of the answer for a picture.
+
+    With the ``table`` of :func:`nbviz.ablate`, what each channel is worth over a dataset stands beside it, and a slider
+    switches off the most redundant ones.
+
+    Parameters
+    ----------
+    model, images, layer, preprocess
+        As in :func:`nbviz.switched_off`; ``layer=None`` takes that of the table, or starts where maps still show
+        shapes.
+    table
+        What :func:`nbviz.ablate` found, of this model.
+    off
+        The channels that are switched off at first.
+    labels, inputs, output, picture
+        As in :func:`nbviz.explore`.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.switched_off`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> model = nbviz.bundled.load("fashion")
+    >>> view = Ablation(model, nbviz.bundled.fashion_test()[0][:2, None], layer="features.13")
+    >>> view.off = [3, 5]  # runs what follows the layer
+    """
+
+    _kind = "ablation"
+    _grad = False
+    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "predictions", "rest")
+    _stales: ClassVar[dict[str, set[str]]] = {**Instrument._stales, "off": {"predictions"}}
+
+    off: t.List[Any] = t.List(help="The channels that are switched off.")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Any,
+        layer: str | None = None,
+        table: AblationTable | None = None,
+        off: Sequence[int] = (),
+        **options: Any,
+    ) -> None:
+        if table is not None and not isinstance(table, AblationTable):
+            raise TypeError(f"table is {shown(table)}; expected what nbviz.ablate gives, or None")
+        self.table = table
+        self._first_off = off
+        super().__init__(model, images, layer if layer is not None or table is None else table.layer, **options)
+
+    def _layout(self) -> ipywidgets.Box:
+        t.dlink((self, "channel"), (self.grid, "channel"))
+        self.grid.switches = True
+        self.count_control = ipywidgets.IntSlider(
+            description="Off",
+            max=self.channel_control.max + 1,
+            tooltip="Switches off so many channels: the most redundant, or without a table the weakest here",
+        )
+        self.curve = Plot(
+            title="Accuracy over the dataset as more and more channels go",
+            xlabel="channels switched off",
+            ylabel="accuracy",
+            slider=f"IPY_MODEL_{self.count_control.model_id}",
+        )
+        self.each = Plot(
+            title="Loss without each channel alone", xlabel="channels, the most redundant first", ylabel="loss"
+        )
+        self._show_table()
+        self.off = self._valid_off({"value": self._first_off})
+        t.link((self, "off"), (self.grid, "off"))
+        self.count_control.value = len(self.off)
+        self.count_control.observe(self._counted, names="value")
+        left = ipywidgets.VBox(self._of_the_picture())
+        middle = ipywidgets.VBox([*self._of_the_layer(), self.grid])
+        right = ipywidgets.VBox([self.count_control, self.curve, self.each])
+        return ipywidgets.Box([left, middle, right]).add_class("nbviz-columns")
+
+    def _show_table(self) -> None:
+        """The table's curves, where they are those of the layer that is shown."""
+        table = self.table if self.table is not None and self.table.layer == self.layer else None
+        self.grid.ranking = [] if table is None else table.ranking.tolist()
+        self.curve.series, self.each.series = [], []
+        if table is None:
+            return
+        if len(table.steps):
+            steps = table.steps.tolist()
+            steps = [len(table.accuracy) - step for step in steps] if table.mode == "keep" else steps
+            random = {f"random order {i + 1}": (steps, row.tolist()) for i, row in enumerate(table.random)}
+            self.curve.show({"most redundant first": (steps, table.ranked.tolist()), **random}, dashed=list(random))
+        places = range(len(table.accuracy))
+        places, name = range(len(table.loss)), "with it alone" if table.mode == "keep" else "without it"
+        with_all = [table.baseline_loss] * len(places)
+        curves = {name: (places, table.loss[table.ranking].tolist()), "with all": (places, with_all)}
+        self.each.show(curves, dashed=["with all"])
+
+    @t.validate("off")
+    def _valid_off(self, proposal: Any) -> list[int]:
+        return sorted(set(check_indices("channel", proposal["value"], self.session.layers[self.layer].shape[0])))
+
+    def _changed(self, change: Any) -> None:
+        if change.name == "layer":
+            self.off = []
+            with self._turn():
+                self.count_control.max = self.session.layers[self.layer].shape[0]
+                self._show_table()
+        elif change.name == "off":
+            self.count_control.value = len(self.off)
+        super()._changed(change)
+
+    def _counted(self, change: Any) -> None:
+        """The slider was moved, not the switches."""
+        if change.new != len(self.off):
+            order = self.grid.ranking or self._look().inner.argsort(kind="stable").tolist()
+            self.off = order[: change.new]
+
+    def _show_predictions(self) -> Iterator[bool]:
+        self.strip.predictions = self.session.without(self.picture, self.layer, self.off)
+        yield False
+
+    @property
+    def code(self) -> str:
+        """The call that gives this view."""
+        call = super().code.removesuffix(")")
+        table = ", table=table" if self.table is not None else ""
+        return f"{call}{table}, off={list(self.off)})" if self.off else f"{call}{table})"
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        bars = [(label, after) for label, after, _ in self.strip.predictions]
+        first = [picture_panel(self), *([Panel(None, bars=bars)] if bars else []), grid_panel(self)]
+        plots = [plot_panel(plot) for plot in (self.curve, self.each) if plot.series]
+        return [first, plots] if plots else [first]
+
+    def _foot(self) -> str:
+        channels = ", ".join(map(str, self.off))
+        return "\n".join(filter(None, (super()._foot(), f"switched off: {channels}" if channels else "")))

@@ -1,0 +1,190 @@
+"""The widget that shows how channels came to be what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import ipywidgets
+import numpy as np
+import torch
+import traitlets as t
+from torch import nn
+
+from nbviz.core.errors import line
+from nbviz.export.figure import Panel
+from nbviz.imaging.encode import Array, channels_last, to_host
+from nbviz.imaging.load import Pictures
+from nbviz.imaging.pixels import centre, quantise
+from nbviz.imaging.preprocess import find_preprocess
+from nbviz.methods.arguments import check_index
+from nbviz.methods.evolution import Moment, evolution
+from nbviz.widgets.base import Pulled
+from nbviz.widgets.figures import plot_panel
+from nbviz.widgets.views import Header, Panels, Plot
+
+_FILM = 8  # times in the row that shows all
+
+
+class Evolution(Pulled):
+    """What channels answer to, at each time of the training, by a slider (figure 4 of the paper).
+
+    Parameters
+    ----------
+    model, checkpoints, images, layer, channels, rule, preprocess, inputs
+        As in :func:`nbviz.evolution`. ``checkpoints`` may be a list of :class:`nbviz.Moment` instead, such as the
+        ``moments`` of a :class:`nbviz.Recorder`; then the rest is not needed.
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError, PictureError, ModelError
+        As in :func:`nbviz.evolution`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    >>> states = {"before": {name: 0.1 * value for name, value in net.state_dict().items()}, "after": net.state_dict()}
+    >>> view = Evolution(net, states, torch.rand(1, 1, 8, 8), "1")
+    >>> view.moment = 0
+    """
+
+    _parts: ClassVar[tuple[str, ...]] = ("moment", "film")
+    _stales: ClassVar[dict[str, set[str]]] = {
+        "moment": {"moment"},
+        "channel": {"moment", "film"},
+        "picture": {"moment", "film"},
+    }
+
+    moment = t.Int(0, help="Which time is shown, from 0.")
+    channel = t.Int(0, help="Which of the channels that were asked for, from 0.")
+    picture = t.Int(0, help="Which picture, from 0.")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoints: Any,
+        images: Any = None,
+        layer: str | None = None,
+        channels: Sequence[int] | int | None = None,
+        *,
+        rule: str = "deconvnet",
+        preprocess: Any = None,
+        inputs: Any = None,
+    ) -> None:
+        recorded = isinstance(checkpoints, (list, tuple)) and all(isinstance(one, Moment) for one in checkpoints)
+        if recorded and checkpoints:
+            self.moments = list(checkpoints)
+        else:
+            if layer is None or images is None:
+                raise TypeError("images and layer are None; expected both, or a list of nbviz.Moment as checkpoints")
+            given = {"rule": rule, "preprocess": preprocess, "inputs": inputs}
+            self.moments = evolution(model, checkpoints, images, layer, channels, **given)
+        self._preprocess = find_preprocess(model, preprocess)
+        first = self.moments[0]
+        # A recording has for each channel a picture of its own.
+        self._own = first.values.shape[1] == 1 and len(first.pictures) > 1
+        count = len(first.pictures) if self._own else first.values.shape[1]
+        numbers = [channels] if isinstance(channels, int) else list(channels) if channels is not None else range(count)
+        self._numbers = list(numbers) if len(numbers) == count else list(range(count))
+        title = line(type(model).__name__)
+        super().__init__(Header(title=title, info=f"{line(layer) + ' · ' if layer else ''}{len(self.moments)} times"))
+        last = len(self.moments) - 1
+        self.moment_control = ipywidgets.IntSlider(max=last, description="Time", tooltip="Which time of the training")
+        self.channel_control = ipywidgets.Dropdown(
+            options=[(f"#{number}", i) for i, number in enumerate(self._numbers)], description="Channel"
+        )
+        pictures = 1 if self._own else len(first.pictures)
+        self.picture_control = ipywidgets.IntSlider(max=pictures - 1, description="Picture")
+        self.panels = Panels(
+            [
+                {"title": "", "cells": [{"slot": "picture"}, {"slot": "activation"}, {"slot": "signal"}]},
+                {"title": "From first to last", "cells": [{"slot": f"film_{i}"} for i in range(min(_FILM, last + 1))]},
+            ],
+            controls=["contrast"],
+        )
+        self.values = Plot(
+            title="Strongest activation of each channel",
+            xlabel="time",
+            ylabel="activation",
+            slider=f"IPY_MODEL_{self.moment_control.model_id}",
+        )
+        for name in ("moment", "channel", "picture"):
+            t.link((self, name), (getattr(self, f"{name}_control"), "value"))
+        self.moment = last
+        controls = [self.moment_control, self.channel_control, *([self.picture_control] if pictures > 1 else [])]
+        shown = ipywidgets.VBox([*controls, self.panels, self.values])
+        self._lay_out(ipywidgets.Box([shown]).add_class("nbviz-columns"), "evolution")
+        self._start()
+
+    @t.validate("moment")
+    def _valid_moment(self, proposal: Any) -> int:
+        return check_index("moment", proposal["value"], len(self.moments))
+
+    @t.validate("channel")
+    def _valid_channel(self, proposal: Any) -> int:
+        return check_index("channel", proposal["value"], len(self._numbers))
+
+    @t.validate("picture")
+    def _valid_picture(self, proposal: Any) -> int:
+        return check_index("picture", proposal["value"], 1 if self._own else len(self.moments[0].pictures))
+
+    def _place(self) -> tuple[int, int]:
+        """Picture and channel in a moment's tensors."""
+        return (self.channel, 0) if self._own else (self.picture, self.channel)
+
+    def _shown(self, moment: Moment) -> tuple[Array, Array, Array]:
+        """The picture, the map (on the scale of all times) and the signal, as bytes (h, w, C)."""
+        i, k = self._place()
+        whole = Pictures(moment.pictures[i : i + 1], self._preprocess, ("",)).display()[0]
+        every = torch.stack([one.maps[i, k].float().cpu() for one in self.moments]).nan_to_num(0.0, 0.0, 0.0)
+        maps = torch.nan_to_num(moment.maps[i, k].float().cpu(), 0.0, 0.0, 0.0)
+        (steps,) = to_host(quantise(maps, None, (every.amin(), every.amax()))[0])
+        return channels_last(whole), steps[..., None], self._signal(moment)
+
+    def _signal(self, moment: Moment) -> Array:
+        i, k = self._place()
+        signal = moment.reconstructions[i, k].float().cpu()
+        return channels_last(centre(signal if len(signal) in (1, 3) else signal.mean(0, keepdim=True)))
+
+    def _show_moment(self) -> Iterator[bool]:
+        moment, number = self.moments[self.moment], self._numbers[self.channel]
+        picture, steps, signal = self._shown(moment)
+        value = float(moment.values[self._place()])
+        which = "the picture that excited it most" if self._own else "picture"
+        self.panels.current = f"{self.moment} {self.channel} {self.picture}"
+        self.panels.show("picture", "picture", picture, caption=f"{line(moment.name, 60)}: {which}")
+        caption = f"#{number}, strongest {value:.3g}; one scale for all times"
+        self.panels.show("activation", "map", steps, caption=caption)
+        self.panels.show("signal", "signed", signal, caption="what it answers to there")
+        yield False
+
+    def _show_film(self) -> Iterator[bool]:
+        for i, place in enumerate(self._film()):
+            moment = self.moments[place]
+            self.panels.show(f"film_{i}", "signed", self._signal(moment), caption=line(moment.name, 30))
+        times = range(len(self.moments))
+        curves = {}
+        for k, number in enumerate(self._numbers[:6]):
+            at = (k, 0) if self._own else (self.picture, k)
+            curves[f"#{number}"] = (times, [float(one.values[at]) for one in self.moments])
+        self.values.show(curves)
+        yield False
+
+    def _heading(self) -> str:
+        return f"{self.header.title} · #{self._numbers[self.channel]} · {self.moments[self.moment].name}"
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        picture, steps, signal = self._shown(self.moments[self.moment])
+        film = [Panel(_colours(self._signal(self.moments[i])), self.moments[i].name) for i in self._film()]
+        first = [Panel(picture, "picture"), Panel(steps[..., 0], "activation")]
+        return [[*first, Panel(_colours(signal), "what it answers to")], film, [plot_panel(self.values)]]
+
+    def _film(self) -> list[int]:
+        """The times in the row that shows all."""
+        times = np.linspace(0, len(self.moments) - 1, min(_FILM, len(self.moments)))
+        return [int(one) for one in times.round()]
+
+
+def _colours(pixels: Array) -> Array:
+    return pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels

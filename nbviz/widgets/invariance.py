@@ -1,0 +1,208 @@
+"""The widget that shifts, scales and turns a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import ipywidgets
+import traitlets as t
+from torch import nn
+
+from nbviz.core.errors import check_choice, check_number, line
+from nbviz.core.state import is_compiled
+from nbviz.export.figure import Panel
+from nbviz.imaging.encode import channels_last
+from nbviz.methods.arguments import check_index
+from nbviz.methods.invariance import TRANSFORMS, InvarianceFound, along, amounts_of, layers_of, moved_by
+from nbviz.widgets.base import Pulled
+from nbviz.widgets.figures import plot_panel
+from nbviz.widgets.session import Session, information, thumbs
+from nbviz.widgets.views import Header, Panels, Plot, Strip
+
+_NAMES = {"down": "shift down", "across": "shift across", "scale": "scale", "angle": "turn"}
+
+
+class Invariance(Pulled):
+    """A picture shifted, scaled or turned by a slider, and what becomes of features and answer (figure 5 of the paper).
+
+    Parameters
+    ----------
+    model, images, layers, transform, values, target, preprocess, inputs, output
+        As in :func:`nbviz.invariance`.
+    labels
+        The names of the model's outputs; found for torchvision's and timm's ImageNet models.
+    picture
+        Which of the pictures is shown at first, from 0.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.invariance`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> model = nbviz.bundled.load("fashion")
+    >>> view = Invariance(model, nbviz.bundled.fashion_test()[0][:2, None], transform="across")
+    >>> view.value = 3  # pixels to the right
+    """
+
+    _parts: ClassVar[tuple[str, ...]] = ("moved", "curves")
+    _stales: ClassVar[dict[str, set[str]]] = {
+        "picture": {"moved", "curves"},
+        "transform": {"moved", "curves"},
+        "value": {"moved"},
+    }
+
+    picture = t.Int(0, help="Which of the pictures is shown, from 0.")
+    transform = t.Unicode(help="What is done to it.")
+    value = t.Float(0.0, help="By how much, in pixels, times or degrees.")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Any,
+        layers: Sequence[str] | None = None,
+        transform: str = "angle",
+        values: Sequence[float] | None = None,
+        target: int | None = None,
+        *,
+        preprocess: Any = None,
+        labels: Sequence[str] | None = None,
+        inputs: Any = None,
+        output: Any = None,
+        picture: int = 0,
+    ) -> None:
+        check_choice("transform", transform, TRANSFORMS)
+        self.session = session = Session(model, images, preprocess, labels, False, inputs, output)
+        if session.axes != 2:
+            raise ValueError(f"the model takes {tuple(session.pictures.inputs.shape)}; expected pictures (N, C, H, W)")
+        if session.labels is None:
+            raise ValueError("the model gives no class scores; say with output= where they are")
+        self._target, self._output = target, output
+        if target is not None:
+            self._target = check_index("class", target, len(session.labels))
+        self._names = layers_of(session.model, session.pictures.inputs, session.feed, layers)
+        self._values = {transform: amounts_of(transform, values, session.size)}
+        picture = check_index("picture", picture, len(session.display))
+        super().__init__(
+            Header(title=line(type(session.model).__name__), info=information(session, is_compiled(model)))
+        )
+        self.strip = Strip(thumbs=thumbs(session))
+        self.transform_control = ipywidgets.Dropdown(
+            options=[(_NAMES[name], name) for name in TRANSFORMS],
+            description="Do",
+            tooltip="What is done to the picture",
+        )
+        self.value_control = ipywidgets.FloatSlider(
+            description="By", readout_format=".4g", tooltip="By how much: in pixels, times or degrees"
+        )
+        slider = f"IPY_MODEL_{self.value_control.model_id}"
+        self.panels = Panels([{"title": "What the network is given", "cells": [{"slot": "picture"}]}])
+        self.distances = Plot(
+            title="Distance of the features from those of the picture as it is (1: as long as these)",
+            ylabel="distance",
+            slider=slider,
+        )
+        self.probability = Plot(title="Probability of the class", ylabel="probability", range=[0, 1], slider=slider)
+        self.transform, self.picture = transform, picture
+        self._set_slider()
+        t.link((self, "transform"), (self.transform_control, "value"))
+        t.link((self, "value"), (self.value_control, "value"))
+        t.link((self, "picture"), (self.strip, "picture"))
+        left = ipywidgets.VBox([self.strip])
+        middle = ipywidgets.VBox([self.transform_control, self.value_control, self.panels])
+        right = ipywidgets.VBox([self.distances, self.probability])
+        self._lay_out(ipywidgets.Box([left, middle, right]).add_class("nbviz-columns"), "invariance")
+        self._start()
+
+    @t.validate("picture")
+    def _valid_picture(self, proposal: Any) -> int:
+        return check_index("picture", proposal["value"], len(self.session.display))
+
+    @t.validate("transform")
+    def _valid_transform(self, proposal: Any) -> str:
+        return check_choice("transform", proposal["value"], TRANSFORMS)
+
+    @t.validate("value")
+    def _valid_value(self, proposal: Any) -> float:
+        amounts = self._amounts
+        return check_number("value", proposal["value"], min(amounts), max(amounts)) if self.transform else 0.0
+
+    @property
+    def _amounts(self) -> list[float]:
+        """The values at which the curves are measured."""
+        if self.transform not in self._values:
+            self._values[self.transform] = amounts_of(self.transform, None, self.session.size)
+        return self._values[self.transform]
+
+    def _set_slider(self) -> None:
+        """From the lowest to the highest value; at first where nothing is done, if that lies between."""
+        low, high = min(self._amounts), max(self._amounts)
+        nothing = 1.0 if self.transform == "scale" else 0.0
+        control = self.value_control
+        with control.hold_trait_notifications():
+            control.min, control.max = min(low, control.max), high
+            control.min = low
+            control.step = {"scale": 0.05, "angle": 1.0}.get(self.transform, 1.0)
+            control.value = min(max(nothing, low), high)
+
+    def _changed(self, change: Any) -> None:
+        if change.name == "transform":
+            with self._turn():
+                self._stepping = True
+                try:
+                    self._set_slider()
+                    self.value = self.value_control.value
+                finally:
+                    self._stepping = False
+        super()._changed(change)
+
+    def _show_moved(self) -> Iterator[bool]:
+        session, i = self.session, self.picture
+        moved = moved_by(session.pictures.inputs[i : i + 1], self.transform, self.value)
+        picture = session.shown_input(moved)
+        caption = f"{_NAMES[self.transform]} by {self.value:g} {TRANSFORMS[self.transform]}"
+        self.panels.current = caption
+        self.panels.show("picture", "picture", channels_last(picture), caption=caption)
+        yield False
+        self.strip.predictions = session.changed(i, moved)
+        yield False
+
+    def _show_curves(self) -> Iterator[bool]:
+        session, target = self.session, self._target
+        arguments = session.pictures.inputs, self.picture, self._names, self.transform, self._amounts, target
+        found: list[InvarianceFound] = []
+        unit = TRANSFORMS[self.transform]
+        for plot in (self.distances, self.probability):
+            plot.xlabel = f"{_NAMES[self.transform]}, {unit}"
+        with session.under_autocast():
+            pieces = along(session.model, *arguments, session.feed, self._output)
+        while True:
+            with session.under_autocast():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            found.append(piece)
+            x = [value for one in found for value in one.values.tolist()]
+            lines = {name: [d for one in found for d in one.distances[name].tolist()] for name in self._names}
+            self.distances.show({line(name, 40): (x, y) for name, y in lines.items()})
+            label = line((session.labels or ())[int(piece.target)], 40)
+            self.probability.show({label: (x, [p for one in found for p in one.probability.tolist()])})
+            yield True
+
+    def _ended(self) -> None:
+        self.header.code = f"nbviz.Invariance(model, images, {self._names}, {self.transform!r}, picture={self.picture})"
+
+    def _heading(self) -> str:
+        return f"{self.header.title} · {_NAMES[self.transform]}"
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        slot = self.panels.slot("picture")
+        moved = self.session.shown_input(
+            moved_by(self.session.pictures.inputs[self.picture : self.picture + 1], self.transform, self.value)
+        )
+        bars = [(label, after) for label, after, _ in self.strip.predictions]
+        first = [Panel(channels_last(moved), slot.get("caption", "")), *([Panel(None, bars=bars)] if bars else [])]
+        return [first, [plot_panel(self.distances), plot_panel(self.probability)]]
