@@ -15,7 +15,6 @@ from torch.utils.data import TensorDataset
 
 import nbviz
 from nbviz.core.statistic import Batch
-from nbviz.methods.answers import AblationFound
 from nbviz.methods.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 
 N, C, CLASSES = 23, 5, 6
@@ -285,27 +284,6 @@ def test_ablation_of_the_bundled_network_is_the_naive_loop(mode: str, mean: bool
         assert found.baseline == float((net(x).argmax(1) == labels).double().mean())
     assert (found.loss[found.ranking].diff() >= 0).all()
     assert found.pictures == 120
-
-
-@pytest.mark.parametrize(("build", "layer"), [("resnet18", "layer4.1.bn1"), ("densenet121", "features.norm5")])
-def test_ablation_of_torchvisions_networks_is_the_naive_loop(build: str, layer: str) -> None:
-    import torchvision
-
-    net = getattr(torchvision.models, build)(weights=None, num_classes=4).eval()
-    x, labels = torch.rand(6, 3, 33, 33), torch.tensor([0, 1, 2, 3, 0, 1])
-    few = nn.Sequential()
-    few.add_module("net", net)
-    found = nbviz.scan(few, TensorDataset(x, labels), {"off": Ablation(f"net.{layer}")}, progress=False)["off"]
-    assert isinstance(found, AblationFound)
-    for channel in (0, 7, 300):
-        off = torch.arange(len(found.loss)) == channel
-        module = dict(net.named_modules())[layer]
-        handle = module.register_forward_hook(lambda _m, _a, maps, off=off: maps * ~off[:, None, None])
-        with torch.no_grad():
-            logits = net(x).double()
-        handle.remove()
-        assert found.accuracy[channel] == (logits.argmax(1) == labels).double().mean()
-        assert float(found.loss[channel]) == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-5)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
