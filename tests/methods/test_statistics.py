@@ -271,7 +271,7 @@ def naive(net: nn.Module, x: Tensor, labels: Tensor, layer: str, mode: str, valu
 @pytest.mark.parametrize("mean", [False, True])
 def test_ablation_of_the_bundled_network_is_the_naive_loop(mode: str, mean: bool, snapshot: Any) -> None:
     net, (images, labels) = nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()
-    x, labels, layer = images[:120, None] / 255, labels[:120], "features.8"
+    x, labels, layer = images[:40, None] / 255, labels[:40], "features.8"
     value = nbviz.feature_maps(net, x, layer).mean((0, 2, 3)) if mean else None
     with snapshot(net):
         dataset = TensorDataset(x, labels)
@@ -283,7 +283,7 @@ def test_ablation_of_the_bundled_network_is_the_naive_loop(mode: str, mean: bool
     with torch.no_grad():
         assert found.baseline == float((net(x).argmax(1) == labels).double().mean())
     assert (found.loss[found.ranking].diff() >= 0).all()
-    assert found.pictures == 120
+    assert found.pictures == 40
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])

@@ -326,6 +326,19 @@ def test_a_dataset_that_gives_other_pictures_the_second_time_is_refused(net: nn.
                 found.reconstructions(channel)
 
 
+def test_other_pictures_are_noticed_by_a_channel_that_is_weak_beside_the_others(few: TensorDataset) -> None:
+    net = nbviz.bundled.load("fashion")
+    with torch.no_grad():
+        net.features[7].weight[11] *= 1e-4
+        net.features[7].bias[11] *= 1e-4
+    dataset = Reading(few, lambda i: few[(i + 7) % len(few)])
+    found = nbviz.top_patches(net, dataset, "features.8", [11], progress=False)
+    assert 0 < found.values.max() < 1e-3
+    dataset.changed = True
+    with pytest.raises(nbviz.PictureError, match="expected a dataset that gives"):
+        found.reconstructions(11)
+
+
 def test_another_model_than_in_the_scan_is_refused(few: TensorDataset) -> None:
     net = nbviz.bundled.load("fashion")
     found = nbviz.top_patches(net, few, "features.8", [11], progress=False)
