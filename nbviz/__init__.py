@@ -48,11 +48,15 @@ if TYPE_CHECKING:
     from nbviz.methods.top_patches import StrongestPatches as StrongestPatches
     from nbviz.methods.top_patches import top_patches as top_patches
     from nbviz.widgets.ablation import Ablation as Ablation
+    from nbviz.widgets.compare import Compare as Compare
+    from nbviz.widgets.correspondence import Correspondence as Correspondence
     from nbviz.widgets.evolution import Evolution as Evolution
     from nbviz.widgets.explorer import Explorer as Explorer
     from nbviz.widgets.explorer import explore as explore
     from nbviz.widgets.feature_maps import FeatureMaps as FeatureMaps
     from nbviz.widgets.invariance import Invariance as Invariance
+    from nbviz.widgets.kernels import Kernels as Kernels
+    from nbviz.widgets.maximise import Maximise as Maximise
     from nbviz.widgets.memory import set_memory_limit as set_memory_limit
     from nbviz.widgets.reconstruction import Reconstruction as Reconstruction
     from nbviz.widgets.scan_view import ScanView as ScanView
@@ -67,9 +71,11 @@ _HOMES = {
     "AblationTable": "nbviz.methods.ablation",
     "bundled": "nbviz.bundled",
     "compare": "nbviz.methods.compare",
+    "Compare": "nbviz.widgets.compare",
     "Comparison": "nbviz.methods.compare",
     "CompiledWarning": "nbviz.core.errors",
     "correspondence": "nbviz.methods.correspondence",
+    "Correspondence": "nbviz.widgets.correspondence",
     "deconvnet": "nbviz.methods.deconvnet",
     "evolution": "nbviz.methods.evolution",
     "Evolution": "nbviz.widgets.evolution",
@@ -88,10 +94,12 @@ _HOMES = {
     "Invariance": "nbviz.widgets.invariance",
     "kernel_report": "nbviz.methods.kernels",
     "kernels": "nbviz.methods.kernels",
+    "Kernels": "nbviz.widgets.kernels",
     "layers": "nbviz.methods.layers",
     "load": "nbviz.imaging.load",
     "log": "nbviz.export.tensorboard",
     "maximise": "nbviz.methods.maximise",
+    "Maximise": "nbviz.widgets.maximise",
     "Maximised": "nbviz.methods.maximise",
     "ModelError": "nbviz.core.errors",
     "Moment": "nbviz.methods.evolution",
@@ -102,8 +110,8 @@ _HOMES = {
     "reconstruct": "nbviz.methods.reconstruct",
     "Reconstruction": "nbviz.widgets.reconstruction",
     "Recorder": "nbviz.methods.evolution",
-    "report": "nbviz.methods.report",
     "Report": "nbviz.methods.report",
+    "report": "nbviz.methods.report",
     "scan": "nbviz.methods.scan",
     "ScanResult": "nbviz.methods.scan",
     "ScanView": "nbviz.widgets.scan_view",

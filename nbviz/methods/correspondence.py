@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nbviz.core.chunks import in_chunks, kept_together
-from nbviz.core.errors import check_choice, check_whole, shown
+from nbviz.core.errors import check_choice, check_whole, line, shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import run
 from nbviz.imaging.load import load
@@ -40,6 +41,18 @@ class CorrespondenceFound:
     part: dict[str, float]
     error: dict[str, float]
     random: dict[str, Tensor]
+
+    def _repr_html_(self) -> str:
+        """A table."""
+        rows = []
+        for name, value in self.part.items():
+            drawn = self.random[name]
+            spread = f" ± {float(drawn.std()):.3f}" if len(drawn) > 1 else ""
+            random = f"{float(drawn.mean()):.3f}{spread}" if len(drawn) else "–"
+            cells = f"<td>{value:.3f} ± {self.error[name]:.3f}</td><td>{random}</td>"
+            rows.append(f"<tr><th>{escape(line(name, 60))}</th>{cells}</tr>")
+        head = "<tr><th>layer</th><th>the part</th><th>random parts</th></tr>"
+        return f"<table>{head}{''.join(rows)}</table>"
 
     def __repr__(self) -> str:
         lines = ["change of sign between pictures (lower: the part corresponds)", "  layer: part, random parts"]
@@ -118,7 +131,7 @@ def correspondence(
     if pictures.ndim != 4 or len(pictures) < 2:
         raise ValueError(f"images gives {tuple(pictures.shape)}; expected at least two pictures (N, C, H, W)")
     n, (height, width) = len(pictures), pictures.shape[-2:]
-    given = _check_boxes(boxes, n, height, width)
+    given = check_boxes(boxes, n, height, width)
     names = layers_of(model, pictures, feed, layers)
     middle = loaded.preprocess.redo(torch.full((1, *pictures.shape[1:]), 0.5)).to(pictures)
 
@@ -163,7 +176,8 @@ def _apart(signs: Tensor) -> Tensor:
     return torch.stack(pairs).cpu()
 
 
-def _check_boxes(given: Any, n: int, height: int, width: int) -> Tensor:
+def check_boxes(given: Any, n: int, height: int, width: int) -> Tensor:
+    """Boxes (n, 4) as int64 on the CPU, if they lie within pictures of this size."""
     try:
         boxes = torch.as_tensor(given)
         usable = boxes.shape == (n, 4) and not boxes.is_floating_point() and boxes.dtype != torch.bool

@@ -41,6 +41,8 @@ class Moment:
         (M, K, h, w): the channels' feature maps; of a recording (K, 1, h, w), at the end of the epoch.
     reconstructions
         (M, K, C, H, W): what of the picture they answered to; of a recording (K, 1, C, H, W).
+    channels
+        Which K channels.
     """
 
     name: str
@@ -49,9 +51,10 @@ class Moment:
     positions: Tensor
     maps: Tensor
     reconstructions: Tensor
+    channels: tuple[int, ...]
 
     def __repr__(self) -> str:
-        return f"Moment {self.name}: {self.values.shape[1]} channels in {len(self.pictures)} pictures"
+        return f"Moment {self.name}: {len(self.channels)} channels in {len(self.pictures)} pictures"
 
 
 def evolution(
@@ -133,7 +136,7 @@ def _moment(name: str, trace: Trace, layer: str, channels: list[int], rule: str)
     values, places = maps.flatten(2).max(2)
     positions = torch.stack(torch.unravel_index(places, maps.shape[2:]), -1)
     signals, _ = project(trace, layer, channels, rule)
-    return Moment(name, trace.inputs.detach(), values, positions, maps, signals)
+    return Moment(name, trace.inputs.detach(), values, positions, maps, signals, tuple(channels))
 
 
 def _named(given: Any) -> list[tuple[str, Any]]:
@@ -304,6 +307,9 @@ class Recorder:
             trace = run(self.model, pictures[i : i + 1], [self.layer], grad=True)
             check_real(check_maps(trace, self.layer), f"layer {shown(self.layer)}")
             own.append(_moment(name, trace, self.layer, [channel], self.rule))
-        joined = (torch.cat([getattr(one, part) for one in own]) for part in ("positions", "maps", "reconstructions"))
-        parts = pictures, values[:, None], *joined
-        self.moments.append(Moment(line(name, 80), *(part.detach().cpu() for part in parts)))
+        seen, strongest = (tensor.cpu() for tensor in (pictures, values[:, None]))
+        positions, maps, signals = (
+            torch.cat([getattr(one, part) for one in own]).cpu() for part in ("positions", "maps", "reconstructions")
+        )
+        moment = Moment(line(name, 80), seen, strongest, positions, maps, signals, tuple(self.channels))
+        self.moments.append(moment)

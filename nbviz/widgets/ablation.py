@@ -74,6 +74,7 @@ class Ablation(Instrument):
     def _layout(self) -> ipywidgets.Box:
         t.dlink((self, "channel"), (self.grid, "channel"))
         self.grid.switches = True
+        self.strip.caption = "Prediction: with all → now"
         self.count_control = ipywidgets.IntSlider(
             description="Off",
             max=self.channel_control.max + 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -84,9 +85,7 @@ class Evolution(Pulled):
         first = self.moments[0]
         # A recording has for each channel a picture of its own.
         self._own = first.values.shape[1] == 1 and len(first.pictures) > 1
-        count = len(first.pictures) if self._own else first.values.shape[1]
-        numbers = [channels] if isinstance(channels, int) else list(channels) if channels is not None else range(count)
-        self._numbers = list(numbers) if len(numbers) == count else list(range(count))
+        self._numbers = list(first.channels)
         title = line(type(model).__name__)
         super().__init__(Header(title=title, info=f"{line(layer) + ' · ' if layer else ''}{len(self.moments)} times"))
         last = len(self.moments) - 1
@@ -94,15 +93,16 @@ class Evolution(Pulled):
         self.channel_control = ipywidgets.Dropdown(
             options=[(f"#{number}", i) for i, number in enumerate(self._numbers)], description="Channel"
         )
+        group = uuid.uuid4().hex
         pictures = 1 if self._own else len(first.pictures)
         self.picture_control = ipywidgets.IntSlider(max=pictures - 1, description="Picture")
         self.panels = Panels(
-            [
-                {"title": "", "cells": [{"slot": "picture"}, {"slot": "activation"}, {"slot": "signal"}]},
-                {"title": "From first to last", "cells": [{"slot": f"film_{i}"} for i in range(min(_FILM, last + 1))]},
-            ],
+            [{"title": "", "cells": [{"slot": "picture"}, {"slot": "activation"}, {"slot": "signal"}]}],
+            group=group,
             controls=["contrast"],
         )
+        film = [{"slot": f"film_{i}"} for i in range(min(_FILM, last + 1))]
+        self.film = Panels([{"title": "From first to last", "cells": film}], group=group)
         self.values = Plot(
             title="Strongest activation of each channel",
             xlabel="time",
@@ -113,7 +113,7 @@ class Evolution(Pulled):
             t.link((self, name), (getattr(self, f"{name}_control"), "value"))
         self.moment = last
         controls = [self.moment_control, self.channel_control, *([self.picture_control] if pictures > 1 else [])]
-        shown = ipywidgets.VBox([*controls, self.panels, self.values])
+        shown = ipywidgets.VBox([*controls, self.panels, self.film, self.values])
         self._lay_out(ipywidgets.Box([shown]).add_class("nbviz-columns"), "evolution")
         self._start()
 
@@ -160,9 +160,10 @@ class Evolution(Pulled):
         yield False
 
     def _show_film(self) -> Iterator[bool]:
+        self.film.current = f"{self.channel} {self.picture}"
         for i, place in enumerate(self._film()):
             moment = self.moments[place]
-            self.panels.show(f"film_{i}", "signed", self._signal(moment), caption=line(moment.name, 30))
+            self.film.show(f"film_{i}", "signed", self._signal(moment), caption=line(moment.name, 30))
         times = range(len(self.moments))
         curves = {}
         for k, number in enumerate(self._numbers[:6]):

@@ -89,7 +89,7 @@ class Invariance(Pulled):
         super().__init__(
             Header(title=line(type(session.model).__name__), info=information(session, is_compiled(model)))
         )
-        self.strip = Strip(thumbs=thumbs(session))
+        self.strip = Strip(thumbs=thumbs(session), caption="Prediction: as it is → now")
         self.transform_control = ipywidgets.Dropdown(
             options=[(_NAMES[name], name) for name in TRANSFORMS],
             description="Do",
@@ -142,11 +142,10 @@ class Invariance(Pulled):
         low, high = min(self._amounts), max(self._amounts)
         nothing = 1.0 if self.transform == "scale" else 0.0
         control = self.value_control
-        with control.hold_trait_notifications():
-            control.min, control.max = min(low, control.max), high
-            control.min = low
-            control.step = {"scale": 0.05, "angle": 1.0}.get(self.transform, 1.0)
-            control.value = min(max(nothing, low), high)
+        control.min, control.max = min(low, control.min), max(high, control.max)
+        control.step = {"scale": 0.05}.get(self.transform, 1.0)
+        control.value = min(max(nothing, low), high)
+        control.min, control.max = low, high  # after the value, which they would pull along
 
     def _changed(self, change: Any) -> None:
         if change.name == "transform":

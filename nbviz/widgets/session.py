@@ -288,19 +288,25 @@ class Session:
             mask = torch.zeros(1, one.activation.shape[1], dtype=torch.bool, device=one.activation.device)
             mask[0, list(off)] = True
             after = self._scores(one.go_on(switch_off(one.activation, mask)))
-        return compared(self.labels, self._scores(one.output), after, self._row(picture))
+        before, row = self._scores(one.output), self._row(picture)
+        return [] if before is None or after is None else compared(self.labels, before[row][None], after[row][None])
+
+    def scores_of(self, picture: int) -> Tensor | None:
+        """The class scores (1, classes) of a picture, if the model gives any; kept for the last one."""
+        key = picture, fingerprint(self.model)
+        if self._answer is None or self._answer[0] != key:
+            self._answer = key, self._scores(self._run(self._batch(picture)))
+        scores = self._answer[1]
+        return None if scores is None else scores[self._row(picture)][None]
 
     def changed(self, picture: int, inputs: Tensor) -> list[tuple[str, float, float]]:
         """The most probable classes of another input (1, C, H, W) in a picture's place, as :meth:`without` has them."""
         if self.labels is None:
             return []
-        batch = self._batch(picture)
-        if self._answer is None or self._answer[0] != (picture, fingerprint(self.model)):
-            before = self._scores(self._run(batch))
-            self._answer = (picture, fingerprint(self.model)), before
-        row = self._row(picture)
+        batch, row = self._batch(picture), self._row(picture)
+        before = self.scores_of(picture)
         after = self._scores(self._run(torch.cat([batch[:row], inputs, batch[row + 1 :]])))
-        return compared(self.labels, self._answer[1], after, row)
+        return [] if after is None else compared(self.labels, before, after[row][None])
 
     def _run(self, batch: Tensor) -> Any:
         """The model's output."""
@@ -391,13 +397,14 @@ class Session:
         return [(line(names[c]), v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
 
 
-def compared(
-    labels: Sequence[str], before: Tensor | None, after: Tensor | None, row: int
-) -> list[tuple[str, float, float]]:
-    """The five most probable classes before, and the most probable after: label, probability after and before."""
+def compared(labels: Sequence[str], before: Tensor | None, after: Tensor | None) -> list[tuple[str, float, float]]:
+    """From two class scores (1, classes) the five most probable classes before, and the most probable after.
+
+    Label, probability after and before.
+    """
     if before is None or after is None:
         return []
-    p, q = (_probabilities(scores.detach()[row].float()) for scores in (before, after))
+    p, q = (_probabilities(scores.detach()[0].float()) for scores in (before, after))
     if not (bool(p.isfinite().all()) and bool(q.isfinite().all())):
         return []
     chosen = p.topk(min(5, len(p))).indices.tolist()

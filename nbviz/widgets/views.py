@@ -57,6 +57,7 @@ class Strip(View):
     _script = ("strip.js",)
     thumbs: t.List[Any] = t.List().tag(sync=True)  # name, shape (h, w), data (RGB) of each picture
     picture = t.Int().tag(sync=True)  # written by both
+    caption = t.Unicode("Prediction").tag(sync=True)  # above the predictions
     # Written by the kernel: (label, probability), or (label, probability, what it was before).
     predictions: t.List[Any] = t.List().tag(sync=True)
 
@@ -96,7 +97,14 @@ class ChannelGrid(View):
         super().__init__(**kwargs)
 
     def begin(
-        self, kind: str, of: str, shape: Sequence[int], strength: Array, spread: Array, plots: bool = False
+        self,
+        kind: str,
+        of: str,
+        shape: Sequence[int],
+        strength: Array,
+        spread: Array,
+        plots: bool = False,
+        ends: tuple[float, float] | None = None,
     ) -> None:
         """Start on other tiles.
 
@@ -112,11 +120,14 @@ class ChannelGrid(View):
             For each channel, what the page orders them by.
         plots
             Tiles of height 1 are drawn as curves.
+        ends
+            Low and high that the shared scale reaches at least, which other grids have too.
         """
         self._waiting = np.argsort(-strength, kind="stable").tolist()
         self._closed, self._open = 0, None
-        ranks = {"strength": _floats(strength), "spread": _floats(spread), "plots": plots}
+        ranks: dict[str, Any] = {"strength": _floats(strength), "spread": _floats(spread), "plots": plots}
         self.sent = 0
+        ranks |= {} if ends is None else {"ends": list(ends)}
         self.tiles = {"key": self.tiles.get("key", 0) + 1, "kind": kind, "of": of, "shape": list(shape), **ranks}
 
     def waiting(self, most: int) -> list[int]:
@@ -185,6 +196,16 @@ class Plot(View):
 def _number(value: float) -> float | None:
     """A number that a message can carry."""
     return float(value) if math.isfinite(value) else None
+
+
+class Boxes(View):
+    """Pictures on each of which a person draws a box."""
+
+    _script = ("boxes.js",)
+    pictures: t.List[Any] = t.List().tag(sync=True)  # name, shape (h, w, C), data of each, written by the kernel
+    size: t.List[Any] = t.List([1, 1]).tag(sync=True)  # height and width in which the boxes count
+    title = t.Unicode().tag(sync=True)
+    boxes: t.List[Any] = t.List().tag(sync=True)  # written by both: top, left, bottom and right, ends excluded
 
 
 class Panels(View):

@@ -272,13 +272,13 @@ async function render({ model, el }) {
   }
 
   /** Start on other tiles. @param {any} header @param {number[]} shape of a block */
-  function begin({ key, kind, of, shape, strength, spread, plots }, [, h, w, channels = 1]) {
+  function begin({ key, kind, of, shape, strength, spread, plots, ends }, [, h, w, channels = 1]) {
     const before = tiles;
     const [count, ...whole] = shape;
     const nothing = { low: new Float32Array(count), high: new Float32Array(count), have: new Uint8Array(count) };
     const ranks = { strength: floats(strength), spread: floats(spread) };
     const data = new Uint8Array(count * h * w * channels);
-    tiles = { key, kind, of, count, h, w, whole, channels, data, plots, ...nothing, ...ranks, blocks: [], fresh: new Set() };
+    tiles = { key, kind, of, count, h, w, whole, channels, data, plots, ends, ...nothing, ...ranks, blocks: [], fresh: new Set() };
     if (before?.of === of && h >= before.h && w >= before.w) magnify(before);
     else tip.hidden = true;
     release(before);

@@ -2,7 +2,7 @@
 
 /** @typedef {{kind: "map" | "signed", count: number, h: number, w: number, channels: number, data: Uint8Array,
  *   have: Uint8Array, low: Float32Array, high: Float32Array, texture?: WebGLTexture | null, fresh: Set<number>,
- *   plots: boolean}} Tiles
+ *   plots: boolean, ends?: [number, number]}} Tiles
  * ``channels`` is 1 for values, and 1 or 3 for colours around grey; ``fresh`` are those that the texture lacks. */
 /** @typedef {{channel: number, x: number, y: number, width: number, height: number}} Place in pixels of the canvas */
 /** @typedef {{table: Uint32Array, shared: boolean, contrast: number}} Look */
@@ -10,8 +10,7 @@
 /** For each channel, factor and shift that take its bytes to the scale on which it is shown.
  * @param {Tiles} tiles @param {boolean} shared */
 function scaling(tiles, shared) {
-  let low = Infinity;
-  let high = -Infinity;
+  let [low, high] = tiles.ends ?? [Infinity, -Infinity]; // given where several grids have one scale
   for (let k = 0; k < tiles.count; k++) {
     if (!tiles.have[k]) continue;
     low = Math.min(low, tiles.low[k]);

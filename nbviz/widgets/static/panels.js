@@ -162,6 +162,11 @@ function render({ model, el }) {
   el.append(bar, note);
 
   const ends = [
+    hear(model, "contrast", (value) => {
+      if (value === contrast) return; // told by this view itself
+      contrast = value;
+      drawAll();
+    }),
     hear(model, "cmap", (value) => {
       cmap = value;
       drawAll();

@@ -41,7 +41,7 @@ function render({ model, el }) {
     const rows = model.get("predictions");
     table.classList.toggle("nbviz-compared", rows.some((/** @type {any[]} */ row) => row.length > 2));
     table.replaceChildren(
-      ...(rows.length ? [make("div", { className: "nbviz-caption", textContent: "Prediction" })] : []),
+      ...(rows.length ? [make("div", { className: "nbviz-caption", textContent: model.get("caption") })] : []),
       ...rows.map((/** @type {[string, number, number?]} */ [label, probability, before]) => {
         const bar = make("span", { className: "nbviz-probability" });
         bar.style.width = `${Math.max(1, 30 * probability)}px`;
@@ -66,7 +66,7 @@ function render({ model, el }) {
   const ends = [
     follow(model, ["thumbs"], thumbs),
     follow(model, ["thumbs", "picture"], choice),
-    follow(model, ["predictions"], predictions),
+    follow(model, ["predictions", "caption"], predictions),
   ];
   return () => ends.forEach((end) => end());
 }

@@ -1,0 +1,245 @@
+"""The widget that shows two models side by side."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import ipywidgets
+import torch
+import traitlets as t
+from torch import Tensor, nn
+
+from nbviz.core.errors import line, shown
+from nbviz.core.state import is_compiled, lock
+from nbviz.export.figure import Panel
+from nbviz.imaging.encode import channels_last, to_host
+from nbviz.imaging.pixels import centre, grid, overlay, quantise
+from nbviz.methods.arguments import check_index
+from nbviz.methods.compare import Comparison
+from nbviz.methods.feature_maps import fuse
+from nbviz.widgets.base import Pulled
+from nbviz.widgets.session import Session, compared, information, thumbs
+from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
+
+_SIDES = ("a", "b")
+
+
+class Compare(Pulled):
+    """Two models on the same picture: a layer of each on one scale, the difference, and both answers.
+
+    With the ``comparison`` of :func:`nbviz.compare`, its verdict over a dataset and how alike the layers are stand
+    below.
+
+    Parameters
+    ----------
+    model_a, model_b, preprocess, inputs, output
+        As in :func:`nbviz.compare`.
+    images
+        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
+    layer
+        The layer at first, of the first model; None starts where maps still show shapes.
+    comparison
+        What :func:`nbviz.compare` found of these models.
+    labels
+        The names of the models' outputs; found for torchvision's and timm's ImageNet models.
+    picture
+        Which of the pictures is shown at first, from 0.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.compare`.
+
+    Examples
+    --------
+    >>> import copy, nbviz
+    >>> model = nbviz.bundled.load("fashion")
+    >>> other = copy.deepcopy(model)
+    >>> _ = nn.init.zeros_(other.features[12].weight)
+    >>> view = Compare(model, other, nbviz.bundled.fashion_test()[0][:2, None])
+    >>> view.picture = 1
+    """
+
+    _parts: ClassVar[tuple[str, ...]] = ("maps", "predictions", "grids")
+    _stales: ClassVar[dict[str, set[str]]] = {
+        "picture": {"maps", "predictions", "grids"},
+        "layer_a": {"maps", "grids"},
+        "layer_b": {"maps", "grids"},
+    }
+
+    picture = t.Int(0, help="Which of the pictures is shown, from 0.")
+    layer_a = t.Unicode(help="The layer of the first model.")
+    layer_b = t.Unicode(help="The layer of the second.")
+
+    def __init__(
+        self,
+        model_a: nn.Module,
+        model_b: nn.Module,
+        images: Any,
+        layer: str | None = None,
+        *,
+        comparison: Comparison | None = None,
+        preprocess: Any = None,
+        labels: Sequence[str] | None = None,
+        inputs: Any = None,
+        output: Any = None,
+        picture: int = 0,
+    ) -> None:
+        if comparison is not None and not isinstance(comparison, Comparison):
+            raise TypeError(f"comparison is {shown(comparison)}; expected what nbviz.compare gives, or None")
+        self.comparison = comparison
+        models = (model_a, model_b)
+        self.sessions = [Session(m, images, preprocess, labels, False, inputs, output) for m in models]
+        a, b = self.sessions
+        if a.axes != 2 or b.axes != 2:
+            raise ValueError("a model takes signals or volumes; expected two that take pictures (N, C, H, W)")
+        start = a.start_layer() if layer is None else a.check_layer(layer)
+        picture = check_index("picture", picture, len(a.display))
+        names = [line(type(session.model).__name__, 60) for session in self.sessions]
+        infos = [information(one, is_compiled(m)) for one, m in zip(self.sessions, models, strict=True)]
+        info = infos[0] if infos[0] == infos[1] else f"a: {infos[0]} · b: {infos[1]}"
+        super().__init__(Header(title=f"a: {names[0]}, b: {names[1]}", info=info))
+        group = uuid.uuid4().hex
+        self.strip = Strip(thumbs=thumbs(a), caption="Prediction: a → b")
+        self.grids = [ChannelGrid(group=group, scale="shared", order="index", large=False) for _ in _SIDES]
+        self.panels = Panels(
+            [{"title": "All channels fused, on one scale", "cells": [{"slot": s} for s in (*_SIDES, "difference")]}],
+            group=group,
+            controls=["opacity"],
+        )
+        alike = [{"title": "", "cells": [{"slot": "cka"}]}]
+        self.alike = Panels(alike, group=group)
+        self.controls = [
+            ipywidgets.Dropdown(
+                options=[(str(found), name) for name, found in session.layers.items()],
+                value=value,
+                description=f"Layer of {side}",
+            )
+            for side, session, value in zip(_SIDES, self.sessions, (start, self._counterpart(start)), strict=True)
+        ]
+        self.layer_a, self.layer_b, self.picture = start, self.controls[1].value, picture
+        for side, control in zip(_SIDES, self.controls, strict=True):
+            t.link((self, f"layer_{side}"), (control, "value"))
+        t.link((self, "picture"), (self.strip, "picture"))
+        verdict = comparison.verdict if comparison is not None else ""
+        self.header.note = line(verdict, 300)
+        columns = [ipywidgets.VBox([control, grid]) for control, grid in zip(self.controls, self.grids, strict=True)]
+        left = ipywidgets.VBox([self.strip, self.alike])
+        right = ipywidgets.VBox([self.panels, ipywidgets.Box(columns).add_class("nbviz-halves")])
+        self._lay_out(ipywidgets.Box([left, right]).add_class("nbviz-columns"), "compare")
+        self._show_alike()
+        self._start()
+
+    def _counterpart(self, layer: str) -> str:
+        """The layer of the second model: of the same name, or the most alike, or as deep."""
+        a, b = (list(session.layers) for session in self.sessions)
+        if layer in b:
+            return layer
+        found = self.comparison
+        if found is not None and found.cka is not None and layer in found.layers_a:
+            row = found.cka[found.layers_a.index(layer)].nan_to_num(-1.0)
+            known = [i for i, name in enumerate(found.layers_b) if name in b]
+            if known:
+                return found.layers_b[max(known, key=lambda i: float(row[i]))]
+        return b[round(a.index(layer) * (len(b) - 1) / max(1, len(a) - 1))]
+
+    @t.validate("picture")
+    def _valid_picture(self, proposal: Any) -> int:
+        return check_index("picture", proposal["value"], len(self.sessions[0].display))
+
+    @t.validate("layer_a", "layer_b")
+    def _valid_layer(self, proposal: Any) -> str:
+        second: bool = proposal["trait"].name == "layer_b"
+        return self.sessions[second].check_layer(proposal["value"])
+
+    def _changed(self, change: Any) -> None:
+        if change.name == "layer_a":
+            with self._turn():
+                self._stepping = True
+                try:
+                    self.layer_b = self._counterpart(self.layer_a)
+                finally:
+                    self._stepping = False
+        super()._changed(change)
+
+    def _maps(self) -> list[Tensor]:
+        """The layer's maps (C, H, W) in each model."""
+        pairs = zip(self.sessions, (self.layer_a, self.layer_b), strict=True)
+        return [torch.nan_to_num(session.maps(self.picture, layer).float()) for session, layer in pairs]
+
+    def _fused(self) -> list[Tensor]:
+        return [fuse(maps[None])[0] for maps in self._maps()]
+
+    def _show_maps(self) -> Iterator[bool]:
+        a, b = fused = self._fused()
+        ends = min(f.amin() for f in fused), max(f.amax() for f in fused)
+        self.panels.current = f"{self.picture} {line(self.layer_a)} {line(self.layer_b)}"
+        for side, one, session in zip(_SIDES, fused, self.sessions, strict=True):
+            (over,) = to_host(quantise(one, None, ends)[0])
+            picture = channels_last(session.shown(self.picture))
+            caption = f"{side}: {float(one.amin()):.3g} to {float(one.amax()):.3g}"
+            self.panels.show(side, "overlay", picture, over, caption=caption)
+        b = b if a.shape == b.shape else torch.nn.functional.interpolate(b[None, None], a.shape, mode="bilinear")[0, 0]
+        caption = "b less a: white where b is stronger, black where a is"
+        self.panels.show("difference", "signed", channels_last(centre((b - a)[None])), caption=caption)
+        yield False
+
+    def _show_predictions(self) -> Iterator[bool]:
+        answers = [session.scores_of(self.picture) for session in self.sessions]
+        labels = self.sessions[0].labels
+        a, b = answers
+        if labels is not None and a is not None and b is not None and a.shape == b.shape:
+            self.strip.predictions = compared(labels, a, b)
+        yield False
+
+    def _show_grids(self) -> Iterator[bool]:
+        maps = self._maps()
+        ends = min(float(m.amin()) for m in maps), max(float(m.amax()) for m in maps)
+        for view, one, session, layer in zip(
+            self.grids, maps, self.sessions, (self.layer_a, self.layer_b), strict=True
+        ):
+            flat = one.flatten(1)
+            steps, low, high = quantise(one, view.side, (flat.amin(1), flat.amax(1)))
+            pixels, lows, highs, spread = to_host(steps, low, high, flat.std(1, correction=0))
+            view.title = str(session.layers[layer])
+            view.begin("map", f"{self.picture} {line(layer)}", tuple(one.shape), highs, spread, ends=ends)
+            order = view.waiting(len(pixels))
+            view.add(pixels[order], lows[order], highs[order])
+            yield True
+
+    def _show_alike(self) -> None:
+        found = self.comparison
+        if found is None or found.cka is None:
+            return
+        steps = (255 * found.cka.nan_to_num(0.0).clamp(0, 1)).round().byte().numpy()
+        caption = f"CKA: layers of a down, {len(found.layers_a)}, of b across, {len(found.layers_b)}; 0 dark, 1 bright"
+        self.alike.current = "cka"
+        self.alike.show("cka", "map", steps[..., None], caption=caption)
+
+    def _ended(self) -> None:
+        self.header.code = f"nbviz.Compare(model_a, model_b, images, {self.layer_a!r}, picture={self.picture})"
+
+    def _heading(self) -> str:
+        return f"{self.header.title} · {self.layer_a}, {self.layer_b}"
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        fused = self._fused()
+        first = []
+        for side, one, session in zip(_SIDES, fused, self.sessions, strict=True):
+            picture = session.shown(self.picture)[None].cpu()
+            first.append(Panel(channels_last(overlay(picture, one[None].cpu())[0]), side))
+        grids = []
+        for side, maps in zip(_SIDES, self._maps(), strict=True):
+            ends = (float(min(m.amin() for m in self._maps())), float(max(m.amax() for m in self._maps())))
+            tiles = grid(maps[:64].cpu(), 8, 1, value_range=ends, pad_value=float("nan"))[0]
+            grids.append(Panel(tiles.numpy(), f"{side}: {min(64, len(maps))} of {len(maps)} channels, on one scale"))
+        return [first, grids]
+
+    def close(self) -> None:
+        """End the widget, and let go of what it keeps of the models' activations."""
+        with lock:
+            super().close()
+            for session in getattr(self, "sessions", ()):
+                session.forget()

@@ -1,0 +1,182 @@
+"""The widget that shows the kernels of a convolution."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import ipywidgets
+import torch
+import traitlets as t
+from torch import Tensor, nn
+
+from nbviz.core.errors import line
+from nbviz.core.state import check_model, fingerprint
+from nbviz.export.figure import Panel
+from nbviz.imaging.encode import channels_last, to_host
+from nbviz.imaging.pixels import centre, grid, quantise
+from nbviz.methods.arguments import check_index
+from nbviz.methods.kernels import check_kernels_layer, convolutions, frequency_response, kernel_report, kernels
+from nbviz.widgets.base import Pulled
+from nbviz.widgets.views import ChannelGrid, Header, Panels
+
+
+class Kernels(Pulled):
+    """The kernels of a convolution: all of them, and of the picked one its slices and its frequencies.
+
+    Kernels that look at grey or colour are small pictures, zero in grey. Those further up are shown as the root of the
+    mean square over their input channels, and the picked one slice by slice, one for each input channel.
+
+    Parameters
+    ----------
+    model, layer
+        As in :func:`nbviz.kernels`.
+    channel
+        The kernel that is picked at first.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in :func:`nbviz.kernels`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> view = Kernels(nbviz.bundled.load("fashion"), "features.2")
+    >>> view.channel = 5
+    """
+
+    _parts: ClassVar[tuple[str, ...]] = ("all", "picked")
+    _stales: ClassVar[dict[str, set[str]]] = {"layer": {"all", "picked"}, "channel": {"picked"}}
+
+    layer = t.Unicode(help="The layer's name.")
+    channel = t.Int(0, help="The picked kernel.")
+
+    def __init__(self, model: nn.Module, layer: str | None = None, channel: int = 0) -> None:
+        self.model = check_model(model)
+        start = check_kernels_layer(self.model, layer)
+        every = convolutions(self.model)
+        count = len(kernels(self.model, start))
+        channel = check_index("channel", channel, count)
+        super().__init__(Header(title=line(type(self.model).__name__), info=f"{len(every)} convolutions"))
+        group = uuid.uuid4().hex
+        # Zero in grey, and the largest weight, not half of it, in black or white.
+        self.grid = ChannelGrid(group=group, contrast=1.0)
+        self.slices = ChannelGrid(group=group, contrast=1.0)
+        self.panels = Panels(
+            [{"title": "The picked kernel", "cells": [{"slot": "kernel"}, {"slot": "response"}]}],
+            group=group,
+            contrast=1.0,
+            controls=["contrast"],
+        )
+        self.layer_control = ipywidgets.Dropdown(
+            options=[(_said(name, one), name) for name, one in every.items()],
+            value=start,
+            description="Layer",
+            tooltip="The convolution whose kernels are shown",
+        )
+        self.channel_control = ipywidgets.IntSlider(
+            max=count - 1, description="Kernel", tooltip="The picked kernel; so does a click on its tile"
+        )
+        self.grid.slider = f"IPY_MODEL_{self.channel_control.model_id}"
+        self.layer = start
+        for name in ("layer", "channel"):
+            t.link((self, name), (getattr(self, f"{name}_control"), "value"))
+        self.channel = channel
+        left = ipywidgets.VBox([self.layer_control, self.channel_control, self.grid])
+        right = ipywidgets.VBox([self.panels, self.slices])
+        self._lay_out(ipywidgets.Box([left, right]).add_class("nbviz-columns"), "kernels")
+        self._start()
+
+    @t.validate("layer")
+    def _valid_layer(self, proposal: Any) -> str:
+        return check_kernels_layer(self.model, proposal["value"])
+
+    @t.validate("channel")
+    def _valid_channel(self, proposal: Any) -> int:
+        return check_index("channel", proposal["value"], len(self._kernels()) if self.layer else 1)
+
+    def _changed(self, change: Any) -> None:
+        if change.name == "layer":
+            with self._turn():
+                self._stepping = True
+                try:
+                    self.channel_control.max = len(self._kernels()) - 1
+                finally:
+                    self._stepping = False
+        super()._changed(change)
+
+    def _kernels(self) -> Tensor:
+        """(K, I, h, w), of a signal's with height 1, of a volume's its slices side by side."""
+        found = torch.nan_to_num(kernels(self.model, self.layer).float())
+        if found.ndim == 3:
+            return found[:, :, None]
+        return found if found.ndim == 4 else found.transpose(2, 3).flatten(3)
+
+    def _show_all(self) -> Iterator[bool]:
+        found = self._kernels()
+        norms, spread = found.flatten(1).norm(dim=1), found.flatten(1).std(1, correction=0)
+        of = f"{line(self.layer)} {fingerprint(self.model)}"
+        strength, spreads = to_host(norms, spread)
+        self.grid.title = f"{len(found)} kernels of {'×'.join(map(str, found.shape[1:]))}"
+        if found.shape[1] in (1, 3):
+            self.grid.begin("signed", of, (len(found), *found.shape[2:]), strength, spreads)
+            self._fill(self.grid, centre(found).permute(0, 2, 3, 1), found.flatten(1).abs().amax(1))
+        else:
+            maps = found.square().mean(1).sqrt()
+            steps, low, high = quantise(maps, None, (torch.zeros(len(maps)).to(maps), maps.amax((1, 2))))
+            self.grid.begin("map", of, tuple(maps.shape), strength, spreads)
+            self._fill(self.grid, steps, high, low)
+        report = kernel_report(self.model, self.layer)
+        self.header.note = "; ".join(f"{name}: {said}" for name, said in report.rows()[1:])
+        yield False
+
+    def _fill(self, view: ChannelGrid, pixels: Tensor, high: Tensor, low: Tensor | None = None) -> None:
+        """All tiles of a grid, in its own order."""
+        tiles, top, bottom = to_host(pixels, high, -high if low is None else low)
+        order = view.waiting(len(tiles))
+        view.add(tiles[order], bottom[order], top[order])
+
+    def _show_picked(self) -> Iterator[bool]:
+        kernel = self._kernels()[self.channel : self.channel + 1]
+        colours = kernel.shape[1] in (1, 3)
+        name = f"#{self.channel}, norm {float(kernel.norm()):.3g}"
+        shown = kernel[0] if colours else kernel[0].mean(0, keepdim=True)
+        self.panels.current = f"{line(self.layer)} {self.channel}"
+        caption = name if colours else f"{name}: mean over its {kernel.shape[1]} inputs"
+        self.panels.show("kernel", "signed", channels_last(centre(shown)), caption=caption)
+        own = kernels(self.model, self.layer, self.channel)
+        if own.ndim == 4:
+            response = frequency_response(torch.nan_to_num(own.float()), max(32, *own.shape[2:]))
+            (steps,) = to_host(quantise(response)[0][0])
+            middle = "frequency response: 0 in the middle, half a cycle for each pixel at the border"
+            self.panels.show("response", "map", steps[..., None], caption=middle)
+        slices = kernel[0][:, None]
+        self.slices.layout.display = "none" if len(slices) == 1 else ""
+        strength, spread = to_host(slices.flatten(1).norm(dim=1), slices.flatten(1).std(1, correction=0))
+        self.slices.title = f"#{self.channel}: what it looks for in each of {len(slices)} inputs"
+        of = f"{line(self.layer)} {self.channel} {fingerprint(self.model)}"
+        self.slices.begin("signed", of, (len(slices), *slices.shape[2:]), strength, spread)
+        self._fill(self.slices, centre(slices).permute(0, 2, 3, 1), slices.flatten(1).abs().amax(1))
+        yield False
+
+    def _ended(self) -> None:
+        self.header.code = f"nbviz.Kernels(model, {self.layer!r}, {self.channel})"
+
+    def _heading(self) -> str:
+        return f"{self.header.title} · kernels of {self.layer}"
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        found = self._kernels()
+        order = found.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:64]
+        tiles = found[order]
+        signed = tiles if found.shape[1] in (1, 3) else tiles.square().mean(1, keepdim=True).sqrt()
+        pixels = channels_last(grid(centre(signed).cpu(), 8, 1, normalize=False, pad_value=255))
+        slot = self.panels.slot("kernel")
+        return [[Panel(pixels, f"{len(order)} of {len(found)} kernels, strongest first; {slot.get('caption', '')}")]]
+
+
+def _said(name: str, module: nn.Module) -> str:
+    shape: Any = module.weight.shape
+    return f"{line(name)} · {line(type(module).__name__)} · {'×'.join(map(str, shape))}"

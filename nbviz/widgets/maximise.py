@@ -1,0 +1,137 @@
+"""The widget that shows pictures grow which channels or classes answer to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import ipywidgets
+import traitlets as t
+from torch import nn
+
+from nbviz.core.errors import check_whole, line
+from nbviz.export.figure import Panel
+from nbviz.imaging.encode import Array, channels_last, decode
+from nbviz.imaging.pixels import grid
+from nbviz.methods.maximise import Growing, Maximised
+from nbviz.widgets.base import Pulled
+from nbviz.widgets.figures import plot_panel
+from nbviz.widgets.views import Header, Panels, Plot
+
+_COLUMNS = 4
+
+
+class Maximise(Pulled):
+    """Pictures that channels or classes answer to as strongly as possible, while they grow.
+
+    Parameters
+    ----------
+    model, layer, channels, target, objective, rate, size, robust, seed, preprocess, inputs, output
+        As in :func:`nbviz.maximise`.
+    steps
+        How many at first; the slider goes on from there.
+    labels
+        The names of the model's outputs; found for torchvision's and timm's ImageNet models.
+
+    Raises
+    ------
+    ValueError, TypeError, ModelError
+        As in :func:`nbviz.maximise`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> view = Maximise(nbviz.bundled.load("fashion"), target=[1, 9], steps=4)
+    >>> view.finish()
+    >>> view.found.step
+    4
+    """
+
+    _parts: ClassVar[tuple[str, ...]] = ("grown",)
+    _stales: ClassVar[dict[str, set[str]]] = {"steps": {"grown"}}
+
+    steps = t.Int(256, help="Up to which step they grow; fewer than were done leave them as they are.")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | None = None,
+        channels: Sequence[int] | int | None = None,
+        target: Sequence[int] | int | None = None,
+        *,
+        steps: int = 256,
+        labels: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        steps = check_whole("steps", steps, 1, _MOST_STEPS)
+        self._growing = growing = Growing(model, layer, channels, target, **options)
+        names = labels or growing.preprocess.labels or ()
+        kind = "#{}" if layer is not None else "class {}"
+        self._names = [
+            line(names[c], 40) if layer is None and c < len(names) else kind.format(c) for c in growing.channels
+        ]
+        self._values: list[tuple[int, list[float]]] = [(0, growing.start.float().tolist())]
+        what = line(layer) if layer is not None else "classes"
+        super().__init__(Header(title=line(type(growing.model).__name__), info=f"grown for {what}"))
+        cells = [{"slot": f"picture_{i}"} for i in range(len(growing.channels))]
+        rows = [{"title": "", "cells": cells[i : i + _COLUMNS]} for i in range(0, len(cells), _COLUMNS)]
+        self.panels = Panels(rows)
+        self.steps_control = ipywidgets.IntSlider(
+            min=1, max=_MOST_STEPS, description="Steps", tooltip="Up to which step the pictures grow"
+        )
+        self.values = Plot(title="What is made large", xlabel="steps", ylabel="activation")
+        self.steps = steps
+        t.link((self, "steps"), (self.steps_control, "value"))
+        shown = ipywidgets.VBox([self.steps_control, self.panels, self.values])
+        self._lay_out(ipywidgets.Box([shown]).add_class("nbviz-columns"), "maximise")
+        self._start()
+
+    @t.validate("steps")
+    def _valid_steps(self, proposal: Any) -> int:
+        return check_whole("steps", proposal["value"], 1, _MOST_STEPS)
+
+    @property
+    def found(self) -> Maximised:
+        """What has grown so far."""
+        with self._turn():
+            return self._growing.found()
+
+    def _show_grown(self) -> Iterator[bool]:
+        while self._growing.steps < self.steps:
+            self._growing.step()
+            yield self._growing.steps % _SHOW_EVERY == 0 and self._show()
+        self._show()
+        yield False
+
+    def _show(self) -> bool:
+        found = self._growing.found()
+        if self._values[-1][0] != found.step:
+            self._values.append((found.step, found.values.float().tolist()))
+        steps = [step for step, _ in self._values]
+        for i, (name, picture) in enumerate(zip(self._names, found.pictures, strict=True)):
+            value, start = float(found.values[i]), float(found.start[i])
+            caption = f"{name}: {value:.3g} (noise {start:.3g}), step {found.step}"
+            self.panels.show(f"picture_{i}", "picture", _pixels(picture), caption=caption)
+        grown = zip(*(values for _, values in self._values), strict=True)
+        self.values.show({name: (steps, values) for name, values in zip(self._names[:6], grown, strict=False)})
+        self.header.cost = f"step {found.step} of {max(self.steps, found.step)}"
+        return True
+
+    def _heading(self) -> str:
+        return f"{self.header.title} · {self.header.info} · {self._growing.steps} steps"
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        slots = [self.panels.slot(f"picture_{i}") for i in range(len(self._names))]
+        panels = [Panel(decode(slot), slot["caption"]) for slot in slots if slot]
+        rows = [panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS)]
+        return [*rows, [plot_panel(self.values)]] if rows else [[plot_panel(self.values)]]
+
+
+_MOST_STEPS = 2048
+_SHOW_EVERY = 8  # steps
+
+
+def _pixels(picture: Any) -> Array:
+    """A picture (C, H, W) in [0, 1] as bytes (H, W, 3)."""
+    three = picture if len(picture) == 3 else picture.mean(0, keepdim=True)
+    return channels_last(grid((255 * three).round().byte().cpu()[None], 1, 0, normalize=False))
