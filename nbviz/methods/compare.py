@@ -433,7 +433,7 @@ def _check_alike(readers: Sequence[Reader], own: bool) -> None:
 
 def _prepared(reader: Reader) -> Tensor:
     """What a model's own preprocessing makes of a picture with details, in which no two colours or sides are alike."""
-    grey = Image.effect_mandelbrot((301, 257), (-2.0, -1.25, 0.5, 1.25), 64)
+    grey = Image.effect_mandelbrot((301, 257), (-2.0, -1.0, 0.5, 1.25), 64)
     probe = Image.merge("RGB", (grey, ImageOps.mirror(grey), ImageOps.flip(grey)))
     with torch.random.fork_rng(devices=[]):
         return next(reader.read(probe, 0))[1]
