@@ -258,6 +258,51 @@ def test_undoing_stays_between_0_and_1():
     assert preprocess.undo(torch.tensor([-9.0, 0.0, 9.0]).view(1, 3, 1, 1)).flatten().tolist() == [0, 0.5, 1]
 
 
+# Redone: from a picture in [0, 1] to the model's input
+
+
+def test_what_torchvision_makes_is_made_again_from_the_picture(from_torchvision, photo):
+    net, weights = from_torchvision
+    preset = weights.transforms()
+    resized = TF.resize(photo, preset.resize_size, preset.interpolation, antialias=preset.antialias)
+    cropped = TF.to_tensor(TF.center_crop(resized, preset.crop_size))
+    torch.testing.assert_close(find_preprocess(net).redo(cropped[None])[0], weights.transforms()(photo))
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_what_was_given_is_made_again_from_the_picture(steps, photo):
+    given = STEPS[steps]()
+    cropped = TF.to_tensor(TF.center_crop(TF.resize(photo, 40), 32))[None].expand(2, -1, -1, -1)
+    torch.testing.assert_close(
+        find_preprocess(nn.Conv2d(3, 1, 1), given).redo(cropped), given(photo).expand_as(cropped)
+    )
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.2,)), ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), ((0.1,), (2, 3, 4))])
+@pytest.mark.parametrize("sides", [(7,), (4, 5), (2, 3, 4)])
+def test_redoing_and_undoing_are_each_others_inverse(mean, std, sides, dtype):
+    preprocess = Preprocess(lambda picture: picture, mean=mean, std=std)
+    pictures = torch.rand(2, 3, *sides, dtype=dtype)
+    made = preprocess.redo(pictures)
+    assert made.dtype == dtype
+    for c in range(3):
+        expected = (pictures[:, c] - mean[c % len(mean)]) / std[c % len(std)]
+        torch.testing.assert_close(made[:, c], expected)
+    torch.testing.assert_close(preprocess.undo(made), pictures.float())
+
+
+@pytest.mark.parametrize("known", [{}, {"mean": (0.5,)}, {"std": (0.5,)}, {"mean": (0.5, 0.5), "std": (1, 1)}])
+def test_redoing_without_a_fitting_normalisation_gives_the_pictures_themselves(known):
+    pictures = torch.rand(2, 3, 4, 4)
+    assert Preprocess(lambda picture: picture, **known).redo(pictures) is pictures
+
+
+def test_redoing_lets_the_gradient_through():
+    pictures = torch.rand(1, 3, 2, 2, requires_grad=True)
+    Preprocess(lambda picture: picture, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.125)).redo(pictures).sum().backward()
+    assert pictures.grad[0].flatten(1).tolist() == [[2.0] * 4, [4.0] * 4, [8.0] * 4]
+
+
 @pytest.mark.parametrize("preprocess", [3, "resize", [transforms.ToTensor()]])
 def test_what_cannot_be_called_is_an_error(preprocess, photo):
     message = rf"^preprocess is {type(preprocess).__name__}; expected a callable .* such as weights.transforms\(\)$"
