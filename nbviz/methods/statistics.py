@@ -182,7 +182,7 @@ class Moments(OfLayer):
         finite = values.isfinite()
         strange = (~finite).sum((0, 2)).cpu()
         values = torch.where(finite, values, 0) if strange.any() else values
-        sums = [values.sum((0, 2), dtype=torch.float64), values.double().square_().sum((0, 2))]
+        sums = [values.sum((0, 2), dtype=torch.float64), values.to(torch.float64, copy=True).square_().sum((0, 2))]
         ends = torch.stack([values.amin((0, 2)), values.amax((0, 2))]).double().cpu()
         add_along_tree(one.sums, batch.number, torch.stack(sums).cpu())
         one._more(values.shape[0] * values.shape[2], ends[0], ends[1], strange)

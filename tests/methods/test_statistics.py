@@ -234,6 +234,20 @@ def test_wrong_arguments(make: Any) -> None:
         make()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_activations_are_not_written_to(dtype: torch.dtype) -> None:
+    """What follows in the model would come out wrong, and so would what other statistics see."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).to(dtype)
+    x, labels = torch.rand(6, 3, 8, 8).to(dtype), torch.tensor([0, 1, 2, 3, 4, 0])
+    for kind in (TopK, Moments, Sparsity, Histogram, Correlation):
+        collected = {"first": kind("0"), "second": kind("1"), "accuracy": Accuracy(), "top": TopK("3")}
+        found = nbviz.scan(net, TensorDataset(x, labels), collected, progress=False)
+        with torch.no_grad():
+            logits = net(x)
+        assert found["accuracy"].loss == pytest.approx(float(nn.functional.cross_entropy(logits.double(), labels)))
+        torch.testing.assert_close(found["top"].values[:, 0], logits.amax(0).float())
+
+
 def test_half_precision() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).to(torch.bfloat16)
     x = torch.rand(6, 3, 8, 8)
