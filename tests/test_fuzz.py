@@ -1,6 +1,7 @@
 """Anything given to any public function is answered, or refused with an error that says what is accepted.
 
-Each function is called 1,000 times. ``NBVIZ_FUZZ=10000`` makes it so many calls, with other values each time.
+Each function is called 1,000 times, those that go through a dataset more than once less often. ``NBVIZ_FUZZ=10000``
+makes it so many calls, with other values each time.
 """
 
 from __future__ import annotations
@@ -67,8 +68,10 @@ class Values:
         printer.text(repr(self))
 
 
-def fuzz(**arguments: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Call a test with each of many arguments."""
+def fuzz(
+    of_a_thousand: int = 1000, /, **arguments: st.SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Call a test with each of many arguments; with fewer of them where a call takes long."""
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         def run(values: Values) -> None:
@@ -76,7 +79,7 @@ def fuzz(**arguments: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]],
 
         run.__name__ = test.__name__
         options = settings(
-            max_examples=CALLS,
+            max_examples=max(1, CALLS * of_a_thousand // 1000),
             derandomize=CALLS == 1000,
             database=None,
             deadline=None,
@@ -532,7 +535,9 @@ STATISTICS: dict[str, Any] = {
 
 def test_every_public_name_is_fuzzed() -> None:
     tested = {*FUNCTIONS, *WIDGETS, "explore", "fuse", "grid", "overlay", "Preprocess", "bundled", "set_memory_limit"}
-    tested |= {"scan", "ScanResult", "ScanView", "statistics"}
+    tested |= {"scan", "ScanResult", "ScanView", "statistics", "kernels", "frequency_response", "kernel_report"}
+    tested |= {"ablate", "AblationTable", "switched_off", "top_patches", "StrongestPatches"}
+    tested |= {"compare", "Comparison", "report", "Report"}
     errors = {"CompiledWarning", "InterruptedWarning", "ModelError", "NoRectifierWarning", "PictureError"}
     assert tested | errors == set(nbviz.__all__)
 
@@ -809,6 +814,170 @@ def test_scan(model: Any, hostile: set[str], data: st.DataObject) -> None:
         assert nbviz.ScanResult(result.results, result.pictures).complete
         result._repr_html_().encode()
         assert UNSEEN._displayed
+
+
+# What is found in scans
+
+
+def soon_read(given: Any) -> bool:
+    """Whether it is no folder, and no long list of what cannot be read."""
+    try:
+        return no_folder(given) and len(given) < 1000
+    except Exception:
+        return no_folder(given)
+
+
+_EACH = {"preprocess": good["preprocess"], "inputs": good["inputs"], "output": good["output"]}
+_DATASETS = st.sampled_from(
+    [LABELLED, LABELLED, torch.rand(4, 3, 8, 8), [(torch.rand(3, 8, 8), i % 3) for i in range(5)]]
+)
+_DATASET = {"dataset": _DATASETS, "batch_size": st.sampled_from([1, 2, 32])}
+RESULTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "ablate": {
+        **_DATASET,
+        **_EACH,
+        "layer": st.sampled_from(["1", "5", "7"]),
+        "mode": st.sampled_from(["zero", "mean", "keep"]),
+        "points": st.sampled_from([0, 3, 16]),
+        "seed": st.integers(0, 3),
+    },
+    "top_patches": {
+        **_DATASET,
+        "preprocess": good["preprocess"],
+        "inputs": good["inputs"],
+        "layer": st.sampled_from(["0", "1", "2", "5"]),
+        "channels": good["channels"],
+        "k": st.integers(1, 9),
+    },
+    "compare": {
+        **_DATASET,
+        **_EACH,
+        "layers": st.sampled_from([None, ["1", "5"], ("7",)]),
+        "most": st.integers(1, 9),
+    },
+    "report": {
+        **_DATASET,
+        **_EACH,
+        "layers": st.sampled_from([None, ["1", "5"], ("7",)]),
+        "alike": st.sampled_from([0, 0.5, 1]),
+        "most": st.integers(0, 9),
+    },
+}
+
+
+@st.composite
+def results(draw: st.DrawFn, name: str) -> Call:
+    """One argument or two of these are anything, the others good."""
+    takes = RESULTS[name]
+    bad = frozenset(draw(st.sampled_from(["model", *takes])) for _ in range(draw(st.integers(0, 2))))
+    hostile = {"dataset": anything.filter(soon_read)}
+    arguments = {one: draw(hostile.get(one, anything) if one in bad else takes[one]) for one in takes}
+    return Call({**arguments, "progress": False}, draw(models) if "model" in bad else NET, bad)
+
+
+@fuzz(200, call=results("ablate"))
+def test_ablate(call: Call) -> None:
+    result = answer(lambda: nbviz.ablate(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    assert isinstance(result, nbviz.AblationTable)
+    channels = len(result.accuracy)
+    assert sorted(result.ranking.tolist()) == list(range(channels))
+    assert ((result.accuracy >= 0) & (result.accuracy <= 1)).all()
+    assert result.random.shape == (3, len(result.steps))
+    assert len(result.table()) == channels
+    repr(result).encode()
+
+
+@fuzz(
+    images=either(good["images"], good["images"], anything),
+    layer=either(st.sampled_from(["1", "5", "7"]), anything),
+    channels=either(st.sampled_from([0, [2, 1], ()]), anything),
+    model=either(st.just(NET), st.just(NET), models),
+    more=st.dictionaries(st.sampled_from(["preprocess", "inputs", "output"]), anything, max_size=1),
+)
+def test_switched_off(images: Any, layer: Any, channels: Any, model: Any, more: dict[str, Any]) -> None:
+    result = answer(lambda: nbviz.switched_off(model, images, layer, channels, **more), model)
+    if result is REFUSED or model is not NET or more:
+        return
+    maps = NET[: int(layer) + 1](nbviz.load(NET, images).inputs)
+    maps[:, channels if isinstance(channels, (int, np.integer)) else list(channels)] = 0
+    torch.testing.assert_close(result, NET[int(layer) + 1 :](maps).detach())
+
+
+@fuzz(
+    300,
+    call=results("top_patches"),
+    channel=either(st.integers(0, 4), anything),
+    rule=either(st.sampled_from(RULES), anything),
+)
+def test_top_patches(call: Call, channel: Any, rule: Any) -> None:
+    result = answer(lambda: nbviz.top_patches(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    assert isinstance(result, nbviz.StrongestPatches)
+    assert result.values.shape == (len(result.channels), result.values.shape[1])
+    repr(result).encode()
+    for what in (lambda: result.patches(channel), lambda: result.reconstructions(channel, rule)):
+        parts = answer(what, call.model)
+        if parts is not REFUSED:
+            assert (len(parts), tuple(parts.shape[2:])) == (result.values.shape[1], result.size)
+
+
+@fuzz(200, call=results("compare"), other=either(st.just(NET), models))
+def test_compare(call: Call, other: Any) -> None:
+    before = marks(other)
+    result = answer(lambda: nbviz.compare(call.model, other, **call.arguments), call.model)
+    assert marks(other) == before
+    if result is REFUSED:
+        return
+    assert isinstance(result, nbviz.Comparison)
+    assert 0 <= result.agree <= 1
+    assert result.accuracy is None or 0 <= result.accuracy.p_value <= 1
+    assert result.cka is None or result.cka.shape == (len(result.layers_a), len(result.layers_b))
+    (repr(result) + result.verdict).encode()
+
+
+@fuzz(200, call=results("report"))
+def test_report(call: Call) -> None:
+    result = answer(lambda: nbviz.report(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    assert isinstance(result, nbviz.Report)
+    for name, one in result.layers.items():
+        assert result[name] is one
+        assert set(one.redundant) <= set(range(len(one.importance)))
+    repr(result).encode()
+    result._repr_html_().encode()
+
+
+@fuzz(
+    model=either(st.just(NET), models),
+    layer=either(st.sampled_from([None, "0", "3"]), anything),
+    channels=either(good["channels"], anything),
+    alike=either(st.floats(0, 1), numbers, anything),
+)
+def test_kernels(model: Any, layer: Any, channels: Any, alike: Any) -> None:
+    result = answer(lambda: nbviz.kernels(model, layer, channels), model)
+    assert result is REFUSED or model is not NET or tuple(result.shape[2:]) == (3, 3)
+    report = answer(lambda: nbviz.kernel_report(model, layer, alike), model)
+    if report is not REFUSED:
+        assert ((report.aliased >= 0) & (report.aliased <= 1)).all()
+        repr(report).encode()
+        report._repr_html_().encode()
+
+
+@fuzz(
+    kernels=either(
+        st.builds(torch.randn, st.sampled_from([(2, 3, 3, 3), (1, 1, 5), (2, 1, 2, 2, 2)])), tensors, anything
+    ),
+    size=either(st.integers(5, 40), st.integers(5, 40), numbers, anything),
+)
+def test_frequency_response(kernels: Any, size: Any) -> None:
+    result = answer(lambda: nbviz.frequency_response(kernels, size))
+    if result is not REFUSED:
+        assert result.shape == (len(kernels), *[size] * (kernels.ndim - 2))
+        assert (result.nan_to_num() >= 0).all()
 
 
 # The widgets

@@ -111,6 +111,7 @@ class StrongestPatches(Strongest):
         """
         check_choice("rule", rule, RULES)
         row, pictures = self._row(channel)
+        channel = int(self.channels[row])
         inputs, places = pictures.to(self._inputs.reader.device), self.positions[row].tolist()
 
         def of(part: Sequence[int]) -> tuple[Tensor, frozenset[str]]:
@@ -293,11 +294,19 @@ def first_picture(source: Inputs) -> Tensor:
     Raises
     ------
     PictureError
-        When there is none.
+        When there is none, or none among the first thousand.
     """
-    for i in range(len(source)):
+    tried, first = min(len(source), _TRIED), None
+    for i in range(tried):
         with torch.random.fork_rng(devices=[]):
             item = source[i]
         if not isinstance(item, Skipped):
             return item[1]
-    raise PictureError("the dataset has no picture that can be read; expected at least one")
+        first = first or item
+    if first is None:
+        raise PictureError("the dataset is empty; expected at least one picture")
+    said = f"the first, {first.name}: {first.reason}"
+    raise PictureError(f"none of the first {tried} pictures can be read; expected at least one that can; {said}")
+
+
+_TRIED = 1000

@@ -493,7 +493,7 @@ def test_models_of_other_classes_device_dtype_or_channels_are_refused(b: nn.Modu
         ({"layers": "0"}, TypeError, "^layers is '0'; expected a list of modules' names, or None$"),
         ({"layers": []}, TypeError, r"^layers is \[\]; expected a list"),
         ({"most": 0}, ValueError, "^most is 0; expected at least 1$"),
-        ({"dataset": []}, nbviz.PictureError, "^the dataset has no picture that can be read"),
+        ({"dataset": []}, nbviz.PictureError, "^the dataset is empty; expected at least one picture"),
         (
             {"dataset": TensorDataset(torch.rand(2, 3, 8, 8), torch.tensor([0, 4]))},
             ValueError,

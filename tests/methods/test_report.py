@@ -387,7 +387,7 @@ def test_an_interrupt_before_there_is_anything_comes_through(planted: nn.Module,
         ),
         ({"alike": 1.5}, ValueError, "^alike is 1.5; expected 0 to 1$"),
         ({"most": -1}, ValueError, "^most is -1; expected at least 0$"),
-        ({"dataset": []}, nbviz.PictureError, "^the dataset has no picture that can be read"),
+        ({"dataset": []}, nbviz.PictureError, "^the dataset is empty; expected at least one picture"),
         (
             {"dataset": Stream([])},
             TypeError,

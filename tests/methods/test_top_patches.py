@@ -375,7 +375,9 @@ def test_what_cannot_be_read_is_skipped_and_named(tmp_path: Path, net: nn.Module
     assert found.patches(11).shape == (2, 3, 14, 14)
     for one in tmp_path.iterdir():
         one.write_bytes(b"none")
-    with pytest.raises(nbviz.PictureError, match="has no picture that can be read; expected at least one"):
+    with pytest.raises(
+        nbviz.PictureError, match="^none of the first 5 pictures can be read; expected .*0.png: .*is no pict"
+    ):
         nbviz.top_patches(net, tmp_path, "features.8", progress=False)
 
 
@@ -410,13 +412,24 @@ def test_the_same_on_an_executor_from_a_checkpoint_and_in_parts(net: Any, few: A
         ({"k": 0}, ValueError, "^k is 0; expected at least 1$"),
         ({"k": 10**9}, ValueError, "^k is 1000000000; expected at most 1000$"),
         ({"dataset": iter([])}, TypeError, "^an iterable dataset cannot be read again; expected one with a length"),
-        ({"dataset": []}, nbviz.PictureError, "^the dataset has no picture"),
+        ({"dataset": []}, nbviz.PictureError, "^the dataset is empty; expected at least one picture$"),
+        (
+            {"dataset": range(10**12)},
+            nbviz.PictureError,
+            "^none of the first 1000 pictures can be read; expected",
+        ),
     ],
 )
 def test_arguments(net: nn.Module, few: Any, arguments: Any, error: Any, message: str) -> None:
     given = {"dataset": few, "layer": "features.8", "progress": False, **arguments}
     with pytest.raises(error, match=message):
         nbviz.top_patches(net, **given)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.array, torch.tensor, lambda number: [number]])
+def test_a_channel_may_be_any_whole_number(kind: Any, found: Any) -> None:
+    assert torch.equal(found.patches(kind(11)), found.patches(11))
+    assert torch.equal(found.reconstructions(kind(11)), found.reconstructions(11))
 
 
 def test_a_channel_or_rule_that_was_not_asked_for_is_refused(net: nn.Module, few: Any) -> None:
