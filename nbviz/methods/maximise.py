@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,8 @@ def maximise(
     correlated in photographs, so that all directions are equally easy; before each step it is shifted, scaled and
     turned a little, so that what remains does not hang on single pixels. Adam takes the steps.
 
-    Where a rectifier is shut for all of the picture, its channel has no gradient; there the signal passes as in the
-    deconvnet until it opens.
+    Where the layer's own rectifier is shut it passes a tenth of the signal, so that a channel that is silent in most of
+    the picture wakes there too; where nothing at all comes through, the signal passes as in the deconvnet.
 
     Parameters
     ----------
@@ -145,6 +145,7 @@ _PROBE = 224  # pixels of what the preprocessing is tried on
 class Growing:
     """The pictures while they grow; the arguments are those of :func:`maximise`."""
 
+    @torch.inference_mode(False)  # in which nothing could grow
     def __init__(
         self,
         model: nn.Module,
@@ -189,6 +190,7 @@ class Growing:
         self._adam = torch.optim.Adam([self._basis.spectrum], check_number("rate", rate, 1e-6, 10))
         self.start = self._values(self._inputs())
 
+    @torch.inference_mode(False)
     def step(self) -> None:
         """One step up."""
         with torch.enable_grad():
@@ -198,9 +200,10 @@ class Growing:
         trace, activation = self._run(inputs.detach(), grad=True)
         seeds = torch.zeros_like(activation)[None]
         for i, channel in enumerate(self.channels):
+            # The sum, not the mean: the same way, but for numbers so small that Adam or half precision would lose them.
             seeds[(0, i, channel, *self._places(activation))] = 1.0
-        if not self._neuron:
-            seeds = seeds / max(1, math.prod(activation.shape[2:]))
+        for node in _own_rectifiers(activation):
+            node.register_hook(_ajar)
         with untouched(self.model):  # what a checkpoint left out of the graph runs again
             gradient = pull("gradient", activation, seeds, trace.inputs)[0][0]
             shut = gradient.flatten(1).abs().amax(1) == 0
@@ -212,6 +215,7 @@ class Growing:
         self._adam.step()
         self.steps += 1
 
+    @torch.inference_mode(False)
     def found(self) -> Maximised:
         """What has grown so far."""
         with torch.no_grad():
@@ -248,6 +252,31 @@ class Growing:
         return warp(pictures, *shift, 1 + scale / 20, 8 * angle, padding="reflection")
 
 
+_RECTIFIERS = ("Relu", "Threshold", "Hardtanh", "Clamp")  # nodes of the graph that can shut
+_WEIGHTED = ("Convolution", "Addmm", "Mm", "Bmm")  # beyond which a rectifier is another layer's
+_AJAR = 0.1
+
+
+def _own_rectifiers(activation: Tensor) -> Iterator[Any]:
+    """The nodes through which a layer's activation comes from its last convolutions or matrices."""
+    seen, waiting = {None}, [activation.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            if node.name().startswith(_RECTIFIERS):
+                yield node
+            elif not node.name().startswith(_WEIGHTED):
+                waiting.extend(below for below, _ in node.next_functions)
+
+
+def _ajar(sent: tuple[Tensor | None, ...], received: tuple[Tensor, ...]) -> tuple[Tensor | None, ...] | None:
+    """A rectifier's node passes some of what would raise it where it is shut."""
+    if sent[0] is None or sent[0].shape != received[0].shape:  # not asked for; a clamp between tensors
+        return None
+    return torch.where(sent[0] == 0, _AJAR * received[0].clamp(min=0), sent[0]), *sent[1:]
+
+
 class Basis:
     """Pictures in [0, 1] as their Fourier transform in decorrelated colours.
 
@@ -276,8 +305,7 @@ class Basis:
         wavelength = 1 / (x.square() + y.square()).sqrt().clamp(min=1 / max(height, width))
         self._scale = (wavelength * math.sqrt(height * width)).to(device)
         noise = 0.01 * torch.randn(*shape[:2], *wavelength.shape, 2, generator=draw)
-        with torch.inference_mode(False):
-            self.spectrum = noise.to(device).requires_grad_()
+        self.spectrum = noise.to(device).requires_grad_()
 
     def pictures(self) -> Tensor:
         """(K, C, H, W)."""
