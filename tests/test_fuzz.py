@@ -901,7 +901,8 @@ def test_switched_off(images: Any, layer: Any, channels: Any, model: Any, more: 
     if result is REFUSED or model is not NET or more:
         return
     maps = NET[: int(layer) + 1](nbviz.load(NET, images).inputs)
-    maps[:, channels if isinstance(channels, (int, np.integer)) else list(channels)] = 0
+    off = channels.tolist() if hasattr(channels, "tolist") else channels
+    maps[:, [off] if isinstance(off, int) else list(off)] = 0
     torch.testing.assert_close(result, NET[int(layer) + 1 :](maps).detach())
 
 
