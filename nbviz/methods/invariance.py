@@ -163,8 +163,11 @@ def along(
     for start in range(0, len(amounts), _AT_ONCE):
         some = amounts[start : start + _AT_ONCE]
         for maps, answers in in_chunks(of, some, _AT_ONCE, "one picture"):
-            distances = {name: (maps[name] - own[name]).float().norm(dim=1) / length[name] for name in names}
             values = torch.tensor(some, dtype=torch.float64)
+            away = {name: (maps[name] - own[name]).float().norm(dim=1) / length[name] for name in names}
+            # A picture in a batch of several may differ from itself alone by rounding.
+            still = (values == _NOTHING[transform]).to(answers.device)
+            distances = {name: distance.masked_fill(still, 0.0) for name, distance in away.items()}
             yield InvarianceFound(transform, values, distances, answers[:, int(chosen)], chosen)
 
 

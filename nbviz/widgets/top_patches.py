@@ -50,7 +50,7 @@ class TopPatches(Pulled):
     _parts: ClassVar[tuple[str, ...]] = ("rows",)
     _stales: ClassVar[dict[str, set[str]]] = {"first": {"rows"}}
 
-    first = t.Int(0, help="The first of the channels that are shown, as its place among those that were asked for.")
+    first = t.Int(0, help="The first of the channels on the page, as its place among those that were asked for.")
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class TopPatches(Pulled):
         super().__init__(Header(title=line(type(found.model).__name__), info=line(found.layer)))
         count = len(found.channels)
         self.first_control = ipywidgets.IntSlider(
-            max=max(0, count - 1), step=1, description="From channel", tooltip="The first of the channels on this page"
+            max=count - min(_ROWS, count), description="From channel", tooltip="The first of the channels on this page"
         )
         self.pages = min(_ROWS, count)
         self.panels = Panels(
@@ -90,13 +90,13 @@ class TopPatches(Pulled):
 
     @t.validate("first")
     def _valid_first(self, proposal: Any) -> int:
-        return check_index("first", proposal["value"], len(self.found.channels))
+        return check_index("first", proposal["value"], len(self.found.channels) - self.pages + 1)
 
     def _show_rows(self) -> Iterator[bool]:
         found = self.found
         self.panels.current = str(self.first)
         for row in range(self.pages):
-            place = min(self.first, len(found.channels) - self.pages) + row
+            place = self.first + row
             channel = int(found.channels[place])
             values = found.values[place]
             labels = self._labels(place)

@@ -334,7 +334,8 @@ class Notebook:
         """Change to the "light" or the "dark" theme."""
         name = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}[theme]
         self.page.evaluate("theme => void jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
-        self.wait_for("return document.body.dataset.jpThemeName === name", name=name)
+        splash = "!document.getElementById('jupyterlab-splash')"  # which lies over the page while the theme loads
+        self.wait_for(f"return document.body.dataset.jpThemeName === name && {splash}", name=name)
         self.settle()
 
 
