@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.chunks import in_chunks
+from nbviz.core.chunks import in_chunks, kept_together
 from nbviz.core.errors import check_choice, check_number, shown
 from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model
@@ -151,19 +151,20 @@ def along(
 ) -> Iterator[InvarianceFound]:
     """The same for one of some pictures, piece by piece: of a few values each, without the dimension of pictures."""
 
-    def of(part: Sequence[float]) -> tuple[dict[str, Tensor], Tensor]:
+    def of(part: Sequence[float]) -> tuple[Sequence[float], dict[str, Tensor], Tensor]:
         moved = torch.cat([moved_by(pictures[i : i + 1], transform, value) for value in part])
         trace = run(model, moved, names, feed=feed, output=True)
         maps = {name: check_channels(name, trace.activations[name], len(moved)).flatten(1) for name in names}
-        return maps, check_logits(trace.output, output).float().softmax(1)
+        return part, maps, check_logits(trace.output, output).float().softmax(1)
 
-    own, answer = of([_NOTHING[transform]])
+    _, own, answer = of([_NOTHING[transform]])
     chosen = check_target(target, answer, [i], len(pictures))[0]
     length = {name: own[name].float().norm().clamp(min=1e-30) for name in names}
-    for start in range(0, len(amounts), _AT_ONCE):
-        some = amounts[start : start + _AT_ONCE]
-        for maps, answers in in_chunks(of, some, _AT_ONCE, "one picture"):
-            values = torch.tensor(some, dtype=torch.float64)
+    at_once = _AT_ONCE if kept_together(model, 2, None) == 1 else 1  # none is normalised by how others are moved
+    for start in range(0, len(amounts), at_once):
+        some = amounts[start : start + at_once]
+        for part, maps, answers in in_chunks(of, some, at_once, "one picture"):
+            values = torch.tensor(part, dtype=torch.float64)
             away = {name: (maps[name] - own[name]).float().norm(dim=1) / length[name] for name in names}
             # A picture in a batch of several may differ from itself alone by rounding.
             still = (values == _NOTHING[transform]).to(answers.device)
@@ -184,11 +185,13 @@ def moved_by(pictures: Tensor, transform: str, value: float) -> Tensor:
 def amounts_of(transform: str, given: Any, sides: Sequence[int]) -> list[float]:
     """The values given, checked, or 25 of them for pictures with these sides."""
     if given is None:
-        reach = {"down": sides[0] / 4, "across": sides[1] / 4, "angle": 180.0}
+        half, steps = _POINTS // 2, range(-(_POINTS // 2), _POINTS // 2 + 1)
         if transform == "scale":
-            return [2 ** (step / (_POINTS // 2)) for step in range(-(_POINTS // 2), _POINTS // 2 + 1)]
-        steps = torch.linspace(-1, 1, _POINTS, dtype=torch.float64) * reach[transform]
-        return list(map(float, (steps.round() if transform in ("down", "across") else steps).unique()))
+            return [2 ** (step / half) for step in steps]
+        if transform == "angle":
+            return [180 * step / half for step in steps]
+        reach = sides[0 if transform == "down" else 1] / 4
+        return list(dict.fromkeys(float(round(reach * step / half)) for step in steps))
     least = 0.01 if transform == "scale" else -1e6
     try:
         numbers = [float(one) for one in (given.tolist() if hasattr(given, "tolist") else list(given))]
