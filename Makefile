@@ -23,7 +23,7 @@ lab: .venv/lab.stamp
 	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/01-first-look.ipynb $(LAB_ARGS)
 
 test: lint system-packages
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m tests $(PYTEST_ARGS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check

@@ -1,0 +1,38 @@
+"""Run all tests: those in the browser, which mostly wait, beside all others.
+
+``python -m tests`` takes pytest's arguments, for both.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BROWSER = "tests/browser"
+NOTHING_TO_DO = 5  # pytest's exit code where no test was chosen
+
+
+def main(arguments: list[str]) -> int:
+    """Pytest's exit code, the worse of the two."""
+    pytest = [sys.executable, "-m", "pytest", *arguments]
+    if any(Path(argument.split("::")[0]).exists() for argument in arguments):  # some tests, named by their files
+        return subprocess.call(pytest)
+    with tempfile.TemporaryFile() as output:
+        # A cache of its own: both would write to one.
+        options = ["-o", f"cache_dir={tempfile.gettempdir()}/nbviz-browser-cache", BROWSER]
+        browser = subprocess.Popen([*pytest, *options], stdout=output, stderr=subprocess.STDOUT)
+        try:
+            others = subprocess.call([*pytest, f"--ignore={BROWSER}"])
+            found = browser.wait()
+        finally:
+            browser.kill()
+        output.seek(0)
+        print("In the browser:", output.read().decode(errors="replace"), sep="\n", flush=True)
+    codes = {others, found}
+    return max(codes - {NOTHING_TO_DO}, default=NOTHING_TO_DO)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
