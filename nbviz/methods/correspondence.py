@@ -45,22 +45,23 @@ class CorrespondenceFound:
     def _repr_html_(self) -> str:
         """A table."""
         rows = []
-        for name, value in self.part.items():
-            drawn = self.random[name]
-            spread = f" ± {float(drawn.std()):.3f}" if len(drawn) > 1 else ""
-            random = f"{float(drawn.mean()):.3f}{spread}" if len(drawn) else "–"
-            cells = f"<td>{value:.3f} ± {self.error[name]:.3f}</td><td>{random}</td>"
+        for name in self.part:
+            cells = "".join(f"<td>{cell}</td>" for cell in self._numbers(name))
             rows.append(f"<tr><th>{escape(line(name, 60))}</th>{cells}</tr>")
         head = "<tr><th>layer</th><th>the part</th><th>random parts</th></tr>"
         return f"<table>{head}{''.join(rows)}</table>"
 
     def __repr__(self) -> str:
         lines = ["change of sign between pictures (lower: the part corresponds)", "  layer: part, random parts"]
-        for name, value in self.part.items():
-            drawn = self.random[name]
-            spread = f" ± {float(drawn.std()):.3f}" if len(drawn) > 1 else ""
-            lines.append(f"  {name}: {value:.3f} ± {self.error[name]:.3f}, {float(drawn.mean()):.3f}{spread}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {name}: {', '.join(self._numbers(name))}" for name in self.part)])
+
+    def _numbers(self, name: str) -> tuple[str, str]:
+        """The part's and the random parts'."""
+        drawn = self.random[name]
+        spread = f" ± {float(drawn.std()):.3f}" if len(drawn) > 1 else ""
+        return f"{self.part[name]:.3f} ± {self.error[name]:.3f}", f"{float(drawn.mean()):.3f}{spread}" if len(
+            drawn
+        ) else "–"
 
 
 def correspondence(
