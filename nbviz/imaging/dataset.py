@@ -44,7 +44,11 @@ class Folder(Dataset[Any]):
 
     def __init__(self, path: Path) -> None:
         known = Image.registered_extensions()
-        if not path.is_dir():
+        try:
+            there = path.is_dir()
+        except (OSError, ValueError):  # a name that no folder can have
+            there = False
+        if not there:
             raise PictureError(f"there is no folder {shown(str(path), 200)}; expected {_ACCEPTED}")
         self.path = str(path)
         self.classes = sorted(one.name for one in path.iterdir() if one.is_dir())

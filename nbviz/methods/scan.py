@@ -260,7 +260,8 @@ def scan(
     if not total.pictures and total.skipped:
         first = total.skipped[0]
         raise PictureError(
-            f"none of {len(total.skipped)} pictures can be read; the first, {first.name}: {first.reason}"
+            f"none of {len(total.skipped)} pictures can be read, expected at least one that can; the first, "
+            f"{first.name}: {first.reason}"
         )
     if not total.pictures and complete:
         raise PictureError(_EMPTY)
