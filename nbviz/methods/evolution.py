@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,9 +188,12 @@ def _read(given: str | os.PathLike[str]) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        said = line(error, 400)
+        if isinstance(error, pickle.UnpicklingError):  # torch's words recommend to read it all the same
+            said = "it is broken, or holds more than tensors and plain values, which could run code"
         raise ValueError(
-            f"{shown(str(path), 200)} cannot be read: {line(error, 400)}; expected safetensors, or a state dict that "
-            "torch.save wrote"
+            f"{shown(str(path), 200)} cannot be read: {said}; expected safetensors, or a state dict that torch.save "
+            "wrote"
         ) from error
 
 
@@ -253,10 +257,11 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         module = dict(self.model.named_modules())[self._module]
-        self._handles = [
-            self.model.register_forward_pre_hook(self._before),
-            module.register_forward_hook(self._after),
-        ]
+        if not self._handles:  # of a context within a context
+            self._handles = [
+                self.model.register_forward_pre_hook(self._before),
+                module.register_forward_hook(self._after),
+            ]
         return self
 
     def __exit__(
@@ -279,6 +284,11 @@ class Recorder:
             raise ValueError(
                 f"layer {shown(self.layer)} gives {tuple(activation.shape)} for {len(self._seen)} picture(s); expected "
                 f"feature maps with more than {max(self.channels)} channels"
+            )
+        if self._pictures is not None and self._pictures.shape[1:] != self._seen.shape[1:]:
+            raise ValueError(
+                f"the model is given pictures of shape {tuple(self._seen.shape[1:])} after ones of "
+                f"{tuple(self._pictures.shape[1:])}; expected one shape between two marks"
             )
         with torch.no_grad():
             values, which = activation.detach()[:, self.channels].flatten(2).amax(2).max(0)
