@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from nbviz.core.state import check_model
 from nbviz.core.trace import find_modules, run
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import centre, check_tensor, grid, overlay
-from nbviz.methods.arguments import check_feed, check_maps, check_real
+from nbviz.methods.arguments import check_feed, check_indices, check_maps, check_real
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.kernels import convolutions, kernels
 from nbviz.methods.reconstruct import project
@@ -30,7 +31,7 @@ def log(
     model: nn.Module,
     images: Any,
     layers: Sequence[str] | None = None,
-    channels: Sequence[int] = (0, 1, 2, 3),
+    channels: Sequence[int] | int = (0, 1, 2, 3),
     *,
     rule: str = "deconvnet",
     tag: str = "nbviz",
@@ -59,7 +60,7 @@ def log(
     images
         A few pictures; see :func:`nbviz.load`.
     layers
-        Names of layers with feature maps; None takes three, evenly spread.
+        Names of layers with feature maps; None takes three, evenly spread, whose maps have more than one pixel.
     channels
         Whose reconstructions are written, of each layer as far as it has them; empty for none.
     rule
@@ -99,7 +100,7 @@ def log(
     if pictures.ndim != 4:
         raise ValueError(f"the model takes {tuple(pictures.shape)}; expected pictures (N, C, H, W)")
     names = _spread(model, pictures, feed) if layers is None else _named(model, layers)
-    chosen = [check_whole("channel", channel, 0) for channel in channels]
+    chosen = check_indices("channel", channels, 1 << 30)
     trace = run(model, pictures, names, feed=feed, grad=bool(chosen))
 
     def write(what: str, picture: Tensor) -> None:
@@ -131,13 +132,16 @@ def _named(model: nn.Module, layers: Any) -> list[str]:
     if not isinstance(layers, (list, tuple)) or not layers:
         raise TypeError(f"layers is {shown(layers)}; expected a list of modules' names, or None")
     find_modules(model, layers)
-    return list(layers)
+    return list(dict.fromkeys(layers))
 
 
 def _spread(model: nn.Module, pictures: Tensor, feed: Any) -> list[str]:
     found = trace_layers(model, pictures if feed is not None else pictures[:1], feed)[0]
-    maps = [layer.name for layer in found if layer.has_maps and layer.leaf]
+    maps = [layer.name for layer in found if layer.has_maps and layer.leaf and math.prod(layer.shape[1:]) > 1]
     if not maps:
-        raise ValueError(f"no layer of {type(model).__name__} gives feature maps (N, C, H, W); expected one that does")
+        raise ValueError(
+            f"no layer of {type(model).__name__} gives feature maps (N, C, H, W) of several pixels; expected one that "
+            "does"
+        )
     places = torch.linspace(0, len(maps) - 1, min(_LAYERS, len(maps))).round().long().tolist()
     return [maps[place] for place in places]
