@@ -16,11 +16,25 @@ if TYPE_CHECKING:
     from nbviz.imaging.pixels import grid as grid
     from nbviz.imaging.pixels import overlay as overlay
     from nbviz.imaging.preprocess import Preprocess as Preprocess
+    from nbviz.methods import sanity as sanity
     from nbviz.methods import statistics as statistics
     from nbviz.methods.ablation import AblationTable as AblationTable
     from nbviz.methods.ablation import ablate as ablate
     from nbviz.methods.ablation import switched_off as switched_off
+    from nbviz.methods.attribution import input_x_gradient as input_x_gradient
+    from nbviz.methods.attribution import integrated_gradients as integrated_gradients
+    from nbviz.methods.attribution import smooth_grad as smooth_grad
+    from nbviz.methods.cam import class_activation as class_activation
     from nbviz.methods.cam import grad_cam as grad_cam
+    from nbviz.methods.cam import grad_cam_pp as grad_cam_pp
+    from nbviz.methods.cam import guided_grad_cam as guided_grad_cam
+    from nbviz.methods.cam import hires_cam as hires_cam
+    from nbviz.methods.cam import layer_cam as layer_cam
+    from nbviz.methods.cam import xgrad_cam as xgrad_cam
+    from nbviz.methods.cam_without_gradient import ablation_cam as ablation_cam
+    from nbviz.methods.cam_without_gradient import cam as cam
+    from nbviz.methods.cam_without_gradient import eigen_cam as eigen_cam
+    from nbviz.methods.cam_without_gradient import score_cam as score_cam
     from nbviz.methods.compare import Comparison as Comparison
     from nbviz.methods.compare import compare as compare
     from nbviz.methods.correspondence import correspondence as correspondence
@@ -39,12 +53,15 @@ if TYPE_CHECKING:
     from nbviz.methods.layers import layers as layers
     from nbviz.methods.maximise import Maximised as Maximised
     from nbviz.methods.maximise import maximise as maximise
+    from nbviz.methods.occlusion import occlusion as occlusion
+    from nbviz.methods.occlusion import region_effect as region_effect
     from nbviz.methods.reconstruct import reconstruct as reconstruct
     from nbviz.methods.report import Report as Report
     from nbviz.methods.report import report as report
     from nbviz.methods.scan import InterruptedWarning as InterruptedWarning
     from nbviz.methods.scan import ScanResult as ScanResult
     from nbviz.methods.scan import scan as scan
+    from nbviz.methods.smooth_grad_cam import smooth_grad_cam_pp as smooth_grad_cam_pp
     from nbviz.methods.top_patches import StrongestPatches as StrongestPatches
     from nbviz.methods.top_patches import top_patches as top_patches
     from nbviz.widgets.ablation import Ablation as Ablation
@@ -68,8 +85,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "ablate": "nbviz.methods.ablation",
     "Ablation": "nbviz.widgets.ablation",
+    "ablation_cam": "nbviz.methods.cam_without_gradient",
     "AblationTable": "nbviz.methods.ablation",
     "bundled": "nbviz.bundled",
+    "cam": "nbviz.methods.cam_without_gradient",
+    "class_activation": "nbviz.methods.cam",
     "compare": "nbviz.methods.compare",
     "Compare": "nbviz.widgets.compare",
     "Comparison": "nbviz.methods.compare",
@@ -77,6 +97,7 @@ _HOMES = {
     "correspondence": "nbviz.methods.correspondence",
     "Correspondence": "nbviz.widgets.correspondence",
     "deconvnet": "nbviz.methods.deconvnet",
+    "eigen_cam": "nbviz.methods.cam_without_gradient",
     "evolution": "nbviz.methods.evolution",
     "Evolution": "nbviz.widgets.evolution",
     "explore": "nbviz.widgets.explorer",
@@ -86,15 +107,21 @@ _HOMES = {
     "frequency_response": "nbviz.methods.kernels",
     "fuse": "nbviz.methods.feature_maps",
     "grad_cam": "nbviz.methods.cam",
+    "grad_cam_pp": "nbviz.methods.cam",
     "gradient": "nbviz.methods.gradient",
     "grid": "nbviz.imaging.pixels",
     "guided_backprop": "nbviz.methods.guided_backprop",
+    "guided_grad_cam": "nbviz.methods.cam",
+    "hires_cam": "nbviz.methods.cam",
+    "input_x_gradient": "nbviz.methods.attribution",
+    "integrated_gradients": "nbviz.methods.attribution",
     "InterruptedWarning": "nbviz.methods.scan",
     "invariance": "nbviz.methods.invariance",
     "Invariance": "nbviz.widgets.invariance",
     "kernel_report": "nbviz.methods.kernels",
     "kernels": "nbviz.methods.kernels",
     "Kernels": "nbviz.widgets.kernels",
+    "layer_cam": "nbviz.methods.cam",
     "layers": "nbviz.methods.layers",
     "load": "nbviz.imaging.load",
     "log": "nbviz.export.tensorboard",
@@ -104,23 +131,30 @@ _HOMES = {
     "ModelError": "nbviz.core.errors",
     "Moment": "nbviz.methods.evolution",
     "NoRectifierWarning": "nbviz.core.errors",
+    "occlusion": "nbviz.methods.occlusion",
     "overlay": "nbviz.imaging.pixels",
     "PictureError": "nbviz.core.errors",
     "Preprocess": "nbviz.imaging.preprocess",
     "reconstruct": "nbviz.methods.reconstruct",
     "Reconstruction": "nbviz.widgets.reconstruction",
     "Recorder": "nbviz.methods.evolution",
+    "region_effect": "nbviz.methods.occlusion",
     "Report": "nbviz.methods.report",
     "report": "nbviz.methods.report",
+    "sanity": "nbviz.methods.sanity",
     "scan": "nbviz.methods.scan",
     "ScanResult": "nbviz.methods.scan",
     "ScanView": "nbviz.widgets.scan_view",
+    "score_cam": "nbviz.methods.cam_without_gradient",
     "set_memory_limit": "nbviz.widgets.memory",
+    "smooth_grad": "nbviz.methods.attribution",
+    "smooth_grad_cam_pp": "nbviz.methods.smooth_grad_cam",
     "statistics": "nbviz.methods.statistics",
     "StrongestPatches": "nbviz.methods.top_patches",
     "switched_off": "nbviz.methods.ablation",
     "top_patches": "nbviz.methods.top_patches",
     "TopPatches": "nbviz.widgets.top_patches",
+    "xgrad_cam": "nbviz.methods.cam",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ def run(
     *,
     feed: Feed = None,
     output: bool = False,
-    grad: bool = False,
+    grad: bool | Literal["after"] = False,
     use: Callable[[str, Tensor], bool] | None = None,
 ) -> Trace:
     """One forward pass in eval mode.
@@ -109,7 +109,8 @@ def run(
         Go on to the end and keep the model's output. Otherwise the pass stops right after the last
         of ``layers``.
     grad
-        Keep the autograd graph, for backward passes from any kept tensor to ``inputs``.
+        Keep the autograd graph, for backward passes from any kept tensor to ``inputs``; ``"after"`` only that of what
+        comes after the first of ``layers``, for backward passes to the activations.
     use
         Called with a layer's name and activation as soon as the layer has given it, which is then kept only if this
         returns True. It is the model's own, still in the processor's cache, and not to be written to.
@@ -142,9 +143,10 @@ def run(
     kept: dict[tuple[str, int], Any] = {}
     failed: list[Exception] = []  # in ``use``, which is no fault of the model's
     # Inference tensors take no part in a graph, so neither they nor their mode may get in.
-    with alone(), torch.inference_mode(False), torch.set_grad_enabled(grad):
+    after = grad == "after"
+    with alone(), torch.inference_mode(False), torch.set_grad_enabled(grad is True):
         inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
-        trace = Trace(inputs.requires_grad_(grad), model=model)
+        trace = Trace(inputs.requires_grad_(grad is True), model=model)
         calls: Counter[str] = Counter()
 
         def keep(module: str, value: Any) -> Any:
@@ -163,6 +165,9 @@ def run(
             # A copy to keep and one to go on with: what follows may work in place, on what a layer handed on as well.
             copies = keeps and isinstance(value, Tensor)
             kept[call] = value.clone() if copies else value if keeps else _USED
+            if after and copies and not value.requires_grad and value.is_floating_point():
+                kept[call].requires_grad_()
+                torch.set_grad_enabled(True)  # from here on, until the pass ends
             if len(kept) == len(wanted) and not output:
                 raise _Enough
             return kept[call].clone() if copies else None

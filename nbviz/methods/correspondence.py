@@ -14,13 +14,11 @@ from nbviz.core.chunks import in_chunks, kept_together
 from nbviz.core.errors import check_choice, check_whole, line, shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import run
+from nbviz.imaging.fill import FILLS, filling
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_channels, check_feed
 from nbviz.methods.invariance import layers_of
-
-#: What is put in place of a part.
-FILLS = ("grey", "mean")
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +94,8 @@ def correspondence(
     random
         With how many sets of random parts it is compared: for each picture one of its part's size, anywhere.
     fill
-        What is put in the part's place: ``"grey"``, or ``"mean"``, the picture's own mean colour.
+        What is put in the part's place: ``"grey"``, ``"mean"``, the picture's mean colour, or ``"blur"``, the
+        picture itself, blurred.
     seed
         Of the random places.
     preprocess, inputs
@@ -134,7 +133,7 @@ def correspondence(
     n, (height, width) = len(pictures), pictures.shape[-2:]
     given = check_boxes(boxes, n, height, width)
     names = layers_of(model, pictures, feed, layers)
-    middle = loaded.preprocess.redo(torch.full((1, *pictures.shape[1:]), 0.5)).to(pictures)
+    instead = filling(pictures, fill, loaded.preprocess)
 
     def features(of: Tensor) -> dict[str, Tensor]:
         def some(part: Sequence[int]) -> dict[str, Tensor]:
@@ -150,8 +149,7 @@ def correspondence(
     def signs(places: Tensor) -> dict[str, Tensor]:
         masked = pictures.clone()
         for i, (top, left, bottom, right) in enumerate(places.tolist()):
-            colour = middle[0, :, :1, :1] if fill == "grey" else pictures[i].mean((1, 2), keepdim=True)
-            masked[i, :, top:bottom, left:right] = colour
+            masked[i, :, top:bottom, left:right] = instead[i, :, top:bottom, left:right]
         return {name: (own[name] - changed).sign() for name, changed in features(masked).items()}
 
     apart = {name: _apart(sign) for name, sign in signs(given).items()}

@@ -358,7 +358,10 @@ def test_what_cannot_be_read_is_skipped_and_named(tmp_path: Path, dataset: Tenso
     assert set(found["top"].indices.unique().tolist()) <= {0, 1, 2, 4}
     for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(b"none")
-    with pytest.raises(nbviz.PictureError, match="none of 5 pictures can be read, expected at least one that can; the first, .*: .*expected PNG"):
+    with pytest.raises(
+        nbviz.PictureError,
+        match="none of 5 pictures can be read, expected at least one that can; the first, .*: .*expected PNG",
+    ):
         nbviz.scan(net, tmp_path, {"top": TopK(LAYER, 1)}, progress=False)
 
 

@@ -1,0 +1,208 @@
+"""How much each pixel of the input counts for a class: the usual baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nbviz.core.backward import pull
+from nbviz.core.chunks import in_chunks, joined, kept_together
+from nbviz.core.errors import check_number, check_whole
+from nbviz.core.state import check_model, untouched
+from nbviz.core.trace import run
+from nbviz.imaging.load import load
+from nbviz.imaging.pixels import check_tensor
+from nbviz.methods.arguments import check_feed, check_logits, check_target
+from nbviz.methods.smooth_grad_cam import noisy
+
+#: From inputs to the gradient of their classes' scores at them.
+Gradient = Callable[[Tensor], Tensor]
+
+
+def _over(
+    model: nn.Module,
+    images: Any,
+    target: Any,
+    preprocess: Any,
+    inputs: Any,
+    output: Any,
+    attribute: Callable[[Tensor, Sequence[int], Gradient], Tensor],
+) -> Tensor:
+    """Attributions of all pictures, some at a time; the class is that of the picture as it is."""
+    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
+    check_tensor("the model's input", pictures, "on a device that holds values")
+    n = len(pictures)
+
+    def of(part: Sequence[int]) -> Tensor:
+        some = pictures[part[0] : part[-1] + 1]
+        logits = check_logits(run(model, some, feed=feed, output=True).output, output)
+        signal = nn.functional.one_hot(check_target(target, logits, part, n), logits.shape[1]).to(logits.dtype)
+
+        def gradient(at: Tensor) -> Tensor:
+            trace = run(model, at, feed=feed, output=True, grad=True)
+            with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
+                return pull("gradient", check_logits(trace.output, output), signal[None], trace.inputs)[0][0]
+
+        return attribute(some, part, gradient)
+
+    return joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
+
+
+def input_x_gradient(
+    model: nn.Module,
+    images: Any,
+    target: Sequence[int] | int | None = None,
+    *,
+    preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
+) -> Tensor:
+    """The input times the gradient of the class's score: what each pixel adds, were the network linear.
+
+    A. Shrikumar et al., "Not Just a Black Box", 2016.
+
+    Parameters
+    ----------
+    model, images, target, preprocess, inputs, output
+        As in :func:`nbviz.reconstruct`.
+
+    Returns
+    -------
+    Tensor
+        (N, C, H, W), in units of the score, signed, in the model's dtype and on its device.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.reconstruct`.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
+    >>> net[1].weight.data = torch.tensor([[2.0, -1.0]])
+    >>> input_x_gradient(net, torch.tensor([[[[3.0, 5.0]]]]), 0).flatten().tolist()
+    [6.0, -5.0]
+    """
+    return _over(model, images, target, preprocess, inputs, output, lambda x, _, gradient: x * gradient(x))
+
+
+def smooth_grad(
+    model: nn.Module,
+    images: Any,
+    target: Sequence[int] | int | None = None,
+    *,
+    samples: int = 16,
+    noise: float = 0.15,
+    seed: int = 0,
+    preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
+) -> Tensor:
+    """SmoothGrad: the gradient of the class's score, averaged over noisy copies of the picture.
+
+    D. Smilkov et al., "SmoothGrad: removing noise by adding noise", 2017.
+
+    Parameters
+    ----------
+    model, images, target, preprocess, inputs, output
+        As in :func:`nbviz.reconstruct`.
+    samples
+        How many noisy copies.
+    noise
+        The standard deviation of the noise, as a share of the range of the picture's values.
+    seed
+        Of the noise; the person's random numbers are left alone.
+
+    Returns
+    -------
+    Tensor
+        (N, C, H, W), signed, in the model's dtype and on its device.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.reconstruct`.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
+    >>> net[1].weight.data = torch.tensor([[2.0, -1.0]])
+    >>> smooth_grad(net, torch.tensor([[[[3.0, 5.0]]]]), 0, samples=4).flatten().tolist()
+    [2.0, -1.0]
+    """
+    samples, noise = check_whole("samples", samples, 1), check_number("noise", noise, 0, 10)
+    seed = check_whole("seed", seed, 0, 2**63 - 1)
+
+    def attribute(x: Tensor, part: Sequence[int], gradient: Gradient) -> Tensor:
+        return torch.stack([gradient(copy) for copy in noisy(x, samples, noise, seed, part)]).mean(0)
+
+    return _over(model, images, target, preprocess, inputs, output, attribute)
+
+
+def integrated_gradients(
+    model: nn.Module,
+    images: Any,
+    target: Sequence[int] | int | None = None,
+    *,
+    baseline: Tensor | float = 0.0,
+    steps: int = 64,
+    preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
+) -> Tensor:
+    """Integrated gradients: the score's change from a baseline to the picture, shared out over the pixels.
+
+    M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks", ICML 2017: (x - x') times the
+    integral of the gradient along the straight line from x' to x (equation 1), by Gauss and Legendre's rule. What the
+    pixels are given sums to the change of the score (completeness), as far as the steps suffice.
+
+    Parameters
+    ----------
+    model, images, target, preprocess, inputs, output
+        As in :func:`nbviz.reconstruct`.
+    baseline
+        The input x' to start from: a number, or a tensor that broadcasts to (N, C, H, W), in units of the model's
+        input. Zero is the mean colour where the preprocessing normalises.
+    steps
+        How many gradients, each of which costs a forward and a backward pass.
+
+    Returns
+    -------
+    Tensor
+        (N, C, H, W), in units of the score, signed, in the model's dtype and on its device.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.reconstruct`.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(2, 1, bias=False))
+    >>> net[1].weight.data = torch.tensor([[2.0, -1.0]])
+    >>> integrated_gradients(net, torch.tensor([[[[3.0, 5.0]]]]), 0).flatten().round(decimals=4).tolist()
+    [6.0, -5.0]
+    """
+    steps = check_whole("steps", steps, 1, 10_000)
+    start = baseline if isinstance(baseline, Tensor) else torch.tensor(check_number("baseline", baseline, -1e6, 1e6))
+    check_tensor("baseline", start, "that broadcasts to the model's input (N, C, H, W)")
+    places, weights = np.polynomial.legendre.leggauss(steps)
+
+    def attribute(x: Tensor, part: Sequence[int], gradient: Gradient) -> Tensor:
+        try:
+            whole = start.to(x).expand_as(x) if start.ndim < x.ndim or len(start) == 1 else start[list(part)].to(x)
+            away = x - whole
+        except (RuntimeError, IndexError):
+            raise ValueError(
+                f"baseline has shape {tuple(start.shape)}; expected one that broadcasts to {tuple(x.shape)}"
+            ) from None
+        total = torch.zeros_like(x)
+        for place, weight in zip(places, weights, strict=True):
+            total = total + float(weight) / 2 * gradient(whole + (float(place) + 1) / 2 * away)
+        return away * total
+
+    return _over(model, images, target, preprocess, inputs, output, attribute)

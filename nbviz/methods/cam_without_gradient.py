@@ -1,0 +1,316 @@
+"""Class activation maps that need no gradient: from the head's weights, the strongest pattern, masks and ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbviz.core.chunks import in_chunks, joined, kept_together
+from nbviz.core.errors import check_whole, shown
+from nbviz.core.intervene import Resumable
+from nbviz.core.state import check_model
+from nbviz.core.trace import Feed, run
+from nbviz.imaging.load import load
+from nbviz.imaging.pixels import check_tensor
+from nbviz.methods.answers import switch_off
+from nbviz.methods.arguments import check_feed, check_logits, check_real, check_target
+from nbviz.methods.cam import at_the_pictures_size
+from nbviz.methods.tokens import Arrange, find_maps
+
+
+def _given(
+    model: nn.Module, images: Any, layer: str | None, raw: Any, reshape: Any, preprocess: Any, inputs: Any, output: Any
+) -> tuple[Tensor, str, Arrange, Feed]:
+    """The checked arguments that all of these share."""
+    if not isinstance(raw, bool):
+        raise TypeError(f"raw is {shown(raw)}; expected True or False")
+    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
+    check_tensor("the model's input", pictures, "on a device that holds values")
+    return pictures, *find_maps(model, pictures, layer, feed, reshape, output), feed
+
+
+def _each(model: nn.Module, pictures: Tensor, feed: Feed, raw: bool, of: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """What ``of`` gives for some of the pictures, for all of them."""
+    n = len(pictures)
+    maps = joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
+    return maps if raw else at_the_pictures_size(maps, pictures)
+
+
+def cam(
+    model: nn.Module,
+    images: Any,
+    layer: str | None = None,
+    target: Sequence[int] | int | None = None,
+    *,
+    raw: bool = False,
+    preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
+) -> Tensor:
+    """CAM: the channels, weighted by what the classifier gives each, for networks that end in a global average.
+
+    B. Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016: the map is the sum of the
+    channels of the last layer, each times its weight for the class in the linear layer that follows the average
+    (equation 2).
+
+    Parameters
+    ----------
+    model, images, target, raw, preprocess, inputs, output
+        As in :func:`nbviz.grad_cam`.
+    layer
+        The layer whose average the classifier takes (a ReLU that follows it as a function is found); None takes the
+        last that gives feature maps with more than one position.
+
+    Returns
+    -------
+    Tensor
+        (N, H, W) in [0, 1], as in :func:`nbviz.grad_cam`; as there, what speaks against the class is not shown.
+
+    Raises
+    ------
+    ValueError
+        When the answer is no linear function of the layer's average over its positions.
+    TypeError, PictureError, ModelError
+        As in :func:`nbviz.grad_cam`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> maps = cam(nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:2, None])
+    >>> maps.shape, maps.max().item() <= 1
+    (torch.Size([2, 28, 28]), True)
+    """
+    pictures, layer, arrange, feed = _given(model, images, layer, raw, None, preprocess, inputs, output)
+
+    def of(part: Sequence[int]) -> Tensor:
+        trace = run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed, output=True)
+        maps, logits = arrange(trace.activations[layer]), check_logits(trace.output, output)
+        classes = check_target(target, logits, part, len(pictures))
+        maps, weights = _head(check_model(model), layer, maps, logits)
+        return torch.einsum("nc,nc...->n...", weights[classes], maps).relu()
+
+    return _each(model, pictures, feed, raw, of)
+
+
+def _head(model: nn.Module, layer: str, maps: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The maps that are averaged and the classifier's weights (classes, C), if that is how the logits come about."""
+    linear = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
+    fits = (logits.shape[1], maps.shape[1])
+    for module in reversed(linear):
+        weights = module.weight.detach().flatten(1)
+        if tuple(weights.shape) != fits:
+            continue
+        for averaged in (maps, maps.relu()):
+            found = averaged.flatten(2).mean(2) @ weights.T
+            found = found if module.bias is None else found + module.bias.detach()
+            if torch.allclose(found, logits, rtol=1e-2, atol=1e-2 * float(logits.abs().amax())):
+                return averaged, weights
+    raise ValueError(
+        f"the answer of {type(model).__name__} is not a linear layer of the average of layer {shown(layer)} over its "
+        "positions, as CAM needs it; expected a network that ends so, or grad_cam, which needs no such end"
+    )
+
+
+def eigen_cam(
+    model: nn.Module,
+    images: Any,
+    layer: str | None = None,
+    *,
+    raw: bool = False,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+    preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
+) -> Tensor:
+    """Eigen-CAM: the strongest pattern of the layer's channels, whatever the class.
+
+    M. Muhammad and M. Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", IJCNN 2020: the
+    activations as a matrix O of positions by channels, projected on its first right singular vector, O · V₁ (equation
+    4), with the sign that makes the larger part of it positive. As in the paper, O is not centred.
+
+    Parameters
+    ----------
+    model, images, layer, raw, reshape, preprocess, inputs, output
+        As in :func:`nbviz.grad_cam`. It knows no target.
+
+    Returns
+    -------
+    Tensor
+        (N, H, W) in [0, 1], as in :func:`nbviz.grad_cam`.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.grad_cam`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> eigen_cam(nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:2, None], raw=True).shape
+    torch.Size([2, 7, 7])
+    """
+    pictures, layer, arrange, feed = _given(model, images, layer, raw, reshape, preprocess, inputs, output)
+
+    def of(part: Sequence[int]) -> Tensor:
+        maps = arrange(run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed).activations[layer])
+        rows = torch.nan_to_num(maps.float().flatten(2).transpose(1, 2))  # (N, positions, channels)
+        # Its first right singular vector is the first eigenvector of the smaller of two matrices.
+        if rows.shape[1] < rows.shape[2]:
+            values, vectors = torch.linalg.eigh(rows @ rows.mT)
+            projected = vectors[..., -1] * values[..., -1:].clamp(min=0).sqrt()
+        else:
+            projected = (rows @ torch.linalg.eigh(rows.mT @ rows)[1][..., -1:])[..., 0]
+        projected = projected * projected.sum(1, keepdim=True).sign()
+        found: Tensor = projected.view(len(maps), *maps.shape[2:]).relu().to(maps.dtype)
+        return found
+
+    return _each(model, pictures, feed, raw, of)
+
+
+def score_cam(
+    model: nn.Module,
+    images: Any,
+    layer: str | None = None,
+    target: Sequence[int] | int | None = None,
+    *,
+    at_once: int = 32,
+    raw: bool = False,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+    preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
+) -> Tensor:
+    """Score-CAM: each channel's weight is the class's score of the picture masked by that channel.
+
+    H. Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", CVPR workshops
+    2020. Each channel is brought to the picture's size and to [0, 1] and multiplied with the picture (equation 6); the
+    softmax over the channels of the class's logits (algorithm 1; the score of the empty picture, the same for all,
+    falls out of it) gives the weights. It costs a forward pass for each channel.
+
+    Parameters
+    ----------
+    model, images, layer, target, raw, reshape, preprocess, inputs, output
+        As in :func:`nbviz.grad_cam`.
+    at_once
+        How many masked pictures go through the model at once.
+
+    Returns
+    -------
+    Tensor
+        (N, H, W) in [0, 1], as in :func:`nbviz.grad_cam`.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.grad_cam`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> score_cam(nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:1, None], "features.8").shape
+    torch.Size([1, 28, 28])
+    """
+    at_once = check_whole("at_once", at_once, 1)
+    pictures, layer, arrange, feed = _given(model, images, layer, raw, reshape, preprocess, inputs, output)
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[pictures.ndim]
+
+    def of(part: Sequence[int]) -> Tensor:
+        some = pictures[part[0] : part[-1] + 1]
+        trace = run(model, some, [layer], feed=feed, output=True)
+        maps = check_real(arrange(trace.activations[layer]), f"layer {shown(layer)}")
+        classes = check_target(target, check_logits(trace.output, output), part, len(pictures))
+        scores = torch.empty(maps.shape[:2])
+
+        def masked(channels: Sequence[int]) -> None:
+            own = maps[:, list(channels)]
+            wide = nn.functional.interpolate(own, some.shape[2:], mode=mode)
+            low, high = (t.view(*own.shape[:2], *[1] * (own.ndim - 2)) for t in _ends(wide))
+            masks = (wide - low) / (high - low).clamp(min=torch.finfo(wide.dtype).tiny)
+            seen = (masks.transpose(0, 1)[:, :, None] * some[None]).flatten(0, 1)  # channel by channel
+            logits = check_logits(run(model, seen, feed=feed, output=True).output, output)
+            own_logits = logits.unflatten(0, (len(channels), len(some)))
+            for row, k in enumerate(channels):
+                scores[:, k] = own_logits[row].gather(1, classes[:, None])[:, 0].float().cpu()
+
+        in_chunks(masked, range(maps.shape[1]), max(1, at_once // len(some)), "one masked picture")
+        weights = scores.softmax(1).to(maps)
+        return torch.einsum("nc,nc...->n...", weights, maps).relu()
+
+    return _each(model, pictures, feed, raw, of)
+
+
+def _ends(maps: Tensor) -> Iterator[Tensor]:
+    """The lowest and the highest value of each channel."""
+    yield maps.flatten(2).amin(2)
+    yield maps.flatten(2).amax(2)
+
+
+def ablation_cam(
+    model: nn.Module,
+    images: Any,
+    layer: str | None = None,
+    target: Sequence[int] | int | None = None,
+    *,
+    at_once: int = 64,
+    raw: bool = False,
+    preprocess: Any = None,
+    inputs: Any = None,
+    output: Any = None,
+) -> Tensor:
+    """Ablation-CAM: each channel's weight is the share of the class's score that is lost without it.
+
+    H. Ramaswamy et al., "Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free
+    Localization", WACV 2020: with the score y and the score y_k when channel k is set to zero, its weight is
+    (y - y_k) / y (equation 4). For each channel only what follows the layer is run.
+
+    Parameters
+    ----------
+    model, images, layer, target, raw, preprocess, inputs, output
+        As in :func:`nbviz.grad_cam`; the layer must give feature maps (N, C, H, W).
+    at_once
+        How many ablated activations go through what follows the layer at once.
+
+    Returns
+    -------
+    Tensor
+        (N, H, W) in [0, 1], as in :func:`nbviz.grad_cam`.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.grad_cam`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> ablation_cam(nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:1, None], "features.13").shape
+    torch.Size([1, 28, 28])
+    """
+    at_once = check_whole("at_once", at_once, 1)
+    pictures, layer, arrange, feed = _given(model, images, layer, raw, None, preprocess, inputs, output)
+
+    def of(part: Sequence[int]) -> Tensor:
+        one = Resumable(model, pictures[part[0] : part[-1] + 1], layer, feed)
+        maps, n = arrange(one.activation), len(part)
+        if maps.shape != one.activation.shape:
+            raise ValueError(f"layer {shown(layer)} gives {tuple(one.activation.shape)}; expected (N, C, H, W)")
+        logits = check_logits(one.output, output)
+        classes = check_target(target, logits, part, len(pictures))
+        score = logits.gather(1, classes[:, None])
+        lost = torch.empty_like(maps.flatten(2)[..., 0])
+
+        def without(channels: Sequence[int]) -> None:
+            off = nn.functional.one_hot(torch.tensor(channels), maps.shape[1]).bool().to(maps.device)
+            variants = switch_off(one.activation, off)
+            outputs = [variants] if one.widens else variants.split(n)
+            found = joined([check_logits(one.go_on(some), output) for some in outputs])
+            scores = found.gather(1, classes.repeat(len(channels))[:, None]).view(len(channels), n)
+            lost[:, list(channels)] = (score - scores.T).to(lost.dtype)
+
+        in_chunks(without, range(maps.shape[1]), max(1, at_once // n), "one ablated activation")
+        return torch.einsum("nc,nc...->n...", lost / score.to(lost.dtype), maps).relu()
+
+    return _each(model, pictures, feed, raw, of)

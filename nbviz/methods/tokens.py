@@ -1,0 +1,121 @@
+"""Which layer class activation maps are made of, and how its activation becomes feature maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbviz.core.errors import ModelError, line, shown
+from nbviz.core.layers import Layer, trace_layers
+from nbviz.core.state import check_model
+from nbviz.core.trace import Feed, find_module, run
+from nbviz.imaging.pixels import check_tensor
+from nbviz.methods.arguments import SHAPES, check_logits, check_real
+
+#: From an activation to feature maps (N, C, H, W).
+Arrange = Callable[[Tensor], Tensor]
+_MOST_CLASS_TOKENS = 5  # before those of the picture: a class, a distillation, registers
+
+
+def find_maps(
+    model: nn.Module, pictures: Tensor, layer: str | None, feed: Feed, reshape: Any, output: Any
+) -> tuple[str, Arrange]:
+    """The layer's name, the last useful one where none is given, and how its activation becomes maps.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a layer whose activation cannot become maps.
+    """
+    if reshape is not None and not callable(reshape):
+        raise TypeError(f"reshape is {shown(reshape)}; expected a callable from an activation to (N, C, H, W), or None")
+    model = check_model(model)
+    if layer is not None:
+        find_module(model, layer)
+    first = pictures if feed is not None else pictures[:1]
+    every = trace_layers(model, first, feed)[0]
+    if layer is None:
+        chosen = _last(model, every, first, feed, output)
+        return chosen.name, _checked(chosen.name, pictures, reshape or _arrangement(chosen, pictures))
+    if reshape is not None:
+        return layer, _checked(layer, pictures, reshape)
+    found = next((one for one in every if one.name == layer), None)
+    own = None if found is None else _arrangement(found, pictures)
+    if own is None:
+        given = run(model, first, [layer], feed=feed).activations[layer]  # says so itself if it is not reached
+        raise ValueError(
+            f"layer {shown(layer)} gives {tuple(given.shape)}; expected feature maps {SHAPES[pictures.ndim]}, tokens "
+            "on a square grid, or reshape="
+        )
+    return layer, _checked(layer, pictures, own)
+
+
+def _checked(layer: str, pictures: Tensor, arrange: Any) -> Arrange:
+    def arranged(activation: Tensor) -> Tensor:
+        try:
+            maps: Tensor = arrange(activation)
+        except Exception as error:
+            said = f"{type(error).__name__}: {line(error, 1000)}"
+            raise ModelError(f"reshape= failed on {tuple(activation.shape)}: {said}") from error
+        check_real(check_tensor("what reshape= gives", maps, SHAPES[pictures.ndim]), f"layer {shown(layer)}")
+        if maps.ndim != pictures.ndim or len(maps) != len(activation) or 0 in maps.shape:
+            raise ValueError(
+                f"layer {shown(layer)} gives {tuple(maps.shape)}; expected feature maps {SHAPES[pictures.ndim]}, one "
+                "for each picture"
+            )
+        return maps
+
+    return arranged
+
+
+def _arrangement(layer: Layer, pictures: Tensor) -> Arrange | None:
+    """How a layer's activation becomes maps, None where that cannot be told."""
+    if layer.has_maps:
+        return lambda activation: activation
+    if not layer.pictures or layer.axes != 2:
+        return None
+    if len(layer.shape) == 3:  # maps with channels last
+        return lambda activation: activation.movedim(-1, 1)
+    if len(layer.shape) == 2 and (grid := _grid(layer.shape[0])) is not None:
+        side, before = grid
+        return lambda activation: activation[:, before:].transpose(1, 2).unflatten(2, (side, side))
+    return None
+
+
+def _grid(tokens: int) -> tuple[int, int] | None:
+    """The side of the square on which tokens lie, and how many come before them."""
+    for before in range(_MOST_CLASS_TOKENS + 1):
+        side = math.isqrt(max(tokens - before, 0))
+        if side > 1 and side * side == tokens - before:
+            return side, before
+    return None
+
+
+def _last(model: nn.Module, every: Sequence[Layer], first: Tensor, feed: Feed, output: Any) -> Layer:
+    """The last layer that gives feature maps with more than one position; of a transformer, whose have a gradient."""
+    wide = [i for i, one in enumerate(every) if one.has_maps and math.prod(one.shape[1:]) > 1]
+    tokens = [i for i, one in enumerate(every) if not one.has_maps and _arrangement(one, first) is not None]
+    if tokens and (not wide or tokens[-1] > wide[-1]):
+        # The last tokens of a picture may have no part in the answer, which is that of the class token alone.
+        names = [every[i].name for i in tokens[-_TRIED:]]
+        trace = run(model, first, names, feed=feed, output=True, grad=True)
+        logits = check_logits(trace.output, output)
+        with torch.enable_grad():
+            best = logits.amax(1).sum()
+        gradients = torch.autograd.grad(best, [trace.activations[name] for name in names], allow_unused=True)
+        for i, gradient in zip(reversed(tokens), reversed(gradients), strict=False):
+            arrange = _arrangement(every[i], first)
+            if gradient is not None and arrange is not None and bool(arrange(gradient).any()):
+                return every[i]
+    if not wide:
+        raise ValueError(
+            f"no layer of {type(model).__name__} gives feature maps {SHAPES[first.ndim]}: name one that does"
+        )
+    return every[wide[-1]]
+
+
+_TRIED = 24  # of the last layers with tokens
