@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -176,17 +176,26 @@ def randomisation(
         found = found.detach().float().cpu()
         return found.abs() if absolute else found
 
-    layers = _with_weights(model)
-    before, changed = maps(model), copy.deepcopy(model)
-    ranks, ssims = [], []
-    for i, layer in enumerate(layers):
-        if mode == "independent":
-            changed = copy.deepcopy(model)
-        _destroy(dict(changed.named_modules())[layer], seed + i)
+    before, layers, ranks, ssims = maps(model), [], [], []
+    for layer, changed in destroyed(model, mode, seed):
         after = maps(changed)
+        layers.append(layer)
         ranks.append(spearman(before, after))
         ssims.append(ssim(before, after))
     return Randomisation(name, tuple(layers), torch.stack(ranks), torch.stack(ssims), mode)
+
+
+def destroyed(model: nn.Module, mode: str, seed: int) -> Iterator[tuple[str, nn.Module]]:
+    """A copy of the model whose layers' weights are drawn anew, one after the other (or each alone), from the top down.
+
+    Gives the layer's name and the copy, which goes on to be changed.
+    """
+    changed = copy.deepcopy(model)
+    for i, layer in enumerate(_with_weights(model)):
+        if mode == "independent":
+            changed = copy.deepcopy(model)
+        _destroy(dict(changed.named_modules())[layer], seed + i)
+        yield layer, changed
 
 
 def _method(given: Any) -> tuple[str, Method]:
