@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from nbviz.methods.top_patches import StrongestPatches as StrongestPatches
     from nbviz.methods.top_patches import top_patches as top_patches
     from nbviz.widgets.ablation import Ablation as Ablation
+    from nbviz.widgets.class_activation import ClassActivation as ClassActivation
     from nbviz.widgets.compare import Compare as Compare
     from nbviz.widgets.correspondence import Correspondence as Correspondence
     from nbviz.widgets.evolution import Evolution as Evolution
@@ -75,7 +76,10 @@ if TYPE_CHECKING:
     from nbviz.widgets.kernels import Kernels as Kernels
     from nbviz.widgets.maximise import Maximise as Maximise
     from nbviz.widgets.memory import set_memory_limit as set_memory_limit
+    from nbviz.widgets.occlusion import Occlusion as Occlusion
     from nbviz.widgets.reconstruction import Reconstruction as Reconstruction
+    from nbviz.widgets.regions import Regions as Regions
+    from nbviz.widgets.sanity import Sanity as Sanity
     from nbviz.widgets.scan_view import ScanView as ScanView
     from nbviz.widgets.top_patches import TopPatches as TopPatches
 
@@ -90,6 +94,7 @@ _HOMES = {
     "bundled": "nbviz.bundled",
     "cam": "nbviz.methods.cam_without_gradient",
     "class_activation": "nbviz.methods.cam",
+    "ClassActivation": "nbviz.widgets.class_activation",
     "compare": "nbviz.methods.compare",
     "Compare": "nbviz.widgets.compare",
     "Comparison": "nbviz.methods.compare",
@@ -132,6 +137,7 @@ _HOMES = {
     "Moment": "nbviz.methods.evolution",
     "NoRectifierWarning": "nbviz.core.errors",
     "occlusion": "nbviz.methods.occlusion",
+    "Occlusion": "nbviz.widgets.occlusion",
     "overlay": "nbviz.imaging.pixels",
     "PictureError": "nbviz.core.errors",
     "Preprocess": "nbviz.imaging.preprocess",
@@ -139,9 +145,11 @@ _HOMES = {
     "Reconstruction": "nbviz.widgets.reconstruction",
     "Recorder": "nbviz.methods.evolution",
     "region_effect": "nbviz.methods.occlusion",
-    "Report": "nbviz.methods.report",
+    "Regions": "nbviz.widgets.regions",
     "report": "nbviz.methods.report",
+    "Report": "nbviz.methods.report",
     "sanity": "nbviz.methods.sanity",
+    "Sanity": "nbviz.widgets.sanity",
     "scan": "nbviz.methods.scan",
     "ScanResult": "nbviz.methods.scan",
     "ScanView": "nbviz.widgets.scan_view",

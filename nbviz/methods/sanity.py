@@ -48,7 +48,7 @@ METHODS: dict[str, Method] = {
     "guided_grad_cam": guided_grad_cam,
 }
 assert set(GRADIENT_MAPS) <= set(METHODS)
-_DOUBTFUL = 0.5  # from which rank correlation on, with all weights destroyed, a map is said to hardly change
+_DOUBTFUL = 0.5  # the rank correlation from which on a map is said to hardly change
 _AT_ONCE = 16
 
 
@@ -80,14 +80,19 @@ class Randomisation:
     @property
     def verdict(self) -> str:
         """In a sentence, whether the map depends on what was learned."""
-        left = float(self.rank[-1].nanmean())
-        what = "all its weights destroyed" if self.mode == "cascading" else f"{self.layers[-1]} destroyed"
-        if left >= _DOUBTFUL:
-            return (
-                f"{self.method} hardly changes with {what} (rank correlation {left:.2f}): it shows what is in the "
-                "picture, not what was learned"
-            )
-        return f"{self.method} changes with {what} (rank correlation {left:.2f}), as it should"
+        means, count = self.rank.nanmean(1).nan_to_num(0.0).tolist(), len(self.layers)
+        doubt = "it shows what is in the picture rather than what was learned"
+        if self.mode == "independent":
+            mean = sum(means) / count
+            said = f"(mean rank correlation {mean:.2f})"
+            alike = f"{self.method} hardly changes with a layer destroyed {said}: {doubt}"
+            return alike if mean >= _DOUBTFUL else f"{self.method} changes with a layer destroyed {said}, as it should"
+        kept = next((i for i, mean in enumerate(means) if mean < _DOUBTFUL), count)
+        if 2 * kept >= count:
+            said = f"with {kept} of {count} layers destroyed (rank correlation {means[kept - 1]:.2f})"
+            return f"{self.method} hardly changes {said}: {doubt}"
+        said = f"with {kept + 1} of {count} layers destroyed (rank correlation {means[kept]:.2f})"
+        return f"{self.method} changes {said}, as it should"
 
     def __repr__(self) -> str:
         lines = [self.verdict, f"{self.mode}, from the top: rank correlation, SSIM"]

@@ -10,13 +10,13 @@ import torch
 
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, decode
-from nbviz.imaging.pixels import grid, overlay
+from nbviz.imaging.pixels import colour_table, grid, overlay
 from nbviz.methods.feature_maps import fuse
 from nbviz.widgets.session import RULE_CAPTIONS, TILES
 
 if TYPE_CHECKING:
     from nbviz.widgets.instrument import Instrument
-    from nbviz.widgets.views import Plot
+    from nbviz.widgets.views import Panels, Plot
 
 
 def picture_panel(view: Instrument) -> Panel:
@@ -36,6 +36,29 @@ def plot_panel(plot: Plot) -> Panel:
     nan = float("nan")
     series = [(one["name"], one["x"], [nan if y is None else y for y in one["y"]]) for one in plot.series]
     return Panel(None, plot.title, series=series, labels=(plot.xlabel, plot.ylabel))
+
+
+def filled_panels(panels: Panels) -> list[list[Panel]]:
+    """What the rows of panels were last filled with, as far as it is of the current state."""
+    rows = [[panels.slot(cell["slot"]) for cell in row["cells"]] for row in panels.rows]
+    known = [[slot for slot in row if slot and slot["key"] == panels.current] for row in rows]
+    return [[_as_panel(slot, panels) for slot in row] for row in known if row]
+
+
+def _as_panel(slot: dict[str, Any], panels: Panels) -> Panel:
+    pixels = decode(slot)
+    if slot["kind"] == "map":
+        return Panel(pixels[..., 0], slot["caption"], panels.cmap)
+    if pixels.shape[2] == 1:
+        pixels = pixels.repeat(3, 2)
+    if slot["kind"] == "overlay":
+        over = decode(slot["over"])
+        colours = colour_table(panels.cmap)[over] if over.ndim == 2 else over
+        wide = torch.from_numpy(colours.copy()).permute(2, 0, 1)[None].float()
+        wide = torch.nn.functional.interpolate(wide, pixels.shape[:2], mode="bilinear")[0]
+        mixed = (1 - panels.opacity) * pixels + panels.opacity * channels_last(wide)
+        pixels = mixed.round().astype("uint8")
+    return Panel(pixels, slot["caption"])
 
 
 def fused_panel(view: Instrument) -> Panel:

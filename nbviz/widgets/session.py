@@ -20,7 +20,7 @@ from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import check_model, fingerprint
 from nbviz.core.trace import Trace, find_module, run
 from nbviz.imaging.encode import Array, to_host
-from nbviz.imaging.load import load
+from nbviz.imaging.load import Pictures, load
 from nbviz.imaging.pixels import centre, check_tensor, cut, quantise, shrink
 from nbviz.imaging.preprocess import check_labels
 from nbviz.methods.answers import switch_off
@@ -66,6 +66,8 @@ class Session:
         The names of the model's outputs, in order; None takes those found with the preprocessing.
     grad
         Keep what reconstructions need.
+    maps
+        Whether there must be a layer with feature maps.
 
     Attributes
     ----------
@@ -91,6 +93,7 @@ class Session:
         grad: bool = True,
         inputs: Any = None,
         output: Any = None,
+        maps: bool = True,
     ) -> None:
         self.grad = grad
         self.feed, self._output = check_feed(inputs), output
@@ -106,7 +109,7 @@ class Session:
         self.axes = len(sides)
         self.depth = sides[0] if self.axes == 3 else 1
         self.size = (1, *sides)[-2:]
-        if not self.layers:
+        if maps and not self.layers:
             shape = SHAPES[2 + self.axes]
             raise ValueError(f"no layer of {type(model).__name__} gives feature maps; expected one that gives {shape}")
         self.show_bands(None)
@@ -161,6 +164,11 @@ class Session:
     def shown(self, picture: int, plane: int = 0) -> Tensor:
         """A picture or a slice as a person sees it, uint8 (3, h, w); of a signal (1 to 3, 1, l)."""
         return fitted(self.plane(self.display[picture], plane))
+
+    def only(self, picture: int) -> Pictures:
+        """One of the pictures."""
+        part = slice(picture, picture + 1)
+        return replace(self.pictures, inputs=self.pictures.inputs[part], names=self.pictures.names[part])
 
     def shown_input(self, inputs: Tensor) -> Tensor:
         """Another input (1, C, H, W) as a person sees it, uint8 (3, h, w)."""

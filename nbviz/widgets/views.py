@@ -208,6 +208,21 @@ class Boxes(View):
     boxes: t.List[Any] = t.List().tag(sync=True)  # written by both: top, left, bottom and right, ends excluded
 
 
+class Region(View):
+    """A picture in which a person marks a region: a box, or whatever is painted over."""
+
+    _script = ("region.js",)
+    picture: t.Dict[str, Any] = t.Dict().tag(sync=True)  # shape (h, w, C) and data, written by the kernel
+    size: t.List[Any] = t.List([1, 1]).tag(sync=True)  # height and width in which the region counts
+    # Written by both.
+    mode = t.Enum(("box", "paint"), "box").tag(sync=True)
+    box: t.List[Any] = t.List([0, 0, 1, 1]).tag(sync=True)  # top, left, bottom and right, ends excluded
+    # From the page it comes as a view of the message's memory.
+    mask = t.Bytes().tag(
+        sync=True, from_json=lambda value, _: bytes(value)
+    )  # what is painted: a byte of 0 or 1 for each pixel, row by row
+
+
 class Panels(View):
     """Rows of pictures, each in a slot of its own so that only what changed is sent.
 
@@ -243,8 +258,8 @@ class Panels(View):
 
     def slot(self, name: str) -> dict[str, Any]:
         """What a slot was last filled with; empty if nothing yet."""
-        own, label, patch = (getattr(self, f"{part}_{name}") for part in ("slot", "label", "patch"))
-        return {**own, **label, "patch": patch} if own else {}
+        own, label, patch, over = (getattr(self, f"{part}_{name}") for part in ("slot", "label", "patch", "over"))
+        return {**own, **label, "patch": patch, "over": over} if own else {}
 
     def show(
         self,

@@ -1,0 +1,213 @@
+"""The widget that slides a square over a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import ipywidgets
+import numpy as np
+import traitlets as t
+from torch import Tensor, nn
+
+from nbviz.core.errors import check_choice, check_whole, line
+from nbviz.core.state import is_compiled
+from nbviz.export.figure import Panel
+from nbviz.imaging.encode import Array, channels_last
+from nbviz.imaging.fill import FILLS
+from nbviz.imaging.pixels import colour_table
+from nbviz.methods.arguments import check_index
+from nbviz.methods.occlusion import Piece, Squares
+from nbviz.widgets.base import Pulled
+from nbviz.widgets.figures import filled_panels
+from nbviz.widgets.session import Session, information, thumbs
+from nbviz.widgets.views import Header, Panels, Strip
+
+_CLASSES = 8  # that have a colour of their own
+
+
+class Occlusion(Pulled):
+    """Which regions decide: a square slid over the picture, and what becomes of the answer (figure 7 of the paper).
+
+    The maps fill while the square moves.
+
+    Parameters
+    ----------
+    model, images, target, patch, stride, fill, layer, channel, preprocess, inputs, output
+        As in :func:`nbviz.occlusion`.
+    labels
+        The names of the model's outputs; found for torchvision's and timm's ImageNet models.
+    picture
+        Which of the pictures is shown at first, from 0.
+
+    Raises
+    ------
+    ValueError, TypeError, PictureError, ModelError
+        As in :func:`nbviz.occlusion`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> view = Occlusion(nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:2, None])
+    >>> view.patch = 7
+    """
+
+    _parts: ClassVar[tuple[str, ...]] = ("maps", "predictions")
+    _stales: ClassVar[dict[str, set[str]]] = {
+        "picture": {"maps", "predictions"},
+        "patch": {"maps"},
+        "stride": {"maps"},
+        "fill": {"maps"},
+    }
+
+    picture = t.Int(0, help="Which of the pictures is shown, from 0.")
+    patch = t.Int(1, help="Height and width of the square.")
+    stride = t.Int(1, help="By how many pixels neighbouring squares are apart.")
+    fill = t.Unicode("grey", help="What covers the picture.")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Any,
+        target: int | None = None,
+        patch: int | None = None,
+        stride: int | None = None,
+        fill: str = "grey",
+        *,
+        layer: str | None = None,
+        channel: int | None = None,
+        preprocess: Any = None,
+        labels: Sequence[str] | None = None,
+        inputs: Any = None,
+        output: Any = None,
+        picture: int = 0,
+    ) -> None:
+        check_choice("fill", fill, FILLS)
+        self.session = session = Session(model, images, preprocess, labels, False, inputs, output, maps=False)
+        if session.axes != 2 or session.labels is None:
+            raise ValueError(
+                f"{type(session.model).__name__} gives no class scores for pictures; say with output= where they are"
+            )
+        self._options: dict[str, Any] = {"target": target, "layer": layer, "channel": channel}
+        self._output = output
+        picture = check_index("picture", picture, len(session.display))
+        with session.under_autocast():
+            squares = self._squares(picture, patch, stride, fill)
+        side, step = squares.size[0], max(1, min(squares.size) // 2) if stride is None else stride
+        most = min(session.size)
+        info = information(session, is_compiled(model))
+        super().__init__(Header(title=line(type(session.model).__name__), info=info))
+        self.strip = Strip(thumbs=thumbs(session))
+        self.patch_control = ipywidgets.IntSlider(
+            min=1, max=most, description="Square", tooltip="Height and width of the square, in pixels"
+        )
+        self.stride_control = ipywidgets.IntSlider(
+            min=1, max=most, description="Step", tooltip="By how many pixels the square moves"
+        )
+        self.fill_control = ipywidgets.Dropdown(options=FILLS, value=fill, description="Covered by")
+        cells = ["picture", "probability", "named", *(["activity"] if layer is not None else [])]
+        self.panels = Panels([{"title": "", "cells": [{"slot": cell} for cell in cells]}], controls=["opacity"])
+        self.legend = ipywidgets.HTML()
+        self.patch, self.stride, self.fill, self.picture = side, step, fill, picture
+        for name in ("patch", "stride", "fill"):
+            t.link((self, name), (getattr(self, f"{name}_control"), "value"))
+        t.link((self, "picture"), (self.strip, "picture"))
+        left = ipywidgets.VBox([self.strip])
+        controls = [self.patch_control, self.stride_control, self.fill_control]
+        right = ipywidgets.VBox([*controls, self.panels])
+        self._lay_out(ipywidgets.Box([left, right]).add_class("nbviz-columns"), "occlusion")
+        self._start()
+
+    def _squares(self, picture: int, patch: int | None, stride: int | None, fill: str) -> Squares:
+        session, options = self.session, self._options
+        one = session.only(picture)
+        rest = options["layer"], options["channel"], session.feed, self._output
+        return Squares(session.model, one, options["target"], patch, stride, fill, *rest)
+
+    @t.validate("picture")
+    def _valid_picture(self, proposal: Any) -> int:
+        return check_index("picture", proposal["value"], len(self.session.display))
+
+    @t.validate("patch", "stride")
+    def _valid_side(self, proposal: Any) -> int:
+        return check_whole(proposal["trait"].name, proposal["value"], 1, min(self.session.size))
+
+    @t.validate("fill")
+    def _valid_fill(self, proposal: Any) -> str:
+        return check_choice("fill", proposal["value"], FILLS)
+
+    def _show_maps(self) -> Iterator[bool]:
+        with self.session.under_autocast():
+            squares = self._squares(self.picture, self.patch, self.stride, self.fill)
+            pieces = squares.over(0)
+        self.panels.current = f"{self.picture} {self.patch} {self.stride} {self.fill}"
+        label = line((self.session.labels or ())[squares.classes[0]], 40)
+        self.panels.show("picture", "picture", channels_last(self.session.shown(self.picture)), caption="picture")
+        found: list[Piece] = []
+        count = len(squares.tops) * len(squares.lefts)
+        while True:
+            with self.session.under_autocast():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            found.append(piece)
+            self._show_found(squares, found, label)
+            done = sum(len(places) for places, *_ in found)
+            self.header.cost = f"{done} of {count} squares"
+            yield True
+
+    def _show_found(self, squares: Squares, found: list[Piece], label: str) -> None:
+        probability, named, activity = (None if one is None else one.cpu() for one in squares.gathered(found, 0))
+        assert probability is not None
+        assert named is not None
+        picture = channels_last(self.session.shown(self.picture))
+        low, high = _ends(probability)
+        steps = _steps(probability, low, high)
+        caption = f"probability of {label} with the square there: {low:.3g} (dark) to {high:.3g} (bright)"
+        self.panels.show("probability", "overlay", picture, steps, caption=caption)
+        colours, said = self._named(named)
+        self.panels.show("named", "overlay", picture, colours, caption=f"most probable class: {said}")
+        if activity is not None and squares.channels is not None:
+            low, high = _ends(activity)
+            steps = _steps(activity, low, high)
+            caption = f"sum of channel #{squares.channels[0]}: {low:.3g} (dark) to {high:.3g} (bright)"
+            self.panels.show("activity", "overlay", picture, steps, caption=caption)
+
+    def _named(self, named: Tensor) -> tuple[Array, str]:
+        """The classes in colours (R, S, 3), and which is which, the most frequent first."""
+        classes, counts = named[named >= 0].unique(return_counts=True)
+        order = classes[counts.argsort(descending=True, stable=True)].tolist()[:_CLASSES]
+        table = colour_table("tab10")[:: 256 // 10][: len(order)]
+        colours = np.full((*named.shape, 3), 128, np.uint8)
+        for colour, one in zip(table, order, strict=True):
+            colours[named.numpy() == one] = colour
+        labels = self.session.labels or ()
+        shades = ("blue", "orange", "green", "red", "purple", "brown", "pink", "grey")
+        said = [f"{line(labels[one], 30)} ({shade})" for one, shade in zip(order, shades, strict=False)]
+        return colours, ", ".join(said)
+
+    def _show_predictions(self) -> Iterator[bool]:
+        self.strip.predictions = self.session.predictions(self.picture)
+        yield False
+
+    def _ended(self) -> None:
+        call = f"patch={self.patch}, stride={self.stride}, fill={self.fill!r}, picture={self.picture}"
+        self.header.code = f"nbviz.Occlusion(model, images, {call})"
+
+    def _heading(self) -> str:
+        return f"{self.header.title} · covered by a square of {self.patch} pixels"
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        return filled_panels(self.panels)
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    known = values[values.isfinite()]
+    return (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+
+
+def _steps(values: Tensor, low: float, high: float) -> Array:
+    """Values as bytes from their lowest to their highest; what is not known yet is bright, as where nothing matters."""
+    shares = (values.nan_to_num(high).double() - low) / max(high - low, 1e-12)
+    found: Array = (255 * shares.clamp(0, 1)).round().byte().numpy()
+    return found
