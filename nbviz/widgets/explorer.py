@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipywidgets
+import traitlets as t
 from torch import nn
 
 from nbviz import bundled
+from nbviz.core.errors import check_choice
 from nbviz.export.figure import Panel
 from nbviz.imaging.preprocess import find_preprocess
+from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import fused_panel, grid_panel, predictions_panel, reconstruction_panels
 from nbviz.widgets.instrument import Instrument
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Explorer(Instrument):
@@ -33,9 +40,60 @@ class Explorer(Instrument):
     >>> model = nbviz.bundled.load("fashion")
     >>> view = Explorer(model, nbviz.bundled.fashion_test()[0][:2, None])
     >>> view.picture, view.channel = 1, 7
+    >>> view.view = "class activation"
     """
 
     _kind = "explorer"
+    view = t.Unicode("channels", help="What is shown: one of nbviz.widgets.explorer.VIEWS.")
+
+    @t.validate("view")
+    def _valid_view(self, proposal: Any) -> str:
+        return check_choice("view", proposal["value"], VIEWS)
+
+    def _lay_out(self, shown: ipywidgets.Box, kind: str) -> None:
+        super()._lay_out(shown, kind)
+        self._own = (self.header, shown)
+        self._others: dict[str, Pulled] = {}
+        self.view_control = ipywidgets.ToggleButtons(options=VIEWS, tooltips=list(_TOOLTIPS)).add_class("nbviz-views")
+        if self.session.axes == 2 and self.session.labels is not None:  # the others ask for a class
+            self.children = [self.view_control, *self._own]
+            t.link((self, "view"), (self.view_control, "value"))
+            self.observe(self._switched, names="view")
+
+    def _switched(self, change: Any) -> None:
+        """Show another instrument on the same model and picture, made when it is first asked for."""
+        with self._turn():
+            if self.view == VIEWS[0]:
+                self.children = [self.view_control, *self._own]
+                return
+            try:
+                if self.view not in self._others:
+                    self._others[self.view] = self._make(self.view)
+                self.children = [self.view_control, self._others[self.view]]
+            except Exception as error:
+                self.view = VIEWS[0]
+                self._failed(error)
+
+    def _make(self, view: str) -> Pulled:
+        module, name = _HOMES[view]
+        given: dict[str, Any] = {"preprocess": self.session.pictures.preprocess, "labels": self.session.labels}
+        given |= {"inputs": self.session.feed, "output": self.session.output, "picture": self.picture}
+        kind = getattr(importlib.import_module(f"nbviz.widgets.{module}"), name)
+        with self.session.under_autocast():
+            made: Pulled = kind(self.session.model, self.session.pictures.inputs, **given)
+        return made
+
+    def figure(self) -> Figure:
+        """The current view as a matplotlib figure, made without pyplot."""
+        other = self._others.get(self.view)
+        return super().figure() if other is None else other.figure()
+
+    def close(self) -> None:
+        """End the widget and all that was opened in it."""
+        for other in getattr(self, "_others", {}).values():
+            other.close()
+        super().close()
+
     _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "first", "channel", "predictions", "rest")
 
     def _layout(self) -> ipywidgets.Box:
@@ -47,6 +105,28 @@ class Explorer(Instrument):
 
     def _figure_rows(self) -> list[list[Panel]]:
         return [[fused_panel(self), predictions_panel(self), grid_panel(self)], *reconstruction_panels(self)]
+
+
+#: What the explorer can show.
+VIEWS = ("channels", "switch off", "class activation", "occlusion", "regions", "invariance", "sanity")
+_TOOLTIPS = (
+    "Picture, layer, channel: maps and reconstructions",
+    "Switch channels off and watch the answer",
+    "Where a layer speaks for a class",
+    "Slide a square over the picture",
+    "Keep or cut away a region",
+    "Shift, scale or turn the picture",
+    "Can the maps be believed? Destroy the weights, delete the pixels",
+)
+#: Where the others live; loaded when first asked for.
+_HOMES = {
+    "switch off": ("ablation", "Ablation"),
+    "class activation": ("class_activation", "ClassActivation"),
+    "occlusion": ("occlusion", "Occlusion"),
+    "regions": ("regions", "Regions"),
+    "invariance": ("invariance", "Invariance"),
+    "sanity": ("sanity", "Sanity"),
+}
 
 
 def explore(

@@ -96,7 +96,7 @@ class Session:
         maps: bool = True,
     ) -> None:
         self.grad = grad
-        self.feed, self._output = check_feed(inputs), output
+        self.feed, self.output = check_feed(inputs), output
         self.pictures = load(model, images, preprocess)
         check_tensor("the model's input", self.pictures.inputs, "on a device that holds values")
         self.model = model = check_model(model)
@@ -138,9 +138,9 @@ class Session:
     def _scores(self, given: Any) -> Tensor | None:
         """The class scores (N, classes) in what the model gives; None where there are none and none were asked for."""
         try:
-            return check_logits(given, self._output)
+            return check_logits(given, self.output)
         except (TypeError, ValueError):
-            if self._output is not None:
+            if self.output is not None:
                 raise
             return None
 

@@ -257,3 +257,118 @@ def test_maximised_pictures_grow_before_ones_eyes(notebook: Callable[..., Notebo
     for slot in ("picture_0", "picture_1"):
         assert book.pixels(panel(widget, slot).locator("canvas"))[..., 0].astype(float).std() > 20
     both_themes(book, widget, "maximise")
+
+
+# What decided
+
+
+@once
+def test_another_class_gives_another_map(notebook: Callable[..., Notebook]) -> None:
+    book, widget = open_widget(notebook, "nbviz.ClassActivation(model, images, picture=1)")
+    predicted = kernel(book, "int(model(images[1:2] / 255).argmax())")
+    assert kernel(book, "view.target") == predicted
+    before = book.pixels(panel(widget, "grad_cam").locator("canvas"))
+    target = widget.locator(".widget-dropdown", has_text="Class").locator("select").first
+    target.select_option(label="dress (3)")
+    widget = ready(book, 1)
+    assert kernel(book, "view.target") == 3
+    expect(panel(widget, "large").locator("figcaption")).to_contain_text("Grad-CAM for dress")
+    after = book.pixels(panel(widget, "grad_cam").locator("canvas"))
+    assert (before != after).any()
+    # The heat is that of the function: where it is zero, the picture is blended with the darkest colour.
+    book.add_and_run(
+        "from nbviz.imaging.pixels import colour_table\n"
+        "heat = nbviz.grad_cam(model, images[1:2], target=3)[0]\n"
+        "dark = (heat < 0.5 / 255).tolist()\n"
+        "mixed = (0.4 * images[1, 0][..., None] + 0.6 * torch.tensor(colour_table('viridis')[0])).round().tolist()"
+    )
+    dark, mixed = np.asarray(kernel(book, "dark")), np.asarray(kernel(book, "mixed"))
+    assert dark.any()
+    assert np.abs(after[..., :3].astype(float) - mixed)[dark].max() <= 2
+    method = widget.locator(".widget-dropdown", has_text="Method").locator("select").first
+    method.select_option(label="Ablation-CAM")
+    widget = ready(book, 1)
+    expect(panel(widget, "large").locator("figcaption")).to_contain_text("Ablation-CAM for dress")
+    widget.locator(".nbviz-thumbs button").nth(2).click()
+    widget = ready(book, 1)
+    assert kernel(book, "view.target") == kernel(book, "int(model(images[2:3] / 255).argmax())")
+    both_themes(book, widget, "class-activation")
+
+
+def drag(book: Notebook, place: Locator, path: list[tuple[float, float]]) -> None:
+    """Drag over a picture, along points given as shares of its width and height."""
+    place.scroll_into_view_if_needed()
+    box: Any = place.bounding_box()
+    points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in path]
+    book.page.mouse.move(*points[0])
+    book.page.mouse.down()
+    for point in points[1:]:
+        book.page.mouse.move(*point, steps=4)
+    book.page.mouse.up()
+
+
+def test_a_region_drawn_or_painted_changes_the_prediction(notebook: Callable[..., Notebook]) -> None:
+    book, widget = open_widget(notebook, "nbviz.Regions(model, images, picture=1)")
+    before = probabilities(widget)
+    picture = widget.locator(".nbviz-drawing")
+    drag(book, picture, [(4.5 / 28, 2.5 / 28), (19.5 / 28, 9.5 / 28)])
+    expect(widget.locator(".nbviz-region")).to_have_attribute("data-box", "[2,4,10,20]")
+    widget = ready(book, 1)
+    after = probabilities(widget)
+    assert after != before
+    effect = kernel(book, "nbviz.region_effect(model, images[1:2], (2, 4, 10, 20)).after[0].tolist()")
+    names = kernel(book, "list(view.session.labels)")
+    assert isinstance(effect, list)
+    assert isinstance(names, list)
+    assert {label: now for label, (_, now) in after.items()} == pytest.approx(
+        {label: effect[names.index(label)] for label in after}, abs=0.0051
+    )
+    widget.locator("select").first.select_option(label="cut it away")
+    widget = ready(book, 1)
+    assert probabilities(widget) != after
+    widget.get_by_role("button", name="paint").click()
+    drag(book, picture, [(0.2, 0.2), (0.8, 0.2), (0.8, 0.6)])
+    expect(widget.locator(".nbviz-region")).not_to_have_attribute("data-painted", "0")
+    widget = ready(book, 1)
+    painted = int(widget.locator(".nbviz-region").get_attribute("data-painted") or 0)
+    assert kernel(book, "int(view.region.sum())") == painted > 20
+    both_themes(book, widget, "regions")
+
+
+@once
+def test_occlusion_fills_and_sanity_says_what_to_believe(notebook: Callable[..., Notebook]) -> None:
+    book = notebook(
+        [
+            START,
+            "view = nbviz.Occlusion(model, images, patch=8, stride=2)\nview",
+            "sane = nbviz.Sanity(model, images)\nsane",
+        ]
+    )
+    widgets = [ready(book, 1), ready(book, 2)]
+    for widget in widgets:
+        for canvas in widget.locator("canvas:visible").all():
+            assert drawn(book, canvas)
+    expect(widgets[0].locator(".nbviz-header")).to_contain_text("121 of 121 squares")
+    note = widgets[1].locator(".nbviz-header .nbviz-note")
+    expect(note).to_contain_text("guided_backprop hardly changes")
+    widgets[1].locator("select").first.select_option("gradient")
+    widget = ready(book, 2)
+    expect(note).to_contain_text("gradient changes with 1 of 7 layers destroyed")
+    for i, name in enumerate(("occlusion", "sanity"), 1):
+        both_themes(book, ready(book, i), name)
+
+
+@once
+def test_the_explorer_has_all_of_them(notebook: Callable[..., Notebook]) -> None:
+    book = notebook([START, "view = nbviz.explore(model, images)\nview"])
+    widget = ready(book, 1)
+    for name in ("switch off", "class activation", "occlusion", "regions", "invariance", "sanity"):
+        widget.get_by_role("button", name=name, exact=True).first.click()
+        inner = widget.locator(".nbviz").first
+        expect(inner.locator(".nbviz-header")).to_have_attribute("data-state", "ready", timeout=30_000)
+        assert drawn(book, inner.locator("canvas:visible").first)
+    widget.get_by_role("button", name="channels", exact=True).first.click()
+    widget = ready(book, 1)
+    widget.locator(".nbviz-thumbs button").nth(2).click()
+    widget = ready(book, 1)
+    assert kernel(book, "view.picture") == 2
