@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import RULES
-from nbviz.core.errors import check_choice, check_whole, shown
+from nbviz.core.errors import check_choice, check_whole, line, shown
 from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model
 from nbviz.core.trace import find_modules, run
@@ -91,8 +91,14 @@ def log(
     nbviz/features.8/fused (3, 32, 62) 7
     nbviz/features.8/reconstructions (3, 122, 62) 7
     """
-    if not callable(getattr(writer, "add_image", None)):
+    try:
+        add_image = writer.add_image
+    except Exception:  # of an object's own making as well
+        add_image = None
+    if not callable(add_image):
         raise TypeError(f"writer is {shown(writer)}; expected a SummaryWriter, or anything with its add_image")
+    if not isinstance(tag, str):
+        raise TypeError(f"tag is {shown(tag)}; expected a string")
     step, rule = check_whole("step", step, 0), check_choice("rule", rule, RULES)
     feed, loaded = check_feed(inputs), load(model, images, preprocess)
     pictures, model = loaded.inputs, check_model(model)
@@ -104,7 +110,7 @@ def log(
     trace = run(model, pictures, names, feed=feed, grad=bool(chosen))
 
     def write(what: str, picture: Tensor) -> None:
-        writer.add_image(f"{tag}/{what}", picture.cpu(), step)
+        add_image(line(f"{tag}/{what}", 1000), picture.cpu(), step)
 
     first = next(iter(convolutions(model)), None)
     if first is not None:

@@ -178,15 +178,18 @@ def _apart(signs: Tensor) -> Tensor:
 def check_boxes(given: Any, n: int, height: int, width: int) -> Tensor:
     """Boxes (n, 4) as int64 on the CPU, if they lie within pictures of this size."""
     try:
-        boxes = torch.as_tensor(given)
-        usable = boxes.shape == (n, 4) and not boxes.is_floating_point() and boxes.dtype != torch.bool
+        rows = given.tolist() if hasattr(given, "tolist") else given
+        usable = len(rows) == n and all(len(row) == 4 for row in rows)
+        boxes = torch.as_tensor([list(row) for row in rows] if usable else [])
+        whole = not (boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool)
+        usable = usable and whole and boxes.shape == (n, 4)
     except Exception:  # of an object's own making as well
         usable = False
     if not usable:
         raise TypeError(
             f"boxes is {shown(given)}; expected whole numbers ({n}, 4): top, left, bottom and right for each picture"
         )
-    boxes = boxes.long().cpu()
+    boxes = boxes.long()
     top, left, bottom, right = boxes.unbind(1)
     inside = (top >= 0) & (left >= 0) & (bottom <= height) & (right <= width) & (top < bottom) & (left < right)
     if not inside.all():

@@ -145,7 +145,7 @@ def _named(given: Any) -> list[tuple[str, Any]]:
     if isinstance(given, Mapping) and not any(isinstance(value, Tensor) for value in given.values()):
         named = [(line(name, 80), one) for name, one in given.items()]
     elif isinstance(given, (list, tuple)):
-        paths = [Path(one) if isinstance(one, (str, os.PathLike)) else None for one in given]
+        paths = [_path(one) if isinstance(one, (str, os.PathLike)) else None for one in given]
         named = [
             (line(path.stem, 80) if path else f"{i}", one)
             for i, (path, one) in enumerate(zip(paths, given, strict=True))
@@ -177,9 +177,20 @@ def _load_into(model: nn.Module, name: str, given: Any) -> None:
         raise ValueError(f"checkpoint {name} does not fit the model: {said}; expected its own state dict") from error
 
 
+def _path(given: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(given).expanduser()
+    except Exception:  # bytes, a home that is nobody's, or an object of the person's own that fails
+        raise TypeError(f"{shown(given, 200)} is no path; expected that of a checkpoint's file") from None
+
+
 def _read(given: str | os.PathLike[str]) -> Any:
-    path = Path(given).expanduser()
-    if not path.is_file():
+    path = _path(given)
+    try:
+        there = path.is_file()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         raise FileNotFoundError(f"there is no file {shown(str(path), 200)}; expected a checkpoint")
     try:
         if path.suffix == ".safetensors":
@@ -273,7 +284,9 @@ class Recorder:
 
     def _before(self, _model: nn.Module, args: tuple[Any, ...]) -> None:
         first = args[0] if args else None
-        self._seen = first.detach() if isinstance(first, Tensor) and self.model.training else None
+        self._seen = None
+        if self.model.training and isinstance(first, Tensor) and not first.is_meta:
+            self._seen = first.detach()
         self._calls = 0
 
     def _after(self, _module: nn.Module, _args: Any, activation: Any) -> None:
@@ -310,7 +323,9 @@ class Recorder:
             When no picture went through the model in train mode since.
         """
         if self._values is None or self._pictures is None:
-            raise ModelError("no picture went through the model in train mode since the last mark")
+            raise ModelError(
+                "no picture went through the model in train mode since the last mark; expected one at least"
+            )
         values, pictures, own = self._values, self._pictures, []
         self._reset()
         for i, channel in enumerate(self.channels):  # each in its own picture

@@ -23,6 +23,7 @@ from nbviz.methods.arguments import check_channels, check_feed, check_logits, ch
 TRANSFORMS = {"down": "pixels", "across": "pixels", "scale": "times", "angle": "degrees"}
 _AT_ONCE = 8  # pictures in one forward pass
 _POINTS = 25
+_MOST = 10_000  # values
 
 
 @dataclass(frozen=True, repr=False)
@@ -194,11 +195,12 @@ def amounts_of(transform: str, given: Any, sides: Sequence[int]) -> list[float]:
         return list(dict.fromkeys(float(round(reach * step / half)) for step in steps))
     least = 0.01 if transform == "scale" else -1e6
     try:
-        numbers = [float(one) for one in (given.tolist() if hasattr(given, "tolist") else list(given))]
+        listed = given.tolist() if hasattr(given, "tolist") else given
+        numbers = [float(one) for one in listed[: _MOST + 1]]
     except Exception:  # of an object's own making as well
         raise TypeError(f"values is {shown(given)}; expected a list of numbers, or None") from None
-    if not numbers:
-        raise ValueError("values is empty; expected at least one number")
+    if not 0 < len(numbers) <= _MOST:
+        raise ValueError(f"values has {len(listed)} numbers; expected 1 to {_MOST:,}")
     return [check_number(transform, one, least, 1e6) for one in numbers]
 
 

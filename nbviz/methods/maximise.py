@@ -17,6 +17,7 @@ from nbviz.core.errors import check_choice, check_number, check_whole, shown
 from nbviz.core.state import check_model, untouched
 from nbviz.core.trace import Feed, run
 from nbviz.imaging.load import Reader
+from nbviz.imaging.pixels import check_tensor
 from nbviz.imaging.warp import warp
 from nbviz.methods.arguments import check_channels, check_feed, check_indices, check_logits, check_real
 
@@ -179,6 +180,7 @@ class Growing:
         sides = _sides(reader) if size is None else (check_whole("size", size, 8, 4096),) * 2
         self._draw = torch.Generator().manual_seed(check_whole("seed", seed, 0, 2**63 - 1))
         probe = self.preprocess.redo(torch.full((1, reader.channels, *sides), 0.5)).to(reader.device, reader.dtype)
+        check_tensor("the model's input", probe, "on a device that holds values")
         count = self._run(probe)[1].shape[1]
         given = channels if layer is not None else target
         what = "channel" if layer is not None else "class"

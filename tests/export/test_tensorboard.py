@@ -199,6 +199,18 @@ def test_kernels_that_are_no_pictures_are_left_out() -> None:
     }
 
 
+def test_hostile_names_are_written_as_text(pictures: Tensor, written: Callable[..., Images]) -> None:
+    model = nn.Sequential()
+    model.add_module("\ud800<b>\x1b[1m", nn.Conv2d(1, 2, 3))
+    found = written([0], model, pictures, channels=0, tag="\u202egnp")
+    assert set(found) == {
+        f"\ufffdgnp/{name}" for name in ("kernels", *(f"\ufffd<b>\ufffd[1m/{what}" for what in WRITTEN))
+    }
+
+
+WRITTEN = ("maps", "fused", "reconstructions")
+
+
 def test_a_training_that_went_astray_is_still_written(pictures: Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 3))
     with torch.no_grad():
@@ -250,6 +262,7 @@ def test_a_model_of_other_arguments(fashion: nn.Module, pictures: Tensor) -> Non
         ({"layers": ["classifier"]}, ValueError, "expected feature maps"),
         ({"channels": None}, TypeError, "channel: got None; expected a whole number or a list of them"),
         ({"channels": [-1]}, ValueError, "no channel -1"),
+        ({"tag": 3}, TypeError, "tag is 3; expected a string"),
         ({"rule": "max"}, ValueError, "no rule 'max'.* Accepted: gradient, deconvnet, guided"),
         ({"inputs": 1}, TypeError, "inputs is int"),
     ],

@@ -141,7 +141,13 @@ def test_features_that_nothing_changes_count_as_alike(pictures: Tensor) -> None:
 
 def test_boxes_may_be_a_tensor_or_an_array(pictures: Tensor) -> None:
     model = net()
-    given = [BOXES, torch.tensor(BOXES), np.array(BOXES, np.int16), torch.tensor(BOXES, dtype=torch.uint8)]
+    given = [
+        BOXES,
+        torch.tensor(BOXES),
+        np.array(BOXES, np.int16),
+        list(torch.tensor(BOXES).byte()),
+        tuple(map(tuple, BOXES)),
+    ]
     found = [nbviz.correspondence(model, pictures, boxes, ["4"], random=1) for boxes in given]
     assert all(one.part == found[0].part and torch.equal(one.random["4"], found[0].random["4"]) for one in found)
 
@@ -163,7 +169,7 @@ def test_where_memory_does_not_suffice_it_takes_fewer_at_once(
     model = net().eval()
     if by_each_other:
         model[1] = nn.BatchNorm2d(5, track_running_stats=False).double()
-    expected = nbviz.correspondence(model, pictures, BOXES, ["4"])
+    expected = nbviz.correspondence(model, pictures, BOXES, ["4"], random=1)
     run = its_module.run
 
     def short(model: nn.Module, inputs: Tensor, *args: Any, **options: Any) -> Any:
@@ -174,9 +180,9 @@ def test_where_memory_does_not_suffice_it_takes_fewer_at_once(
     monkeypatch.setattr(its_module, "run", short)
     if by_each_other:
         with pytest.raises(nbviz.ModelError, match="memory does not suffice for one picture"):
-            nbviz.correspondence(model, pictures, BOXES, ["4"])
+            nbviz.correspondence(model, pictures, BOXES, ["4"], random=1)
         return
-    found = nbviz.correspondence(model, pictures, BOXES, ["4"])
+    found = nbviz.correspondence(model, pictures, BOXES, ["4"], random=1)
     assert found.part["4"] == pytest.approx(expected.part["4"], abs=1e-12)
     torch.testing.assert_close(found.random["4"], expected.random["4"])
 
@@ -216,6 +222,7 @@ def test_it_says_what_it_found(pictures: Tensor) -> None:
     ("options", "error", "message"),
     [
         ({"boxes": BOXES[:2]}, TypeError, r"boxes is .*; expected whole numbers \(3, 4\)"),
+        ({"boxes": range(10**12)}, TypeError, r"expected whole numbers \(3, 4\)"),
         ({"boxes": torch.rand(3, 4)}, TypeError, r"expected whole numbers \(3, 4\)"),
         ({"boxes": [[0, 0, 1, 1], [0, 0, 1, 1], [4, 4, 11, 5]]}, ValueError, r"box 2 is \[4, 4, 11, 5\]; .* 10×12"),
         ({"boxes": [[0, 0, 1, 1], [3, 0, 3, 1], [0, 0, 1, 1]]}, ValueError, "box 1 is .*; expected top < bottom"),

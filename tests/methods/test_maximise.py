@@ -454,5 +454,7 @@ def test_wrong_arguments(options: dict[str, Any], error: type[Exception], messag
 def test_signals_and_models_without_a_gradient_are_refused() -> None:
     with pytest.raises(ValueError, match="takes signals or volumes; expected one that takes pictures"):
         nbviz.maximise(nn.Sequential(nn.Conv1d(1, 2, 3)), "0")
+    with pytest.raises(TypeError, match="the model's input is a .* meta tensor; expected a dense one"):
+        nbviz.maximise(small().to("meta"), "0")
     with pytest.raises(nbviz.ModelError, match="no gradient reaches the picture"):
         nbviz.maximise(nn.Sequential(nn.Conv2d(1, 2, 3), Rectify(Tensor.detach)), "1", size=8)
