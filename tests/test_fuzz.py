@@ -6,6 +6,7 @@ makes it so many calls, with other values each time.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -15,7 +16,7 @@ import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -38,7 +39,10 @@ from nbviz.core.errors import PictureNotFoundError, shown
 from nbviz.core.state import lock
 from nbviz.core.statistic import Statistic
 from nbviz.imaging.load import Pictures
+from nbviz.methods.correspondence import FILLS
 from nbviz.methods.feature_maps import FUSIONS
+from nbviz.methods.invariance import TRANSFORMS
+from nbviz.methods.maximise import OBJECTIVES
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.methods.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 from nbviz.widgets.instrument import Instrument
@@ -538,6 +542,7 @@ def test_every_public_name_is_fuzzed() -> None:
     tested |= {"scan", "ScanResult", "ScanView", "statistics", "kernels", "frequency_response", "kernel_report"}
     tested |= {"ablate", "AblationTable", "switched_off", "top_patches", "StrongestPatches"}
     tested |= {"compare", "Comparison", "report", "Report"}
+    tested |= {"maximise", "Maximised", "invariance", "correspondence", "evolution", "Moment", "Recorder", "log"}
     errors = {"CompiledWarning", "InterruptedWarning", "ModelError", "NoRectifierWarning", "PictureError"}
     assert tested | errors == set(nbviz.__all__)
 
@@ -979,6 +984,171 @@ def test_frequency_response(kernels: Any, size: Any) -> None:
     if result is not REFUSED:
         assert result.shape == (len(kernels), *[size] * (kernels.ndim - 2))
         assert (result.nan_to_num() >= 0).all()
+
+
+# What is grown, moved, masked and trained
+
+
+class Logged:
+    def add_image(self, tag: str, picture: Tensor, step: int) -> None:
+        assert (len(picture), picture.ndim, picture.is_meta) == (3, 3, False)
+        tag.encode()
+
+
+def soon_done(given: Any) -> bool:
+    """Whether it asks for no number of steps, pixels or the like that takes long."""
+    return not isinstance(given, numbers_given) or not 9 < given < 10**18
+
+
+numbers_given = (int, np.integer)
+_LAYERS = st.sampled_from([None, ["1", "5"], ("7",), ["0"]])
+_SOME = st.sampled_from([0, 3, [1, 0], torch.tensor([2])])
+MORE: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "maximise": {
+        **_EACH,
+        "layer": st.sampled_from(["0", "1", "2", "5"]),
+        "channels": st.sampled_from([None, 0, [2, 3, 2]]),
+        "objective": st.sampled_from(OBJECTIVES),
+        "steps": st.integers(1, 2),
+        "rate": st.sampled_from([0.05, 1]),
+        "size": st.just(8),
+        "robust": st.booleans(),
+        "seed": st.integers(0, 3),
+        "watch": st.sampled_from([None, lambda found: None]),
+    },
+    "invariance": {
+        **_EACH,
+        "images": good["images"],
+        "layers": _LAYERS,
+        "transform": st.sampled_from(list(TRANSFORMS)),
+        "values": st.sampled_from([[1, 2.5], np.array([0.5]), torch.tensor([3, 1])]),
+        "target": st.sampled_from([None, 2, torch.tensor(1)]),
+    },
+    "correspondence": {
+        "images": st.sampled_from([torch.rand(2, 3, 8, 8), [Image.new("L", (8, 8))] * 2]),
+        "boxes": st.sampled_from([[[0, 1, 3, 8]] * 2, np.array([[0, 0, 1, 1], [4, 4, 8, 8]])]),
+        "layers": _LAYERS,
+        "random": st.integers(0, 2),
+        "fill": st.sampled_from(FILLS),
+        "seed": st.integers(0, 3),
+        "preprocess": good["preprocess"],
+        "inputs": good["inputs"],
+    },
+    "evolution": {
+        "checkpoints": st.sampled_from([[NET.state_dict()], {"a": NET.state_dict(), "b": {"model": NET.state_dict()}}]),
+        "images": good["images"],
+        "layer": st.sampled_from(["1", "2", "5"]),
+        "channels": good["channels"],
+        "rule": st.sampled_from(RULES),
+        "preprocess": good["preprocess"],
+        "inputs": good["inputs"],
+    },
+    "Recorder": {"layer": st.sampled_from(["1", "2", "5"]), "channels": _SOME, "rule": st.sampled_from(RULES)},
+    "log": {
+        "writer": st.just(Logged()),
+        "step": st.integers(0, 9),
+        "images": good["images"],
+        "layers": st.sampled_from([None, ["1", "5"], ("0",)]),
+        "channels": st.sampled_from([0, [1, 99], ()]),
+        "rule": st.sampled_from(RULES),
+        "tag": st.sampled_from(["nbviz", "", "a/b"]),
+        "preprocess": good["preprocess"],
+        "inputs": good["inputs"],
+    },
+}
+
+
+@st.composite
+def more(draw: st.DrawFn, name: str) -> Call:
+    """One argument or two of these are anything, the others good."""
+    takes = MORE[name]
+    bad = frozenset(draw(st.sampled_from(["model", *takes])) for _ in range(draw(st.integers(0, 2))))
+    hostile = anything.filter(soon_done)
+    arguments = {one: draw(hostile if one in bad else takes[one]) for one in takes}
+    return Call(arguments, draw(models) if "model" in bad else NET, bad)
+
+
+@fuzz(500, call=more("maximise"), target=st.sampled_from([None, None, 0, [1, 2]]))
+def test_maximise(call: Call, target: Any) -> None:
+    if target is not None and not {"layer", "channels"} & call.hostile:
+        call.arguments |= {"layer": None, "channels": None, "target": target}
+    result = answer(lambda: nbviz.maximise(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    assert isinstance(result, nbviz.Maximised)
+    assert len(result.pictures) == len(result.inputs) == len(result.values) == len(result.start) == len(result.channels)
+    assert result.step == call.arguments["steps"]
+    assert ((result.pictures >= 0) & (result.pictures <= 1)).all()
+    if not call.hostile & {"model", "preprocess", "inputs", "output"}:
+        assert result.values.isfinite().all()
+        assert result.pictures.shape[1:] == (3, 8, 8) or "size" in call.hostile
+
+
+@fuzz(500, call=more("invariance"))
+def test_invariance(call: Call) -> None:
+    result = answer(lambda: nbviz.invariance(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    n, t = result.probability.shape
+    assert (result.target.shape, result.values.shape) == ((n,), (t,))
+    assert all(distances.shape == (n, t) for distances in result.distances.values())
+    repr(result).encode()
+    if not call.hostile & {"model", "preprocess", "inputs", "output"}:
+        assert ((result.probability >= 0) & (result.probability <= 1)).all()
+        assert all((distances >= 0).all() for distances in result.distances.values())
+
+
+@fuzz(500, call=more("correspondence"))
+def test_correspondence(call: Call) -> None:
+    result = answer(lambda: nbviz.correspondence(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    for name, part in result.part.items():
+        assert 0 <= part <= 1
+        assert result.random[name].shape == (call.arguments["random"],)
+        assert ((result.random[name] >= 0) & (result.random[name] <= 1)).all()
+    repr(result).encode()
+    result._repr_html_().encode()
+
+
+@fuzz(500, call=more("evolution"))
+def test_evolution(call: Call) -> None:
+    also = (FileNotFoundError,)
+    result = answer(lambda: nbviz.evolution(call.model, **call.arguments), call.model, also)
+    if result is REFUSED:
+        return
+    for moment in result:
+        assert isinstance(moment, nbviz.Moment)
+        m, k = moment.values.shape
+        assert (len(moment.pictures), len(moment.channels)) == (m, k)
+        assert moment.reconstructions.shape == (m, k, *moment.pictures.shape[1:])
+        repr(moment).encode()
+
+
+@fuzz(call=more("Recorder"), images=either(st.just(torch.rand(2, 3, 8, 8)), tensors), name=either(strings, anything))
+def test_recorder(call: Call, images: Any, name: Any) -> None:
+    recorder = answer(lambda: nbviz.Recorder(call.model, **call.arguments), call.model)
+    if recorder is REFUSED:
+        return
+    model = copy.deepcopy(NET).train()
+    recorder = answer(lambda: nbviz.Recorder(model, **call.arguments))
+    if recorder is REFUSED:
+        return
+    with suppress(Exception), recorder:  # the model's own
+        model(images)
+    assert not model._forward_pre_hooks
+    answer(lambda: recorder.mark(name), model)
+    for moment in recorder.moments:
+        assert moment.reconstructions.shape == (len(moment.channels), 1, 3, 8, 8)
+        repr(moment).encode()
+
+
+@fuzz(500, call=more("log"))
+def test_log(call: Call) -> None:
+    writer, step = call.arguments.pop("writer"), call.arguments.pop("step")
+    images = call.arguments.pop("images")
+    result = answer(lambda: nbviz.log(writer, step, call.model, images, **call.arguments), call.model)
+    assert result is None or result is REFUSED
 
 
 # The widgets
