@@ -1125,7 +1125,9 @@ def test_evolution(call: Call) -> None:
         repr(moment).encode()
 
 
-@fuzz(call=more("Recorder"), images=either(st.just(torch.rand(2, 3, 8, 8)), tensors), name=either(strings, anything))
+@fuzz(
+    400, call=more("Recorder"), images=either(st.just(torch.rand(2, 3, 8, 8)), tensors), name=either(strings, anything)
+)
 def test_recorder(call: Call, images: Any, name: Any) -> None:
     recorder = answer(lambda: nbviz.Recorder(call.model, **call.arguments), call.model)
     if recorder is REFUSED:
