@@ -19,8 +19,9 @@ from nbviz.imaging.pixels import centre, grid, overlay, quantise
 from nbviz.methods.arguments import check_index
 from nbviz.methods.compare import Comparison
 from nbviz.methods.feature_maps import fuse
+from nbviz.widgets.answers import compared
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.session import Session, compared, information, thumbs
+from nbviz.widgets.session import Session, information, thumbs
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
 _SIDES = ("a", "b")

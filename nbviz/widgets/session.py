@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,20 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import RULES
-from nbviz.core.chunks import kept_together
 from nbviz.core.errors import line, shown, unknown
-from nbviz.core.intervene import Resumable
 from nbviz.core.layers import Layer, trace_layers
-from nbviz.core.state import check_model, fingerprint
+from nbviz.core.state import fingerprint
 from nbviz.core.trace import Trace, find_module, run
 from nbviz.imaging.encode import Array, to_host
-from nbviz.imaging.load import Pictures, load
-from nbviz.imaging.pixels import centre, check_tensor, cut, quantise, shrink
-from nbviz.imaging.preprocess import check_labels
-from nbviz.methods.answers import switch_off
-from nbviz.methods.arguments import SHAPES, check_feed, check_logits, check_maps, check_real
+from nbviz.imaging.pixels import centre, cut, quantise, shrink
+from nbviz.methods.arguments import SHAPES, check_maps, check_real
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
+from nbviz.widgets.answers import Answers
 from nbviz.widgets.memory import remember
 
 #: What a person reads for the names of the rules.
@@ -53,7 +48,7 @@ class Look:
     fused: Array  # all channels in one map, uint8 (h, w), or (3, h, w) in colours
 
 
-class Session:
+class Session(Answers):
     """A model and pictures, with one forward pass for all that is asked of the same picture and layer.
 
     Parameters
@@ -80,8 +75,6 @@ class Session:
     bands, display
         Which channels of the pictures are shown; the pictures as they are shown, uint8 (N, 3, *sides), of signals
         (N, 1 to 3, L).
-    forward_passes
-        How many were run, for people who count.
     """
 
     def __init__(
@@ -95,15 +88,10 @@ class Session:
         output: Any = None,
         maps: bool = True,
     ) -> None:
-        self.grad = grad
-        self.feed, self.output = check_feed(inputs), output
-        self.pictures = load(model, images, preprocess)
-        check_tensor("the model's input", self.pictures.inputs, "on a device that holds values")
-        self.model = model = check_model(model)
-        n = len(self.pictures.inputs)
-        # Where a picture's answers hang on the others of its batch, all go together, as in the functions.
-        self._together = kept_together(model, n, self.feed) == n > 1
+        super().__init__(model, images, preprocess, inputs, output)
+        self.grad, model = grad, self.model
         found, given = trace_layers(model, self._batch(0), self.feed)
+        self.forward_passes = 1
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
         sides = tuple(self.pictures.inputs.shape[2:])
         self.axes = len(sides)
@@ -113,36 +101,12 @@ class Session:
             shape = SHAPES[2 + self.axes]
             raise ValueError(f"no layer of {type(model).__name__} gives feature maps; expected one that gives {shape}")
         self.show_bands(None)
-        scores = self._scores(given)
-        classes = scores.shape[1] if scores is not None and scores.shape[1] > 1 else None
-        self.labels = _names(classes, labels, self.pictures.preprocess.labels)
-        self.forward_passes = 1
+        self.name_classes(given, labels)
         self.milliseconds = 0.0
-        # Widgets answer on other threads, where the person's autocast is not known.
-        device = self.pictures.inputs.device.type
-        self._autocast: dict[str, Any] = {
-            "enabled": torch.is_autocast_enabled(device),
-            "dtype": torch.get_autocast_dtype(device),
-        }
         self._key: tuple[Any, ...] | None = None
         self._trace = Trace(self.pictures.inputs[:0])
-        self.trace_bytes = 0
         self._kept: tuple[Any, dict[str, tuple[Tensor, frozenset[str]]]] = (None, {})
         self._look: tuple[tuple[Any, ...], Look] | None = None
-        self._resumable: tuple[tuple[Any, ...], Resumable] | None = None
-        self._answer: tuple[Any, Tensor | None] | None = None
-        self._predictions: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
-        if self.labels is not None:  # known from the pass that found the layers
-            self._predictions[0, fingerprint(model)] = self._top(scores, 0)
-
-    def _scores(self, given: Any) -> Tensor | None:
-        """The class scores (N, classes) in what the model gives; None where there are none and none were asked for."""
-        try:
-            return check_logits(given, self.output)
-        except (TypeError, ValueError):
-            if self.output is not None:
-                raise
-            return None
 
     def check_layer(self, name: str) -> str:
         """The layer's name if it has feature maps; otherwise a ValueError that says what does."""
@@ -164,11 +128,6 @@ class Session:
     def shown(self, picture: int, plane: int = 0) -> Tensor:
         """A picture or a slice as a person sees it, uint8 (3, h, w); of a signal (1 to 3, 1, l)."""
         return fitted(self.plane(self.display[picture], plane))
-
-    def only(self, picture: int) -> Pictures:
-        """One of the pictures."""
-        part = slice(picture, picture + 1)
-        return replace(self.pictures, inputs=self.pictures.inputs[part], names=self.pictures.names[part])
 
     def shown_input(self, inputs: Tensor) -> Tensor:
         """Another input (1, C, H, W) as a person sees it, uint8 (3, h, w)."""
@@ -215,22 +174,10 @@ class Session:
         remember(self)
         return self._trace
 
-    def _batch(self, picture: int) -> Tensor:
-        return self.pictures.inputs if self._together else self.pictures.inputs[picture : picture + 1]
-
-    def _row(self, picture: int) -> int:
-        """Where a picture is in its batch."""
-        return picture if self._together else 0
-
     def forget(self) -> None:
         """Let go of the trace; the next question runs it again."""
-        self._key, self._trace, self.trace_bytes, self._kept = None, Trace(self.pictures.inputs[:0]), 0, (None, {})
-        self._resumable = None
-
-    def under_autocast(self) -> AbstractContextManager[Any]:
-        """The autocast under which the widget was made."""
-        device = self.pictures.inputs.device.type
-        return torch.autocast(device, **self._autocast)
+        super().forget()
+        self._key, self._trace, self._kept = None, Trace(self.pictures.inputs[:0]), (None, {})
 
     def maps(self, picture: int, layer: str) -> Tensor:
         """The layer's feature maps of one picture, (C, H, W), or (C, L), (C, D, H, W)."""
@@ -247,10 +194,6 @@ class Session:
         self._look = key, look
         return look
 
-    def knows(self, picture: int) -> bool:
-        """Whether the predictions for a picture need no pass any more."""
-        return self.labels is None or (picture, fingerprint(self.model)) in self._predictions
-
     def _look_at(self, maps: Tensor, how: str, side: int, plane: int) -> Look:
         finite = torch.nan_to_num(maps.float(), 0.0, 0.0, 0.0)
         flat, raw, sides = finite.flatten(1), maps.flatten(1), maps.shape[1:]
@@ -262,66 +205,6 @@ class Session:
         strange = ~(raw.amin(1).isfinite() & raw.amax(1).isfinite())
         fused = quantise(self.plane(fuse(maps[None], how)[0], plane))[0]
         return Look(*to_host(steps, low, high, inner.flatten(1).amax(1), spread, raw.argmax(1), strange, fused))
-
-    def predictions(self, picture: int) -> list[tuple[str, float]]:
-        """The five most probable classes; empty for a model that gives no class scores.
-
-        They need the whole network: a pass of their own, so that the layer's maps need not wait for what
-        comes after them. It is run once for each picture.
-        """
-        if self.labels is None:
-            return []
-        key = picture, fingerprint(self.model)
-        if key not in self._predictions:
-            scores = self._scores(self._run(self._batch(picture)))
-            self._predictions = {k: v for k, v in self._predictions.items() if k[1] == key[1]}
-            self._predictions[key] = self._top(scores, self._row(picture))
-        return self._predictions[key]
-
-    def without(self, picture: int, layer: str, off: Sequence[int]) -> list[tuple[str, float, float]]:
-        """The most probable classes with some channels of a layer at zero: label, probability, and that with all.
-
-        The five most probable with all channels, and what is the most probable without. Only what follows the layer
-        is run.
-        """
-        if self.labels is None:
-            return []
-        key = (None if self._together else picture, layer, fingerprint(self.model))
-        with self.under_autocast():
-            if self._resumable is None or self._resumable[0] != key:
-                self._resumable = None  # the old one's memory first
-                self._resumable = key, Resumable(self.model, self._batch(picture), layer, self.feed)
-                self.forward_passes += 1
-            one = self._resumable[1]
-            mask = torch.zeros(1, one.activation.shape[1], dtype=torch.bool, device=one.activation.device)
-            mask[0, list(off)] = True
-            after = self._scores(one.go_on(switch_off(one.activation, mask)))
-        before, row = self._scores(one.output), self._row(picture)
-        return [] if before is None or after is None else compared(self.labels, before[row][None], after[row][None])
-
-    def scores_of(self, picture: int) -> Tensor | None:
-        """The class scores (1, classes) of a picture, if the model gives any; kept for the last one."""
-        key = picture, fingerprint(self.model)
-        if self._answer is None or self._answer[0] != key:
-            self._answer = key, self._scores(self._run(self._batch(picture)))
-        scores = self._answer[1]
-        return None if scores is None else scores[self._row(picture)][None]
-
-    def changed(self, picture: int, inputs: Tensor) -> list[tuple[str, float, float]]:
-        """The most probable classes of another input (1, C, H, W) in a picture's place, as :meth:`without` has them."""
-        if self.labels is None:
-            return []
-        batch, row = self._batch(picture), self._row(picture)
-        before = self.scores_of(picture)
-        after = self._scores(self._run(torch.cat([batch[:row], inputs, batch[row + 1 :]])))
-        return [] if after is None else compared(self.labels, before, after[row][None])
-
-    def _run(self, batch: Tensor) -> Any:
-        """The model's output."""
-        with self.under_autocast():
-            output = run(self.model, batch, feed=self.feed, output=True).output
-        self.forward_passes += 1
-        return output
 
     def reconstructions(
         self, picture: int, layer: str, channels: Sequence[int], rule: str, seed: str
@@ -394,37 +277,6 @@ class Session:
         first, last = (0, 0, *ends[: self.axes])[-3:], (1, 1, *ends[self.axes :])[-3:]
         return (*first[1:], *last[1:]), range(first[0], last[0])
 
-    def _top(self, given: Tensor | None, row: int) -> list[tuple[str, float]]:
-        if given is None:
-            return []
-        probabilities = _probabilities(given.detach()[row].float())
-        if not bool(probabilities.isfinite().all()):
-            return []
-        values, classes = probabilities.topk(min(5, len(probabilities)))
-        names = self.labels or ()
-        return [(line(names[c]), v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
-
-
-def compared(labels: Sequence[str], before: Tensor | None, after: Tensor | None) -> list[tuple[str, float, float]]:
-    """From two class scores (1, classes) the five most probable classes before, and the most probable after.
-
-    Label, probability after and before.
-    """
-    if before is None or after is None:
-        return []
-    p, q = (_probabilities(scores.detach()[0].float()) for scores in (before, after))
-    if not (bool(p.isfinite().all()) and bool(q.isfinite().all())):
-        return []
-    chosen = p.topk(min(5, len(p))).indices.tolist()
-    chosen += [] if int(q.argmax()) in chosen else [int(q.argmax())]
-    return [(line(labels[c]), float(q[c]), float(p[c])) for c in chosen]
-
-
-def _probabilities(scores: Tensor) -> Tensor:
-    """Of class scores (classes,), which may be probabilities already."""
-    already = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3
-    return scores if already else scores.softmax(0)
-
 
 def fitted(maps: Tensor) -> Tensor:
     """Maps (C, H, W) of any dtype, averaged over blocks where they are much larger than what a page shows."""
@@ -432,20 +284,6 @@ def fitted(maps: Tensor) -> Tensor:
         return maps
     small = shrink(maps.float(), LARGE)
     return small if maps.is_floating_point() else small.round().to(maps.dtype)
-
-
-def _names(classes: int | None, given: Sequence[str] | None, found: Sequence[str] | None) -> tuple[str, ...] | None:
-    """A name for each output of the model, or None for a model that gives no class scores."""
-    if given is not None:
-        names = check_labels(given)
-        if classes is not None and len(names) != classes:
-            raise ValueError(f"labels has {len(names)} names for the model's {classes} outputs; expected one for each")
-        return names if classes is not None else None
-    if classes is None:
-        return None
-    if found is not None and len(found) == classes:
-        return tuple(found)
-    return tuple(f"class {i}" for i in range(classes))
 
 
 def information(session: Session, compiled: bool) -> str:
