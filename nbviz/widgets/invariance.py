@@ -108,6 +108,7 @@ class Invariance(Pulled):
         self.probability = Plot(title="Probability of the class", ylabel="probability", range=[0, 1], slider=slider)
         self.transform, self.picture = transform, picture
         self._set_slider()
+        self.value = self.value_control.value
         t.link((self, "transform"), (self.transform_control, "value"))
         t.link((self, "value"), (self.value_control, "value"))
         t.link((self, "picture"), (self.strip, "picture"))
