@@ -13,11 +13,12 @@ from nbviz.core.backward import RULES
 from nbviz.core.errors import check_choice, check_whole, line, shown
 from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model
-from nbviz.core.trace import find_modules, run
+from nbviz.core.trace import run
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import centre, check_tensor, grid, overlay
 from nbviz.methods.arguments import check_feed, check_indices, check_maps, check_real
 from nbviz.methods.feature_maps import fuse
+from nbviz.methods.invariance import layers_of
 from nbviz.methods.kernels import convolutions, kernels
 from nbviz.methods.reconstruct import project
 
@@ -105,7 +106,7 @@ def log(
     check_tensor("the model's input", pictures, "on a device that holds values")
     if pictures.ndim != 4:
         raise ValueError(f"the model takes {tuple(pictures.shape)}; expected pictures (N, C, H, W)")
-    names = _spread(model, pictures, feed) if layers is None else _named(model, layers)
+    names = _spread(model, pictures, feed) if layers is None else layers_of(model, pictures, feed, layers)
     chosen = check_indices("channel", channels, 1 << 30)
     trace = run(model, pictures, names, feed=feed, grad=bool(chosen))
 
@@ -132,13 +133,6 @@ def log(
 
 def _tiles(pictures: Tensor, nrow: int, padding: int) -> Tensor:
     return grid(pictures, nrow, padding, normalize=False)
-
-
-def _named(model: nn.Module, layers: Any) -> list[str]:
-    if not isinstance(layers, (list, tuple)) or not layers:
-        raise TypeError(f"layers is {shown(layers)}; expected a list of modules' names, or None")
-    find_modules(model, layers)
-    return list(dict.fromkeys(layers))
 
 
 def _spread(model: nn.Module, pictures: Tensor, feed: Any) -> list[str]:

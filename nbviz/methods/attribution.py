@@ -31,11 +31,18 @@ def _over(
     inputs: Any,
     output: Any,
     attribute: Callable[[Tensor, Sequence[int], Gradient], Tensor],
+    start: Tensor | None = None,
 ) -> Tensor:
-    """Attributions of all pictures, some at a time; the class is that of the picture as it is."""
+    """Attributions of all pictures, some at a time; the class is that of the picture as it is.
+
+    ``start`` must broadcast to the pictures.
+    """
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
     check_tensor("the model's input", pictures, "on a device that holds values")
     n = len(pictures)
+    if start is not None and not _broadcasts(start, pictures):
+        shapes = f"{tuple(start.shape)}; expected one that broadcasts to {tuple(pictures.shape)}"
+        raise ValueError(f"baseline has shape {shapes}")
 
     def of(part: Sequence[int]) -> Tensor:
         some = pictures[part[0] : part[-1] + 1]
@@ -50,6 +57,11 @@ def _over(
         return attribute(some, part, gradient)
 
     return joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
+
+
+def _broadcasts(start: Tensor, pictures: Tensor) -> bool:
+    sizes = zip(reversed(start.shape), reversed(pictures.shape), strict=False)
+    return start.ndim <= pictures.ndim and all(one in (1, other) for one, other in sizes)
 
 
 def input_x_gradient(
@@ -193,16 +205,12 @@ def integrated_gradients(
     places, weights = np.polynomial.legendre.leggauss(steps)
 
     def attribute(x: Tensor, part: Sequence[int], gradient: Gradient) -> Tensor:
-        try:
-            whole = start.to(x).expand_as(x) if start.ndim < x.ndim or len(start) == 1 else start[list(part)].to(x)
-            away = x - whole
-        except (RuntimeError, IndexError):
-            raise ValueError(
-                f"baseline has shape {tuple(start.shape)}; expected one that broadcasts to {tuple(x.shape)}"
-            ) from None
+        own = start if start.ndim < x.ndim or len(start) == 1 else start[list(part)]
+        whole = own.to(x).expand_as(x)
+        away = x - whole
         total = torch.zeros_like(x)
         for place, weight in zip(places, weights, strict=True):
             total = total + float(weight) / 2 * gradient(whole + (float(place) + 1) / 2 * away)
         return away * total
 
-    return _over(model, images, target, preprocess, inputs, output, attribute)
+    return _over(model, images, target, preprocess, inputs, output, attribute, start)

@@ -270,7 +270,7 @@ class Recorder:
         module = dict(self.model.named_modules())[self._module]
         if not self._handles:  # of a context within a context
             self._handles = [
-                self.model.register_forward_pre_hook(self._before),
+                self.model.register_forward_pre_hook(self._before, with_kwargs=True),
                 module.register_forward_hook(self._after),
             ]
         return self
@@ -282,8 +282,8 @@ class Recorder:
             handle.remove()
         self._handles = []
 
-    def _before(self, _model: nn.Module, args: tuple[Any, ...]) -> None:
-        first = args[0] if args else None
+    def _before(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = next((given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)), None)
         self._seen = None
         if self.model.training and isinstance(first, Tensor) and not first.is_meta:
             self._seen = first.detach()

@@ -196,7 +196,8 @@ def strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[St
     """For each picture, and then each channel, the strongest position with its activation or a one."""
     chosen = activation.detach()[:, list(channels)].flatten(2)
     values, places = (t.flatten().tolist() for t in (chosen.amax(2), chosen.argmax(2)))
-    k, positions = len(channels), np.stack(np.unravel_index(places, activation.shape[2:]), 1).tolist()
+    k, at = len(channels), np.array(places, np.intp)
+    positions = np.stack(np.unravel_index(at, activation.shape[2:]), 1).tolist()
     return [
         Start(i // k, channels[i % k], tuple(position), value if seed == "max" else 1.0)
         for i, (value, position) in enumerate(zip(values, positions, strict=True))

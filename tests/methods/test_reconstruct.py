@@ -12,6 +12,7 @@ from torchvision import models
 import nbviz
 from nbviz.core.backward import RULES
 from nbviz.methods.reconstruct import SEEDS, seeds
+from nbviz.methods.reconstruct import strongest as starts_at
 
 METHODS = {"gradient": nbviz.gradient, "deconvnet": nbviz.deconvnet, "guided": nbviz.guided_backprop}
 
@@ -117,9 +118,10 @@ def test_a_class_for_all_or_for_each(target, vgg_like, x, by_hand, close):
 
 def test_seeds_are_zero_but_where_the_paper_says():
     activation = torch.randn(2, 4, 3, 5)
-    strongest = activation[:, 2].flatten(1).argmax(1)
+    places = activation[:, 2].flatten(1).argmax(1)
     for seed in SEEDS:
-        (signal,) = seeds(activation, [2], seed)
+        starts = None if seed == "map" else starts_at(activation, [2], seed)
+        (signal,) = seeds(activation, [2], starts)
         assert signal.shape == activation.shape
         assert not signal[:, [0, 1, 3]].any()
         if seed == "map":
@@ -127,7 +129,7 @@ def test_seeds_are_zero_but_where_the_paper_says():
         else:
             for n in range(2):
                 expected = torch.zeros(15)
-                expected[strongest[n]] = 1 if seed == "unit" else activation[n, 2].max()
+                expected[places[n]] = 1 if seed == "unit" else activation[n, 2].max()
                 assert torch.equal(signal[n, 2].flatten(), expected)
 
 
