@@ -25,7 +25,7 @@ class Panel:
     Parameters
     ----------
     pixels
-        (H, W) values to colour, or uint8 (H, W, 3).
+        (H, W) values to colour, bytes from 0 to 255 and others from the lowest to the highest; or uint8 (H, W, 3).
     caption
         Below it.
     cmap
@@ -33,7 +33,7 @@ class Panel:
     box
         Top, left, bottom, right of a frame to draw on it, in its pixels.
     bars
-        In place of pixels: (label, share) rows.
+        In place of pixels: (label, share) rows; without either, nothing is drawn.
     width
         Its share of the row's width.
     plot
@@ -44,6 +44,12 @@ class Panel:
         In place of pixels: name, x and y of curves over one axis.
     labels
         Of the two axes.
+    dashed
+        The names of the curves that are dashed.
+    ends
+        Low and high of the curves' axis; None leaves it to them.
+    marker
+        Where on the other axis a line stands.
     """
 
     pixels: np.ndarray[Any, Any] | None
@@ -56,6 +62,9 @@ class Panel:
     zero: float | None = None
     series: Sequence[tuple[str, Sequence[float], Sequence[float]]] = ()
     labels: tuple[str, str] = ("", "")
+    dashed: Sequence[str] = ()
+    ends: Sequence[float | None] = (None, None)
+    marker: float | None = None
 
 
 def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", width: float = 10.0) -> Figure:
@@ -82,8 +91,14 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", w
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    foot = "\n".join(textwrap.fill(_plain(text, 1000), round(17 * width)) for text in foot.splitlines())
-    heights = [max(_height(panel, row) for panel in row) * width * 0.94 + 0.35 for row in rows]
+    rows = rows or [[Panel(None)]]
+    foot = "\n".join(_wrapped(text, width, 1000, 100) for text in foot.splitlines())
+    captions = [[_wrapped(panel.caption, width * _share(panel, row)) for panel in row] for row in rows]
+    lines = [max(text.count("\n") + 1 for text in texts) for texts in captions]
+    heights = [
+        max(_height(panel, row) for panel in row) * width * 0.94 + 0.22 + 0.13 * more
+        for row, more in zip(rows, lines, strict=True)
+    ]
     figure = Figure(
         figsize=(width, sum(heights) + 0.4 + 0.13 * len(foot.splitlines())), facecolor="white", layout="constrained"
     )
@@ -92,22 +107,24 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", w
     if foot:
         figure.supxlabel(foot, fontsize=7.5, x=0.01, ha="left", color="0.3")
     parts = np.atleast_1d(np.asarray(figure.subfigures(len(rows), 1, height_ratios=heights)))
-    for part, row in zip(parts, rows, strict=True):
+    for part, row, texts in zip(parts, rows, captions, strict=True):
         grid = part.add_gridspec(1, len(row), width_ratios=[panel.width for panel in row])
-        for place, panel in zip(grid, row, strict=True):
+        for place, panel, caption in zip(grid, row, texts, strict=True):
             axes = part.add_subplot(place)
             if panel.series:
-                _draw_series(axes, panel)
+                _draw_series(axes, panel, caption)
                 continue
             if panel.pixels is None:
-                _draw_bars(axes, panel.bars)
+                _draw_bars(axes, panel.bars, caption)
                 continue
+            axes.set_xlabel(caption, fontsize=8, color="0.3")
             if panel.plot:
                 _draw_curves(axes, panel)
                 continue
-            axes.imshow(panel.pixels, cmap=panel.cmap, interpolation="nearest")
+            # Bytes are on a scale already.
+            ends = (0, 255) if panel.pixels.dtype == np.uint8 else (None, None)
+            axes.imshow(panel.pixels, cmap=panel.cmap, interpolation="nearest", vmin=ends[0], vmax=ends[1])
             axes.set(xticks=[], yticks=[])
-            axes.set_xlabel(_plain(panel.caption), fontsize=8, color="0.3")
             axes.spines[:].set_visible(False)
             if panel.box is not None:
                 top, left, bottom, right = panel.box
@@ -149,11 +166,16 @@ def check_figure_path(given: Any) -> Path:
 _ENDINGS = ("png", "svg", "pdf", "jpg", "webp")
 
 
+def _share(panel: Panel, row: Sequence[Panel]) -> float:
+    """A panel's share of the figure's width."""
+    return panel.width / sum(one.width for one in row)
+
+
 def _height(panel: Panel, row: Sequence[Panel]) -> float:
     """A panel's height as a share of the figure's width."""
-    share = panel.width / sum(p.width for p in row)
+    share = _share(panel, row)
     if panel.series:
-        return share * 0.55
+        return min(0.55 * share, 0.3)
     if panel.pixels is None:
         return 0.0
     return share * (0.5 if panel.plot else panel.pixels.shape[0] / panel.pixels.shape[1])
@@ -171,36 +193,62 @@ def _draw_curves(axes: Any, panel: Panel) -> None:
     if curves.dtype == np.uint8:  # as in the page: all panels on one scale, zero of what is signed in the middle
         axes.set_ylim(0, 255)
     axes.tick_params(labelsize=7, length=2)
-    axes.set_xlabel(_plain(panel.caption), fontsize=8, color="0.3")
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
 _CURVES = ("#c62828", "#2e7d32", "#1565c0")
 
 
-def _draw_series(axes: Any, panel: Panel) -> None:
+def _draw_series(axes: Any, panel: Panel, caption: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for name, x, y in panel.series:
-        axes.plot(x, y, lw=1.2, label=_plain(name, 40))
+        label = _plain(name, 40)
+        # Matplotlib leaves out of the legend what is empty or begins so.
+        label = f" {label}" if label[:1] in ("", "_") else label
+        axes.plot(x, y, lw=1.2, ls="--" if name in panel.dashed else "-", label=label)
+    if all(float(place).is_integer() for _, x, _ in panel.series for place in x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if panel.marker is not None:
+        axes.axvline(panel.marker, color="#ff9800", lw=1)
+    axes.set_ylim(*panel.ends)
     axes.legend(fontsize=7, frameon=False)
-    axes.set_title(_plain(panel.caption), fontsize=8, color="0.3", loc="left")
+    axes.set_title(caption, fontsize=8, color="0.3", loc="left")
     axes.set_xlabel(_plain(panel.labels[0]), fontsize=8, color="0.3")
     axes.set_ylabel(_plain(panel.labels[1]), fontsize=8, color="0.3")
     axes.tick_params(labelsize=7)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]]) -> None:
-    axes.barh([_plain(label[:28]) for label, _ in bars], [share for _, share in bars], color="#1976d2", height=0.5)
+def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]], caption: str) -> None:
+    if not bars:
+        axes.set_axis_off()
+        return
+    axes.barh(range(len(bars)), [share for _, share in bars], color="#1976d2", height=0.7)
+    axes.set_yticks(range(len(bars)), [_plain(label[:28]) for label, _ in bars])  # of which two may be the same
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xticks([])
+    axes.set_xlabel(caption, fontsize=8, color="0.3")
     axes.tick_params(labelsize=8, length=0)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
-    for i, (_, share) in enumerate(bars):
-        axes.text(min(share + 0.02, 0.8), i, f"{share:.2f}", va="center", fontsize=8, color="0.3")
     axes.set_box_aspect(0.6)
+    for i, (_, share) in enumerate(bars):
+        place, side, colour = (share + 0.02, "left", "0.3") if share < 0.8 else (share - 0.02, "right", "white")
+        axes.text(place, i, f"{share:.2f}", va="center", ha=side, fontsize=8, color=colour)
+
+
+def _wrapped(text: str, inches: float, most: int = 200, lines: int = 3) -> str:
+    """Text in lines that are no longer than so many inches at the size of a caption."""
+    spaced = " ".join(line(text, most).split())
+    # Dollars come last: a line could end between one and its backslash.
+    return _escaped(textwrap.fill(spaced, max(8, round(15 * inches)), max_lines=lines, placeholder="…"))
 
 
 def _plain(text: str, most: int = 200) -> str:
     """Text on one line, in which no dollar sign starts mathematics."""
-    return " ".join(line(text, most).split()).replace("$", r"\$")
+    return _escaped(" ".join(line(text, most).split()))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("$", r"\$")

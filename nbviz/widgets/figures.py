@@ -31,11 +31,13 @@ def predictions_panel(view: Instrument) -> Panel:
     return Panel(None, bars=known) if known else picture_panel(view)
 
 
-def plot_panel(plot: Plot) -> Panel:
-    """Curves over one axis."""
+def plot_panel(plot: Plot, marker: float | None = None) -> Panel:
+    """Curves over one axis, on which the slider's value may be marked."""
     nan = float("nan")
     series = [(one["name"], one["x"], [nan if y is None else y for y in one["y"]]) for one in plot.series]
-    return Panel(None, plot.title, series=series, labels=(plot.xlabel, plot.ylabel))
+    dashed = [one["name"] for one in plot.series if one["dashed"]]
+    labels = plot.xlabel, plot.ylabel
+    return Panel(None, plot.title, series=series, labels=labels, dashed=dashed, ends=plot.range, marker=marker)
 
 
 def filled_panels(panels: Panels) -> list[list[Panel]]:
@@ -59,6 +61,15 @@ def _as_panel(slot: dict[str, Any], panels: Panels) -> Panel:
         mixed = (1 - panels.opacity) * pixels + panels.opacity * channels_last(wide)
         pixels = mixed.round().astype("uint8")
     return Panel(pixels, slot["caption"])
+
+
+def tiles_panel(tiles: torch.Tensor, caption: str, cmap: str | None = None, width: float = 1.0) -> Panel:
+    """Tiles uint8 (K, h, w) to colour, or (K, C, h, w), side by side."""
+    colours = tiles
+    if cmap is not None:
+        colours = torch.from_numpy(colour_table(cmap)[tiles.cpu().numpy()]).permute(0, 3, 1, 2)
+    pixels = grid(colours.cpu(), math.ceil(math.sqrt(len(tiles))), 1, normalize=False, pad_value=255)
+    return Panel(channels_last(pixels), caption, width=width)
 
 
 def fused_panel(view: Instrument) -> Panel:
