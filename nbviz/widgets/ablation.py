@@ -67,9 +67,17 @@ class Ablation(Instrument):
     ) -> None:
         if table is not None and not isinstance(table, AblationTable):
             raise TypeError(f"table is {shown(table)}; expected what nbviz.ablate gives, or None")
-        self.table = table
-        self._first_off = off
+        self.table, self._first_off = table, off
         super().__init__(model, images, layer if layer is not None or table is None else table.layer, **options)
+
+    def _check_given(self, layer: str) -> None:
+        layers, table = self.session.layers, self.table
+        if self.session.labels is None:
+            raise ValueError("the model gives no class scores; expected (N, classes): say with output= where they are")
+        self._first_off = sorted(set(check_indices("channel", self._first_off, layers[layer].shape[0])))
+        if table is not None and table.layer in layers and len(table.loss) != layers[table.layer].shape[0]:
+            count = f"{len(table.loss)} channels for layer {shown(table.layer)} of {layers[table.layer].shape[0]}"
+            raise ValueError(f"table has {count}; expected what nbviz.ablate found of this model")
 
     def _layout(self) -> ipywidgets.Box:
         t.dlink((self, "channel"), (self.grid, "channel"))
@@ -81,16 +89,13 @@ class Ablation(Instrument):
             tooltip="Switches off so many channels: the most redundant, or without a table the weakest here",
         )
         self.curve = Plot(
-            title="Accuracy over the dataset as more and more channels go",
             xlabel="channels switched off",
             ylabel="accuracy",
             slider=f"IPY_MODEL_{self.count_control.model_id}",
         )
-        self.each = Plot(
-            title="Loss without each channel alone", xlabel="channels, the most redundant first", ylabel="loss"
-        )
+        self.each = Plot(xlabel="channels, the most redundant first", ylabel="loss")
         self._show_table()
-        self.off = self._valid_off({"value": self._first_off})
+        self.off = list(self._first_off)
         t.link((self, "off"), (self.grid, "off"))
         self.count_control.value = len(self.off)
         self.count_control.observe(self._counted, names="value")
@@ -102,40 +107,55 @@ class Ablation(Instrument):
     def _show_table(self) -> None:
         """The table's curves, where they are those of the layer that is shown."""
         table = self.table if self.table is not None and self.table.layer == self.layer else None
-        self.grid.ranking = [] if table is None else table.ranking.tolist()
-        self.curve.series, self.each.series = [], []
+        self.grid.ranking, self.curve.series, self.each.series = [], [], []
         if table is None:
             return
+        keep, count = table.mode == "keep", len(table.loss)
+        # Of channels that were left on alone, the one that does best is the least redundant.
+        ranking = table.ranking.flip(0) if keep else table.ranking
+        self.grid.ranking = ranking.tolist()
         if len(table.steps):
-            steps = table.steps.tolist()
-            steps = [len(table.accuracy) - step for step in steps] if table.mode == "keep" else steps
-            random = {f"random order {i + 1}": (steps, row.tolist()) for i, row in enumerate(table.random)}
-            self.curve.show({"most redundant first": (steps, table.ranked.tolist()), **random}, dashed=list(random))
-        places = range(len(table.accuracy))
-        places, name = range(len(table.loss)), "with it alone" if table.mode == "keep" else "without it"
-        with_all = [table.baseline_loss] * len(places)
-        curves = {name: (places, table.loss[table.ranking].tolist()), "with all": (places, with_all)}
-        self.each.show(curves, dashed=["with all"])
+            steps = [count - step for step in table.steps.tolist()] if keep else table.steps.tolist()
+            random = [(f"random order {i + 1}", steps, row.tolist()) for i, row in enumerate(table.random)]
+            ranked = ("most redundant first", steps, table.ranked.tolist())
+            self.curve.show([ranked, *random], dashed=[name for name, _, _ in random])
+        ways = "are set to their mean" if table.mode == "mean" else "go"
+        self.curve.title = f"Accuracy over the dataset as more and more channels {ways}"
+        each, places = ("with it alone" if keep else "without it"), range(count)
+        self.each.title = f"Loss {'with' if keep else 'without'} each channel alone"
+        losses = (each, places, table.loss[ranking].tolist())
+        self.each.show([losses, ("with all", places, [table.baseline_loss] * count)], dashed=["with all"])
 
     @t.validate("off")
     def _valid_off(self, proposal: Any) -> list[int]:
         return sorted(set(check_indices("channel", proposal["value"], self.session.layers[self.layer].shape[0])))
 
     def _changed(self, change: Any) -> None:
-        if change.name == "layer":
-            self.off = []
+        if change.name == "layer":  # whose channels are all on
             with self._turn():
-                self.count_control.max = self.session.layers[self.layer].shape[0]
-                self._show_table()
+                self._stepping = True
+                try:
+                    self.off = []
+                    self.count_control.max = self.session.layers[self.layer].shape[0]
+                    self._show_table()
+                finally:
+                    self._stepping = False
         elif change.name == "off":
             self.count_control.value = len(self.off)
         super()._changed(change)
 
     def _counted(self, change: Any) -> None:
         """The slider was moved, not the switches."""
-        if change.new != len(self.off):
-            order = self.grid.ranking or self._look().inner.argsort(kind="stable").tolist()
-            self.off = order[: change.new]
+        if change.new == len(self.off):
+            return
+        with self._turn():
+            try:
+                order = self.grid.ranking or self._look().inner.argsort(kind="stable").tolist()
+            except Exception as error:  # the model is run where its maps are not known any more
+                self.count_control.value = len(self.off)
+                self._failed(error)
+                return
+        self.off = order[: change.new]
 
     def _show_predictions(self) -> Iterator[bool]:
         self.strip.predictions = self.session.without(self.picture, self.layer, self.off)
@@ -149,10 +169,13 @@ class Ablation(Instrument):
         return f"{call}{table}, off={list(self.off)})" if self.off else f"{call}{table})"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        bars = [(label, after) for label, after, _ in self.strip.predictions]
-        first = [picture_panel(self), *([Panel(None, bars=bars)] if bars else []), grid_panel(self)]
-        plots = [plot_panel(plot) for plot in (self.curve, self.each) if plot.series]
-        return [first, plots] if plots else [first]
+        known = [] if "predictions" in self._stale else self.strip.predictions
+        now = f"without {len(self.off)} channels" if self.off else ""
+        bars = {"with all channels": [(label, before) for label, _, before in known]}
+        bars |= {now: [(label, after) for label, after, _ in known]} if now else {}
+        answers = [Panel(None, caption, bars=rows) for caption, rows in bars.items() if rows]
+        plots = [plot_panel(plot, marker) for plot, marker in ((self.curve, len(self.off)), (self.each, None))]
+        return [[picture_panel(self), *answers, grid_panel(self)], *filter(None, [[p for p in plots if p.series]])]
 
     def _foot(self) -> str:
         channels = ", ".join(map(str, self.off))

@@ -15,12 +15,13 @@ from nbviz.core.errors import line, shown
 from nbviz.core.state import is_compiled, lock
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
-from nbviz.imaging.pixels import centre, grid, overlay, quantise
+from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.arguments import check_index
 from nbviz.methods.compare import Comparison
 from nbviz.methods.feature_maps import fuse
 from nbviz.widgets.answers import compared
 from nbviz.widgets.base import Pulled
+from nbviz.widgets.figures import filled_panels, tiles_panel
 from nbviz.widgets.session import Session, information, thumbs
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
@@ -92,11 +93,10 @@ class Compare(Pulled):
             raise TypeError(f"comparison is {shown(comparison)}; expected what nbviz.compare gives, or None")
         self.comparison = comparison
         models = (model_a, model_b)
-        self.sessions = [Session(m, images, preprocess, labels, False, inputs, output) for m in models]
+        self.sessions = _sessions([Session(m, images, preprocess, labels, False, inputs, output) for m in models])
         a, b = self.sessions
-        if a.axes != 2 or b.axes != 2:
-            raise ValueError("a model takes signals or volumes; expected two that take pictures (N, C, H, W)")
         start = a.start_layer() if layer is None else a.check_layer(layer)
+        other = _counterpart(start, a, b, comparison)
         picture = check_index("picture", picture, len(a.display))
         names = [line(type(session.model).__name__, 60) for session in self.sessions]
         infos = [information(one, is_compiled(m)) for one, m in zip(self.sessions, models, strict=True)]
@@ -110,41 +110,29 @@ class Compare(Pulled):
             group=group,
             controls=["opacity"],
         )
-        alike = [{"title": "", "cells": [{"slot": "cka"}]}]
-        self.alike = Panels(alike, group=group)
+        self.alike = Panels([{"title": "", "cells": [{"slot": "cka"}]}], group=group)
+        if comparison is not None and comparison.cka is not None:
+            _show_alike(self.alike, comparison)
         self.controls = [
             ipywidgets.Dropdown(
                 options=[(str(found), name) for name, found in session.layers.items()],
                 value=value,
                 description=f"Layer of {side}",
             )
-            for side, session, value in zip(_SIDES, self.sessions, (start, self._counterpart(start)), strict=True)
+            for side, session, value in zip(_SIDES, self.sessions, (start, other), strict=True)
         ]
-        self.layer_a, self.layer_b, self.picture = start, self.controls[1].value, picture
+        self.layer_a, self.layer_b, self.picture = start, other, picture
         for side, control in zip(_SIDES, self.controls, strict=True):
             t.link((self, f"layer_{side}"), (control, "value"))
         t.link((self, "picture"), (self.strip, "picture"))
-        verdict = comparison.verdict if comparison is not None else ""
-        self.header.note = line(verdict, 300)
+        self.header.note = _note(self.sessions, comparison)
         columns = [ipywidgets.VBox([control, grid]) for control, grid in zip(self.controls, self.grids, strict=True)]
         left = ipywidgets.VBox([self.strip, self.alike])
         right = ipywidgets.VBox([self.panels, ipywidgets.Box(columns).add_class("nbviz-halves")])
         self._lay_out(ipywidgets.Box([left, right]).add_class("nbviz-columns"), "compare")
-        self._show_alike()
+        for grid in self.grids:
+            grid.observe(self._zoomed, names="side")
         self._start()
-
-    def _counterpart(self, layer: str) -> str:
-        """The layer of the second model: of the same name, or the most alike, or as deep."""
-        a, b = (list(session.layers) for session in self.sessions)
-        if layer in b:
-            return layer
-        found = self.comparison
-        if found is not None and found.cka is not None and layer in found.layers_a:
-            row = found.cka[found.layers_a.index(layer)].nan_to_num(-1.0)
-            known = [i for i, name in enumerate(found.layers_b) if name in b]
-            if known:
-                return found.layers_b[max(known, key=lambda i: float(row[i]))]
-        return b[round(a.index(layer) * (len(b) - 1) / max(1, len(a) - 1))]
 
     @t.validate("picture")
     def _valid_picture(self, proposal: Any) -> int:
@@ -160,7 +148,7 @@ class Compare(Pulled):
             with self._turn():
                 self._stepping = True
                 try:
-                    self.layer_b = self._counterpart(self.layer_a)
+                    self.layer_b = _counterpart(self.layer_a, self.sessions[0], self.sessions[1], self.comparison)
                 finally:
                     self._stepping = False
         super()._changed(change)
@@ -196,11 +184,9 @@ class Compare(Pulled):
         yield False
 
     def _show_grids(self) -> Iterator[bool]:
-        maps = self._maps()
-        ends = min(float(m.amin()) for m in maps), max(float(m.amax()) for m in maps)
-        for view, one, session, layer in zip(
-            self.grids, maps, self.sessions, (self.layer_a, self.layer_b), strict=True
-        ):
+        maps, ends = self._maps(), self._ends()
+        pairs = zip(self.sessions, (self.layer_a, self.layer_b), strict=True)
+        for view, one, (session, layer) in zip(self.grids, maps, pairs, strict=True):
             flat = one.flatten(1)
             steps, low, high = quantise(one, view.side, (flat.amin(1), flat.amax(1)))
             pixels, lows, highs, spread = to_host(steps, low, high, flat.std(1, correction=0))
@@ -210,14 +196,16 @@ class Compare(Pulled):
             view.add(pixels[order], lows[order], highs[order])
             yield True
 
-    def _show_alike(self) -> None:
-        found = self.comparison
-        if found is None or found.cka is None:
-            return
-        steps = (255 * found.cka.nan_to_num(0.0).clamp(0, 1)).round().byte().numpy()
-        caption = f"CKA: layers of a down, {len(found.layers_a)}, of b across, {len(found.layers_b)}; 0 dark, 1 bright"
-        self.alike.current = "cka"
-        self.alike.show("cka", "map", steps[..., None], caption=caption)
+    def _zoomed(self, change: Any) -> None:
+        """The page has larger tiles than before: send them with more pixels, if there are more."""
+        whole = max(change.owner.tiles.get("shape", [1])[1:], default=1)
+        if max(1, whole // change.new) < max(1, whole // change.old):
+            self._renew({"grids"})
+
+    def _ends(self) -> tuple[float, float]:
+        """Lowest and highest of both layers' values."""
+        maps = self._maps()
+        return min(float(m.amin()) for m in maps), max(float(m.amax()) for m in maps)
 
     def _ended(self) -> None:
         self.header.code = f"nbviz.Compare(model_a, model_b, images, {self.layer_a!r}, picture={self.picture})"
@@ -226,17 +214,16 @@ class Compare(Pulled):
         return f"{self.header.title} · {self.layer_a}, {self.layer_b}"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        fused = self._fused()
-        first = []
-        for side, one, session in zip(_SIDES, fused, self.sessions, strict=True):
-            picture = session.shown(self.picture)[None].cpu()
-            first.append(Panel(channels_last(overlay(picture, one[None].cpu())[0]), side))
-        grids = []
-        for side, maps in zip(_SIDES, self._maps(), strict=True):
-            ends = (float(min(m.amin() for m in self._maps())), float(max(m.amax() for m in self._maps())))
-            tiles = grid(maps[:64].cpu(), 8, 1, value_range=ends, pad_value=float("nan"))[0]
-            grids.append(Panel(tiles.numpy(), f"{side}: {min(64, len(maps))} of {len(maps)} channels, on one scale"))
-        return [first, grids]
+        answers = [] if "predictions" in self._stale else self.strip.predictions
+        bars = [[(label, a) for label, _, a in answers], [(label, b) for label, b, _ in answers]]
+        last = [Panel(None, side, bars=rows) for side, rows in zip(_SIDES, bars, strict=True) if rows]
+        last += [panel for row in filled_panels(self.alike) for panel in row]
+        grids, (low, high) = [], self._ends()
+        for side, maps, view in zip(_SIDES, self._maps(), self.grids, strict=True):
+            ends = maps.new_tensor(low).expand(len(maps)), maps.new_tensor(high).expand(len(maps))
+            caption = f"{side}: {min(64, len(maps))} of {len(maps)} channels, on one scale"
+            grids.append(tiles_panel(quantise(maps, None, ends)[0][:64], caption, view.cmap))
+        return [*filled_panels(self.panels), *filter(None, [grids, last])]
 
     def close(self) -> None:
         """End the widget, and let go of what it keeps of the models' activations."""
@@ -244,3 +231,44 @@ class Compare(Pulled):
             super().close()
             for session in getattr(self, "sessions", ()):
                 session.forget()
+
+
+def _sessions(sessions: list[Session]) -> list[Session]:
+    """Both models with the pictures, if they can be seen side by side."""
+    if any(session.axes != 2 for session in sessions):
+        raise ValueError("a model takes signals or volumes; expected two that take pictures (N, C, H, W)")
+    a, b = (session.pictures.inputs.device for session in sessions)
+    if a != b:
+        raise ValueError(f"model_a is on {a}, model_b on {b}; expected both on one device")
+    return sessions
+
+
+def _note(sessions: Sequence[Session], comparison: Comparison | None) -> str:
+    """The verdict, and why no answers are shown where there are none."""
+    notes = [line(comparison.verdict, 300)] if comparison is not None else []
+    a, b = (len(session.labels or ()) for session in sessions)
+    if a != b:
+        notes.append(f"a gives {a} classes and b {b}: their answers are not compared")
+    return "; ".join(notes)
+
+
+def _counterpart(layer: str, a: Session, b: Session, found: Comparison | None) -> str:
+    """The layer of the second model: of the same name, or the most alike, or as deep."""
+    names = list(b.layers)
+    if layer in names:
+        return layer
+    if found is not None and found.cka is not None and layer in found.layers_a:
+        row = found.cka[found.layers_a.index(layer)].nan_to_num(-1.0)
+        known = [i for i, name in enumerate(found.layers_b) if name in names]
+        if known:
+            return found.layers_b[max(known, key=lambda i: float(row[i]))]
+    return names[round(list(a.layers).index(layer) * (len(names) - 1) / max(1, len(a.layers) - 1))]
+
+
+def _show_alike(panels: Panels, found: Comparison) -> None:
+    """How alike the layers of both are."""
+    assert found.cka is not None
+    steps = (255 * found.cka.nan_to_num(0.0).clamp(0, 1)).round().byte().numpy()
+    panels.current = "cka"
+    caption = f"CKA: layers of a down, {len(found.layers_a)}, of b across, {len(found.layers_b)}; 0 dark, 1 bright"
+    panels.show("cka", "map", steps[..., None], caption=caption)

@@ -70,6 +70,7 @@ class Correspondence(Pulled):
         given = check_boxes(middle if boxes is None else boxes, n, height, width).tolist()
         self._layers = layers_of(session.model, session.pictures.inputs, session.feed, layers)
         self._options = {"random": random, "fill": fill, "seed": seed, "inputs": inputs}
+        self._options["preprocess"] = session.pictures.preprocess  # for what is grey
         self.found: CorrespondenceFound | None = None
         info = information(session, is_compiled(model))
         super().__init__(Header(title=line(type(session.model).__name__), info=info))
@@ -90,9 +91,7 @@ class Correspondence(Pulled):
 
     @t.validate("boxes")
     def _valid_boxes(self, proposal: Any) -> list[list[int]]:
-        found: list[list[int]] = check_boxes(
-            [list(box) for box in proposal["value"]], len(self.session.display), *self.session.size
-        ).tolist()
+        found: list[list[int]] = check_boxes(proposal["value"], len(self.session.display), *self.session.size).tolist()
         return found
 
     def _show_consistency(self) -> Iterator[bool]:
@@ -101,9 +100,9 @@ class Correspondence(Pulled):
             found = correspondence(session.model, session.pictures.inputs, self.boxes, self._layers, **self._options)
         self.found = found
         places = range(len(self._layers))
-        curves = {"the part drawn": (places, [found.part[name] for name in self._layers])}
+        curves = [("the part drawn", places, [found.part[name] for name in self._layers])]
         if self._options["random"]:
-            curves["random parts"] = (places, [float(found.random[name].mean()) for name in self._layers])
+            curves.append(("random parts", places, [float(found.random[name].mean()) for name in self._layers]))
         self.plot.show(curves, dashed=["random parts"])
         self.table.value = found._repr_html_()
         yield False

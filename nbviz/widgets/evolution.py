@@ -12,7 +12,8 @@ import torch
 import traitlets as t
 from torch import nn
 
-from nbviz.core.errors import line
+from nbviz.core.errors import line, shown
+from nbviz.core.state import check_model
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.load import Pictures
@@ -21,10 +22,12 @@ from nbviz.imaging.preprocess import find_preprocess
 from nbviz.methods.arguments import check_index
 from nbviz.methods.evolution import Moment, evolution
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.figures import plot_panel
+from nbviz.widgets.figures import filled_panels, plot_panel
+from nbviz.widgets.session import fitted
 from nbviz.widgets.views import Header, Panels, Plot
 
 _FILM = 8  # times in the row that shows all
+_CURVES = 6  # channels whose values are drawn
 
 
 class Evolution(Pulled):
@@ -73,18 +76,25 @@ class Evolution(Pulled):
         preprocess: Any = None,
         inputs: Any = None,
     ) -> None:
-        recorded = isinstance(checkpoints, (list, tuple)) and all(isinstance(one, Moment) for one in checkpoints)
-        if recorded and checkpoints:
-            self.moments = list(checkpoints)
+        if isinstance(checkpoints, (list, tuple)) and checkpoints and isinstance(checkpoints[0], Moment):
+            check_model(model)
+            self.moments = _alike(checkpoints)
         else:
             if layer is None or images is None:
-                raise TypeError("images and layer are None; expected both, or a list of nbviz.Moment as checkpoints")
+                raise TypeError(
+                    f"images is {shown(images)} and layer {shown(layer)}; expected both, or a list of nbviz.Moment as "
+                    "checkpoints"
+                )
             given = {"rule": rule, "preprocess": preprocess, "inputs": inputs}
             self.moments = evolution(model, checkpoints, images, layer, channels, **given)
         self._preprocess = find_preprocess(model, preprocess)
         first = self.moments[0]
+        if first.pictures.ndim != 4:
+            raise ValueError(f"the model takes {tuple(first.pictures.shape)}; expected pictures (N, C, H, W)")
+        if not first.channels:
+            raise ValueError("channels is empty; expected at least one")
         # A recording has for each channel a picture of its own.
-        self._own = first.values.shape[1] == 1 and len(first.pictures) > 1
+        self._own = first.values.shape[1] != len(first.channels)
         self._numbers = list(first.channels)
         title = line(type(model).__name__)
         super().__init__(Header(title=title, info=f"{line(layer) + ' · ' if layer else ''}{len(self.moments)} times"))
@@ -113,8 +123,8 @@ class Evolution(Pulled):
             t.link((self, name), (getattr(self, f"{name}_control"), "value"))
         self.moment = last
         controls = [self.moment_control, self.channel_control, *([self.picture_control] if pictures > 1 else [])]
-        shown = ipywidgets.VBox([*controls, self.panels, self.film, self.values])
-        self._lay_out(ipywidgets.Box([shown]).add_class("nbviz-columns"), "evolution")
+        column = ipywidgets.VBox([*controls, self.panels, self.film, self.values])
+        self._lay_out(ipywidgets.Box([column]).add_class("nbviz-columns"), "evolution")
         self._start()
 
     @t.validate("moment")
@@ -137,15 +147,15 @@ class Evolution(Pulled):
         """The picture, the map (on the scale of all times) and the signal, as bytes (h, w, C)."""
         i, k = self._place()
         whole = Pictures(moment.pictures[i : i + 1], self._preprocess, ("",)).display()[0]
-        every = torch.stack([one.maps[i, k].float().cpu() for one in self.moments]).nan_to_num(0.0, 0.0, 0.0)
-        maps = torch.nan_to_num(moment.maps[i, k].float().cpu(), 0.0, 0.0, 0.0)
-        (steps,) = to_host(quantise(maps, None, (every.amin(), every.amax()))[0])
-        return channels_last(whole), steps[..., None], self._signal(moment)
+        every = [torch.nan_to_num(one.maps[i, k].float().cpu(), 0.0, 0.0, 0.0) for one in self.moments]
+        ends = min(maps.amin() for maps in every), max(maps.amax() for maps in every)
+        (steps,) = to_host(quantise(moment.maps[i, k].cpu(), None, ends)[0])
+        return channels_last(fitted(whole)), steps[..., None], self._signal(moment)
 
     def _signal(self, moment: Moment) -> Array:
         i, k = self._place()
         signal = moment.reconstructions[i, k].float().cpu()
-        return channels_last(centre(signal if len(signal) in (1, 3) else signal.mean(0, keepdim=True)))
+        return channels_last(centre(fitted(signal if len(signal) in (1, 3) else signal.mean(0, keepdim=True))))
 
     def _show_moment(self) -> Iterator[bool]:
         moment, number = self.moments[self.moment], self._numbers[self.channel]
@@ -164,11 +174,11 @@ class Evolution(Pulled):
         for i, place in enumerate(self._film()):
             moment = self.moments[place]
             self.film.show(f"film_{i}", "signed", self._signal(moment), caption=line(moment.name, 30))
-        times = range(len(self.moments))
-        curves = {}
-        for k, number in enumerate(self._numbers[:6]):
+        times, curves = range(len(self.moments)), []
+        others = (k for k in range(len(self._numbers)) if k != self.channel)
+        for k in sorted([self.channel, *others][:_CURVES]):
             at = (k, 0) if self._own else (self.picture, k)
-            curves[f"#{number}"] = (times, [float(one.values[at]) for one in self.moments])
+            curves.append((f"#{self._numbers[k]}", times, [float(one.values[at]) for one in self.moments]))
         self.values.show(curves)
         yield False
 
@@ -176,10 +186,7 @@ class Evolution(Pulled):
         return f"{self.header.title} · #{self._numbers[self.channel]} · {self.moments[self.moment].name}"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        picture, steps, signal = self._shown(self.moments[self.moment])
-        film = [Panel(_colours(self._signal(self.moments[i])), self.moments[i].name) for i in self._film()]
-        first = [Panel(picture, "picture"), Panel(steps[..., 0], "activation")]
-        return [[*first, Panel(_colours(signal), "what it answers to")], film, [plot_panel(self.values)]]
+        return [*filled_panels(self.panels), *filled_panels(self.film), [plot_panel(self.values, self.moment)]]
 
     def _film(self) -> list[int]:
         """The times in the row that shows all."""
@@ -187,5 +194,14 @@ class Evolution(Pulled):
         return [int(one) for one in times.round()]
 
 
-def _colours(pixels: Array) -> Array:
-    return pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels
+def _alike(moments: Sequence[Any]) -> list[Moment]:
+    """The moments, if they are of the same channels, and all recorded or none."""
+    if not all(isinstance(one, Moment) for one in moments):
+        raise TypeError(f"checkpoints is {shown(moments)}; expected a list of nbviz.Moment alone, or none of them")
+    first = moments[0]
+    for one in moments:
+        if (one.channels, one.values.shape) != (first.channels, first.values.shape):
+            what = f"{shown(one.channels)} in {len(one.pictures)} picture(s)"
+            said = f"moment {line(one.name, 60)} is of channels {what}, the first of {shown(first.channels)}"
+            raise ValueError(f"{said} in {len(first.pictures)}; expected moments of the same channels, made alike")
+    return list(moments)

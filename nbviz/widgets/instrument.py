@@ -93,6 +93,7 @@ class Instrument(Parts):
             self.session.show_bands(chosen)
         if channel is not None:
             channel = check_index("channel", channel, count)
+        self._check_given(start)
         info = information(self.session, is_compiled(model))
         super().__init__(Header(title=line(type(self.session.model).__name__), info=info))
         self._pick_strongest = channel is None
@@ -146,6 +147,9 @@ class Instrument(Parts):
         self._lay_out(self._layout(), self._kind)
         self.grid.observe(self._zoomed, names="side")
         self._start()
+
+    def _check_given(self, layer: str) -> None:
+        """Whether what a subclass was given fits the model, before any widget is made."""
 
     def _layout(self) -> ipywidgets.Box:
         """The widgets below the header."""

@@ -16,7 +16,7 @@ from nbviz.imaging.encode import channels_last
 from nbviz.methods.arguments import check_index
 from nbviz.methods.invariance import TRANSFORMS, InvarianceFound, along, amounts_of, layers_of, moved_by
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.figures import plot_panel
+from nbviz.widgets.figures import filled_panels, plot_panel
 from nbviz.widgets.session import Session, information, thumbs
 from nbviz.widgets.views import Header, Panels, Plot, Strip
 
@@ -79,7 +79,7 @@ class Invariance(Pulled):
         if session.axes != 2:
             raise ValueError(f"the model takes {tuple(session.pictures.inputs.shape)}; expected pictures (N, C, H, W)")
         if session.labels is None:
-            raise ValueError("the model gives no class scores; say with output= where they are")
+            raise ValueError("the model gives no class scores; expected (N, classes): say with output= where they are")
         self._target, self._output = target, output
         if target is not None:
             self._target = check_index("class", target, len(session.labels))
@@ -164,7 +164,7 @@ class Invariance(Pulled):
         moved = moved_by(session.pictures.inputs[i : i + 1], self.transform, self.value)
         picture = session.shown_input(moved)
         caption = f"{_NAMES[self.transform]} by {self.value:g} {TRANSFORMS[self.transform]}"
-        self.panels.current = caption
+        self.panels.current = f"{i} {caption}"
         self.panels.show("picture", "picture", channels_last(picture), caption=caption)
         yield False
         self.strip.predictions = session.changed(i, moved)
@@ -174,9 +174,8 @@ class Invariance(Pulled):
         session, target = self.session, self._target
         arguments = session.pictures.inputs, self.picture, self._names, self.transform, self._amounts, target
         found: list[InvarianceFound] = []
-        unit = TRANSFORMS[self.transform]
         for plot in (self.distances, self.probability):
-            plot.xlabel = f"{_NAMES[self.transform]}, {unit}"
+            plot.xlabel = f"{_NAMES[self.transform]}, {TRANSFORMS[self.transform]}"
         with session.under_autocast():
             pieces = along(session.model, *arguments, session.feed, self._output)
         while True:
@@ -186,10 +185,10 @@ class Invariance(Pulled):
                 return
             found.append(piece)
             x = [value for one in found for value in one.values.tolist()]
-            lines = {name: [d for one in found for d in one.distances[name].tolist()] for name in self._names}
-            self.distances.show({line(name, 40): (x, y) for name, y in lines.items()})
+            away = {name: [d for one in found for d in one.distances[name].tolist()] for name in self._names}
+            self.distances.show((_end(name), x, y) for name, y in away.items())
             label = line((session.labels or ())[int(piece.target)], 40)
-            self.probability.show({label: (x, [p for one in found for p in one.probability.tolist()])})
+            self.probability.show([(label, x, [p for one in found for p in one.probability.tolist()])])
             yield True
 
     def _ended(self) -> None:
@@ -199,10 +198,19 @@ class Invariance(Pulled):
         return f"{self.header.title} · {_NAMES[self.transform]}"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        slot = self.panels.slot("picture")
-        moved = self.session.shown_input(
-            moved_by(self.session.pictures.inputs[self.picture : self.picture + 1], self.transform, self.value)
-        )
-        bars = [(label, after) for label, after, _ in self.strip.predictions]
-        first = [Panel(channels_last(moved), slot.get("caption", "")), *([Panel(None, bars=bars)] if bars else [])]
-        return [first, [plot_panel(self.distances), plot_panel(self.probability)]]
+        moved = filled_panels(self.panels)
+        known = [] if "moved" in self._stale else self.strip.predictions
+        answers = {"as it is": [(label, before) for label, _, before in known]}
+        answers["now"] = [(label, after) for label, after, _ in known]
+        bars = [Panel(None, caption, bars=rows) for caption, rows in answers.items() if rows]
+        plots = [] if "curves" in self._stale else [self.distances, self.probability]
+        rows = [[*(panel for row in moved for panel in row), *bars], [plot_panel(plot, self.value) for plot in plots]]
+        return [row for row in rows if row]
+
+
+def _end(name: str) -> str:
+    """A layer's name, of a long one the end, which tells it from others."""
+    return line(name if len(name) <= _LONG else f"…{name[1 - _LONG :]}", _LONG)
+
+
+_LONG = 40

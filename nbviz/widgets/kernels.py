@@ -12,13 +12,14 @@ import traitlets as t
 from torch import Tensor, nn
 
 from nbviz.core.errors import line
-from nbviz.core.state import check_model, fingerprint
+from nbviz.core.state import check_model, fingerprint, untouched
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
-from nbviz.imaging.pixels import centre, grid, quantise
+from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.arguments import check_index
 from nbviz.methods.kernels import check_kernels_layer, convolutions, frequency_response, kernel_report, kernels
 from nbviz.widgets.base import Pulled
+from nbviz.widgets.figures import filled_panels, tiles_panel
 from nbviz.widgets.views import ChannelGrid, Header, Panels
 
 
@@ -57,6 +58,10 @@ class Kernels(Pulled):
         self.model = check_model(model)
         start = check_kernels_layer(self.model, layer)
         every = convolutions(self.model)
+        with untouched(self.model):  # a parametrisation may note something when it is asked for a weight
+            shapes = ["×".join(map(str, one.weight.shape)) for one in every.values()]
+        kinds = [(name, line(type(one).__name__)) for name, one in every.items()]
+        options = [(f"{line(n)} · {k} · {shape}", n) for (n, k), shape in zip(kinds, shapes, strict=True)]
         count = len(kernels(self.model, start))
         channel = check_index("channel", channel, count)
         super().__init__(Header(title=line(type(self.model).__name__), info=f"{len(every)} convolutions"))
@@ -71,7 +76,7 @@ class Kernels(Pulled):
             controls=["contrast"],
         )
         self.layer_control = ipywidgets.Dropdown(
-            options=[(_said(name, one), name) for name, one in every.items()],
+            options=options,
             value=start,
             description="Layer",
             tooltip="The convolution whose kernels are shown",
@@ -95,7 +100,7 @@ class Kernels(Pulled):
 
     @t.validate("channel")
     def _valid_channel(self, proposal: Any) -> int:
-        return check_index("channel", proposal["value"], len(self._kernels()) if self.layer else 1)
+        return check_index("channel", proposal["value"], len(self._kernels()))
 
     def _changed(self, change: Any) -> None:
         if change.name == "layer":
@@ -122,21 +127,25 @@ class Kernels(Pulled):
         self.grid.title = f"{len(found)} kernels of {'×'.join(map(str, found.shape[1:]))}"
         if found.shape[1] in (1, 3):
             self.grid.begin("signed", of, (len(found), *found.shape[2:]), strength, spreads)
-            self._fill(self.grid, centre(found).permute(0, 2, 3, 1), found.flatten(1).abs().amax(1))
+            self._fill_signed(self.grid, found)
         else:
-            maps = found.square().mean(1).sqrt()
-            steps, low, high = quantise(maps, None, (torch.zeros(len(maps)).to(maps), maps.amax((1, 2))))
-            self.grid.begin("map", of, tuple(maps.shape), strength, spreads)
-            self._fill(self.grid, steps, high, low)
+            steps, low, high = _strengths(found)
+            self.grid.begin("map", of, tuple(steps.shape), strength, spreads)
+            self._fill(self.grid, steps, low, high)
         report = kernel_report(self.model, self.layer)
         self.header.note = "; ".join(f"{name}: {said}" for name, said in report.rows()[1:])
         yield False
 
-    def _fill(self, view: ChannelGrid, pixels: Tensor, high: Tensor, low: Tensor | None = None) -> None:
+    def _fill(self, view: ChannelGrid, pixels: Tensor, low: Tensor, high: Tensor) -> None:
         """All tiles of a grid, in its own order."""
-        tiles, top, bottom = to_host(pixels, high, -high if low is None else low)
+        tiles, bottom, top = to_host(pixels, low, high)
         order = view.waiting(len(tiles))
         view.add(tiles[order], bottom[order], top[order])
+
+    def _fill_signed(self, view: ChannelGrid, kernels: Tensor) -> None:
+        """The same with (K, 1 or 3, h, w), zero in grey."""
+        largest = _largest(kernels)
+        self._fill(view, centre(kernels, largest.view(-1, 1, 1, 1)).permute(0, 2, 3, 1), -largest, largest)
 
     def _show_picked(self) -> Iterator[bool]:
         kernel = self._kernels()[self.channel : self.channel + 1]
@@ -149,7 +158,8 @@ class Kernels(Pulled):
         own = kernels(self.model, self.layer, self.channel)
         if own.ndim == 4:
             response = frequency_response(torch.nan_to_num(own.float()), max(32, *own.shape[2:]))
-            (steps,) = to_host(quantise(response)[0][0])
+            ends = response.new_zeros(1), response.amax((1, 2))
+            (steps,) = to_host(quantise(response, None, ends)[0][0])
             middle = "frequency response: 0 in the middle, half a cycle for each pixel at the border"
             self.panels.show("response", "map", steps[..., None], caption=middle)
         slices = kernel[0][:, None]
@@ -158,7 +168,7 @@ class Kernels(Pulled):
         self.slices.title = f"#{self.channel}: what it looks for in each of {len(slices)} inputs"
         of = f"{line(self.layer)} {self.channel} {fingerprint(self.model)}"
         self.slices.begin("signed", of, (len(slices), *slices.shape[2:]), strength, spread)
-        self._fill(self.slices, centre(slices).permute(0, 2, 3, 1), slices.flatten(1).abs().amax(1))
+        self._fill_signed(self.slices, slices)
         yield False
 
     def _ended(self) -> None:
@@ -169,14 +179,23 @@ class Kernels(Pulled):
 
     def _figure_rows(self) -> list[list[Panel]]:
         found = self._kernels()
-        order = found.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:64]
-        tiles = found[order]
-        signed = tiles if found.shape[1] in (1, 3) else tiles.square().mean(1, keepdim=True).sqrt()
-        pixels = channels_last(grid(centre(signed).cpu(), 8, 1, normalize=False, pad_value=255))
-        slot = self.panels.slot("kernel")
-        return [[Panel(pixels, f"{len(order)} of {len(found)} kernels, strongest first; {slot.get('caption', '')}")]]
+        tiles = found[found.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:64]]
+        caption = f"{len(tiles)} of {len(found)} kernels, strongest first"
+        if found.shape[1] in (1, 3):
+            every = tiles_panel(centre(tiles, _largest(tiles).view(-1, 1, 1, 1)), caption, width=2.0)
+        else:
+            caption += ": root of the mean square over the inputs"
+            every = tiles_panel(_strengths(tiles)[0], caption, self.grid.cmap, 2.0)
+        return [[every, *(panel for row in filled_panels(self.panels) for panel in row)]]
 
 
-def _said(name: str, module: nn.Module) -> str:
-    shape: Any = module.weight.shape
-    return f"{line(name)} · {line(type(module).__name__)} · {'×'.join(map(str, shape))}"
+def _strengths(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The root of the mean square over the input channels, from zero: steps (K, h, w), low and high (K,)."""
+    maps = kernels.square().mean(1).sqrt()
+    return quantise(maps, None, (maps.new_zeros(len(maps)), _largest(maps[:, None])))
+
+
+def _largest(kernels: Tensor) -> Tensor:
+    """The largest absolute value of each, or where they are single pixels of all: (K,)."""
+    each = kernels.flatten(1).abs().amax(1)
+    return each if kernels[0, 0].numel() > 1 else each.amax().expand(len(each))

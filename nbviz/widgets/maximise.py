@@ -11,11 +11,12 @@ from torch import nn
 
 from nbviz.core.errors import check_whole, line
 from nbviz.export.figure import Panel
-from nbviz.imaging.encode import Array, channels_last, decode
+from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import grid
+from nbviz.imaging.preprocess import check_labels
 from nbviz.methods.maximise import Growing, Maximised
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.figures import plot_panel
+from nbviz.widgets.figures import filled_panels, plot_panel
 from nbviz.widgets.views import Header, Panels, Plot
 
 _COLUMNS = 4
@@ -65,7 +66,7 @@ class Maximise(Pulled):
     ) -> None:
         steps = check_whole("steps", steps, 1, _MOST_STEPS)
         self._growing = growing = Growing(model, layer, channels, target, **options)
-        names = labels or growing.preprocess.labels or ()
+        names = growing.preprocess.labels or () if labels is None else check_labels(labels)
         kind = "#{}" if layer is not None else "class {}"
         self._names = [
             line(names[c], 40) if layer is None and c < len(names) else kind.format(c) for c in growing.channels
@@ -113,7 +114,7 @@ class Maximise(Pulled):
             caption = f"{name}: {value:.3g} (noise {start:.3g}), step {found.step}"
             self.panels.show(f"picture_{i}", "picture", _pixels(picture), caption=caption)
         grown = zip(*(values for _, values in self._values), strict=True)
-        self.values.show({name: (steps, values) for name, values in zip(self._names[:6], grown, strict=False)})
+        self.values.show((name, steps, values) for name, values in zip(self._names[:6], grown, strict=False))
         self.header.cost = f"step {found.step} of {max(self.steps, found.step)}"
         return True
 
@@ -121,10 +122,10 @@ class Maximise(Pulled):
         return f"{self.header.title} · {self.header.info} · {self._growing.steps} steps"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        slots = [self.panels.slot(f"picture_{i}") for i in range(len(self._names))]
-        panels = [Panel(decode(slot), slot["caption"]) for slot in slots if slot]
-        rows = [panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS)]
-        return [*rows, [plot_panel(self.values)]] if rows else [[plot_panel(self.values)]]
+        rows = filled_panels(self.panels)
+        for row in rows[1:]:
+            row.extend([Panel(None)] * (len(rows[0]) - len(row)))  # as large as those above
+        return [*rows, [plot_panel(self.values)]]
 
 
 _MOST_STEPS = 2048

@@ -153,7 +153,7 @@ class Sanity(Pulled):
                 self._show_map(places.index(len(layers)), after, caption)
             x = range(len(ranks))
             curves = {"rank correlation": ranks, "SSIM": ssims}
-            self.curve.show({kind: (x, [float(one) for one in values]) for kind, values in curves.items()})
+            self.curve.show((kind, x, [float(one) for one in values]) for kind, values in curves.items())
             self.header.cost = f"{len(layers)} of {self._count} layers destroyed"
             yield True
         found = Randomisation(name, tuple(layers), torch.stack(ranks[1:]), torch.stack(ssims[1:]), "cascading")
@@ -174,12 +174,9 @@ class Sanity(Pulled):
         with session.under_autocast():
             found = deletion_insertion(session.model, self._one(), self._before, steps=24, **self._given)
         shares = found.shares.tolist()
-        self.pixels.show(
-            {
-                f"deleted, area {float(found.deletion_area[0]):.2f}": (shares, found.deletion[0].tolist()),
-                f"brought back, area {float(found.insertion_area[0]):.2f}": (shares, found.insertion[0].tolist()),
-            }
-        )
+        areas = float(found.deletion_area[0]), float(found.insertion_area[0])
+        deleted = (f"deleted, area {areas[0]:.2f}", shares, found.deletion[0].tolist())
+        self.pixels.show([deleted, (f"brought back, area {areas[1]:.2f}", shares, found.insertion[0].tolist())])
         yield False
 
     def _show_predictions(self) -> Iterator[bool]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import ipywidgets
+import numpy as np
 import torch
 import traitlets as t
 from torch import nn
 
-from nbviz.core.errors import line, shown
+from nbviz.core.errors import NoRectifierWarning, line, shown
 from nbviz.export.figure import Panel
-from nbviz.imaging.encode import Array, channels_last, decode
+from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import centre, grid
 from nbviz.methods.arguments import check_index
 from nbviz.methods.top_patches import StrongestPatches, top_patches
 from nbviz.widgets.base import Pulled
+from nbviz.widgets.figures import filled_panels
 from nbviz.widgets.views import Header, Panels
 
 _ROWS = 4  # channels on a page
+_K = 9  # pictures for each, as in the paper
 _RULES = {"deconvnet": "deconvnet", "guided": "guided backprop"}
 
 
@@ -58,10 +62,12 @@ class TopPatches(Pulled):
         dataset: Any = None,
         layer: str | None = None,
         channels: Sequence[int] | int | None = None,
-        k: int = 9,
+        k: int = _K,
         **options: Any,
     ) -> None:
         if isinstance(model, StrongestPatches):
+            if options or k != _K or any(given is not None for given in (dataset, layer, channels)):
+                raise TypeError("the patches are found already; expected nothing beside them")
             self.found = model
         elif layer is None or dataset is None:
             raise TypeError(
@@ -70,6 +76,10 @@ class TopPatches(Pulled):
         else:
             self.found = top_patches(model, dataset, layer, channels, k, **options)
         found = self.found
+        if len(found.size) != 2:
+            raise ValueError(f"the model takes signals or volumes: patches are {found.size}; expected pictures")
+        if not len(found.channels):
+            raise ValueError("channels is empty; expected at least one")
         super().__init__(Header(title=line(type(found.model).__name__), info=line(found.layer)))
         count = len(found.channels)
         self.first_control = ipywidgets.IntSlider(
@@ -97,19 +107,32 @@ class TopPatches(Pulled):
         self.panels.current = str(self.first)
         for row in range(self.pages):
             place = self.first + row
-            channel = int(found.channels[place])
-            values = found.values[place]
-            labels = self._labels(place)
-            caption = f"#{channel}: {float(values[0]):.3g} to {float(values[-1]):.3g}{labels}"
-            if int(found.indices[place, 0]) < 0:
+            channel, seen = int(found.channels[place]), int((found.indices[place] >= 0).sum())
+            if not seen:  # whatever it gave, it was no number
+                for what, caption in {"patches": f"#{channel}: no number in any picture", **_RULES}.items():
+                    self.panels.show(f"{what}_{row}", "picture", np.full((1, 1, 3), 128, np.uint8), caption=caption)
                 continue
+            ends = f"{float(found.values[place, 0]):.3g} to {float(found.values[place, seen - 1]):.3g}"
+            caption = f"#{channel}: {ends}{self._labels(place)}"
             self.panels.show(f"patches_{row}", "picture", tiled(found.patches(channel)), caption=caption)
             yield False
             for rule, name in _RULES.items():
-                signals = found.reconstructions(channel, rule)
+                signals = self._reconstructions(channel, rule)
                 signals = signals if signals.shape[1] in (1, 3) else signals.mean(1, keepdim=True)
                 self.panels.show(f"{rule}_{row}", "signed", tiled(centre(signals), 128), caption=name)
                 yield False
+
+    def _reconstructions(self, channel: int, rule: str) -> torch.Tensor:
+        """Those of the patches; what would be a warning, which nobody sees here, is a note."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", NoRectifierWarning)
+            signals = self.found.reconstructions(channel, rule)
+        for one in caught:
+            if issubclass(one.category, NoRectifierWarning):
+                self.header.note = line(one.message)
+            else:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        return signals
 
     def _labels(self, place: int) -> str:
         """What the pictures are, the most frequent first."""
@@ -125,18 +148,10 @@ class TopPatches(Pulled):
         return f"{self.header.title} · {self.found.layer}"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        rows = []
-        for row in self.panels.rows:
-            slots = [self.panels.slot(cell["slot"]) for cell in row["cells"]]
-            rows.append([Panel(_colours(decode(slot)), slot["caption"]) for slot in slots if slot])
-        return [row for row in rows if row]
+        return filled_panels(self.panels)
 
 
 def tiled(pictures: torch.Tensor, pad: int = 255) -> Array:
     """Pictures uint8 (k, C, h, w) in one, as square as may be, (H, W, 3)."""
     nrow = max(1, round(len(pictures) ** 0.5))
     return channels_last(grid(pictures.cpu(), nrow, 1, normalize=False, pad_value=pad))
-
-
-def _colours(pixels: Array) -> Array:
-    return pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,10 @@ def _floats(values: Array) -> bytes:
     return values.astype(np.float32).tobytes()
 
 
+#: Name, x and y.
+Curve = tuple[str, Sequence[float], Sequence[float]]
+
+
 class Plot(View):
     """Curves over one axis. Where there is a slider, a marker follows it, and a click on the curves moves it."""
 
@@ -185,11 +189,11 @@ class Plot(View):
     marker = t.Float(None, allow_none=True).tag(sync=True)  # where there is no slider
     slider = t.Unicode().tag(sync=True)  # the model of the slider whose value is marked
 
-    def show(self, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], dashed: Sequence[str] = ()) -> None:
-        """Draw these curves, x and y by name."""
+    def show(self, curves: Iterable[tuple[str, Sequence[float], Sequence[float]]], dashed: Sequence[str] = ()) -> None:
+        """Draw these curves, of each its name, x and y."""
         self.series = [
             {"name": name, "x": list(map(float, x)), "y": list(map(_number, y)), "dashed": name in dashed}
-            for name, (x, y) in curves.items()
+            for name, x, y in curves
         ]
 
 
