@@ -1,0 +1,329 @@
+"""Whether maps can be believed: against SciPy and scikit-image, and by hand."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from skimage.metrics import structural_similarity
+from torch import nn
+
+import nbviz
+from nbviz.imaging.fill import FILLS, filling
+from nbviz.imaging.preprocess import Preprocess
+from nbviz.methods.sanity import METHODS, Randomisation, deletion_insertion, destroyed, randomisation, spearman, ssim
+
+X = torch.rand(2, 3, 10, 9, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def tiny():
+    return nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Dropout()),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 6)),
+    )
+
+
+# The measures
+
+
+def test_spearman_is_scipys():
+    """With ties, of which maps after a ReLU are full."""
+    one, other = torch.randn(5, 2, 9, 8), torch.randn(5, 2, 9, 8)
+    other[2] = one[2] ** 3
+    other[3] = -one[3]
+    maps = [(one, other), (one.relu(), other.relu()), (one.round(), other.round()), (one.round(), one)]
+    for a, b in maps:
+        expected = [spearmanr(p.flatten(), q.flatten()).statistic for p, q in zip(a.numpy(), b.numpy(), strict=True)]
+        found = spearman(a, b)
+        assert found.dtype == torch.float64
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert spearman(one, other)[2:4].tolist() == pytest.approx([1, -1])
+
+
+def test_spearman_of_a_map_of_one_value_is_not_known():
+    found = spearman(torch.stack([torch.ones(3, 4), torch.rand(3, 4)]), torch.rand(2, 3, 4))
+    assert found.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (7, 7), (30, 30), (3, 12), (5, 5)])
+@pytest.mark.parametrize("channels", [None, 3])
+def test_ssim_is_scikit_images(shape, channels):
+    """Of maps brought to [0, 1]; its window, 7 pixels wide, is as large as the map where this is smaller."""
+    whole = (4, *([channels] if channels else []), *shape)
+    one, other = torch.randn(whole), torch.randn(whole)
+    other[1] = one[1] + 0.3 * other[1]
+    other[2] = one[2]
+    window = min(7, *shape)
+
+    def unit(maps):
+        return (maps - maps.min()) / (maps.max() - maps.min())
+
+    found = ssim(one, other)
+    for i in range(4):
+        options = {"data_range": 1, "win_size": window - 1 + window % 2, "channel_axis": 0 if channels else None}
+        a, b = (unit(maps[i].double().numpy()) for maps in (one, other))
+        assert float(found[i]) == pytest.approx(structural_similarity(a, b, **options), abs=1e-9)
+    assert float(found[2]) == pytest.approx(1)
+    assert ssim(torch.ones(1, 8, 8), torch.ones(1, 8, 8)).tolist() == [1]
+
+
+# Weights destroyed
+
+
+def by_hand(net, mode, seed):
+    """Layers with weights from the top: of this network the linear layer, and then what was before."""
+    changed = copy.deepcopy(net)
+    for i, name in enumerate(["8", "3", "1", "0"]):
+        if mode == "independent":
+            changed = copy.deepcopy(net)
+        torch.manual_seed(seed + i)
+        changed.get_submodule(name).reset_parameters()
+        yield name, changed
+
+
+@pytest.mark.parametrize("mode", ["cascading", "independent"])
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("method", ["gradient", "guided_backprop", "grad_cam"])
+def test_randomisation_by_hand(mode, absolute, method, tiny, snapshot):
+    tiny[1].running_mean += 0.1
+    tiny[1].weight.data *= 3
+    with snapshot(tiny):
+        found = randomisation(tiny, X, method, mode=mode, target=[1, 4], seed=5, absolute=absolute)
+    apply = getattr(nbviz, method)
+    before = apply(tiny, X, target=[1, 4]).numpy()
+    assert found.layers == ("8", "3", "1", "0")
+    assert found.rank.shape == found.ssim.shape == (4, 2)
+    for i, (_, changed) in enumerate(by_hand(tiny, mode, 5)):
+        after = apply(changed, X, target=[1, 4]).numpy()
+        for n in range(2):
+            a, b = (np.abs(maps[n]) if absolute else maps[n] for maps in (before, after))
+            if a.any() and b.any():
+                assert float(found.rank[i, n]) == pytest.approx(spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-6)
+            low = [(maps - maps.min()) / max(maps.max() - maps.min(), 1e-30) for maps in (a, b)]
+            axis = None if a.ndim == 2 else 0
+            expected = structural_similarity(*map(np.float64, low), data_range=1, channel_axis=axis)
+            assert float(found.ssim[i, n]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["cascading", "independent"])
+def test_the_weights_are_new_and_the_model_is_as_it_was(mode, tiny, snapshot):
+    with snapshot(tiny):
+        found = [(name, copy.deepcopy(changed.state_dict())) for name, changed in destroyed(tiny, mode, 3)]
+    for (name, weights), (expected_name, expected) in zip(found, by_hand(tiny, mode, 3), strict=True):
+        assert name == expected_name
+        for key, other in expected.state_dict().items():
+            assert torch.equal(weights[key], other), key
+
+
+def test_guided_backprop_hardly_depends_on_what_was_learned():
+    """Adebayo et al., on the bundled network: of signed maps 0.55 to 0.68 with five seeds, the gradient's below 0.02.
+
+    Of absolute values both are low (0.1 and 0.05): what stays is which way the picture's edges go.
+    """
+    net, images = nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:, None] / 255
+    for seed in range(2):
+        x = images[seed * 20 : seed * 20 + 8]
+        guided, plain = (
+            float(randomisation(net, x, method, seed=seed, absolute=False).rank[-1].mean())
+            for method in ("guided_backprop", "gradient")
+        )
+        assert guided > 0.4
+        assert guided > plain + 0.3
+        assert abs(plain) < 0.1
+
+
+def test_a_method_of_ones_own_and_one_that_ignores_the_weights(tiny):
+    given = []
+
+    def edges(model, inputs, target):
+        given.append((model is tiny, inputs, target))
+        return inputs.sum(1)
+
+    found = randomisation(tiny, X, edges)
+    assert torch.equal(found.rank, torch.ones(4, 2, dtype=torch.float64))
+    assert [same for same, _, _ in given] == [True, False, False, False, False]
+    assert all(target == tiny.eval()(X).argmax(1).tolist() for _, _, target in given)
+    assert found.method == "edges"
+    lines = repr(found).splitlines()
+    assert lines[0] == found.verdict
+    assert lines[2:] == [f"  {name}: 1.000, 1.000" for name in ("8", "3", "1", "0")]
+
+
+DOUBT = "it shows what is in the picture rather than what was learned"
+
+
+@pytest.mark.parametrize(
+    ("mode", "means", "verdict"),
+    [
+        ("cascading", [1, 1, 1, 1], f"it hardly changes with 4 of 4 layers destroyed (rank correlation 1.00): {DOUBT}"),
+        (
+            "cascading",
+            [0.9, 0.6, 0.4, 0.8],
+            f"it hardly changes with 2 of 4 layers destroyed (rank correlation 0.60): {DOUBT}",
+        ),
+        (
+            "cascading",
+            [0.9, 0.4, 0.1, 0.8],
+            "it changes with 2 of 4 layers destroyed (rank correlation 0.40), as it should",
+        ),
+        (
+            "cascading",
+            [np.nan, 0.4, 0.1, 0],
+            "it changes with 1 of 4 layers destroyed (rank correlation 0.00), as it should",
+        ),
+        (
+            "independent",
+            [0.9, 0.5, 0.5, 0.5],
+            f"it hardly changes with a layer destroyed (mean rank correlation 0.60): {DOUBT}",
+        ),
+        (
+            "independent",
+            [0.9, 0, -0.1, 0],
+            "it changes with a layer destroyed (mean rank correlation 0.20), as it should",
+        ),
+    ],
+)
+def test_the_verdict(mode, means, verdict):
+    rank = torch.tensor(means, dtype=torch.float64)[:, None].expand(4, 2)
+    assert Randomisation("it", ("d", "c", "b", "a"), rank, rank, mode).verdict == verdict
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_can_be_given_by_name(name, tiny, snapshot):
+    with snapshot(tiny):
+        found = randomisation(tiny, X, name)
+    assert found.method == name
+    assert found.rank.shape == (4, 2)
+    assert randomisation(tiny, X, METHODS[name]).method == name
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_are_left_as_they_were(mode, tiny, snapshot):
+    expected = randomisation(tiny, X, "gradient")
+    curves = deletion_insertion(tiny, X, torch.rand(2, 10, 9, generator=torch.Generator().manual_seed(0)))
+    with mode(), snapshot(tiny):
+        assert torch.equal(randomisation(tiny, X, "gradient").rank, expected.rank)
+        maps = torch.rand(2, 10, 9, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(deletion_insertion(tiny, X, maps).deletion, curves.deletion)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize("call", [1, 2, 4])
+def test_nothing_is_left_after_an_interruption(error, call, tiny, snapshot):
+    calls = []
+
+    def method(model, inputs, target):
+        calls.append(1)
+        if len(calls) == call:
+            raise error
+        return nbviz.gradient(model, inputs, target=target)
+
+    with snapshot(tiny), pytest.raises(error):
+        randomisation(tiny, X, method)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"method": "gradcam"}, ValueError, "no method 'gradcam'; did you mean 'grad_cam'"),
+        ({"method": 3}, (TypeError, ValueError), "method"),
+        ({"mode": "all"}, ValueError, "no mode 'all'.* Accepted: cascading, independent"),
+        ({"absolute": 1}, TypeError, "absolute is 1; expected True or False"),
+        ({"seed": -1}, ValueError, "seed is -1; expected"),
+        ({"target": 6}, ValueError, "no class 6"),
+        (
+            {"method": lambda model, inputs, target: inputs[:1]},
+            ValueError,
+            r"gives \(1, 3, 10, 9\); expected a map for each",
+        ),
+        ({"method": lambda model, inputs, target: 3}, TypeError, "gives is int; expected a tensor|gives"),
+    ],
+)
+def test_errors_of_randomisation_say_what_is_accepted(given, error, message, tiny, snapshot):
+    with snapshot(tiny), pytest.raises(error, match=message):
+        randomisation(tiny, X, **given)
+
+
+def test_a_model_without_weights_that_can_be_drawn():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return x.mean((2, 3)) * self.weight
+
+    with pytest.raises(ValueError, match="no layer of Scale has reset_parameters; expected convolutions or the like"):
+        randomisation(Scale(), X, "gradient")
+
+
+# Pixels deleted
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("steps", [1, 7, 90])
+def test_deletion_and_insertion_by_a_loop(fill, steps, tiny, snapshot):
+    maps = torch.randint(0, 20, (2, 10, 9)).float()  # with ties: the first of them first
+    with snapshot(tiny):
+        found = deletion_insertion(tiny, X, maps, target=[1, 4], steps=steps, fill=fill)
+    filled = filling(X, fill, Preprocess(lambda picture: picture))
+    counts = [round(share) for share in np.linspace(0, 90, steps + 1)]
+    assert found.shares.tolist() == pytest.approx([count / 90 for count in counts])
+    for i, target in enumerate((1, 4)):
+        order = sorted(range(90), key=lambda place: (-float(maps[i].flatten()[place]), place))
+        curves = {"deletion": (X[i], filled[i]), "insertion": (filled[i], X[i])}
+        for name, (left, gone) in curves.items():
+            for step, count in enumerate(counts):
+                seen = left.clone()
+                for place in order[:count]:
+                    seen[:, place // 9, place % 9] = gone[:, place // 9, place % 9]
+                with torch.no_grad():
+                    expected = float(tiny.eval()(seen[None]).softmax(1)[0, target])
+                assert float(getattr(found, name)[i, step]) == pytest.approx(expected, abs=1e-6)
+            area = np.trapezoid(getattr(found, name)[i].numpy(), found.shares.numpy())
+            assert float(getattr(found, f"{name}_area")[i]) == pytest.approx(area)
+
+
+def test_a_perfect_map_beats_a_random_one():
+    """The class is said by how bright some of the pixels are: the map that has these."""
+    weights = torch.zeros(1, 8, 8)
+    weights[0, 2:5, 3:6] = torch.rand(3, 3) + 0.5
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    net[1].weight.data = torch.stack([weights.flatten(), torch.zeros(64)])
+    net[1].bias.data = torch.tensor([-2.0, 0.0])
+    x = torch.ones(3, 1, 8, 8)
+    x[:, :, 4:] = 0.9
+    options = {"target": 0, "steps": 64, "fill": "grey"}
+    perfect = deletion_insertion(net, x, weights.expand(3, 8, 8), **options)
+    at_random = deletion_insertion(net, x, torch.rand(3, 8, 8), **options)
+    worst = deletion_insertion(net, x, -weights.expand(3, 8, 8), **options)
+    assert (perfect.deletion_area < at_random.deletion_area).all()
+    assert (at_random.deletion_area < worst.deletion_area).all()
+    assert (perfect.insertion_area > at_random.insertion_area).all()
+    assert (at_random.insertion_area > worst.insertion_area).all()
+    assert repr(perfect).startswith("DeletionInsertion of 3 pictures: deletion 0.")
+
+
+def test_of_many_channels_the_absolute_values_are_summed(tiny):
+    maps = torch.randn(2, 3, 10, 9)
+    one, other = deletion_insertion(tiny, X, maps, steps=5), deletion_insertion(tiny, X, maps.abs().sum(1), steps=5)
+    assert torch.equal(one.deletion, other.deletion)
+    assert torch.equal(one.insertion, other.insertion)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"maps": torch.rand(2, 9, 9)}, ValueError, r"maps has shape \(2, 9, 9\); expected \(N, H, W\)"),
+        ({"maps": torch.rand(3, 10, 9)}, ValueError, "maps has 3 maps for 2 pictures; expected one for each"),
+        ({"maps": [1]}, TypeError, "maps is list; expected|maps"),
+        ({"steps": 0}, ValueError, "steps is 0; expected at least 1"),
+        ({"fill": "black"}, ValueError, "no fill 'black'"),
+        ({"target": 6}, ValueError, "no class 6"),
+    ],
+)
+def test_errors_of_deletion_say_what_is_accepted(given, error, message, tiny, snapshot):
+    with snapshot(tiny), pytest.raises(error, match=message):
+        deletion_insertion(tiny, X, **{"maps": torch.zeros(2, 10, 9), **given})
