@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from nbviz.methods.cam import class_activation as class_activation
     from nbviz.methods.cam import grad_cam as grad_cam
     from nbviz.methods.cam import grad_cam_pp as grad_cam_pp
-    from nbviz.methods.cam import guided_grad_cam as guided_grad_cam
     from nbviz.methods.cam import hires_cam as hires_cam
     from nbviz.methods.cam import layer_cam as layer_cam
     from nbviz.methods.cam import xgrad_cam as xgrad_cam
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from nbviz.methods.feature_maps import fuse as fuse
     from nbviz.methods.gradient import gradient as gradient
     from nbviz.methods.guided_backprop import guided_backprop as guided_backprop
+    from nbviz.methods.guided_grad_cam import guided_grad_cam as guided_grad_cam
     from nbviz.methods.invariance import invariance as invariance
     from nbviz.methods.kernels import frequency_response as frequency_response
     from nbviz.methods.kernels import kernel_report as kernel_report
@@ -116,7 +116,7 @@ _HOMES = {
     "gradient": "nbviz.methods.gradient",
     "grid": "nbviz.imaging.pixels",
     "guided_backprop": "nbviz.methods.guided_backprop",
-    "guided_grad_cam": "nbviz.methods.cam",
+    "guided_grad_cam": "nbviz.methods.guided_grad_cam",
     "hires_cam": "nbviz.methods.cam",
     "input_x_gradient": "nbviz.methods.attribution",
     "integrated_gradients": "nbviz.methods.attribution",

@@ -19,7 +19,6 @@ from nbviz.core.trace import run
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_feed, check_logits, check_real, check_target
-from nbviz.methods.guided_backprop import guided_backprop
 from nbviz.methods.tokens import Arrange, find_maps
 
 
@@ -398,45 +397,3 @@ def hires_cam(
     """
     options = {"raw": raw, "reshape": reshape, "preprocess": preprocess, "inputs": inputs, "output": output}
     return class_activation(model, images, layer, target, ["hires_cam"], **options)["hires_cam"]
-
-
-def guided_grad_cam(
-    model: nn.Module,
-    images: Any,
-    layer: str | None = None,
-    target: Sequence[int] | int | None = None,
-    *,
-    reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
-) -> Tensor:
-    """Guided Grad-CAM: guided backprop of the class, where Grad-CAM says that the class is.
-
-    R. Selvaraju et al., "Grad-CAM", ICCV 2017, section 3.2: both multiplied. As guided backprop alone, its details
-    say what is in the picture rather than what was learned.
-
-    Parameters
-    ----------
-    model, images, layer, target, reshape, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`.
-
-    Returns
-    -------
-    Tensor
-        (N, C, H, W), signed, in the model's dtype and on its device.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.grad_cam`.
-
-    Examples
-    --------
-    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    >>> guided_grad_cam(net, torch.rand(2, 1, 8, 8), "1", target=0).shape
-    torch.Size([2, 1, 8, 8])
-    """
-    given = {"preprocess": preprocess, "inputs": inputs, "output": output}
-    where = grad_cam(model, images, layer, target, reshape=reshape, **given)
-    return guided_backprop(model, images, target=target, **given) * where[:, None]

@@ -26,10 +26,11 @@ from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_feed, check_logits, check_target
 from nbviz.methods.attribution import input_x_gradient, integrated_gradients, smooth_grad
-from nbviz.methods.cam import GRADIENT_MAPS, grad_cam, grad_cam_pp, guided_grad_cam, hires_cam, layer_cam, xgrad_cam
+from nbviz.methods.cam import GRADIENT_MAPS, grad_cam, grad_cam_pp, hires_cam, layer_cam, xgrad_cam
 from nbviz.methods.deconvnet import deconvnet
 from nbviz.methods.gradient import gradient
 from nbviz.methods.guided_backprop import guided_backprop
+from nbviz.methods.guided_grad_cam import guided_grad_cam
 
 Method = Callable[..., Tensor]
 #: The methods that may be given by name: (model, images, target=) to a map for each picture.

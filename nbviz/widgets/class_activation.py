@@ -16,8 +16,9 @@ from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.arguments import check_index
-from nbviz.methods.cam import GRADIENT_MAPS, class_activation, guided_grad_cam
+from nbviz.methods.cam import GRADIENT_MAPS, class_activation
 from nbviz.methods.cam_without_gradient import ablation_cam, cam, eigen_cam, score_cam
+from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.methods.smooth_grad_cam import smooth_grad_cam_pp
 from nbviz.methods.tokens import find_maps
 from nbviz.widgets.base import Pulled

@@ -20,7 +20,8 @@ from torch.utils.data import TensorDataset
 from torchvision import transforms
 
 import nbviz
-from nbviz.methods.compare import CKA, PairFound
+from nbviz.methods.cka import CKA
+from nbviz.methods.paired import PairFound
 from tests.methods.test_ablation import Interrupting, Stream, changed
 from tests.methods.test_statistics import same
 
