@@ -111,8 +111,8 @@ def compare(
     """Whether a change to a model does what is claimed: two models on the same pictures.
 
     Both see each batch. Their answers are counted picture by picture, so that McNemar's test can say whether one is
-    better (:attr:`nbviz.methods.paired.PairFound.p_value`); what their layers show is compared by centred kernel alignment (:class:`nbviz.methods.cka.CKA`),
-    which does not ask for the same channels, or for as many.
+    better (:attr:`nbviz.methods.paired.PairFound.p_value`); what their layers show is compared by centred kernel
+    alignment (:class:`nbviz.methods.cka.CKA`), which does not ask for the same channels, or for as many.
 
     Parameters
     ----------

@@ -11,7 +11,6 @@ import traitlets as t
 from torch import Tensor, nn
 
 from nbviz.core.errors import check_choice, line
-from nbviz.core.state import is_compiled
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
@@ -21,10 +20,9 @@ from nbviz.methods.cam_without_gradient import ablation_cam, cam, eigen_cam, sco
 from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.methods.smooth_grad_cam import smooth_grad_cam_pp
 from nbviz.methods.tokens import find_maps
-from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import filled_panels
-from nbviz.widgets.session import Session, information, thumbs
-from nbviz.widgets.views import Header, Panels, Strip
+from nbviz.widgets.of_pictures import OfPictures, answering
+from nbviz.widgets.views import Panels
 
 #: What a person reads for the names of the methods; those of the first row cost one pass together.
 NAMES = {
@@ -48,7 +46,7 @@ _OTHERS: dict[str, Callable[..., Tensor]] = {
 _MOST_CLASSES = 100  # in the dropdown, the most probable first
 
 
-class ClassActivation(Pulled):
+class ClassActivation(OfPictures):
     """Where a layer speaks for a class: one method in large, and those of the gradient family side by side.
 
     Parameters
@@ -83,7 +81,6 @@ class ClassActivation(Pulled):
         "method": {"large"},
     }
 
-    picture = t.Int(0, help="Which of the pictures is shown, from 0.")
     layer = t.Unicode(help="The layer's name.")
     target = t.Int(0, help="The class.")
     method = t.Unicode(help="Which method is shown in large.")
@@ -103,23 +100,16 @@ class ClassActivation(Pulled):
         picture: int = 0,
     ) -> None:
         check_choice("method", method, NAMES)
-        self.session = session = Session(model, images, preprocess, labels, False, inputs, output, maps=False)
-        if session.axes != 2 or session.labels is None:
-            raise ValueError(
-                f"{type(session.model).__name__} gives no class scores for pictures; say with output= where they are"
-            )
+        session = answering(model, images, preprocess, labels, inputs, output)
         self._given = {"inputs": inputs, "output": output}
         pictures = session.pictures.inputs
         start = find_maps(session.model, pictures, layer, session.feed, None, output)[0]
-        picture = check_index("picture", picture, len(session.display))
         self._names = {name: str(found) for name, found in session.layers.items()} | (
             {} if start in session.layers else {start: f"{line(start)} · tokens"}
         )
         self._pick_predicted = target is None
-        first = 0 if target is None else check_index("class", target, len(session.labels))
-        info = information(session, is_compiled(model))
-        super().__init__(Header(title=line(type(session.model).__name__), info=info))
-        self.strip = Strip(thumbs=thumbs(session))
+        first = 0 if target is None else check_index("class", target, len(session.labels or ()))
+        super().__init__(session, model, picture)
         self.layer_control = ipywidgets.Dropdown(
             options=[(said, name) for name, said in self._names.items()], value=start, description="Layer"
         )
@@ -137,10 +127,9 @@ class ClassActivation(Pulled):
             controls=["opacity", "contrast"],
         )
         self._maps: dict[str, Tensor] = {}
-        self.layer, self.target, self.method, self.picture = start, first, method, picture
+        self.layer, self.target, self.method = start, first, method
         for name in ("layer", "target", "method"):
             t.link((self, name), (getattr(self, f"{name}_control"), "value"))
-        t.link((self, "picture"), (self.strip, "picture"))
         left = ipywidgets.VBox([self.strip])
         controls = [self.method_control, self.target_control, self.layer_control]
         right = ipywidgets.VBox([*controls, self.panels])
@@ -153,10 +142,6 @@ class ClassActivation(Pulled):
         order = [] if scores is None else torch.nan_to_num(scores[0].float()).argsort(descending=True).tolist()
         classes = order[:_MOST_CLASSES]
         return [(f"{line(labels[c], 60)} ({c})", c) for c in [*classes, *([] if chosen in classes else [chosen])]]
-
-    @t.validate("picture")
-    def _valid_picture(self, proposal: Any) -> int:
-        return check_index("picture", proposal["value"], len(self.session.display))
 
     @t.validate("layer")
     def _valid_layer(self, proposal: Any) -> str:
@@ -227,10 +212,6 @@ class ClassActivation(Pulled):
             guided = guided_grad_cam(model, one, layer, self.target, **self._given)[0]
         guided = guided if len(guided) in (1, 3) else guided.sum(0, keepdim=True)
         self.panels.show("guided", "signed", channels_last(centre(guided)), caption="Guided Grad-CAM")
-        yield False
-
-    def _show_predictions(self) -> Iterator[bool]:
-        self.strip.predictions = self.session.predictions(self.picture)
         yield False
 
     def _ended(self) -> None:

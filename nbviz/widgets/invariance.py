@@ -10,20 +10,18 @@ import traitlets as t
 from torch import nn
 
 from nbviz.core.errors import check_choice, check_number, line
-from nbviz.core.state import is_compiled
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.arguments import check_index
 from nbviz.methods.invariance import TRANSFORMS, InvarianceFound, along, amounts_of, layers_of, moved_by
-from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import filled_panels, plot_panel
-from nbviz.widgets.session import Session, information, thumbs
-from nbviz.widgets.views import Header, Panels, Plot, Strip
+from nbviz.widgets.of_pictures import OfPictures, answering
+from nbviz.widgets.views import Panels, Plot
 
 _NAMES = {"down": "shift down", "across": "shift across", "scale": "scale", "angle": "turn"}
 
 
-class Invariance(Pulled):
+class Invariance(OfPictures):
     """A picture shifted, scaled or turned by a slider, and what becomes of features and answer (figure 5 of the paper).
 
     Parameters
@@ -55,7 +53,6 @@ class Invariance(Pulled):
         "value": {"moved"},
     }
 
-    picture = t.Int(0, help="Which of the pictures is shown, from 0.")
     transform = t.Unicode(help="What is done to it.")
     value = t.Float(0.0, help="By how much, in pixels, times or degrees.")
 
@@ -75,21 +72,13 @@ class Invariance(Pulled):
         picture: int = 0,
     ) -> None:
         check_choice("transform", transform, TRANSFORMS)
-        self.session = session = Session(model, images, preprocess, labels, False, inputs, output)
-        if session.axes != 2:
-            raise ValueError(f"the model takes {tuple(session.pictures.inputs.shape)}; expected pictures (N, C, H, W)")
-        if session.labels is None:
-            raise ValueError("the model gives no class scores; expected (N, classes): say with output= where they are")
+        self.session = session = answering(model, images, preprocess, labels, inputs, output)
         self._target, self._output = target, output
         if target is not None:
-            self._target = check_index("class", target, len(session.labels))
+            self._target = check_index("class", target, len(session.labels or ()))
         self._names = layers_of(session.model, session.pictures.inputs, session.feed, layers)
         self._values = {transform: amounts_of(transform, values, session.size)}
-        picture = check_index("picture", picture, len(session.display))
-        super().__init__(
-            Header(title=line(type(session.model).__name__), info=information(session, is_compiled(model)))
-        )
-        self.strip = Strip(thumbs=thumbs(session), caption="Prediction: as it is → now")
+        super().__init__(session, model, picture, "Prediction: as it is → now")
         self.transform_control = ipywidgets.Dropdown(
             options=[(_NAMES[name], name) for name in TRANSFORMS],
             description="Do",
@@ -106,21 +95,16 @@ class Invariance(Pulled):
             slider=slider,
         )
         self.probability = Plot(title="Probability of the class", ylabel="probability", range=[0, 1], slider=slider)
-        self.transform, self.picture = transform, picture
+        self.transform = transform
         self._set_slider()
         self.value = self.value_control.value
         t.link((self, "transform"), (self.transform_control, "value"))
         t.link((self, "value"), (self.value_control, "value"))
-        t.link((self, "picture"), (self.strip, "picture"))
         left = ipywidgets.VBox([self.strip])
         middle = ipywidgets.VBox([self.transform_control, self.value_control, self.panels])
         right = ipywidgets.VBox([self.distances, self.probability])
         self._lay_out(ipywidgets.Box([left, middle, right]).add_class("nbviz-columns"), "invariance")
         self._start()
-
-    @t.validate("picture")
-    def _valid_picture(self, proposal: Any) -> int:
-        return check_index("picture", proposal["value"], len(self.session.display))
 
     @t.validate("transform")
     def _valid_transform(self, proposal: Any) -> str:

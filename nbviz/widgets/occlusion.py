@@ -11,22 +11,19 @@ import traitlets as t
 from torch import Tensor, nn
 
 from nbviz.core.errors import check_choice, check_whole, line
-from nbviz.core.state import is_compiled
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.fill import FILLS
 from nbviz.imaging.pixels import colour_table
-from nbviz.methods.arguments import check_index
 from nbviz.methods.occlusion import Piece, Squares
-from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import filled_panels
-from nbviz.widgets.session import Session, information, thumbs
-from nbviz.widgets.views import Header, Panels, Strip
+from nbviz.widgets.of_pictures import OfPictures, answering
+from nbviz.widgets.views import Panels
 
 _CLASSES = 8  # that have a colour of their own
 
 
-class Occlusion(Pulled):
+class Occlusion(OfPictures):
     """Which regions decide: a square slid over the picture, and what becomes of the answer (figure 7 of the paper).
 
     The maps fill while the square moves.
@@ -60,7 +57,6 @@ class Occlusion(Pulled):
         "fill": {"maps"},
     }
 
-    picture = t.Int(0, help="Which of the pictures is shown, from 0.")
     patch = t.Int(1, help="Height and width of the square.")
     stride = t.Int(1, help="By how many pixels neighbouring squares are apart.")
     fill = t.Unicode("grey", help="What covers the picture.")
@@ -83,21 +79,15 @@ class Occlusion(Pulled):
         picture: int = 0,
     ) -> None:
         check_choice("fill", fill, FILLS)
-        self.session = session = Session(model, images, preprocess, labels, False, inputs, output, maps=False)
-        if session.axes != 2 or session.labels is None:
-            raise ValueError(
-                f"{type(session.model).__name__} gives no class scores for pictures; say with output= where they are"
-            )
+        session = answering(model, images, preprocess, labels, inputs, output)
+        self.session = session  # of which the squares are
         self._options: dict[str, Any] = {"target": target, "layer": layer, "channel": channel}
         self._output = output
-        picture = check_index("picture", picture, len(session.display))
         with session.under_autocast():
             squares = self._squares(picture, patch, stride, fill)
         side, step = squares.size[0], max(1, min(squares.size) // 2) if stride is None else stride
         most = min(session.size)
-        info = information(session, is_compiled(model))
-        super().__init__(Header(title=line(type(session.model).__name__), info=info))
-        self.strip = Strip(thumbs=thumbs(session))
+        super().__init__(session, model, picture)
         self.patch_control = ipywidgets.IntSlider(
             min=1, max=most, description="Square", tooltip="Height and width of the square, in pixels"
         )
@@ -107,11 +97,9 @@ class Occlusion(Pulled):
         self.fill_control = ipywidgets.Dropdown(options=FILLS, value=fill, description="Covered by")
         cells = ["picture", "probability", "named", *(["activity"] if layer is not None else [])]
         self.panels = Panels([{"title": "", "cells": [{"slot": cell} for cell in cells]}], controls=["opacity"])
-        self.legend = ipywidgets.HTML()
-        self.patch, self.stride, self.fill, self.picture = side, step, fill, picture
+        self.patch, self.stride, self.fill = side, step, fill
         for name in ("patch", "stride", "fill"):
             t.link((self, name), (getattr(self, f"{name}_control"), "value"))
-        t.link((self, "picture"), (self.strip, "picture"))
         left = ipywidgets.VBox([self.strip])
         controls = [self.patch_control, self.stride_control, self.fill_control]
         right = ipywidgets.VBox([*controls, self.panels])
@@ -123,10 +111,6 @@ class Occlusion(Pulled):
         one = session.only(picture)
         rest = options["layer"], options["channel"], session.feed, self._output
         return Squares(session.model, one, options["target"], patch, stride, fill, *rest)
-
-    @t.validate("picture")
-    def _valid_picture(self, proposal: Any) -> int:
-        return check_index("picture", proposal["value"], len(self.session.display))
 
     @t.validate("patch", "stride")
     def _valid_side(self, proposal: Any) -> int:
@@ -185,10 +169,6 @@ class Occlusion(Pulled):
         shades = ("blue", "orange", "green", "red", "purple", "brown", "pink", "grey")
         said = [f"{line(labels[one], 30)} ({shade})" for one, shade in zip(order, shades, strict=False)]
         return colours, ", ".join(said)
-
-    def _show_predictions(self) -> Iterator[bool]:
-        self.strip.predictions = self.session.predictions(self.picture)
-        yield False
 
     def _ended(self) -> None:
         call = f"patch={self.patch}, stride={self.stride}, fill={self.fill!r}, picture={self.picture}"

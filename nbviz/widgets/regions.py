@@ -11,19 +11,16 @@ import torch
 import traitlets as t
 from torch import Tensor, nn
 
-from nbviz.core.errors import check_choice, line
-from nbviz.core.state import is_compiled
+from nbviz.core.errors import check_choice
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.imaging.fill import FILLS, filling
-from nbviz.methods.arguments import check_index
 from nbviz.methods.occlusion import check_region
-from nbviz.widgets.base import Pulled
-from nbviz.widgets.session import Session, information, thumbs
-from nbviz.widgets.views import Header, Panels, Region, Strip
+from nbviz.widgets.of_pictures import OfPictures, answering
+from nbviz.widgets.views import Panels, Region
 
 
-class Regions(Pulled):
+class Regions(OfPictures):
     """Cut the background away, and see whether the answer survives: draw a box, or paint over a region.
 
     Parameters
@@ -57,7 +54,6 @@ class Regions(Pulled):
         "fill": {"effect"},
     }
 
-    picture = t.Int(0, help="Which of the pictures is shown, from 0.")
     box: t.List[Any] = t.List(help="Top, left, bottom and right of the region, in pixels of the input.")
     mask = t.Bytes(help="The painted region, a byte of 0 or 1 for each pixel of the input, row by row.")
     mode = t.Unicode("box", help="Whether the region is the box or what is painted.")
@@ -79,13 +75,8 @@ class Regions(Pulled):
         picture: int = 0,
     ) -> None:
         check_choice("fill", fill, FILLS)
-        self.session = session = Session(model, images, preprocess, labels, False, inputs, output, maps=False)
-        if session.axes != 2 or session.labels is None:
-            raise ValueError(
-                f"{type(session.model).__name__} gives no class scores for pictures; say with output= where they are"
-            )
+        session = answering(model, images, preprocess, labels, inputs, output)
         height, width = session.size
-        picture = check_index("picture", picture, len(session.display))
         box, painted = [height // 4, width // 4, height - height // 4, width - width // 4], b""
         if mask is not None:
             region = check_region(mask, session.pictures.inputs)
@@ -96,30 +87,23 @@ class Regions(Pulled):
                 box = given.tolist()
             else:
                 painted = region[0].to(torch.uint8).cpu().numpy().tobytes()
-        info = information(session, is_compiled(model))
-        super().__init__(Header(title=line(type(session.model).__name__), info=info))
-        self.strip = Strip(thumbs=thumbs(session), caption="Prediction: whole → cut")
+        super().__init__(session, model, picture, "Prediction: whole → cut")
         self.drawing = Region(size=[height, width])
         self.keep_control = ipywidgets.Dropdown(
             options=[("keep the region", True), ("cut it away", False)], description="Do"
         )
         self.fill_control = ipywidgets.Dropdown(options=FILLS, description="Fill with")
         self.panels = Panels([{"title": "What the network is given", "cells": [{"slot": "cut"}]}])
-        self.picture, self.box, self.mask, self.mode = picture, box, painted, "paint" if painted else "box"
+        self.box, self.mask, self.mode = box, painted, "paint" if painted else "box"
         self.keep, self.fill = keep, fill
         for name in ("keep", "fill"):
             t.link((self, name), (getattr(self, f"{name}_control"), "value"))
         for name in ("box", "mask", "mode"):
             t.link((self, name), (self.drawing, name))
-        t.link((self, "picture"), (self.strip, "picture"))
         middle = ipywidgets.VBox([self.keep_control, self.fill_control, self.drawing])
         columns = [ipywidgets.VBox([self.strip]), middle, ipywidgets.VBox([self.panels])]
         self._lay_out(ipywidgets.Box(columns).add_class("nbviz-columns"), "regions")
         self._start()
-
-    @t.validate("picture")
-    def _valid_picture(self, proposal: Any) -> int:
-        return check_index("picture", proposal["value"], len(self.session.display))
 
     @t.validate("box")
     def _valid_box(self, proposal: Any) -> list[int]:

@@ -11,21 +11,18 @@ import traitlets as t
 from torch import Tensor, nn
 
 from nbviz.core.errors import check_choice, check_whole, line
-from nbviz.core.state import is_compiled
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.arguments import check_index
 from nbviz.methods.sanity import METHODS, Randomisation, deletion_insertion, destroyed, spearman, ssim
-from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import filled_panels, plot_panel
-from nbviz.widgets.session import Session, information, thumbs
-from nbviz.widgets.views import Header, Panels, Plot, Strip
+from nbviz.widgets.of_pictures import OfPictures, answering
+from nbviz.widgets.views import Panels, Plot
 
 _FILM, _ROW = 10, 5  # maps, in all and in a row
 
 
-class Sanity(Pulled):
+class Sanity(OfPictures):
     """Whether a method's map can be believed: it should change when the network's weights are destroyed.
 
     The weights of a copy are destroyed layer by layer from the top, and the map drawn again each time (Adebayo et al.
@@ -60,7 +57,6 @@ class Sanity(Pulled):
         "method": {"destroyed", "deleted"},
     }
 
-    picture = t.Int(0, help="Which of the pictures is shown, from 0.")
     method = t.Unicode(help="The method whose map is looked at.")
 
     def __init__(
@@ -78,17 +74,10 @@ class Sanity(Pulled):
     ) -> None:
         check_choice("method", method, METHODS)
         self._seed = check_whole("seed", seed, 0, 2**62)
-        self.session = session = Session(model, images, preprocess, labels, False, inputs, output, maps=False)
-        if session.axes != 2 or session.labels is None:
-            raise ValueError(
-                f"{type(session.model).__name__} gives no class scores for pictures; say with output= where they are"
-            )
+        session = answering(model, images, preprocess, labels, inputs, output)
         self._given = {"inputs": inputs, "output": output}
         self._count = sum(1 for _ in destroyed(session.model, "cascading", self._seed))
-        picture = check_index("picture", picture, len(session.display))
-        info = information(session, is_compiled(model))
-        super().__init__(Header(title=line(type(session.model).__name__), info=info))
-        self.strip = Strip(thumbs=thumbs(session))
+        super().__init__(session, model, picture)
         self.method_control = ipywidgets.Dropdown(options=list(METHODS), value=method, description="Method")
         most = min(_FILM, self._count + 1)
         # Rows of equal length, the last of which ends with what is never filled.
@@ -108,17 +97,12 @@ class Sanity(Pulled):
             ylabel="probability",
             range=[0, 1],
         )
-        self.method, self.picture = method, picture
+        self.method = method
         t.link((self, "method"), (self.method_control, "value"))
-        t.link((self, "picture"), (self.strip, "picture"))
         left = ipywidgets.VBox([self.strip])
         right = ipywidgets.VBox([self.method_control, self.panels, self.curve, self.pixels])
         self._lay_out(ipywidgets.Box([left, right]).add_class("nbviz-columns"), "sanity")
         self._start()
-
-    @t.validate("picture")
-    def _valid_picture(self, proposal: Any) -> int:
-        return check_index("picture", proposal["value"], len(self.session.display))
 
     @t.validate("method")
     def _valid_method(self, proposal: Any) -> str:
@@ -177,10 +161,6 @@ class Sanity(Pulled):
         areas = float(found.deletion_area[0]), float(found.insertion_area[0])
         deleted = (f"deleted, area {areas[0]:.2f}", shares, found.deletion[0].tolist())
         self.pixels.show([deleted, (f"brought back, area {areas[1]:.2f}", shares, found.insertion[0].tolist())])
-        yield False
-
-    def _show_predictions(self) -> Iterator[bool]:
-        self.strip.predictions = self.session.predictions(self.picture)
         yield False
 
     def _ended(self) -> None:

@@ -50,7 +50,9 @@ def test_the_model_is_as_it_was_and_a_figure_shows_something(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_without_classes_is_refused(kind: Any, images: Tensor) -> None:
-    with pytest.raises(ValueError, match="gives no class scores for pictures; say with output= where they are"):
+    with pytest.raises(
+        ValueError, match=r"gives no class scores; expected \(N, classes\): say with output= where they are"
+    ):
         kind(nn.Sequential(nn.Conv2d(1, 2, 3)), images)
 
 
