@@ -194,7 +194,8 @@ def grad_cam(
         Give the map as the equations have it, at the layer's size.
     reshape
         For a layer of another shape: a callable from its activation to feature maps (N, C, H, W). Tokens (N, T, C) on
-        a square grid, whether class tokens come before them or not, and maps with channels last are found without.
+        a grid of the picture's shape, whether class tokens come before them or not, and maps with channels last are
+        found without.
     preprocess
         A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
     inputs, output

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.layers import Layer, trace_layers
-from nbviz.core.state import check_model
+from nbviz.core.state import check_model, untouched
 from nbviz.core.trace import Feed, find_module, run
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import SHAPES, check_logits, check_real
@@ -49,7 +49,7 @@ def find_maps(
         given = run(model, first, [layer], feed=feed).activations[layer]  # says so itself if it is not reached
         raise ValueError(
             f"layer {shown(layer)} gives {tuple(given.shape)}; expected feature maps {SHAPES[pictures.ndim]}, tokens "
-            "on a square grid, or reshape="
+            "on a grid of the picture's shape, or reshape="
         )
     return layer, _checked(layer, pictures, own)
 
@@ -74,39 +74,53 @@ def _checked(layer: str, pictures: Tensor, arrange: Any) -> Arrange:
 
 def _arrangement(layer: Layer, pictures: Tensor) -> Arrange | None:
     """How a layer's activation becomes maps, None where that cannot be told."""
+    if _channels_last(layer, pictures):
+        return lambda activation: activation.movedim(-1, 1)
     if layer.has_maps:
         return lambda activation: activation
-    if not layer.pictures or layer.axes != 2:
+    if not layer.pictures or layer.axes != 2 or len(layer.shape) != 2:
         return None
-    if len(layer.shape) == 3:  # maps with channels last
-        return lambda activation: activation.movedim(-1, 1)
-    if len(layer.shape) == 2 and (grid := _grid(layer.shape[0])) is not None:
-        side, before = grid
-        return lambda activation: activation[:, before:].transpose(1, 2).unflatten(2, (side, side))
-    return None
+    if (found := _grid(layer.shape[0], pictures.shape[2:])) is None:
+        return None
+    sides, before = found
+    return lambda activation: activation[:, before:].transpose(1, 2).unflatten(2, sides)
 
 
-def _grid(tokens: int) -> tuple[int, int] | None:
-    """The side of the square on which tokens lie, and how many come before them."""
+def _channels_last(layer: Layer, pictures: Tensor) -> bool:
+    """Whether maps are (N, H, W, C): by where their positions look, or if that is not known, by the pictures' shape."""
+    if not layer.pictures or layer.axes != 2 or len(layer.shape) != 3:
+        return False
+    if layer.field is not None:
+        return not layer.has_maps
+    height, width = pictures.shape[2:]
+    first, second = (abs(h * width - w * height) <= max(height, width) for h, w in (layer.shape[:2], layer.shape[1:]))
+    return first and not second
+
+
+def _grid(tokens: int, sides: Sequence[int]) -> tuple[tuple[int, int], int] | None:
+    """The rows and columns in which tokens lie, in the pictures' proportion, and how many come before them."""
+    height, width = sides
     for before in range(_MOST_CLASS_TOKENS + 1):
-        side = math.isqrt(max(tokens - before, 0))
-        if side > 1 and side * side == tokens - before:
-            return side, before
+        rows = math.isqrt(max(tokens - before, 0) * height // width)
+        columns = rows * width // height
+        if rows * columns > 1 and rows * columns == tokens - before and rows * width == columns * height:
+            return (rows, columns), before
     return None
 
 
 def _last(model: nn.Module, every: Sequence[Layer], first: Tensor, feed: Feed, output: Any) -> Layer:
     """The last layer that gives feature maps with more than one position; of a transformer, whose have a gradient."""
-    wide = [i for i, one in enumerate(every) if one.has_maps and math.prod(one.shape[1:]) > 1]
-    tokens = [i for i, one in enumerate(every) if not one.has_maps and _arrangement(one, first) is not None]
+    plain = [one.has_maps and not _channels_last(one, first) for one in every]
+    wide = [i for i, one in enumerate(every) if plain[i] and math.prod(one.shape[1:]) > 1]
+    tokens = [i for i, one in enumerate(every) if not plain[i] and _arrangement(one, first) is not None]
     if tokens and (not wide or tokens[-1] > wide[-1]):
         # The last tokens of a picture may have no part in the answer, which is that of the class token alone.
         names = [every[i].name for i in tokens[-_TRIED:]]
         trace = run(model, first, names, feed=feed, output=True, grad=True)
         logits = check_logits(trace.output, output)
-        with torch.enable_grad():
+        with untouched(model), torch.inference_mode(False), torch.enable_grad():
             best = logits.amax(1).sum()
-        gradients = torch.autograd.grad(best, [trace.activations[name] for name in names], allow_unused=True)
+            gradients = torch.autograd.grad(best, [trace.activations[name] for name in names], allow_unused=True)
         for i, gradient in zip(reversed(tokens), reversed(gradients), strict=False):
             arrange = _arrangement(every[i], first)
             if gradient is not None and arrange is not None and bool(arrange(gradient).any()):
