@@ -579,3 +579,142 @@ def test_counting_does_not_run_a_checkpoint_again(snapshot):
         kept = trace.nbytes
     assert calls == []
     assert kept >= trace.activations["last"].numel() * 4
+
+
+# A graph of what comes after the layer alone
+
+
+def gradients(trace, names, column=1):
+    kept = [trace.activations[name] for name in names]
+    return torch.autograd.grad(trace.output[:, column].sum(), kept, retain_graph=True)
+
+
+@pytest.mark.parametrize("layers", [["0"], ["2"], ["4"], ["5", "1"], ["6", "0", "4"]])
+def test_after_gives_the_gradients_that_the_whole_graph_gives(layers, net, x, device, snapshot):
+    net.to(device)
+    with snapshot(net):
+        whole, after = (run(net, x, layers, output=True, grad=grad) for grad in (True, "after"))
+        for one, other in zip(gradients(whole, layers), gradients(after, layers), strict=True):
+            assert one.any()
+            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-7)
+    assert torch.equal(after.output, whole.output)
+    for name in layers:
+        assert torch.equal(after.activations[name], whole.activations[name])
+        assert after.activations[name].requires_grad
+
+
+def nodes(tensor):
+    """The kinds of all nodes of the graph below a tensor."""
+    found, waiting = [], [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.append(node)
+            waiting.extend(below for below, _ in node.next_functions)
+    return [type(node).__name__ for node in found]
+
+
+def test_after_keeps_no_graph_before_the_layer(net):
+    whole, after = (run(net, PICTURE, ["2", "5"], output=True, grad=grad) for grad in (True, "after"))
+    assert nodes(whole.output).count("ConvolutionBackward0") == 2
+    assert nodes(after.output).count("ConvolutionBackward0") == 1
+    assert after.activations["2"].is_leaf
+    assert not after.inputs.requires_grad
+    assert after.activations["5"].grad_fn is not None  # which depends on the first of them
+    assert after.nbytes < whole.nbytes
+    assert run(net, PICTURE, ["8"], output=True, grad="after").output.grad_fn is not None
+
+
+def test_what_runs_before_the_layer_runs_without_grad(net):
+    modes = {}
+    for name, module in net.named_children():
+        module.register_forward_pre_hook(lambda *_, name=name: modes.update({name: torch.is_grad_enabled()}))
+    run(net, PICTURE, ["4"], output=True, grad="after")
+    assert modes == {str(i): i > 4 for i in range(9)}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_after_in_any_mode_of_the_persons(mode, frozen, net, snapshot):
+    (expected,) = gradients(run(net, PICTURE, ["4"], output=True, grad=True), ["4"])
+    net.requires_grad_(not frozen)
+    with mode():
+        inside = PICTURE.clone()
+        with snapshot(net):
+            trace = run(net, inside, ["4"], output=True, grad="after")
+            before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        assert before == (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    assert not trace.activations["4"].is_inference()
+    (found,) = gradients(trace, ["4"])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_after_leaves_nothing_after_an_exception(error, mode, net, snapshot):
+    def fails(*_):
+        assert torch.is_grad_enabled()
+        raise error
+
+    net[7].register_forward_pre_hook(fails)
+    with mode(), snapshot(net), pytest.raises((ModelError, KeyboardInterrupt)):
+        run(net, PICTURE, ["4"], output=True, grad="after")
+
+
+def test_after_of_a_second_call():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(self.conv(x).relu()).relu().mean((2, 3)))
+
+    net = Twice()
+    for names in (["conv:1"], ["conv"], ["conv", "conv:1"]):
+        whole, after = (run(net, PICTURE, names, output=True, grad=grad) for grad in (True, "after"))
+        for one, other in zip(gradients(whole, names), gradients(after, names), strict=True):
+            torch.testing.assert_close(other, one)
+    assert nodes(run(net, PICTURE, ["conv:1"], output=True, grad="after").output).count("ConvolutionBackward0") == 0
+
+
+@pytest.mark.parametrize("layer", ["part", "part.0", "part.2", "first"])
+def test_after_with_a_checkpoint_around_the_layer_and_behind_it(layer, snapshot):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3)
+            self.part = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+
+        def forward(self, x):
+            return checkpoint(self.part, self.first(x), use_reentrant=False).mean((2, 3))
+
+    net = Net().eval()
+    expected = gradients(run(net, PICTURE, [layer], output=True, grad=True), [layer])
+    net.requires_grad_(False)
+    with snapshot(net):
+        found = gradients(run(net, PICTURE, [layer], output=True, grad="after"), [layer])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("layers", [["conv"], ["same"], ["drop"], ["flat"]])
+def test_after_and_later_work_in_place(layers):
+    net, x = Aliases().eval(), torch.randn(1, 3, 5, 5)
+    whole, after = (run(net, x, layers, output=True, grad=grad) for grad in (True, "after"))
+    assert torch.equal(after.activations[layers[0]], whole.activations[layers[0]])
+    assert torch.equal(after.output, whole.output)
+    (one,), (other,) = (
+        torch.autograd.grad(trace.output.sum(), [trace.activations[layers[0]]]) for trace in (whole, after)
+    )
+    torch.testing.assert_close(other, one)
+
+
+def test_after_a_layer_of_whole_numbers_there_is_no_gradient():
+    class Rounds(nn.Module):
+        def forward(self, x):
+            return x.round().long()
+
+    net = nn.Sequential(Rounds(), nn.Flatten())
+    trace = run(net, PICTURE, ["0"], output=True, grad="after")
+    assert not trace.activations["0"].requires_grad
+    assert trace.output.grad_fn is None
