@@ -38,7 +38,9 @@ from nbviz.core.backward import RULES, UNPOOLING
 from nbviz.core.errors import PictureNotFoundError, shown
 from nbviz.core.state import lock
 from nbviz.core.statistic import Statistic
+from nbviz.imaging.fill import FILLS as FILLED
 from nbviz.imaging.load import Pictures
+from nbviz.methods.cam import GRADIENT_MAPS
 from nbviz.methods.correspondence import FILLS
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.invariance import TRANSFORMS
@@ -543,6 +545,7 @@ def test_every_public_name_is_fuzzed() -> None:
     tested |= {"ablate", "AblationTable", "switched_off", "top_patches", "StrongestPatches"}
     tested |= {"compare", "Comparison", "report", "Report"}
     tested |= {"maximise", "Maximised", "invariance", "correspondence", "evolution", "Moment", "Recorder", "log"}
+    tested |= {*DECIDES, "sanity"} - {"randomisation", "deletion_insertion"}
     errors = {"CompiledWarning", "InterruptedWarning", "ModelError", "NoRectifierWarning", "PictureError"}
     assert tested | errors == set(nbviz.__all__)
 
@@ -1151,6 +1154,189 @@ def test_log(call: Call) -> None:
     images = call.arguments.pop("images")
     result = answer(lambda: nbviz.log(writer, step, call.model, images, **call.arguments), call.model)
     assert result is None or result is REFUSED
+
+
+# What decided
+
+_MAPS = {**_EACH, "layer": st.sampled_from(["0", "1", "2", "5", None]), "images": good["images"]}
+_TARGET = {"target": good["target"]}
+_RAW = {"raw": st.booleans()}
+_SQUARE = st.sampled_from([lambda maps: maps, lambda maps: maps.flatten(2).unflatten(2, (-1, 1))])
+_RESHAPE = {"reshape": either(st.none(), _SQUARE)}
+_FEW = {"samples": st.integers(1, 3), "noise": st.sampled_from([0, 0.2, 1]), "seed": st.integers(0, 3)}
+_FILL = {"fill": st.sampled_from(FILLED)}
+_CAM = {**_MAPS, **_TARGET, **_RAW, **_RESHAPE}
+_PIXELS = {**_EACH, "images": good["images"], **_TARGET}
+DECIDES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    **dict.fromkeys(("grad_cam_pp", "layer_cam", "xgrad_cam", "hires_cam"), _CAM),
+    "class_activation": {
+        **_CAM,
+        "methods": st.sampled_from([["grad_cam"], ("layer_cam", "xgrad_cam"), [*GRADIENT_MAPS]]),
+    },
+    "guided_grad_cam": {**_MAPS, **_TARGET, **_RESHAPE},
+    "smooth_grad_cam_pp": {**_CAM, **_FEW},
+    "cam": {**_MAPS, **_TARGET, **_RAW},
+    "eigen_cam": {**_MAPS, **_RAW, **_RESHAPE},
+    "score_cam": {**_CAM, "at_once": st.integers(1, 9)},
+    "ablation_cam": {**_MAPS, **_TARGET, **_RAW, "at_once": st.integers(1, 9)},
+    "input_x_gradient": _PIXELS,
+    "smooth_grad": {**_PIXELS, **_FEW},
+    "integrated_gradients": {
+        **_PIXELS,
+        "baseline": st.sampled_from([0, 0.5, torch.rand(3, 8, 8), torch.rand(1, 3, 8, 8)]),
+        "steps": st.integers(1, 3),
+    },
+    "occlusion": {
+        **_PIXELS,
+        **_FILL,
+        "patch": st.sampled_from([4, (8, 5), None]),
+        "stride": st.sampled_from([3, 9]),
+        "layer": st.sampled_from([None, "1", "5"]),
+        "channel": st.sampled_from([None, 0, 3]),
+    },
+    "region_effect": {
+        **_EACH,
+        **_FILL,
+        "images": good["images"],
+        "mask": st.sampled_from([(0, 1, 3, 8), torch.rand(8, 8) > 0.5, np.ones((1, 8, 8), bool)]),
+        "keep": st.booleans(),
+    },
+    "randomisation": {
+        **_PIXELS,
+        "method": st.sampled_from(["gradient", "grad_cam", "guided_backprop", lambda model, inputs, target: inputs]),
+        "mode": st.sampled_from(["cascading", "independent"]),
+        "absolute": st.booleans(),
+        "seed": st.integers(0, 3),
+    },
+    "deletion_insertion": {
+        **_PIXELS,
+        **_FILL,
+        "maps": st.sampled_from([torch.rand(1, 8, 8), torch.rand(2, 8, 8), torch.rand(2, 3, 8, 8)]),
+        "steps": st.integers(1, 4),
+    },
+}
+MORE |= DECIDES
+
+
+def check_maps(name: str, call: Call) -> None:
+    """Maps not below 0, at the size of the pictures and not above 1 unless they are raw, or signed ones of pixels."""
+    result = answer(lambda: getattr(nbviz, name)(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    found = result if isinstance(result, dict) else {name: result}
+    assert all(isinstance(maps, Tensor) and not maps.requires_grad for maps in found.values())
+    if call.hostile & {"model", "images", "preprocess", "inputs", "output", "reshape"}:
+        return
+    inputs = nbviz.load(NET, call.arguments["images"], call.arguments["preprocess"]).inputs
+    for maps in found.values():
+        assert maps.isfinite().all()
+        assert (len(maps), maps.dtype) == (len(inputs), inputs.dtype)
+        if "raw" not in call.arguments:
+            assert maps.shape == inputs.shape
+        else:
+            assert maps.min() >= 0
+            assert call.arguments["raw"] is True or (maps.shape == inputs[:, 0].shape and maps.max() <= 1.0001)
+
+
+@fuzz(500, call=more("class_activation"))
+def test_class_activation(call: Call) -> None:
+    check_maps("class_activation", call)
+
+
+@fuzz(500, call=more("grad_cam_pp"), name=st.sampled_from(["grad_cam_pp", "layer_cam", "xgrad_cam", "hires_cam"]))
+def test_each_of_the_gradient_maps(call: Call, name: str) -> None:
+    check_maps(name, call)
+
+
+@fuzz(300, call=more("guided_grad_cam"))
+def test_guided_grad_cam(call: Call) -> None:
+    check_maps("guided_grad_cam", call)
+
+
+@fuzz(300, call=more("smooth_grad_cam_pp"))
+def test_smooth_grad_cam_pp(call: Call) -> None:
+    check_maps("smooth_grad_cam_pp", call)
+
+
+@fuzz(500, call=more("cam"))
+def test_cam(call: Call) -> None:
+    check_maps("cam", call)
+
+
+@fuzz(500, call=more("eigen_cam"))
+def test_eigen_cam(call: Call) -> None:
+    check_maps("eigen_cam", call)
+
+
+@fuzz(500, call=more("score_cam"))
+def test_score_cam(call: Call) -> None:
+    check_maps("score_cam", call)
+
+
+@fuzz(300, call=more("ablation_cam"))
+def test_ablation_cam(call: Call) -> None:
+    check_maps("ablation_cam", call)
+
+
+@fuzz(500, call=more("input_x_gradient"))
+def test_input_x_gradient(call: Call) -> None:
+    check_maps("input_x_gradient", call)
+
+
+@fuzz(500, call=more("smooth_grad"))
+def test_smooth_grad(call: Call) -> None:
+    check_maps("smooth_grad", call)
+
+
+@fuzz(500, call=more("integrated_gradients"))
+def test_integrated_gradients(call: Call) -> None:
+    check_maps("integrated_gradients", call)
+
+
+@fuzz(500, call=more("occlusion"))
+def test_occlusion(call: Call) -> None:
+    result = answer(lambda: nbviz.occlusion(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    repr(result).encode()
+    n, shape = len(result.target), (len(result.tops), len(result.lefts))
+    assert result.probability.shape == result.named.shape == (n, *shape)
+    assert (result.activity is None) == (call.arguments["layer"] is None) == (result.channel is None)
+    if not call.hostile & {"model", "images", "preprocess", "inputs", "output"}:
+        assert ((result.probability >= 0) & (result.probability <= 1)).all()
+        assert ((result.named >= 0) & (result.named < 3)).all()
+        assert (result.tops[-1] + result.patch[0], result.lefts[-1] + result.patch[1]) == (8, 8)
+
+
+@fuzz(300, call=more("region_effect"))
+def test_region_effect(call: Call) -> None:
+    result = answer(lambda: nbviz.region_effect(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    repr(result).encode()
+    assert result.before.shape == result.after.shape
+    assert len(result.inputs) == len(result.before)
+
+
+@fuzz(300, call=more("randomisation"))
+def test_randomisation(call: Call) -> None:
+    result = answer(lambda: nbviz.sanity.randomisation(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    repr(result).encode()
+    assert result.rank.shape == result.ssim.shape
+    assert len(result.rank) == len(result.layers)
+    assert (result.rank.nan_to_num().abs() <= 1.0001).all()
+
+
+@fuzz(500, call=more("deletion_insertion"))
+def test_deletion_insertion(call: Call) -> None:
+    result = answer(lambda: nbviz.sanity.deletion_insertion(call.model, **call.arguments), call.model)
+    if result is REFUSED:
+        return
+    repr(result).encode()
+    assert result.deletion.shape == result.insertion.shape == (len(result.deletion), len(result.shares))
+    assert (result.shares[0], result.shares[-1]) == (0, 1)
 
 
 # The widgets

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nbviz.core.chunks import in_chunks, joined
-from nbviz.core.errors import check_choice, check_whole, line, shown
+from nbviz.core.errors import ModelError, check_choice, check_whole, line, shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import run
 from nbviz.imaging.fill import FILLS, filling
@@ -172,11 +173,19 @@ def randomisation(
     model = check_model(model)
     logits = check_logits(run(model, pictures, feed=feed, output=True).output, output)
     classes = check_target(target, logits, range(len(pictures)), len(pictures)).tolist()
-    accepted = inspect.signature(apply).parameters if apply in METHODS.values() else {}
+    known = any(apply is one for one in METHODS.values())
+    accepted = inspect.signature(apply).parameters if known else {}
     options = {key: value for key, value in (("inputs", inputs), ("output", output)) if key in accepted}
 
     def maps(of: nn.Module) -> Tensor:
-        found = check_tensor(f"what {name} gives", apply(of, pictures, target=classes, **options), "(N, ...)")
+        try:
+            given = apply(of, pictures, target=classes, **options)
+        except Exception as error:
+            if known:
+                raise
+            said = f"{type(error).__name__}: {line(error, 1000)}"
+            raise ModelError(f"method= failed on pictures of shape {tuple(pictures.shape)}: {said}") from error
+        found = check_tensor(f"what {name} gives", given, "(N, ...)")
         if found.ndim < 2 or len(found) != len(pictures):
             raise ValueError(f"{name} gives {tuple(found.shape)}; expected a map for each of {len(pictures)} pictures")
         found = found.detach().float().cpu()
@@ -206,8 +215,10 @@ def destroyed(model: nn.Module, mode: str, seed: int) -> Iterator[tuple[str, nn.
 
 def _method(given: Any) -> tuple[str, Method]:
     if callable(given):
-        known = [name for name, method in METHODS.items() if method is given]
-        return (known or [line(getattr(given, "__name__", "the method"), 60)])[0], given
+        own = "the method"
+        with suppress(Exception):  # of an object's own making
+            own = line(getattr(given, "__name__", own), 60)
+        return next((name for name, method in METHODS.items() if method is given), own), given
     return check_choice("method", given, METHODS), METHODS[given]
 
 

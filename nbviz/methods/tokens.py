@@ -40,7 +40,8 @@ def find_maps(
     every = trace_layers(model, first, feed)[0]
     if layer is None:
         chosen = _last(model, every, first, feed, output)
-        return chosen.name, _checked(chosen.name, pictures, reshape or _arrangement(chosen, pictures))
+        arrange = _arrangement(chosen, pictures) if reshape is None else reshape
+        return chosen.name, _checked(chosen.name, pictures, arrange)
     if reshape is not None:
         return layer, _checked(layer, pictures, reshape)
     found = next((one for one in every if one.name == layer), None)

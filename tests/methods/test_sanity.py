@@ -220,7 +220,8 @@ def test_nothing_is_left_after_an_interruption(error, call, tiny, snapshot):
             raise error
         return nbviz.gradient(model, inputs, target=target)
 
-    with snapshot(tiny), pytest.raises(error):
+    said = r"^method= failed on pictures of shape \(2, 3, 10, 9\): ZeroDivisionError: "
+    with snapshot(tiny), pytest.raises((KeyboardInterrupt, nbviz.ModelError), match=f"^$|{said}"):
         randomisation(tiny, X, method)
 
 
