@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbviz.core.errors import line, shown
+from nbviz.core.errors import line, shown, warn
 from nbviz.core.scan import Found, Job, Skipped
 from nbviz.core.state import uninterrupted
 
 
 def key_of(job: Job) -> str:
-    """What must be the same for a scan to go on from a checkpoint: the weights, the statistics, the batches."""
+    """What must be the same for a scan to go on from a checkpoint: model, statistics, batches, and what is in them.
+
+    Of the pictures the first, the last and one between are looked at, as the model gets them.
+    """
     digest = hashlib.blake2b(digest_size=16)
 
     def note(*values: Any) -> None:
@@ -32,9 +35,13 @@ def key_of(job: Job) -> str:
 
     for name, value in job.model.state_dict().items():
         note(name, value)
-    for name, statistic in job.statistics.items():
+    note(repr(job.model), *(getattr(one, "keywords", None) or one for one in (job.check_logits,)))
+    note(getattr(job.feed, "__qualname__", job.feed))
+    for name, statistic in sorted(job.statistics.items()):
         note(name, type(statistic).__qualname__, *(part for item in vars(statistic).items() for part in item))
     note(job.source)
+    for picture in job.source.sample():
+        note(*picture)
     return digest.hexdigest()
 
 
@@ -77,8 +84,8 @@ def load_found(found: Found, key: str, path: Path) -> None:
         ) from error
     if of != key:
         raise ValueError(
-            f"checkpoint is {shown(str(path))}, which belongs to a scan with other weights, statistics or batches; "
-            "expected that of this scan, or a path where there is none"
+            f"checkpoint is {shown(str(path))}, which belongs to a scan with another model, other statistics or "
+            "pictures; expected that of this scan, or a path where there is none"
         )
     found.done, found.pictures = [(a, b) for a, b in done], pictures
     found.skipped = [Skipped(*one) for one in skipped]
@@ -97,8 +104,11 @@ class Saver:
         """Write if it is time."""
         start = time.monotonic()
         if now or start >= self._next:
-            with uninterrupted():
-                save_found(found, self.key, self.path)
+            try:
+                with uninterrupted():
+                    save_found(found, self.key, self.path)
+            except OSError as error:  # for which what was found is not to be lost
+                warn(f"the checkpoint {shown(str(self.path))} cannot be written: {line(error, 200)}", UserWarning)
             end = time.monotonic()
             self._next = end + max(SAVE_SECONDS, 20 * (end - start))
 

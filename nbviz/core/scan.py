@@ -11,7 +11,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
+import os
 import pickle
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -61,6 +63,9 @@ class Source(Protocol):
     def load(self, numbers: Sequence[int] | None, workers: int) -> Iterator[Loaded]:
         """These batches (None: all that there are, as they come), read by so many processes beside this one."""
 
+    def sample(self) -> Iterator[Sequence[Any]]:
+        """A few of the pictures, with all that tells them from those of another dataset."""
+
 
 @dataclass
 class Found:
@@ -88,7 +93,10 @@ class Found:
             joined.append((joined.pop()[0] if touches else start, stop))
         self.done = joined
         self.pictures += pictures
-        self.skipped = sorted([*self.skipped, *skipped], key=lambda one: one.index) if skipped else self.skipped
+        late = bool(self.skipped and skipped) and skipped[0].index < self.skipped[-1].index
+        self.skipped += skipped
+        if late:
+            self.skipped.sort(key=lambda one: one.index)
 
     def missing(self, batches: int) -> list[int]:
         """The batches that are not done, of so many."""
@@ -211,52 +219,72 @@ def scan_on(
     running: dict[Future[Any], Sequence[int]] = {}
     sending: set[Future[Any]] = set()  # those that carry the job
     asked: list[Sequence[int]] = []  # parts whose worker has not got it
-    sent = 0
+    needy: set[str] = set()  # the workers that asked for it and are not known to have it by now
     with ExitStack() as stack:
         # In a file, which the workers on this machine read once each; those on others ask for it.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nbviz-"))
         path = Path(folder) / "job"
         path.write_bytes(data)
         stack.callback(lambda: [future.cancel() for future in running])
+        stack.callback(_held.pop, key, None)  # where the workers are threads of this process
         while waiting or running or asked:
             while waiting and len(running) < _AT_ONCE:
                 part = waiting.pop()
                 running[executor.submit(_work, key, str(path), None, part, threads)] = part
-            # To one at first, then to as many at once as have it already: else it would go to one worker many times.
-            while asked and len(sending) < max(1, sent):
+            # No more at once than ask for it: who takes a part is not ours to say, but who is idle for want of it will.
+            while asked and len(sending) < max(1, len(needy)):
                 part = asked.pop()
                 future = executor.submit(_work, key, str(path), data, part, threads)
                 running[future] = part
                 sending.add(future)
+            failed: Exception | None = None
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 part = running.pop(future)
-                found = future.result()
-                if future in sending:
-                    sending.remove(future)
-                    sent += 1
-                    waiting += asked
-                    asked.clear()
-                if found is None:
+                sending.discard(future)
+                try:
+                    worker, state = _answer(future)
+                except Exception as error:  # what others found is kept all the same
+                    failed = failed or error
+                    continue
+                if state is None:
+                    needy.add(worker)
                     asked.append(part)
                     continue
+                needy.discard(worker)
                 with uninterrupted():
-                    total.merge(found)
+                    total.merge(_restored(job, state))
                 yield total
+            if failed is not None:
+                raise failed
+            if not needy:
+                waiting += asked
+                asked.clear()
 
 
-_AT_ONCE = 64  # parts that are handed to the executor and not yet done
+_AT_ONCE = 256  # parts that are handed to the executor and not yet done
 _held: dict[str, Job] = {}  # in a worker: the job that it has
 
 
-def _work(key: str, path: str, data: bytes | None, part: Sequence[int], threads: int) -> Found | None:
-    """In a worker: what a part gives, or None if the job has yet to be sent."""
-    job = _held.get(key)
+def _answer(future: Future[Any]) -> tuple[str, dict[str, Any] | None]:
+    answer = future.result()
+    if isinstance(answer, list):
+        raise TypeError(
+            "the executor runs each call on every engine; expected one that runs it once, such as ipyparallel's "
+            "client.load_balanced_view().executor"
+        )
+    worker, state = answer
+    return worker, state
+
+
+def _work(key: str, path: str, data: bytes | None, part: Sequence[int], threads: int) -> tuple[str, Any]:
+    """In a worker: its name, and what a part gives, or None if the job has yet to be sent."""
+    worker, job = f"{socket.gethostname()} {os.getpid()}", _held.get(key)
     if job is None:
         if data is None:
             with suppress(OSError):
                 data = Path(path).read_bytes()
         if data is None:
-            return None
+            return worker, None
         job = pickle.loads(data)
         _held.clear()
         _held[key] = job
@@ -267,7 +295,16 @@ def _work(key: str, path: str, data: bytes | None, part: Sequence[int], threads:
             job.see(loaded, found)
     finally:
         torch.set_num_threads(before)
-    return found
+    # Not the statistics themselves: the class of one that is defined in a notebook cannot be found on the way back.
+    return worker, {**vars(found), "statistics": {name: vars(one) for name, one in found.statistics.items()}}
+
+
+def _restored(job: Job, state: dict[str, Any]) -> Found:
+    """What a worker found."""
+    found = job.fresh()
+    for name, statistic in found.statistics.items():
+        vars(statistic).update(state["statistics"][name])
+    return Found(found.statistics, state["done"], state["pictures"], state["skipped"])
 
 
 def _pickled(job: Job) -> bytes:

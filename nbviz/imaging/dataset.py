@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nbviz.core.errors import PictureError, line, shown
 from nbviz.core.scan import Loaded, Skipped
+from nbviz.core.state import lock
 from nbviz.imaging.load import Reader, as_path
 
 #: Under which names the items of a dataset, if they are dicts, hold the picture and its class.
@@ -26,6 +30,28 @@ _ACCEPTED = (
     "a folder's path, a torchvision or Hugging Face dataset, anything with a length and items, or an iterable; "
     "its items are pictures, (picture, label) or dicts of these"
 )
+
+
+def _visible(path: Path) -> bool:
+    return not path.name.startswith(".")  # such as .ipynb_checkpoints, or what macOS leaves beside a picture
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file's name says that Pillow can open it: some formats it can only write, or knows by name alone."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return _visible(path) and kind in Image.OPEN and kind not in _BY_NAME and path.is_file()
+
+
+_BY_NAME = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS")  # or, the last two, only with another program's help
+
+
+def _pictures_below(folder: Path) -> list[str]:
+    """The pictures in a folder and those in it, links followed, in the order of their names."""
+    found = []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [path for path in (Path(root) / name for name in files) if _is_picture(path)]
+    return list(map(str, sorted(found)))
 
 
 class Folder(Dataset[Any]):
@@ -43,7 +69,6 @@ class Folder(Dataset[Any]):
     """
 
     def __init__(self, path: Path) -> None:
-        known = Image.registered_extensions()
         try:
             there = path.is_dir()
         except (OSError, ValueError):  # a name that no folder can have
@@ -51,12 +76,12 @@ class Folder(Dataset[Any]):
         if not there:
             raise PictureError(f"there is no folder {shown(str(path), 200)}; expected {_ACCEPTED}")
         self.path = str(path)
-        self.classes = sorted(one.name for one in path.iterdir() if one.is_dir())
-        groups = [(path / name, label) for label, name in enumerate(self.classes)]
+        found = {one.name: _pictures_below(one) for one in sorted(path.iterdir()) if _visible(one) and one.is_dir()}
+        self.classes = [name for name, files in found.items() if files]
         # What lies beside the classes' folders belongs to none of them.
-        beside = [(file, None) for file in sorted(path.iterdir()) if file.is_file()]
-        inside = [(file, label) for folder, label in groups for file in sorted(folder.rglob("*")) if file.is_file()]
-        self.samples = [(str(file), label) for file, label in [*beside, *inside] if file.suffix.lower() in known]
+        beside = [(str(file), None) for file in sorted(path.iterdir()) if _is_picture(file)]
+        inside = [(file, label) for label, name in enumerate(self.classes) for file in found[name]]
+        self.samples: list[tuple[str, int | None]] = [*beside, *inside]
         if not self.samples:
             raise PictureError(f"there is no picture in the folder {shown(str(path), 200)}; expected {_ACCEPTED}")
 
@@ -129,28 +154,29 @@ class Inputs(Dataset[Any]):
             return
         loader: DataLoader[Any] = DataLoader(
             self,
-            batch_sampler=[self._indices(number) for number in numbers],
+            batch_sampler=_Batches(numbers, self.batch_size, len(self)),
             num_workers=workers,
-            collate_fn=list,
+            collate_fn=partial(_collated, self.batch_size),
             # Its seed would come from the person's random numbers.
             generator=torch.Generator(),
         )
-        batches = iter(loader)
-        for number in numbers:
-            with torch.random.fork_rng(devices=[]):  # a transform that crops at random draws from them too
-                items = next(batches)
-            yield _batch(number, items)
+        for loaded in loader:
+            if isinstance(loaded, PictureError):
+                raise loaded
+            yield loaded
 
-    def _indices(self, number: int) -> list[int]:
-        start = number * self.batch_size
-        return list(range(start, min(start + self.batch_size, len(self))))
+    def sample(self) -> Iterator[tuple[Any, ...]]:
+        """The first picture, the last and one between: each with its index and class, or why it cannot be read."""
+        for i in sorted({0, len(self) // 2, len(self) - 1}) if len(self) else ():
+            item = self[i]
+            yield (item,) if isinstance(item, Skipped) else item
 
     def _stream(self) -> Iterator[Loaded]:
         """All batches of an iterable dataset."""
         items: list[Any] = []
         number = 0
         for i, item in enumerate(_given(self.dataset)):
-            with torch.random.fork_rng(devices=[]):
+            with seeded(i):
                 items.append(self._read(i, item))
             if len(items) == self.batch_size:
                 yield _batch(number, items)
@@ -162,11 +188,12 @@ class Inputs(Dataset[Any]):
         return self.count or 0
 
     def __getitem__(self, i: int) -> tuple[int, Tensor, int] | Skipped:
-        try:
-            item = self.dataset[i]
-        except Exception as error:
-            return Skipped(i, _name(self.dataset, i), f"{type(error).__name__}: {line(error)}")
-        return self._read(i, item)
+        with seeded(i):
+            try:
+                item = self.dataset[i]
+            except Exception as error:
+                return Skipped(i, _name(self.dataset, i), f"{type(error).__name__}: {line(error)}")
+            return self._read(i, item)
 
     def _read(self, i: int, item: Any) -> tuple[int, Tensor, int] | Skipped:
         """The picture's input (C, H, W) and class, -1 where there is none."""
@@ -178,6 +205,48 @@ class Inputs(Dataset[Any]):
             return i, found[0][1], label
         except Exception as error:
             return Skipped(i, _name(self.dataset, i), line(error))
+
+
+class _Batches:
+    """The indices of each of some batches, when they are asked for."""
+
+    def __init__(self, numbers: Sequence[int], size: int, count: int) -> None:
+        self._numbers, self._size, self._count = numbers, size, count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in self._numbers:
+            yield list(range(number * self._size, min((number + 1) * self._size, self._count)))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+def _collated(size: int, items: list[tuple[int, Tensor, int] | Skipped]) -> Loaded | PictureError:
+    """A batch, stacked in the process that reads it: each tensor that goes to another takes a file descriptor."""
+    first = items[0]
+    try:
+        return _batch((first.index if isinstance(first, Skipped) else first[0]) // size, items)
+    except PictureError as error:
+        return error
+
+
+@contextmanager
+def seeded(number: int) -> Iterator[None]:
+    """While inside, random numbers are drawn from a seed of its own; the person's are left as they were.
+
+    So that a transform that crops at random gives the same picture whoever reads it.
+    """
+    with lock:  # these generators are the process's, not a thread's; who is in a model puts them back as well
+        before = random.getstate(), np.random.get_state()  # noqa: NPY002 - the generator that transforms draw from
+        with torch.random.fork_rng(devices=[]):
+            try:
+                torch.manual_seed(number)
+                np.random.seed(number % 2**32)  # noqa: NPY002
+                random.seed(number)
+                yield
+            finally:
+                random.setstate(before[0])
+                np.random.set_state(before[1])  # noqa: NPY002
 
 
 def _given(dataset: Any) -> Iterator[Any]:

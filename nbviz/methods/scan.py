@@ -103,7 +103,8 @@ def _rows(result: Any) -> Iterator[tuple[str, str]]:
     for name, value in fields.items():
         if isinstance(value, Tensor) and value.ndim in (1, 2) and value.numel():
             first = value if value.ndim == 1 else value[:, 0]
-            cells = "".join(f"<td>{one:.4g}</td>" for one in first[:_SHOWN].tolist())
+            shown_as = ".4g" if value.is_floating_point() else ""
+            cells = "".join(f"<td>{one:{shown_as}}</td>" for one in first[:_SHOWN].tolist())
             yield (name if value.ndim == 1 else f"{name}[:, 0]"), cells
         elif isinstance(value, Tensor):
             yield name, f'<td colspan="{_SHOWN + 1}">{escape(f"a tensor {tuple(value.shape)}")}</td>'
@@ -131,8 +132,9 @@ def scan(
 ) -> ScanResult:
     """Run a model once over a dataset and collect statistics of its layers and its answers.
 
-    The result does not depend on how the work is shared out, to the last bit on machines of one kind: batches are the
-    same whatever the parts are, and sums do not depend on the order.
+    The result does not depend on how the work is shared out, to the last bit on machines of one kind whose torch has as
+    many threads: batches are the same whatever the parts are, sums do not depend on the order, and a transform that
+    draws random numbers draws the same for a picture whoever reads it.
 
     Parameters
     ----------
@@ -156,13 +158,14 @@ def scan(
         How many processes read pictures beside this one (as in a ``DataLoader``).
     executor
         Where the work is done: any ``concurrent.futures.Executor``, such as a ``ProcessPoolExecutor``, dask's
-        ``client.get_executor()`` or ipyparallel's ``client[:].executor``; None takes this process. The model travels to
-        each of the executor's workers once, and stays theirs to close.
+        ``client.get_executor()`` or ipyparallel's ``client.load_balanced_view().executor``; None takes this process.
+        The model travels to each of the executor's workers once (where they do not see this machine's files, a few may
+        get it twice), and the executor stays yours to close. At most 256 parts are handed to it at once.
     parts
         Into how many parts the batches are shared out; None takes parts of 8 batches. A worker that is lost costs its
-        part, which the engine may do again.
+        part, which dask does again; a process pool or ipyparallel raises, and a checkpoint has the rest.
     threads
-        Of each of the executor's workers.
+        Of each of the executor's workers; more than one can hang in a process pool that forks.
     checkpoint
         A file to which what was found is written from time to time, and from which a scan that has ended early goes on.
     progress
@@ -244,6 +247,8 @@ def scan(
             told = time.monotonic()
             for _ in news:
                 bar.update(total.pictures + len(total.skipped) - bar.n)
+                if not total.pictures and len(total.skipped) >= _HOPELESS:
+                    break
                 if saver is not None:
                     saver.save(total)
                 if watch is not None and time.monotonic() - told > _WATCH_SECONDS:
@@ -283,6 +288,7 @@ def _told(watch: Callable[[ScanResult], None], found: ScanResult) -> Callable[[S
 
 _EMPTY = "the dataset is empty; expected at least one picture"
 _WATCH_SECONDS = 1.0
+_HOPELESS = 1000  # pictures that cannot be read, when none can: a dataset of another kind
 _MOST_WORKERS = 256
 _BATCHES_IN_A_PART = 8
 

@@ -1,7 +1,8 @@
 """What can be collected in a scan over a dataset: one class for each, all mergeable.
 
-Each is a :class:`nbviz.core.statistic.Statistic`; its docstring says how much memory it keeps. Values that are not
-finite count as zero in sums and are counted in ``strange``.
+Each is a :class:`nbviz.core.statistic.Statistic`; its docstring says how much memory it keeps when batches come in
+order; where parts end in any order, sums that wait for their neighbours add to it. Values that are not finite count as
+zero in sums.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbviz.core.errors import check_whole
+from nbviz.core.errors import check_number, check_whole
 from nbviz.core.statistic import Batch, OfLayer, Tree, add_along_tree, merge_trees, tree_sum
 from nbviz.core.statistic import Statistic as Statistic
 from nbviz.methods.answers import Ablation as Ablation
@@ -45,7 +46,8 @@ class Strongest:
 class TopK(OfLayer):
     """The k strongest activations of each channel, each in another picture.
 
-    Of equal ones that of the lower index in the dataset comes first, and within a picture the first position.
+    Of equal ones that of the lower index in the dataset comes first, and within a picture the first position. A picture
+    in which the channel has a value that is no number is left out.
     Memory: 36 bytes for each channel and place.
 
     Parameters
@@ -136,7 +138,7 @@ class MomentsFound:
     Parameters
     ----------
     mean, std, low, high
-        float64 (C,): mean, standard deviation, and the smallest and largest value.
+        float64 (C,): mean, standard deviation, and the smallest and largest finite value (NaN where there is none).
     count
         How many values each has.
     strange
@@ -181,9 +183,12 @@ class Moments(OfLayer):
         values, one = self._values(batch), Moments(self.layers[0])
         finite = values.isfinite()
         strange = (~finite).sum((0, 2)).cpu()
-        values = torch.where(finite, values, 0) if strange.any() else values
+        low = high = values
+        if strange.any():
+            low, high = torch.where(finite, values, torch.inf), torch.where(finite, values, -torch.inf)
+            values = torch.where(finite, values, 0)
         sums = [values.sum((0, 2), dtype=torch.float64), values.to(torch.float64, copy=True).square_().sum((0, 2))]
-        ends = torch.stack([values.amin((0, 2)), values.amax((0, 2))]).double().cpu()
+        ends = torch.stack([low.amin((0, 2)), high.amax((0, 2))]).double().cpu()
         add_along_tree(one.sums, batch.number, torch.stack(sums).cpu())
         one._more(values.shape[0] * values.shape[2], ends[0], ends[1], strange)
         return one
@@ -207,7 +212,9 @@ class Moments(OfLayer):
             return None
         mean, square = tree_sum(self.sums) / self.count
         std = (square - mean.square()).clamp(min=0).sqrt()
-        return MomentsFound(mean, std, self.low.clone(), self.high.clone(), self.count, self.strange.clone())
+        none = self.strange == self.count
+        low, high = (torch.where(none, torch.nan, end) for end in (self.low, self.high))
+        return MomentsFound(mean, std, low, high, self.count, self.strange.clone())
 
 
 @dataclass(frozen=True)
@@ -285,7 +292,7 @@ class HistogramFound:
     Parameters
     ----------
     edges
-        float32 (B + 1,): a bin holds the values from its edge up to the next one's.
+        float32 (B + 1,): a bin holds the values between its edge and the next one's, the edge nearer to zero included.
     counts
         int64 (C, B).
     """
@@ -294,9 +301,13 @@ class HistogramFound:
     counts: Tensor
 
     def quantile(self, share: float) -> Tensor:
-        """The upper edge of the bin in which each channel passes a share of its values, float32 (C,)."""
-        passed = self.counts.cumsum(1) >= share * self.counts.sum(1, keepdim=True)
-        return self.edges[1:][passed.int().argmax(1)]
+        """The upper edge of the bin in which each channel passes a share of its values, float32 (C,).
+
+        NaN for a channel without values. The share is above 0 and at most 1.
+        """
+        share, total = check_number("share", share, 1e-9, 1), self.counts.sum(1)
+        passed = self.counts.cumsum(1) >= share * total[:, None]
+        return torch.where(total > 0, self.edges[1:][passed.int().argmax(1)], torch.nan)
 
 
 class Histogram(OfLayer):

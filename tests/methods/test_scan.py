@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,6 +32,8 @@ import nbviz
 from nbviz.core import scan as core
 from nbviz.core.checkpoint import key_of
 from nbviz.core.statistic import Batch, Statistic
+from nbviz.imaging.dataset import Inputs
+from nbviz.imaging.load import Reader
 from nbviz.methods.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 from tests.methods.test_statistics import same
 
@@ -278,11 +281,18 @@ def test_a_finished_checkpoint_is_read_and_nothing_is_run(
     path = tmp_path / "scan.pt"
     equal(nbviz.scan(net, dataset, statistics(), checkpoint=path, progress=False), expected)
     unread = Deadly(dataset, str(tmp_path / "none"))
-    unread.__class__ = type("TensorDataset", (TensorDataset,), {"__getitem__": lambda *_: pytest.fail("read again")})
+    read: list[int] = []
+    kept = TensorDataset.__getitem__
+    reads = {"__getitem__": lambda self, i: read.append(i) or kept(self, i)}
+    unread.__class__ = type("TensorDataset", (TensorDataset,), reads)
     equal(nbviz.scan(net, unread, statistics(), checkpoint=path, progress=False), expected)
+    assert len(read) == 3  # which tell it from another dataset
 
 
-@pytest.mark.parametrize("other", ["weights", "statistics", "a long value", "batches", "dataset"])
+@pytest.mark.parametrize(
+    "other",
+    ["weights", "statistics", "a long value", "batches", "dataset", "pictures", "labels", "preprocess", "activation"],
+)
 def test_another_scans_checkpoint_is_refused(other: str, net: Any, dataset: Any, tmp_path: Path) -> None:
     path = tmp_path / "scan.pt"
     arguments: dict[str, Any] = {"model": net, "dataset": dataset, "statistics": {"top": TopK(LAYER)}, "batch_size": 32}
@@ -296,15 +306,31 @@ def test_another_scans_checkpoint_is_refused(other: str, net: Any, dataset: Any,
         values = torch.zeros(2, 2000)
         values[1, 1000] = 1
         kinds = [{"off": Ablation(LAYER, value=value)} for value in values]
-        keys = {key_of(core.Job(net, "", kind, torch.device("cpu"))) for kind in kinds}  # type: ignore[arg-type]
+        source = Inputs(torch.zeros(1, 1, 28, 28), Reader.of(net), 1)
+        keys = {key_of(core.Job(net, source, kind, torch.device("cpu"))) for kind in kinds}
         assert len(keys) == 2
         return
     elif other == "batches":
         arguments["batch_size"] = 16
+    elif other == "pictures":
+        arguments["dataset"] = TensorDataset(dataset.tensors[0].flip(0), dataset.tensors[1])
+    elif other == "labels":
+        arguments["dataset"] = TensorDataset(dataset.tensors[0], (dataset.tensors[1] + 1) % 10)
+    elif other == "preprocess":
+        pictures = [Image.fromarray(one) for one in torch.randint(0, 255, (40, 30, 30), dtype=torch.uint8).numpy()]
+        path = tmp_path / "pictures.pt"
+        arguments["dataset"] = pictures
+        nbviz.scan(**arguments, checkpoint=path, progress=False)
+        arguments["preprocess"] = lambda picture: torch.from_numpy(np.array(picture))[None, :28, :28].float()
+    elif other == "activation":
+        arguments["model"] = nbviz.bundled.load("fashion")
+        arguments["model"].features[1] = nn.Tanh()
     else:
         arguments["dataset"] = TensorDataset(*(t[:100] for t in dataset.tensors))
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="belongs to a scan with other weights, statistics or batches; expected"):
+    with pytest.raises(
+        ValueError, match="belongs to a scan with another model, other statistics or pictures; expected"
+    ):
         nbviz.scan(**arguments, checkpoint=path, progress=False)
     assert path.read_bytes() == before
 
