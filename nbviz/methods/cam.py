@@ -115,7 +115,7 @@ def class_activation(
         raise TypeError(f"raw is {shown(raw)}; expected True or False")
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
     check_tensor("the model's input", pictures, "on a device that holds values")
-    layer, arrange = find_maps(model, pictures, layer, feed, reshape, output)
+    layer, arrange = find_maps(model, pictures, layer, feed, reshape, output, later=True)
 
     def of(part: Sequence[int]) -> dict[str, Tensor]:
         activation, gradient = backward(model, pictures, part, layer, target, arrange, feed, output)
@@ -151,7 +151,7 @@ def backward(
             raise
         reason = f"no gradient flows from the class scores to layer {shown(layer)}: they do not depend on it"
         raise ModelError(reason) from None
-    return arrange(activation.detach()), arrange(gradient)
+    return arrange(activation.detach(), len(part)), arrange(gradient, len(part))
 
 
 def at_the_pictures_size(maps: Tensor, pictures: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def _given(
         raise TypeError(f"raw is {shown(raw)}; expected True or False")
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
     check_tensor("the model's input", pictures, "on a device that holds values")
-    return pictures, *find_maps(model, pictures, layer, feed, reshape, output), feed
+    return pictures, *find_maps(model, pictures, layer, feed, reshape, output, later=True), feed
 
 
 def _each(model: nn.Module, pictures: Tensor, feed: Feed, raw: bool, of: Callable[[Sequence[int]], Tensor]) -> Tensor:
@@ -87,7 +87,7 @@ def cam(
 
     def of(part: Sequence[int]) -> Tensor:
         trace = run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed, output=True)
-        maps, logits = arrange(trace.activations[layer]), check_logits(trace.output, output)
+        maps, logits = arrange(trace.activations[layer], len(part)), check_logits(trace.output, output)
         classes = check_target(target, logits, part, len(pictures))
         maps, weights = _head(check_model(model), layer, maps, logits)
         return torch.einsum("nc,nc...->n...", weights[classes], maps).relu()
@@ -155,7 +155,8 @@ def eigen_cam(
     pictures, layer, arrange, feed = _given(model, images, layer, raw, reshape, preprocess, inputs, output)
 
     def of(part: Sequence[int]) -> Tensor:
-        maps = arrange(run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed).activations[layer])
+        trace = run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed)
+        maps = arrange(trace.activations[layer], len(part))
         rows = torch.nan_to_num(maps.float().flatten(2).transpose(1, 2))  # (N, positions, channels)
         # Its first right singular vector is the first eigenvector of the smaller of two matrices.
         if rows.shape[1] < rows.shape[2]:
@@ -220,7 +221,7 @@ def score_cam(
     def of(part: Sequence[int]) -> Tensor:
         some = pictures[part[0] : part[-1] + 1]
         trace = run(model, some, [layer], feed=feed, output=True)
-        maps = check_real(arrange(trace.activations[layer]), f"layer {shown(layer)}")
+        maps = check_real(arrange(trace.activations[layer], len(part)), f"layer {shown(layer)}")
         classes = check_target(target, check_logits(trace.output, output), part, len(pictures))
         scores = torch.empty(maps.shape[:2])
 
@@ -294,7 +295,8 @@ def ablation_cam(
 
     def of(part: Sequence[int]) -> Tensor:
         one = Resumable(model, pictures[part[0] : part[-1] + 1], layer, feed)
-        maps, n = arrange(one.activation), len(part)
+        n = len(part)
+        maps = arrange(one.activation, n)
         if maps.shape != one.activation.shape:
             raise ValueError(f"layer {shown(layer)} gives {tuple(one.activation.shape)}; expected (N, C, H, W)")
         logits = check_logits(one.output, output)

@@ -72,12 +72,12 @@ def smooth_grad_cam_pp(
         raise TypeError(f"raw is {shown(raw)}; expected True or False")
     feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
     check_tensor("the model's input", pictures, "on a device that holds values")
-    layer, arrange = find_maps(model, pictures, layer, feed, reshape, output)
+    layer, arrange = find_maps(model, pictures, layer, feed, reshape, output, later=True)
 
     def of(part: Sequence[int]) -> Tensor:
         some = pictures[part[0] : part[-1] + 1]
         trace = run(model, some, [layer], feed=feed, output=True)
-        activation = arrange(trace.activations[layer])
+        activation = arrange(trace.activations[layer], len(part))
         classes = check_target(target, check_logits(trace.output, output), part, len(pictures)).tolist()
         first, second, third = (torch.zeros_like(activation) for _ in range(3))
         for copies in noisy(some, samples, noise, seed, part):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,15 +17,17 @@ from nbviz.core.trace import Feed, find_module, run
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import SHAPES, check_logits, check_real
 
-#: From an activation to feature maps (N, C, H, W).
-Arrange = Callable[[Tensor], Tensor]
+#: From an activation, or a gradient of it, of so many pictures to feature maps (N, C, H, W).
+Arrange = Callable[[Tensor, int], Tensor]
 _MOST_CLASS_TOKENS = 5  # before those of the picture: a class, a distillation, registers
 
 
 def find_maps(
-    model: nn.Module, pictures: Tensor, layer: str | None, feed: Feed, reshape: Any, output: Any
+    model: nn.Module, pictures: Tensor, layer: str | None, feed: Feed, reshape: Any, output: Any, later: bool = False
 ) -> tuple[str, Arrange]:
     """The layer's name, the last useful one where none is given, and how its activation becomes maps.
+
+    How is told from a pass of the model; ``later``, only where the shape of an activation leaves it open.
 
     Raises
     ------
@@ -34,17 +37,42 @@ def find_maps(
     if reshape is not None and not callable(reshape):
         raise TypeError(f"reshape is {shown(reshape)}; expected a callable from an activation to (N, C, H, W), or None")
     model = check_model(model)
-    if layer is not None:
-        find_module(model, layer)
     first = pictures if feed is not None else pictures[:1]
-    every = trace_layers(model, first, feed)[0]
     if layer is None:
-        chosen = _last(model, every, first, feed, output)
+        chosen = _last(model, trace_layers(model, first, feed)[0], first, feed, output)
         arrange = _arrangement(chosen, pictures) if reshape is None else reshape
-        return chosen.name, _checked(chosen.name, pictures, arrange)
+        return chosen.name, lambda values, _: _reshaped(chosen.name, pictures, arrange, values)
+    find_module(model, layer)
     if reshape is not None:
-        return layer, _checked(layer, pictures, reshape)
-    found = next((one for one in every if one.name == layer), None)
+        return layer, lambda values, _: _reshaped(layer, pictures, reshape, values)
+    told = cache(lambda: _told(model, layer, pictures, first, feed))
+    if not later:
+        told()
+    return layer, lambda values, n: _reshaped(
+        layer, pictures, _plain if _are_maps(values, pictures, n) else told(), values
+    )
+
+
+def _plain(values: Tensor) -> Tensor:
+    return values
+
+
+def _are_maps(values: Tensor, pictures: Tensor, n: int) -> bool:
+    """Whether values of n pictures are (N, C, H, W) beyond doubt: by the pictures' proportion, which costs no pass."""
+    if values.ndim != 4 or pictures.ndim != 4 or len(values) != n:
+        return False
+    return _fits(values.shape[2:], pictures) and not _fits(values.shape[1:3], pictures)
+
+
+def _fits(sides: Sequence[int], pictures: Tensor) -> bool:
+    """Whether sides are in the pictures' proportion, to about one position."""
+    height, width = pictures.shape[2:]
+    return abs(sides[0] * width - sides[1] * height) <= max(height, width)
+
+
+def _told(model: nn.Module, layer: str, pictures: Tensor, first: Tensor, feed: Feed) -> Callable[[Tensor], Tensor]:
+    """How the layer's activation becomes maps, by where its positions look."""
+    found = next((one for one in trace_layers(model, first, feed)[0] if one.name == layer), None)
     own = None if found is None else _arrangement(found, pictures)
     if own is None:
         given = run(model, first, [layer], feed=feed).activations[layer]  # says so itself if it is not reached
@@ -52,33 +80,30 @@ def find_maps(
             f"layer {shown(layer)} gives {tuple(given.shape)}; expected feature maps {SHAPES[pictures.ndim]}, tokens "
             "on a grid of the picture's shape, or reshape="
         )
-    return layer, _checked(layer, pictures, own)
+    return own
 
 
-def _checked(layer: str, pictures: Tensor, arrange: Any) -> Arrange:
-    def arranged(activation: Tensor) -> Tensor:
-        try:
-            maps: Tensor = arrange(activation)
-        except Exception as error:
-            said = f"{type(error).__name__}: {line(error, 1000)}"
-            raise ModelError(f"reshape= failed on {tuple(activation.shape)}: {said}") from error
-        check_real(check_tensor("what reshape= gives", maps, SHAPES[pictures.ndim]), f"layer {shown(layer)}")
-        if maps.ndim != pictures.ndim or len(maps) != len(activation) or 0 in maps.shape:
-            raise ValueError(
-                f"layer {shown(layer)} gives {tuple(maps.shape)}; expected feature maps {SHAPES[pictures.ndim]}, one "
-                "for each picture"
-            )
-        return maps
-
-    return arranged
+def _reshaped(layer: str, pictures: Tensor, arrange: Any, values: Tensor) -> Tensor:
+    try:
+        maps: Tensor = arrange(values)
+    except Exception as error:
+        said = f"{type(error).__name__}: {line(error, 1000)}"
+        raise ModelError(f"reshape= failed on {tuple(values.shape)}: {said}") from error
+    check_real(check_tensor("what reshape= gives", maps, SHAPES[pictures.ndim]), f"layer {shown(layer)}")
+    if maps.ndim != pictures.ndim or len(maps) != len(values) or 0 in maps.shape:
+        raise ValueError(
+            f"layer {shown(layer)} gives {tuple(maps.shape)}; expected feature maps {SHAPES[pictures.ndim]}, one for "
+            "each picture"
+        )
+    return maps
 
 
-def _arrangement(layer: Layer, pictures: Tensor) -> Arrange | None:
+def _arrangement(layer: Layer, pictures: Tensor) -> Callable[[Tensor], Tensor] | None:
     """How a layer's activation becomes maps, None where that cannot be told."""
     if _channels_last(layer, pictures):
         return lambda activation: activation.movedim(-1, 1)
     if layer.has_maps:
-        return lambda activation: activation
+        return _plain
     if not layer.pictures or layer.axes != 2 or len(layer.shape) != 2:
         return None
     if (found := _grid(layer.shape[0], pictures.shape[2:])) is None:
@@ -93,9 +118,7 @@ def _channels_last(layer: Layer, pictures: Tensor) -> bool:
         return False
     if layer.field is not None:
         return not layer.has_maps
-    height, width = pictures.shape[2:]
-    first, second = (abs(h * width - w * height) <= max(height, width) for h, w in (layer.shape[:2], layer.shape[1:]))
-    return first and not second
+    return _fits(layer.shape[:2], pictures) and not _fits(layer.shape[1:], pictures)
 
 
 def _grid(tokens: int, sides: Sequence[int]) -> tuple[tuple[int, int], int] | None:

@@ -378,3 +378,34 @@ def test_errors_say_what_is_accepted(name, given, error, message, averaging, sna
     options = {"layer": "3", **({} if name == "eigen_cam" else {"target": 0}), **given}
     with snapshot(averaging), pytest.raises(error, match=message):
         getattr(nbviz, name)(averaging, Z, **options)
+
+
+class Then(nn.Module):
+    def __init__(self, then):
+        super().__init__()
+        self.then = then
+
+    def forward(self, x):
+        return self.then(x)
+
+
+@pytest.mark.parametrize("name", NAMES[2:])
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        (lambda x: x > 0, r"torch.bool values, .*; expected dense ones of a float dtype"),
+        (lambda x: x.round().long(), "torch.int64 values"),
+        (torch.Tensor.to_sparse, "torch.sparse_coo; expected dense ones"),
+        (lambda x: x[:, :0], r"the model gives \(2, 0\); expected class scores"),
+    ],
+)
+def test_answers_that_are_no_scores(name, then, message, averaging, snapshot):
+    net = nn.Sequential(*averaging, Then(then))
+    with snapshot(net), pytest.raises((TypeError, ValueError), match=message):
+        called(name, net, Z, "3", 1)
+
+
+def test_scores_that_are_no_numbers(averaging, snapshot):
+    net = nn.Sequential(*averaging, Then(lambda x: x / 0 * 0))
+    with snapshot(net):
+        assert nbviz.ablation_cam(net, Z, "3", 1, raw=True).isnan().all()
