@@ -92,20 +92,19 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", w
     from matplotlib.patches import Rectangle
 
     rows = rows or [[Panel(None)]]
-    foot = "\n".join(_wrapped(text, width, 1000, 100) for text in foot.splitlines())
-    captions = [[_wrapped(panel.caption, width * _share(panel, row)) for panel in row] for row in rows]
-    lines = [max(text.count("\n") + 1 for text in texts) for texts in captions]
+    title = _wrapped(heading, width - 0.3, _TITLE, lines=2)
+    foot = "\n".join(_wrapped(text, width - 0.3, _NOTE, 1000, 100) for text in foot.splitlines())
+    captions = [[_wrapped(panel.caption, 0.9 * width * _share(panel, row)) for panel in row] for row in rows]
     heights = [
-        max(_height(panel, row) for panel in row) * width * 0.94 + 0.22 + 0.13 * more
-        for row, more in zip(rows, lines, strict=True)
+        max(_height(panel, row) for panel in row) * width * 0.97 + 0.22 + 0.14 * max(map(_lines, texts))
+        for row, texts in zip(rows, captions, strict=True)
     ]
-    figure = Figure(
-        figsize=(width, sum(heights) + 0.4 + 0.13 * len(foot.splitlines())), facecolor="white", layout="constrained"
-    )
+    above, below = 0.2 + 0.2 * _lines(title), 0.13 * _lines(foot) if foot else 0.0
+    figure = Figure(figsize=(width, sum(heights) + above + below), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(_plain(heading), fontsize=11, x=0.01, ha="left", weight="bold")
+    figure.suptitle(title, fontsize=_TITLE, x=0.01, ha="left", weight="bold")
     if foot:
-        figure.supxlabel(foot, fontsize=7.5, x=0.01, ha="left", color="0.3")
+        figure.supxlabel(foot, fontsize=_NOTE, x=0.01, ha="left", color="0.3")
     parts = np.atleast_1d(np.asarray(figure.subfigures(len(rows), 1, height_ratios=heights)))
     for part, row, texts in zip(parts, rows, captions, strict=True):
         grid = part.add_gridspec(1, len(row), width_ratios=[panel.width for panel in row])
@@ -115,7 +114,7 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", w
                 _draw_series(axes, panel, caption)
                 continue
             if panel.pixels is None:
-                _draw_bars(axes, panel.bars, caption)
+                _draw_bars(axes, panel.bars, caption, 0.5 * width * _share(panel, row))
                 continue
             axes.set_xlabel(caption, fontsize=8, color="0.3")
             if panel.plot:
@@ -130,6 +129,9 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", w
                 top, left, bottom, right = panel.box
                 frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, ec="#ff9800", lw=1.5)
                 axes.add_patch(frame)
+    engine = figure.get_layout_engine()
+    if engine is not None and any("\n" in text for texts in captions for text in texts):
+        engine.execute(figure)  # in one go alone it does not find room for all lines
     return figure
 
 
@@ -177,7 +179,7 @@ def _height(panel: Panel, row: Sequence[Panel]) -> float:
     if panel.series:
         return min(0.55 * share, 0.3)
     if panel.pixels is None:
-        return 0.0
+        return 0.018 * len(panel.bars)
     return share * (0.5 if panel.plot else panel.pixels.shape[0] / panel.pixels.shape[1])
 
 
@@ -220,12 +222,13 @@ def _draw_series(axes: Any, panel: Panel, caption: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]], caption: str) -> None:
+def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]], caption: str, inches: float) -> None:
     if not bars:
         axes.set_axis_off()
         return
     axes.barh(range(len(bars)), [share for _, share in bars], color="#1976d2", height=0.7)
-    axes.set_yticks(range(len(bars)), [_plain(label[:28]) for label, _ in bars])  # of which two may be the same
+    # Of which two may be the same.
+    axes.set_yticks(range(len(bars)), [_wrapped(label, inches, lines=1) for label, _ in bars])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xticks([])
@@ -238,11 +241,33 @@ def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]], caption: str) -> No
         axes.text(place, i, f"{share:.2f}", va="center", ha=side, fontsize=8, color=colour)
 
 
-def _wrapped(text: str, inches: float, most: int = 200, lines: int = 3) -> str:
-    """Text in lines that are no longer than so many inches at the size of a caption."""
+_TITLE, _CAPTION, _NOTE = 11.0, 8.0, 7.5  # points
+
+
+def _wrapped(text: str, inches: float, size: float = _CAPTION, most: int = 200, lines: int = 3) -> str:
+    """Text in lines of about so many inches at most."""
     spaced = " ".join(line(text, most).split())
+    letters = max(4, int(0.95 * len(spaced) * inches / max(_inches(spaced, size), 1e-3)))
     # Dollars come last: a line could end between one and its backslash.
-    return _escaped(textwrap.fill(spaced, max(8, round(15 * inches)), max_lines=lines, placeholder="…"))
+    if lines == 1:
+        return _escaped(line(spaced, letters))
+    return _escaped(textwrap.fill(spaced, letters, max_lines=lines, placeholder="…"))
+
+
+def _inches(text: str, size: float) -> float:
+    """How wide a text is on one line, in bold letters if it is as large as a title."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    font = get_font(findfont(FontProperties(weight="bold" if size == _TITLE else "normal")))
+    font.set_size(size, 72)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        font.set_text(text)
+    return float(font.get_width_height()[0]) / 64 / 72
+
+
+def _lines(text: str) -> int:
+    return text.count("\n") + 1
 
 
 def _plain(text: str, most: int = 200) -> str:
