@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -41,6 +41,8 @@ class Answers:
         What is kept of the model's forward passes, see :mod:`nbviz.widgets.memory`.
     forward_passes
         How many were run, for people who count.
+    under_autocast
+        Gives a context: the autocast under which the widget was made.
     """
 
     labels: tuple[str, ...] | None
@@ -55,12 +57,7 @@ class Answers:
         n = len(self.pictures.inputs)
         # Where a picture's answers hang on the others of its batch, all go together, as in the functions.
         self._together = kept_together(self.model, n, self.feed) == n > 1
-        # Widgets answer on other threads, where the person's autocast is not known.
-        device = self.pictures.inputs.device.type
-        self._autocast: dict[str, Any] = {
-            "enabled": torch.is_autocast_enabled(device),
-            "dtype": torch.get_autocast_dtype(device),
-        }
+        self.under_autocast = autocast_of_now(self.pictures.inputs.device)
         self.trace_bytes = self.forward_passes = 0
         self._resumable: tuple[tuple[Any, ...], Resumable] | None = None
         self._answer: tuple[Any, Tensor | None] | None = None
@@ -94,10 +91,6 @@ class Answers:
     def _row(self, picture: int) -> int:
         """Where a picture is in its batch."""
         return picture if self._together else 0
-
-    def under_autocast(self) -> AbstractContextManager[Any]:
-        """The autocast under which the widget was made."""
-        return torch.autocast(self.pictures.inputs.device.type, **self._autocast)
 
     def forget(self) -> None:
         """Let go of what is kept of forward passes; the next question runs them again."""
@@ -179,6 +172,13 @@ class Answers:
         values, classes = probabilities.topk(min(5, len(probabilities)))
         names = self.labels or ()
         return [(line(names[c]), v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
+
+
+def autocast_of_now(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Gives the autocast of now as a context, for the threads on which widgets answer, where it is not known."""
+    kind = device.type
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return lambda: torch.autocast(kind, dtype, enabled)
 
 
 def compared(labels: Sequence[str], before: Tensor | None, after: Tensor | None) -> list[tuple[str, float, float]]:

@@ -15,6 +15,7 @@ from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import grid
 from nbviz.imaging.preprocess import check_labels
 from nbviz.methods.maximise import Growing, Maximised
+from nbviz.widgets.answers import autocast_of_now
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import filled_panels, plot_panel
 from nbviz.widgets.views import Header, Panels, Plot
@@ -66,6 +67,7 @@ class Maximise(Pulled):
     ) -> None:
         steps = check_whole("steps", steps, 1, _MOST_STEPS)
         self._growing = growing = Growing(model, layer, channels, target, **options)
+        self._under_autocast = autocast_of_now(growing.start.device)
         names = growing.preprocess.labels or () if labels is None else check_labels(labels)
         kind = "#{}" if layer is not None else "class {}"
         self._names = [
@@ -94,18 +96,19 @@ class Maximise(Pulled):
     @property
     def found(self) -> Maximised:
         """What has grown so far."""
-        with self._turn():
+        with self._turn(), self._under_autocast():
             return self._growing.found()
 
     def _show_grown(self) -> Iterator[bool]:
         while self._growing.steps < self.steps:
-            self._growing.step()
+            with self._under_autocast():
+                self._growing.step()
             yield self._growing.steps % _SHOW_EVERY == 0 and self._show()
         self._show()
         yield False
 
     def _show(self) -> bool:
-        found = self._growing.found()
+        found = self.found
         if self._values[-1][0] != found.step:
             self._values.append((found.step, found.values.float().tolist()))
         steps = [step for step, _ in self._values]

@@ -16,9 +16,11 @@ from torch import nn
 from nbviz.core.errors import NoRectifierWarning, line, shown
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
+from nbviz.imaging.load import Reader
 from nbviz.imaging.pixels import centre, grid
 from nbviz.methods.arguments import check_index
 from nbviz.methods.top_patches import StrongestPatches, top_patches
+from nbviz.widgets.answers import autocast_of_now
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import filled_panels
 from nbviz.widgets.views import Header, Panels
@@ -80,6 +82,7 @@ class TopPatches(Pulled):
             raise ValueError(f"the model takes signals or volumes: patches are {found.size}; expected pictures")
         if not len(found.channels):
             raise ValueError("channels is empty; expected at least one")
+        self._under_autocast = autocast_of_now(Reader.of(found.model).device)
         super().__init__(Header(title=line(type(found.model).__name__), info=line(found.layer)))
         count = len(found.channels)
         self.first_control = ipywidgets.IntSlider(
@@ -126,7 +129,8 @@ class TopPatches(Pulled):
         """Those of the patches; what would be a warning, which nobody sees here, is a note."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", NoRectifierWarning)
-            signals = self.found.reconstructions(channel, rule)
+            with self._under_autocast():
+                signals = self.found.reconstructions(channel, rule)
         for one in caught:
             if issubclass(one.category, NoRectifierWarning):
                 self.header.note = line(one.message)
