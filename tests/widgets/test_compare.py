@@ -97,9 +97,7 @@ def test_all_that_is_shown_is_what_the_functions_give(
     with snapshot(a), snapshot(b):
         view = nbviz.Compare(a, b, images, "2")
         assert (view.layer_a, view.layer_b) == ("2", "2")
-        assert [label for label, _, _ in view.strip.predictions][
-            0
-        ] == f"class {int(probabilities(a, images[:1]).argmax())}"
+        assert view.strip.predictions[0][0] == f"class {int(probabilities(a, images[:1]).argmax())}"
         check(view, a, b)
         view.picture = 1
         check(view, a, b)

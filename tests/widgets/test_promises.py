@@ -1,0 +1,441 @@
+"""What all the instruments keep to: errors, interrupts, a model left as it was, a figure, and text that is text."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import gc
+import io
+import json
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+from ipywidgets.widgets import widget as registry
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+
+import nbviz
+from nbviz.core.state import lock
+from nbviz.widgets.base import Pulled
+from nbviz.widgets.views import View
+from tests.small import Ran, Small, labelled, pictures
+
+Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
+Make = Callable[[nn.Module, Tensor], Pulled]
+
+
+def checkpoints(net: nn.Module) -> list[dict[str, Tensor]]:
+    return [{name: factor * value for name, value in net.state_dict().items()} for factor in (1, 2)]
+
+
+def evolution(net: nn.Module, images: Tensor) -> nbviz.Evolution:
+    return nbviz.Evolution(net, checkpoints(net), images, "2", [0, 3])
+
+
+def top_patches(net: nn.Module, images: Tensor) -> nbviz.TopPatches:
+    return nbviz.TopPatches(net, labelled(), "2", k=2, progress=False)
+
+
+#: How each is made, two changes that draw all of it, and where else than in the model drawing may fail.
+MAKE: dict[str, Make] = {
+    "Ablation": lambda net, images: nbviz.Ablation(net, images, "2", off=[1]),
+    "Invariance": lambda net, images: nbviz.Invariance(net, images, ["2"], "across", [-1, 0, 2]),
+    "Evolution": evolution,
+    "TopPatches": top_patches,
+    "Kernels": lambda net, images: nbviz.Kernels(net),
+    "Compare": lambda net, images: nbviz.Compare(net, copy.deepcopy(net), images, "2"),
+    "Maximise": lambda net, images: nbviz.Maximise(net, "2", [0, 3], steps=2, size=16),
+    "Correspondence": lambda net, images: nbviz.Correspondence(net, images, layers=["2"], random=1),
+}
+CHANGES: dict[str, list[dict[str, Any]]] = {
+    "Ablation": [{"picture": 1}, {"picture": 2}],
+    "Invariance": [{"picture": 1}, {"picture": 2}],
+    "Evolution": [{"channel": 1, "moment": 0}, {"channel": 0, "moment": 1}],
+    "TopPatches": [{"first": 1}, {"first": 0}],
+    "Kernels": [{"layer": "4"}, {"layer": "0"}],
+    "Compare": [{"picture": 1}, {"picture": 2}],
+    "Maximise": [{"steps": 4}, {"steps": 6}],
+    "Correspondence": [{"boxes": [[0, 0, 3, 3]] * 3}, {"boxes": [[2, 2, 9, 9]] * 3}],
+}
+PLACES = {
+    "Ablation": ["session.run", "answers.switch_off", "session.to_host", "views.encode"],
+    "Invariance": ["answers.run", "invariance.moved_by", "views.encode"],
+    "Evolution": ["evolution.quantise", "views.encode"],
+    "TopPatches": ["top_patches.tiled", "views.encode"],
+    "Kernels": ["kernels.kernel_report", "kernels.to_host", "views.encode"],
+    "Compare": ["compare.fuse", "compare.to_host", "views.encode"],
+    "Maximise": ["maximise.channels_last", "views.encode"],
+    "Correspondence": ["correspondence.correspondence"],
+}
+RUNS = [name for name in MAKE if name not in ("Evolution", "Kernels")]  # the model, when something changes
+every = pytest.mark.parametrize("name", MAKE)
+places = pytest.mark.parametrize(("name", "place"), [(name, place) for name in PLACES for place in PLACES[name]])
+
+
+@pytest.fixture
+def net() -> Small:
+    return Small()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return pictures()
+
+
+def change(view: Pulled, number: int, name: str) -> None:
+    for trait, value in CHANGES[name][number].items():
+        setattr(view, trait, value)
+
+
+def ready(view: Pulled) -> None:
+    view.finish()
+    assert (view.header.state, view.header.error, view.header.stale) == ("ready", "", [])
+
+
+def parts(view: ipywidgets.Widget) -> list[Any]:
+    """All widgets of a view."""
+    waiting: list[Any] = [view]
+    for widget in waiting:
+        waiting.extend(getattr(widget, "children", ()))
+    return waiting
+
+
+def state(view: Pulled) -> list[tuple[str, str]]:
+    """All that the page is sent, but for counters and keys that only grow."""
+    found = []
+    for widget in parts(view):
+        for key, value in widget.get_state().items():
+            skip = key in ("chunk", "layout", "style", "children", "slider", "controls", "group", "cost", "painted")
+            if not skip and not key.startswith("_"):
+                own = {k: v for k, v in value.items() if k != "key"} if isinstance(value, dict) else value
+                found.append((key, repr(own)))
+    return found
+
+
+class Armed(Exception):
+    pass
+
+
+def fail_with(error: type[BaseException]) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error("out of tune")
+
+    return fail
+
+
+# Errors and interrupts.
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_error_in_the_model_is_a_line_and_the_widget_goes_on(
+    name: str, net: Small, images: Tensor, snapshot: Snapshot
+) -> None:
+    whole = MAKE[name](net, images)
+    change(whole, 0, name)
+    change(whole, 1, name)
+    whole.finish()
+    view = MAKE[name](net, images)
+    view.finish()
+    models = [session.model for session in getattr(view, "sessions", ())] or [net]
+    with snapshot(net):
+        with pytest.MonkeyPatch.context() as patch:
+            for model in models:
+                patch.setattr(model[1], "forward", fail_with(Armed))
+            change(view, 0, name)
+            view.finish()
+            assert view.header.state == "error"
+            assert "out of tune" in view.header.error
+            assert view.header.stale != []
+            assert "image/png" not in view._repr_mimebundle_()
+        change(view, 1, name)
+        ready(view)
+    if name != "Maximise":  # whose failed steps have drawn random numbers
+        assert state(view) == state(whole)
+
+
+@places
+@pytest.mark.parametrize("error", [Armed, KeyboardInterrupt])
+def test_a_chunk_that_fails_or_is_interrupted_is_drawn_when_next_asked_for(
+    name: str, place: str, error: type[BaseException], net: Small, images: Tensor, snapshot: Snapshot
+) -> None:
+    view = MAKE[name](net, images)
+    view.finish()
+    with snapshot(net):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"nbviz.widgets.{place}", fail_with(error))
+            try:
+                change(view, 0, name)
+                view.finish()
+                assert error is Armed
+                assert "out of tune" in view.header.error
+            except KeyboardInterrupt:
+                assert error is KeyboardInterrupt
+                assert view.header.state == "interrupted"
+            assert not lock._is_owned()  # type: ignore[attr-defined]
+        for trait, value in CHANGES[name][0].items():
+            if trait in ("channel", "moment"):  # the first of two changes was interrupted
+                setattr(view, trait, value)
+        ready(view)  # without another change: the cause is gone
+    whole = MAKE[name](net, images)
+    change(whole, 0, name)
+    whole.finish()
+    assert state(view) == state(whole)
+
+
+@every
+@pytest.mark.parametrize("error", [Armed, KeyboardInterrupt])
+def test_a_widget_whose_making_fails_anywhere_leaves_nothing(
+    name: str, error: type[BaseException], net: Small, images: Tensor, snapshot: Snapshot
+) -> None:
+    widgets = set(registry._instances)
+    failed = 0
+    with snapshot(net):
+        while True:
+            calls: list[int] = []
+
+            def fail(x: Tensor, calls: list[int] = calls, most: int = failed) -> Tensor:
+                calls.append(1)
+                if len(calls) > most:
+                    raise error("out of tune")
+                return nn.functional.relu(x)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(nn.ReLU, "forward", lambda _, x, fail=fail: fail(x))
+                try:
+                    view = MAKE[name](net, images)
+                    break
+                except (KeyboardInterrupt, nbviz.ModelError, nbviz.InterruptedWarning):
+                    assert set(registry._instances) == widgets
+                    failed += 1
+        view.close()
+    assert set(registry._instances) == widgets
+    assert failed >= (0 if name == "Kernels" else 2)
+
+
+@every
+def test_a_closed_widget_leaves_no_comm_open_and_no_tensor(
+    name: str, net: Small, images: Tensor, request: pytest.FixtureRequest
+) -> None:
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+
+    MAKE[name](net, images).close()
+    gc.collect()
+    gc.freeze()  # what was there before is neither searched nor counted
+    request.addfinalizer(gc.unfreeze)
+    widgets, before = set(registry._instances), tensors()
+    view = MAKE[name](net, images)
+    view.finish()
+    view.figure()
+    view.close()
+    view.close()  # which may be said twice
+    assert set(registry._instances) == widgets
+    change(view, 0, name)  # answers no more
+    assert view.header.state == "ready"
+    del view
+    assert tensors() == before
+
+
+# State.
+
+
+@every
+def test_what_stays_in_the_page_runs_nothing(name: str, net: Small, images: Tensor) -> None:
+    view = MAKE[name](net, images)
+    view.finish()
+    chunk = view.header.chunk
+    page = {"cmap": "magma", "contrast": 4.0, "opacity": 0.3, "scale": "each", "order": "spread", "marker": 1.0}
+    with Ran() as ran:
+        for widget in parts(view):
+            if isinstance(widget, View):
+                widget.set_state({key: value for key, value in page.items() if widget.has_trait(key)})
+        view.header.set_state({"painted": chunk})
+        view.finish()
+    assert not {"convolution", "addmm"} & set(ran.times)
+    assert view.header.chunk == chunk
+
+
+@every
+def test_a_change_from_the_page_comes_on_another_thread(name: str, net: Small, images: Tensor) -> None:
+    view = MAKE[name](net, images)
+    with torch.inference_mode():
+        thread = threading.Thread(target=lambda: change(view, 0, name), name="subshell-1")
+        thread.start()
+        thread.join(30)
+    ready(view)
+    own = MAKE[name](net, images)
+    change(own, 0, name)
+    own.finish()
+    assert state(view) == state(own)
+
+
+@every
+def test_it_works_under_no_grad_and_inference_mode_and_autocast(name: str, net: Small, images: Tensor) -> None:
+    for mode in (torch.inference_mode(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16)):
+        with mode:
+            view = MAKE[name](net, images)
+            view.finish()
+            assert (view.header.state, view.header.error) == ("ready", "")
+        change(view, 0, name)
+        ready(view)
+
+
+# A picture of it.
+
+
+def blank(png: bytes) -> bool:
+    colours = Image.open(io.BytesIO(png)).convert("RGB").getcolors(1 << 24)
+    return colours is None or len(colours) < 50
+
+
+@every
+def test_it_has_a_picture_for_when_the_kernel_is_gone(name: str, net: Small, images: Tensor, tmp_path: Path) -> None:
+    view = MAKE[name](net, images)
+    bundle = view._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert not blank(base64.b64decode(bundle["image/png"]))
+    view.save(tmp_path / "view.png")
+    assert not blank((tmp_path / "view.png").read_bytes())
+    with pytest.raises(ValueError, match="expected a file that ends with png, svg, pdf"):
+        view.save(tmp_path / "view.gif")
+
+
+def texts(figure: Figure) -> Iterator[tuple[str, Any]]:
+    """What stands in a figure, and where."""
+    found = list(figure.texts)
+    for axes in (axes for part in figure.subfigs for axes in part.axes if axes.axison):
+        found += [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title]
+        found += axes.get_yticklabels() if axes.patches else []  # beside bars
+    return ((text.get_text(), text.get_window_extent()) for text in found if text.get_text())
+
+
+def check_legible(figure: Figure) -> None:
+    """No text is cut off, or lies over another."""
+    figure.canvas.draw()
+    found = list(texts(figure))
+    assert len(found) > 1
+    for text, place in found:
+        assert -1 <= place.x0 <= place.x1 <= figure.bbox.width + 1, text
+        assert -1 <= place.y0 <= place.y1 <= figure.bbox.height + 1, text
+    for (one, a), (other, b) in combinations(found, 2):
+        across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        assert across < 2 or down < 2, (one, other)
+
+
+@every
+def test_no_text_of_the_figure_is_cut_or_lies_over_another(name: str, net: Small, images: Tensor) -> None:
+    check_legible(MAKE[name](net, images).figure())
+
+
+# Text is text.
+
+TEXTS = {
+    "script": "<script>alert(1)</script><img src=x onerror=alert(2)>",
+    "half": "\ud83d caf\udcc3",
+    "turned": "\u202egnp.tac\u2066",
+    "NUL and escape": "a\0b\x1b[31mred",
+    "mathematics": "_$\\frac{$_^{",
+    "lines": "a\n\r\n\t" * 50,
+    "long": "x" * 100_000,
+}
+
+
+class Named(nn.Module):
+    """Layers of the name given."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.add_module(name, nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+        self.end, self.name = nn.Linear(4, 3), name
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.end(self.get_submodule(self.name)(x).mean((2, 3)))
+        return found
+
+
+def made(name: str, text: str) -> Pulled:
+    """A widget in which a layer, the labels, the pictures and the checkpoints have this name."""
+    kind = type("<b>Net", (Named,), {})
+    net = kind(text.replace(".", "·"))
+    layer, images, labels = f"{net.name}.1", torch.rand(3, 3, 8, 8), [text, "b", text]
+    net.nbviz_preprocess = nbviz.Preprocess(lambda _: torch.rand(3, 8, 8), labels=labels, source=text)
+    dataset = torch.utils.data.TensorDataset(images, torch.tensor([0, 1, 2]))
+    states = {f"{text}{i}": net.state_dict() for i in range(9)}
+    if name == "Ablation":
+        return nbviz.Ablation(net, images, layer, nbviz.ablate(net, dataset, layer, progress=False), off=[0])
+    if name == "Compare":
+        comparison = nbviz.compare(net, copy.deepcopy(net), dataset, progress=False)
+        return nbviz.Compare(net, copy.deepcopy(net), images, layer, comparison=comparison)
+    make: dict[str, Callable[[], Pulled]] = {
+        "Invariance": lambda: nbviz.Invariance(net, images, [layer], "across", [0, 1], labels=labels),
+        "Evolution": lambda: nbviz.Evolution(net, states, images, layer),
+        "TopPatches": lambda: nbviz.TopPatches(net, dataset, layer, k=2, progress=False),
+        "Kernels": lambda: nbviz.Kernels(net, f"{net.name}.0"),
+        "Maximise": lambda: nbviz.Maximise(net, target=[0, 1, 2], steps=1, size=8, labels=labels),
+        "Correspondence": lambda: nbviz.Correspondence(net, images, layers=[layer], random=1),
+    }
+    return make[name]()
+
+
+@every
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_names_are_text_that_a_page_can_show(name: str, text: str) -> None:
+    view = made(name, text)
+    ready(view)
+    for widget in parts(view):
+        sent = {key: value for key, value in widget.get_state().items() if key not in ("_esm", "_css", "code")}
+        told = json.dumps(sent, ensure_ascii=False, allow_nan=False, default=len).encode().decode()
+        assert len(told) < 50_000
+        assert not re.search(r"[\u202a-\u202e\u2066-\u2069\ud800-\udfff]|\\u00(?!0a|09)[01]", told)
+        if isinstance(widget, ipywidgets.HTML):  # the only one whose text a page takes for HTML
+            assert not re.search("<(script|img|b)", widget.value)
+            assert name == "Correspondence"
+    view.header.code.encode()
+    if text in (TEXTS["mathematics"], TEXTS["long"]):  # a figure takes its time
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_legible(view.figure())
+    view.close()
+
+
+@every
+def test_any_text_in_an_error_is_one_that_a_page_can_show(
+    name: str, net: Small, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = MAKE[name](net, images)
+    view.finish()
+    for text in TEXTS.values():
+
+        def fail(*_: Any, text: str = text, **__: Any) -> None:
+            raise MemoryError(text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(view, f"_show_{view._parts[0]}", fail)
+            change(view, 0, name)
+            assert view.header.error.startswith("MemoryError: ")
+            assert len(view.header.error.encode()) < 2000
+        change(view, 1, name)
+        ready(view)
+
+
+def test_the_same_class_twice_among_the_answers_is_told_twice() -> None:
+    """Two classes of a network may have one name, as ImageNet's two cranes."""
+    net = Small()
+    view = nbviz.Ablation(net, pictures(), "2", labels=["crane"] * 4, off=[0])
+    _, before, now, _ = view.figure().axes
+    for axes in (before, now):
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["crane"] * 4
+        assert len({round(bar.get_y(), 3) for bar in axes.patches}) == 4
+    np.testing.assert_allclose([bar.get_width() for bar in now.patches], [row[1] for row in view.strip.predictions])
