@@ -109,6 +109,8 @@ def log(
     names = _spread(model, pictures, feed) if layers is None else layers_of(model, pictures, feed, layers)
     chosen = check_indices("channel", channels, 1 << 30)
     trace = run(model, pictures, names, feed=feed, grad=bool(chosen))
+    for name in names:  # before anything is written
+        check_real(check_maps(trace, name), f"layer {shown(name)}")
 
     def write(what: str, picture: Tensor) -> None:
         add_image(line(f"{tag}/{what}", 1000), picture.cpu(), step)
@@ -120,7 +122,7 @@ def log(
             write("kernels", _tiles(centre(weights[:_MOST]), 8, 1))
     shown_pictures = loaded.display()
     for name in names:
-        maps = check_real(check_maps(trace, name), f"layer {shown(name)}")
+        maps = trace.activations[name]
         alone = maps.detach()[0, :_MOST].float()
         write(f"{name}/maps", grid(torch.nan_to_num(alone), 8, 1, scale_each=True))
         write(f"{name}/fused", _tiles(overlay(shown_pictures, fuse(maps.detach()).float().cpu()), len(pictures), 2))

@@ -121,7 +121,7 @@ def ablate(
         which tells what follows nothing of the picture, but nothing unheard-of either; ``"keep"`` sets all others to
         zero.
     points
-        How many points the curves have that show what becomes of the accuracy as more and more channels go, in the
+        In how many steps the curves go that show what becomes of the accuracy as more and more channels go, in the
         order of the ranking and in three random orders (in a pass of its own afterwards); 0 for no curves.
     seed
         Of the random orders.

@@ -33,6 +33,7 @@ class CKA(Measured):
     def reduce(self, activation: Tensor) -> Tensor:
         """The Gram matrix of the pictures (N, N), with nothing on its diagonal."""
         flat = activation.flatten(1).float()
+        flat = flat - flat.mean(0)  # which the estimate leaves out anyhow, and float32 might not
         scale = flat.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)  # no square overflows
         flat = flat / scale
         return ((flat @ flat.T).double() * scale.double().square()).fill_diagonal_(0)

@@ -114,6 +114,9 @@ def compare(
     better (:attr:`nbviz.methods.paired.PairFound.p_value`); what their layers show is compared by centred kernel
     alignment (:class:`nbviz.methods.cka.CKA`), which does not ask for the same channels, or for as many.
 
+    The uncertainty is that of the pictures, not of the training: whether a change helps, rather than one training of
+    it, is seen with several seeds of each.
+
     Parameters
     ----------
     model_a, model_b

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -31,7 +32,7 @@ class CorrespondenceFound:
         For each layer the mean, over all pairs of pictures, of the share of features whose change has another sign:
         the lower, the more the network relates the part.
     error
-        For each layer its standard error over the pairs.
+        For each layer its standard error over the pairs, as if these were independent; NaN for two pictures.
     random
         For each layer the same with parts of the same size at random places, float64 (R,).
     """
@@ -57,9 +58,8 @@ class CorrespondenceFound:
         """The part's and the random parts'."""
         drawn = self.random[name]
         spread = f" ± {float(drawn.std()):.3f}" if len(drawn) > 1 else ""
-        return f"{self.part[name]:.3f} ± {self.error[name]:.3f}", f"{float(drawn.mean()):.3f}{spread}" if len(
-            drawn
-        ) else "–"
+        error = f" ± {self.error[name]:.3f}" if math.isfinite(self.error[name]) else ""
+        return f"{self.part[name]:.3f}{error}", f"{float(drawn.mean()):.3f}{spread}" if len(drawn) else "–"
 
 
 def correspondence(
@@ -92,7 +92,8 @@ def correspondence(
     layers
         Names of the layers; None takes the first and the last that give feature maps.
     random
-        With how many sets of random parts it is compared: for each picture one of its part's size, anywhere.
+        With how many sets of random parts it is compared: the same boxes, all moved by the same random way (what would
+        leave a picture comes in again on its other side).
     fill
         What is put in the part's place: ``"grey"``, ``"mean"``, the picture's mean colour, or ``"blur"``, the
         picture itself, blurred.
@@ -157,13 +158,16 @@ def correspondence(
     drawn: dict[str, list[float]] = {name: [] for name in names}
     sizes = given[:, 2:] - given[:, :2]
     for _ in range(random):
+        # All by the same way, so that they lie to each other as the given ones do: features that neither of two masks
+        # changes count as alike, and masks at one place would be alike for that alone.
         room = torch.tensor([height, width]) - sizes + 1
-        corner = (torch.rand(n, 2, generator=draw, dtype=torch.float64) * room).long()
+        way = (torch.rand(2, generator=draw, dtype=torch.float64) * torch.tensor([height, width])).long()
+        corner = (given[:, :2] + way) % room
         for name, sign in signs(torch.cat([corner, corner + sizes], 1)).items():
             drawn[name].append(float(_apart(sign).mean()))
     return CorrespondenceFound(
         {name: float(one.mean()) for name, one in apart.items()},
-        {name: float(one.std(correction=0)) / len(one) ** 0.5 for name, one in apart.items()},
+        {name: float(one.std()) / len(one) ** 0.5 if len(one) > 1 else math.nan for name, one in apart.items()},
         {name: torch.tensor(values, dtype=torch.float64) for name, values in drawn.items()},
     )
 

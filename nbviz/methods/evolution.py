@@ -81,7 +81,8 @@ def evolution(
     checkpoints
         A list, in order of time, of state dicts, or of files: safetensors, or what ``torch.save`` wrote, which is
         loaded with ``weights_only=True``. A dict from names to these gives the names. A file may hold the state dict
-        under ``"state_dict"``, ``"model_state_dict"`` or ``"model"``, and each key may begin with ``"module."``.
+        under ``"state_dict"``, ``"model_state_dict"`` or ``"model"``, and each key may begin with ``"module."`` or
+        ``"_orig_mod."``, as those of a parallel or a compiled model do.
     images
         A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     layer
@@ -162,14 +163,18 @@ def _named(given: Any) -> list[tuple[str, Any]]:
 _INSIDE = ("state_dict", "model_state_dict", "model")
 
 
+_PREFIXES = ("module.", "_orig_mod.", "module.")  # one may lie in the other
+
+
 def _load_into(model: nn.Module, name: str, given: Any) -> None:
     state = _read(given) if isinstance(given, (str, os.PathLike)) else given
     inner = next((state[key] for key in _INSIDE if key in state), state) if isinstance(state, Mapping) else state
     if not isinstance(inner, Mapping) or not all(isinstance(key, str) for key in inner):
         raise TypeError(f"checkpoint {name} is a {type(inner).__name__}; expected a state dict, or a file of one")
     own = model.state_dict().keys()
-    if inner and all(key.startswith("module.") for key in inner) and not all(key in own for key in inner):
-        inner = {key.removeprefix("module."): value for key, value in inner.items()}
+    for prefix in _PREFIXES:
+        if inner and all(key.startswith(prefix) for key in inner) and not all(key in own for key in inner):
+            inner = {key.removeprefix(prefix): value for key, value in inner.items()}
     try:
         model.load_state_dict(dict(inner))
     except Exception as error:
@@ -309,7 +314,7 @@ class Recorder:
             if self._values is None or self._pictures is None:
                 self._values, self._pictures = values.clone(), pictures
                 return
-            better = values > self._values
+            better = (values > self._values) | self._values.isnan()
             self._values = torch.where(better, values, self._values)
             wide = better.view(-1, *[1] * (pictures.ndim - 1))
             self._pictures = torch.where(wide, pictures, self._pictures)

@@ -99,7 +99,7 @@ def maximise(
     size
         Height and width of the pictures; None takes what the model's preprocessing makes of a picture.
     robust
-        Shift, scale and turn before each step.
+        Shift, scale and turn before each step (not for one neuron, which what is moved would leave).
     seed
         Of the noise and of what is drawn for each step; the person's random numbers are left alone.
     watch
@@ -128,8 +128,9 @@ def maximise(
     """
     if watch is not None and not callable(watch):
         raise TypeError(f"watch is {type(watch).__name__}; expected a callable that takes a Maximised, or None")
+    steps = check_whole("steps", steps, 1)
     growing = Growing(model, layer, channels, target, objective, rate, size, robust, seed, preprocess, inputs, output)
-    steps, told = check_whole("steps", steps, 1), time.monotonic()
+    told = time.monotonic()
     for _ in range(steps):
         growing.step()
         if watch is not None and time.monotonic() - told > _WATCH_SECONDS:
@@ -176,7 +177,8 @@ class Growing:
             raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
         if layer is None and target is None:
             raise ValueError("name a layer, or give target for output classes")
-        self.robust, self.preprocess, self.steps = robust, reader.preprocess, 0
+        # What is moved would leave the one position.
+        self.robust, self.preprocess, self.steps = robust and not self._neuron, reader.preprocess, 0
         sides = _sides(reader) if size is None else (check_whole("size", size, 8, 4096),) * 2
         self._draw = torch.Generator().manual_seed(check_whole("seed", seed, 0, 2**63 - 1))
         probe = self.preprocess.redo(torch.full((1, reader.channels, *sides), 0.5)).to(reader.device, reader.dtype)

@@ -22,7 +22,7 @@ from nbviz.methods.answers import Ablation, Accuracy, check_classes
 from nbviz.methods.arguments import check_feed
 from nbviz.methods.kernels import KernelReport, convolutions, kernel_report
 from nbviz.methods.scan import scan
-from nbviz.methods.statistics import Correlation, Moments, Sparsity
+from nbviz.methods.statistics import Correlation, Moments, MomentsFound, Sparsity, SparsityFound
 from nbviz.methods.top_patches import first_picture
 
 
@@ -56,7 +56,7 @@ class Importance(Measured):
         one = Importance(self.layers)
         activations = [batch.activations[layer] for layer in self.layers]
         check_classes(batch.labels, batch.logits.shape[1])
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             labels = _named(batch)
             loss = F.cross_entropy(batch.logits.float(), labels, reduction="sum")
             gradients = torch.autograd.grad(loss, activations, retain_graph=True, allow_unused=True)
@@ -100,9 +100,9 @@ class LayerReport:
     layer
         What it is.
     dead
-        Channels that are above zero in no picture: after a rectifier, nothing comes of them.
+        Channels that are zero wherever one looks, after a ReLU those that are above zero in no picture.
     constant
-        Channels that are above zero and the same in all pictures, to within rounding.
+        Channels that are not dead and the same in all pictures, to within rounding.
     duplicates
         (channel, channel, correlation) of channels that say the same.
     useless
@@ -223,7 +223,7 @@ def report(
     layers: Sequence[str] | None = None,
     *,
     alike: float = 0.98,
-    most: int = 64,
+    most: int = 256,
     preprocess: Any = None,
     inputs: Any = None,
     output: Any = None,
@@ -246,11 +246,13 @@ def report(
     alike
         From which correlation on two channels are called duplicates, 0 to 1.
     most
-        How many channels of each layer are switched off at most, those of least importance first.
+        How many channels of each layer are switched off at most, those of least importance first: no more than these
+        can be found useless.
     preprocess, inputs, output
         As in :func:`nbviz.scan`.
     **options
-        As in :func:`nbviz.scan`: ``batch_size``, ``workers``, ``executor``, ``parts``, ``threads`` and ``progress``.
+        As in :func:`nbviz.scan`: ``batch_size``, ``workers``, ``executor``, ``parts``, ``threads`` and ``progress``,
+        and for the first pass ``checkpoint`` and ``watch``.
         All layers' activations of one batch are kept with their graph.
 
     Returns
@@ -294,7 +296,7 @@ def report(
     found = scan(model, dataset, statistics, **given)
     if not found.pictures:
         raise KeyboardInterrupt  # which ended it before there was anything
-    dead = {name: found[f"zeros {name}"].dead for name in chosen}
+    dead = {name: _dead(layer, found[f"zeros {name}"], found[f"moments {name}"]) for name, layer in chosen.items()}
     suspects = {}
     for name in chosen:
         importance = found["importance"][name]
@@ -308,7 +310,8 @@ def report(
     accuracy, complete = found["accuracy"], found.complete
     checked: Mapping[str, Any] = {}
     if trials and complete:
-        second = scan(model, dataset, trials, **given)
+        aside = {name: value for name, value in given.items() if name not in ("checkpoint", "watch")}
+        second = scan(model, dataset, trials, **aside)
         checked, complete = second if second.complete else {}, second.complete
     result = {}
     for name, layer in chosen.items():
@@ -332,6 +335,13 @@ def report(
         )
     first = kernel_report(model) if convolutions(model) else None
     return Report(result, first, accuracy.accuracy if accuracy else None, found.pictures, complete)
+
+
+def _dead(layer: Layer, zeros: SparsityFound, moments: MomentsFound) -> Tensor:
+    """The channels of which nothing comes: always zero, or never above it where the layer passes nothing else."""
+    if layer.type in ("ReLU", "ReLU6"):
+        return zeros.dead
+    return (moments.low == 0) & (moments.high == 0)
 
 
 _LITTLE = 1e-3  # of the layer's mean importance: what is below may be useless

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import ipywidgets
@@ -77,7 +78,7 @@ class Invariance(OfPictures):
         if target is not None:
             self._target = check_index("class", target, len(session.labels or ()))
         self._names = layers_of(session.model, session.pictures.inputs, session.feed, layers)
-        self._values = {transform: amounts_of(transform, values, session.size)}
+        self._values = {transform: sorted(amounts_of(transform, values, session.size))}
         super().__init__(session, model, picture, "Prediction: as it is → now")
         self.transform_control = ipywidgets.Dropdown(
             options=[(_NAMES[name], name) for name in TRANSFORMS],
@@ -128,7 +129,9 @@ class Invariance(OfPictures):
         nothing = 1.0 if self.transform == "scale" else 0.0
         control = self.value_control
         control.min, control.max = min(low, control.min), max(high, control.max)
-        control.step = {"scale": 0.05}.get(self.transform, 1.0)
+        apart = [b - a for a, b in pairwise(self._amounts) if b > a]
+        usual = 0.05 if self.transform == "scale" else 1.0
+        control.step = min([usual, *apart])
         control.value = min(max(nothing, low), high)
         control.min, control.max = low, high  # after the value, which they would pull along
 
@@ -176,7 +179,11 @@ class Invariance(OfPictures):
             yield True
 
     def _ended(self) -> None:
-        self.header.code = f"nbviz.Invariance(model, images, {self._names}, {self.transform!r}, picture={self.picture})"
+        usual = self._amounts == sorted(amounts_of(self.transform, None, self.session.size))
+        given = "" if usual else f", {self._amounts}"
+        given += "" if self._target is None else f", target={self._target}"
+        call = f"{self._names}, {self.transform!r}{given}, picture={self.picture}"
+        self.header.code = f"nbviz.Invariance(model, images, {call})"
 
     def _heading(self) -> str:
         return f"{self.header.title} · {_NAMES[self.transform]}"

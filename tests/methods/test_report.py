@@ -403,3 +403,19 @@ def test_an_interrupt_before_there_is_anything_comes_through(planted: nn.Module,
 def test_arguments(planted: nn.Module, dataset: Any, arguments: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         nbviz.report(planted, **{"dataset": dataset, "layers": ["features.8"], "progress": False, **arguments})
+
+
+def test_a_channel_that_is_never_positive_is_not_dead_where_negative_values_pass() -> None:
+    """Behind a LeakyReLU one that is always negative may decide."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.LeakyReLU(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.append(nn.Linear(2, 2, bias=False))
+    net[0].weight.data = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
+    net[4].weight.data = torch.tensor([[8.0, 0.0], [-8.0, 0.0]])
+    net[4].register_parameter("bias", nn.Parameter(torch.tensor([2.0, -2.0])))
+    pictures = torch.cat([torch.full((8, 1, 4, 4), 0.1), torch.full((8, 1, 4, 4), 0.9)])
+    dataset = TensorDataset(pictures, torch.tensor([0] * 8 + [1] * 8))
+    found = nbviz.report(net, dataset, progress=False)["1"]
+    assert found.dead == ()
+    assert found.useless == (1,)
+    with torch.inference_mode():
+        assert nbviz.report(net, dataset, progress=False)["1"].useless == (1,)
