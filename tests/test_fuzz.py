@@ -546,6 +546,7 @@ def test_every_public_name_is_fuzzed() -> None:
     tested |= {"compare", "Comparison", "report", "Report"}
     tested |= {"maximise", "Maximised", "invariance", "correspondence", "evolution", "Moment", "Recorder", "log"}
     tested |= {*DECIDES, "sanity"} - {"randomisation", "deletion_insertion"}
+    tested |= {*INSTRUMENTS}
     errors = {"CompiledWarning", "InterruptedWarning", "ModelError", "NoRectifierWarning", "PictureError"}
     assert tested | errors == set(nbviz.__all__)
 
@@ -1425,3 +1426,159 @@ def test_finish(seconds: Any) -> None:
 @fuzz(path=anything)
 def test_save(path: Any) -> None:
     assert answer(lambda: view().save(path), NET) in (None, REFUSED)
+
+
+# The instruments
+
+
+@cache
+def _found(how: str) -> Any:
+    if how == "compare":
+        return nbviz.compare(NET, NET, torch.rand(4, 3, 8, 8), progress=False)
+    return nbviz.ablate(NET, LABELLED, "5", how, progress=False)
+
+
+_TABLES = st.sampled_from(["zero", "keep"]).map(_found)
+_LABELS = {"labels": good["labels"]}
+_PICTURES = {**_LABELS, "picture": good["picture"]}
+INSTRUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "Ablation": {
+        **_EACH,
+        **_PICTURES,
+        "images": good["images"],
+        "layer": st.sampled_from([None, "1", "5"]),
+        "channel": good["channel"],
+        "table": st.none() | _TABLES,
+        "off": st.sampled_from([(), [0, 3], 2, torch.tensor([1])]),
+    },
+    "Invariance": {**MORE["invariance"], **_PICTURES, "target": st.sampled_from([None, 2])},
+    "Evolution": MORE["evolution"],
+    "TopPatches": RESULTS["top_patches"],
+    "Kernels": {"layer": st.sampled_from([None, "0", "3"]), "channel": st.sampled_from([0, 3, np.int64(1)])},
+    "Compare": {
+        **_EACH,
+        **_PICTURES,
+        "model_b": st.just(NET),
+        "images": good["images"],
+        "layer": st.sampled_from([None, "1", "5"]),
+        "comparison": st.none() | st.just("compare").map(_found),
+    },
+    "Maximise": {name: takes for name, takes in MORE["maximise"].items() if name != "watch"}
+    | {"labels": good["labels"]},
+    "Correspondence": MORE["correspondence"],
+}
+
+
+@st.composite
+def instruments(draw: st.DrawFn, name: str) -> Call:
+    """One argument or two of an instrument are anything, the others good."""
+    takes = INSTRUMENTS[name]
+    bad = frozenset(draw(st.sampled_from(["model", *takes])) for _ in range(draw(st.integers(1, 2))))
+    hostile = anything.filter(soon_done).filter(soon_read)
+    arguments = {one: draw(hostile if one in bad else takes[one]) for one in takes}
+    arguments |= {"progress": False} if name == "TopPatches" else {}
+    arguments |= {"model_a": draw(models) if "model" in bad else NET} if name == "Compare" else {}
+    return Call(arguments, draw(models) if "model" in bad else NET, bad)
+
+
+def check_instrument(name: str, call: Call) -> None:
+    """As :func:`check_widget`, of those that show more than a layer."""
+    given = () if name == "Compare" else (call.model,)
+    model = call.arguments.get("model_a", call.model)
+    result = answer(lambda: getattr(nbviz, name)(*given, **call.arguments), model, (FileNotFoundError,))
+    if result is not REFUSED:
+        answer(lambda: result.finish(10), model)
+        if not call.hostile & {"model", "model_b", "dataset", "inputs", "output"}:
+            assert (result.header.error, result.header.state) == ("", "ready")
+        sendable(result)
+        result.close()
+
+
+@fuzz(150, call=instruments("Ablation"))
+def test_ablation_widget(call: Call) -> None:
+    check_instrument("Ablation", call)
+
+
+@fuzz(150, call=instruments("Invariance"))
+def test_invariance_widget(call: Call) -> None:
+    check_instrument("Invariance", call)
+
+
+@fuzz(150, call=instruments("Evolution"))
+def test_evolution_widget(call: Call) -> None:
+    check_instrument("Evolution", call)
+
+
+@fuzz(150, call=instruments("TopPatches"))
+def test_top_patches_widget(call: Call) -> None:
+    check_instrument("TopPatches", call)
+
+
+@fuzz(300, call=instruments("Kernels"))
+def test_kernels_widget(call: Call) -> None:
+    check_instrument("Kernels", call)
+
+
+@fuzz(150, call=instruments("Compare"))
+def test_compare_widget(call: Call) -> None:
+    check_instrument("Compare", call)
+
+
+@fuzz(150, call=instruments("Maximise"))
+def test_maximise_widget(call: Call) -> None:
+    check_instrument("Maximise", call)
+
+
+@fuzz(150, call=instruments("Correspondence"))
+def test_correspondence_widget(call: Call) -> None:
+    check_instrument("Correspondence", call)
+
+
+@cache
+def instrument(name: str) -> Any:
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    given: dict[str, tuple[Any, ...]] = {
+        "Ablation": (images, "1"),
+        "Invariance": (images, ["1"], "across", [-1, 0, 2]),
+        "Evolution": ([NET.state_dict()] * 2, images, "1"),
+        "Kernels": (),
+        "Compare": (NET, images, "1"),
+        "Maximise": ("1", [0, 1]),
+        "Correspondence": (images, None, ["1"]),
+    }
+    if name == "TopPatches":
+        return nbviz.TopPatches(NET, LABELLED, "1", k=2, progress=False)
+    options: dict[str, Any] = {"Maximise": {"steps": 1, "size": 8}, "Correspondence": {"random": 1}}.get(name, {})
+    return getattr(nbviz, name)(NET, *given[name], **options)
+
+
+TRAITS = {
+    "Ablation": ["off", "layer", "picture", "channel"],
+    "Invariance": ["picture", "transform", "value"],
+    "Evolution": ["moment", "channel", "picture"],
+    "TopPatches": ["first"],
+    "Kernels": ["layer", "channel"],
+    "Compare": ["picture", "layer_a", "layer_b"],
+    "Maximise": ["steps"],
+    "Correspondence": ["boxes"],
+}
+
+
+@fuzz(
+    700,
+    trait=st.sampled_from([(name, trait) for name in TRAITS for trait in TRAITS[name]]),
+    value=either(
+        anything.filter(can_be_shown).filter(soon_done),  # as traitlets must, before nbviz is asked
+        st.integers(0, 4),
+        st.lists(st.integers(-1, 5), max_size=4),
+        st.sampled_from(["0", "3", "5", *TRANSFORMS, 0.5, [[0, 1, 3, 8]] * 2, [[0, 0, 1, 1], [4, 4, 8, 8]]]),
+    ),
+)
+def test_what_is_set_on_an_instrument(trait: tuple[str, str], value: Any) -> None:
+    made, name = instrument(trait[0]), trait[1]
+    before = getattr(made, name)
+    result = answer(lambda: setattr(made, name, value), NET, also=(TraitError,))
+    if result is REFUSED:
+        assert getattr(made, name) == before
+    made.finish()
+    assert (made.header.error, made.header.state) == ("", "ready")
