@@ -1,4 +1,4 @@
-"""Run all tests: those in the browser, which mostly wait, beside all others.
+"""Run all tests: those in the browser, which mostly wait, and a few more beside all others.
 
 ``python -m tests`` takes pytest's arguments, for both.
 """
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-BROWSER = "tests/browser"
+BESIDE = ("tests/browser", "tests/notebooks", "tests/bundled")  # about half of the time
 NOTHING_TO_DO = 5  # pytest's exit code where no test was chosen
 
 
@@ -21,15 +21,15 @@ def main(arguments: list[str]) -> int:
         return subprocess.call(pytest)
     with tempfile.TemporaryFile() as output:
         # A cache of its own: both would write to one.
-        options = ["-o", f"cache_dir={tempfile.gettempdir()}/nbviz-browser-cache", BROWSER]
+        options = ["-o", f"cache_dir={tempfile.gettempdir()}/nbviz-browser-cache", *BESIDE]
         browser = subprocess.Popen([*pytest, *options], stdout=output, stderr=subprocess.STDOUT)
         try:
-            others = subprocess.call([*pytest, f"--ignore={BROWSER}"])
+            others = subprocess.call([*pytest, *(f"--ignore={folder}" for folder in BESIDE)])
             found = browser.wait()
         finally:
             browser.kill()
         output.seek(0)
-        print("In the browser:", output.read().decode(errors="replace"), sep="\n", flush=True)
+        print("In the browser, notebooks and bundled networks:", output.read().decode(errors="replace"), sep="\n", flush=True)
     codes = {others, found}
     return max(codes - {NOTHING_TO_DO}, default=NOTHING_TO_DO)
 
