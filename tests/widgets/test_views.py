@@ -1,14 +1,19 @@
-"""What the grid sends: blocks of tiles, the strongest first, nothing twice."""
+"""What the views send: blocks of tiles, the strongest first, nothing twice; curves, boxes and switches."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import traitlets as t
 
 from nbviz.imaging.encode import decode
-from nbviz.widgets.views import ChannelGrid, Panels
+from nbviz.imaging.pixels import colour_table
+from nbviz.widgets.figures import filled_panels, plot_panel, tiles_panel
+from nbviz.widgets.views import Boxes, ChannelGrid, Panels, Plot, Region, Strip
 
 
 class Page:
@@ -115,3 +120,138 @@ def test_a_panels_pixels_are_not_sent_again_with_a_new_label() -> None:
     assert [update.keys() for update in page.sent] == [{"label_a"}]
     assert panels.slot("a")["box"] == [1, 1, 5, 5]
     assert panels.slot("b") == {}
+
+
+# What the instruments added.
+
+
+def test_curves_cross_as_numbers_that_a_message_can_carry() -> None:
+    plot = Plot(title="<b>", range=[0, 1])
+    page = Page(plot)
+    x, y = np.arange(3, dtype=np.float32), torch.tensor([0.5, float("nan"), float("-inf")])
+    plot.show([("a", x, y), ("a", range(2), [1, np.float64(2)]), ("b", (), ())], dashed=["b"])
+    assert page.state.keys() == {"series"}
+    assert json.loads(json.dumps(page.state["series"], allow_nan=False)) == [
+        {"name": "a", "x": [0, 1, 2], "y": [0.5, None, None], "dashed": False},
+        {"name": "a", "x": [0, 1], "y": [1, 2], "dashed": False},  # two may have the same name
+        {"name": "b", "x": [], "y": [], "dashed": True},
+    ]
+    page.sent.clear()
+    plot.show([("a", x, y), ("a", range(2), [1, 2]), ("b", (), ())], dashed=["b"])
+    assert page.sent == []  # nothing new
+    plot.show(())
+    assert page.state["series"] == []
+
+
+def test_a_plots_curves_become_those_of_the_figure() -> None:
+    plot = Plot(title="t", xlabel="x", ylabel="y", range=[0, None])
+    plot.show([("a", [0, 1], [3, float("nan")]), ("b", [0, 1], [1, 2])], dashed=["b"])
+    panel = plot_panel(plot, 1)
+    assert (panel.caption, panel.labels, list(panel.dashed)) == ("t", ("x", "y"), ["b"])
+    assert (list(panel.ends), panel.marker) == ([0, None], 1)
+    assert [name for name, _, _ in panel.series] == ["a", "b"]
+    assert panel.series[0][2][0] == 3
+    assert np.isnan(panel.series[0][2][1])
+    assert plot_panel(plot).marker is None
+
+
+def test_two_grids_may_have_one_scale(view: ChannelGrid) -> None:
+    strength = np.zeros(2)
+    view.begin("map", "these", (2, 1, 1), strength, strength, ends=(-1.0, 3.0))
+    assert view.tiles["ends"] == [-1.0, 3.0]
+    view.begin("map", "others", (2, 1, 1), strength, strength)
+    assert "ends" not in view.tiles
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "refused"),
+    [
+        ("off", [[3, 1], [], [0]], "1"),
+        ("ranking", [[2, 0, 1], []], [0.5]),
+        ("large", [True, False], "yes"),
+        ("switches", [True, False], 3),
+        ("order", ["index", "strongest", "spread", "redundant"], "weakest"),
+        ("scale", ["shared", "each"], "all"),
+    ],
+)
+def test_what_a_grid_says_beside_its_tiles(view: ChannelGrid, name: str, values: list[Any], refused: Any) -> None:
+    page = Page(view)
+    for value in values:
+        setattr(view, name, value)
+        assert page.state.get(name, value) == value
+        view.set_state({name: value})
+        assert getattr(view, name) == value
+    before = getattr(view, name)
+    with pytest.raises(t.TraitError):
+        setattr(view, name, refused)
+    assert getattr(view, name) == before
+
+
+def test_switches_send_no_tile_again(view: ChannelGrid) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 4, 4), np.uint8)
+    show(view, pixels, np.arange(16.0), 16)
+    page = Page(view)
+    view.off = [3, 5]
+    view.ranking = list(range(16))
+    assert page.state.keys() == {"off", "ranking"}
+
+
+def test_predictions_may_say_what_they_were_before() -> None:
+    strip = Strip(caption="Prediction: with all → now")
+    page = Page(strip)
+    strip.predictions = [("<b>cat", 0.25, 0.75), ("dog", 0.5, 0.0)]
+    assert page.state == {"predictions": [("<b>cat", 0.25, 0.75), ("dog", 0.5, 0.0)]}
+    assert strip.get_state()["caption"] == "Prediction: with all → now"
+    assert Strip().caption == "Prediction"
+
+
+def test_boxes_come_from_the_page_and_go_to_it() -> None:
+    boxes = Boxes(size=[8, 9], boxes=[[0, 0, 3, 3], [1, 1, 4, 4]])
+    page = Page(boxes)
+    boxes.set_state({"boxes": [[0, 0, 2, 2], [1, 1, 4, 4]]})
+    assert boxes.boxes[0] == [0, 0, 2, 2]
+    boxes.boxes = [[0, 0, 1, 1], [1, 1, 4, 4]]
+    assert page.state["boxes"] == [[0, 0, 1, 1], [1, 1, 4, 4]]
+    assert "pictures" not in page.state  # which are not sent again
+
+
+@pytest.mark.parametrize("kind", [Plot, Boxes, Strip, ChannelGrid, Region])
+def test_each_view_is_one_module(kind: Any) -> None:
+    made = kind()
+    assert made._esm.count("export default") == 1
+    assert "const page =" in made._esm  # what all share comes first
+    assert ".innerHTML" not in made._esm  # text is text
+
+
+def test_panels_of_an_earlier_state_are_no_part_of_the_figure() -> None:
+    panels = Panels([{"title": "", "cells": [{"slot": "a"}, {"slot": "b"}]}, {"title": "", "cells": [{"slot": "c"}]}])
+    assert filled_panels(panels) == []
+    picture, heat = np.full((4, 6, 3), 100, np.uint8), np.full((2, 3), 255, np.uint8)
+    panels.current = "first"
+    panels.show("a", "map", heat[..., None], caption="values")
+    panels.show("b", "overlay", picture, heat, caption="over it")
+    panels.current = "second"
+    panels.show("c", "signed", picture[..., :1], caption="grey")
+    assert [[panel.caption for panel in row] for row in filled_panels(panels)] == [["grey"]]
+    panels.current = "first"
+    panels.opacity = 0.25
+    ((values, over),) = filled_panels(panels)
+    np.testing.assert_array_equal(values.pixels, heat)
+    assert values.cmap == "viridis"
+    mixed = (0.75 * picture + 0.25 * colour_table("viridis")[255]).round()
+    np.testing.assert_array_equal(over.pixels, mixed)
+
+
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_tiles_of_a_figure_stand_side_by_side(count: int) -> None:
+    tiles = torch.arange(count, dtype=torch.uint8)[:, None, None].expand(count, 2, 3)
+    panel = tiles_panel(tiles, "some", "gray", 2.0)
+    pixels = np.asarray(panel.pixels)
+    side = {2: 2, 5: 3, 9: 3}[count]
+    for i in range(count):
+        top, left = 1 + (i // side) * 3, 1 + (i % side) * 4
+        assert (pixels[top : top + 2, left : left + 3] == i).all()
+    assert (pixels[0] == 255).all()
+    assert (panel.caption, panel.width) == ("some", 2.0)
+    signed = tiles_panel(tiles[:, None].expand(count, 3, 2, 3), "in colours")
+    np.testing.assert_array_equal(signed.pixels, pixels)
