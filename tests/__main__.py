@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         finally:
             browser.kill()
         output.seek(0)
-        print("In the browser, notebooks and bundled networks:", output.read().decode(errors="replace"), sep="\n", flush=True)
+        print(", ".join(BESIDE), output.read().decode(errors="replace"), sep="\n", flush=True)
     codes = {others, found}
     return max(codes - {NOTHING_TO_DO}, default=NOTHING_TO_DO)
 

@@ -22,6 +22,7 @@ from nbviz.methods.feature_maps import fuse
 from nbviz.widgets.answers import compared
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import filled_panels, tiles_panel
+from nbviz.widgets.memory import forget_beyond_limit
 from nbviz.widgets.session import Session, information, thumbs
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
@@ -208,6 +209,7 @@ class Compare(Pulled):
         return min(float(m.amin()) for m in maps), max(float(m.amax()) for m in maps)
 
     def _ended(self) -> None:
+        forget_beyond_limit()
         self.header.code = f"nbviz.Compare(model_a, model_b, images, {self.layer_a!r}, picture={self.picture})"
 
     def _heading(self) -> str:

@@ -202,6 +202,17 @@ def test_a_change_of_one_layer_runs_one_model(models: tuple[Small, Small], image
     assert passes() == (a + 1, b + 2)
 
 
+def test_nothing_is_kept_beyond_the_limit(
+    models: tuple[Small, Small], images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbviz.widgets.memory._limit", 0)
+    view = nbviz.Compare(*models, images, "2")
+    check(view, *models)
+    assert not any(session.trace_bytes for session in view.sessions)
+    view.figure()
+    assert not any(session.trace_bytes for session in view.sessions)
+
+
 def test_larger_tiles_get_more_pixels(models: tuple[Small, Small]) -> None:
     images = torch.rand(1, 3, 160, 160)
     a, b = (nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()) for _ in range(2))
