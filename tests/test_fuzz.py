@@ -1239,62 +1239,62 @@ def check_maps(name: str, call: Call) -> None:
             assert call.arguments["raw"] is True or (maps.shape == inputs[:, 0].shape and maps.max() <= 1.0001)
 
 
-@fuzz(500, call=more("class_activation"))
+@fuzz(300, call=more("class_activation"))
 def test_class_activation(call: Call) -> None:
     check_maps("class_activation", call)
 
 
-@fuzz(500, call=more("grad_cam_pp"), name=st.sampled_from(["grad_cam_pp", "layer_cam", "xgrad_cam", "hires_cam"]))
+@fuzz(300, call=more("grad_cam_pp"), name=st.sampled_from(["grad_cam_pp", "layer_cam", "xgrad_cam", "hires_cam"]))
 def test_each_of_the_gradient_maps(call: Call, name: str) -> None:
     check_maps(name, call)
 
 
-@fuzz(300, call=more("guided_grad_cam"))
+@fuzz(200, call=more("guided_grad_cam"))
 def test_guided_grad_cam(call: Call) -> None:
     check_maps("guided_grad_cam", call)
 
 
-@fuzz(300, call=more("smooth_grad_cam_pp"))
+@fuzz(200, call=more("smooth_grad_cam_pp"))
 def test_smooth_grad_cam_pp(call: Call) -> None:
     check_maps("smooth_grad_cam_pp", call)
 
 
-@fuzz(500, call=more("cam"))
+@fuzz(300, call=more("cam"))
 def test_cam(call: Call) -> None:
     check_maps("cam", call)
 
 
-@fuzz(500, call=more("eigen_cam"))
+@fuzz(300, call=more("eigen_cam"))
 def test_eigen_cam(call: Call) -> None:
     check_maps("eigen_cam", call)
 
 
-@fuzz(500, call=more("score_cam"))
+@fuzz(300, call=more("score_cam"))
 def test_score_cam(call: Call) -> None:
     check_maps("score_cam", call)
 
 
-@fuzz(300, call=more("ablation_cam"))
+@fuzz(200, call=more("ablation_cam"))
 def test_ablation_cam(call: Call) -> None:
     check_maps("ablation_cam", call)
 
 
-@fuzz(500, call=more("input_x_gradient"))
+@fuzz(300, call=more("input_x_gradient"))
 def test_input_x_gradient(call: Call) -> None:
     check_maps("input_x_gradient", call)
 
 
-@fuzz(500, call=more("smooth_grad"))
+@fuzz(300, call=more("smooth_grad"))
 def test_smooth_grad(call: Call) -> None:
     check_maps("smooth_grad", call)
 
 
-@fuzz(500, call=more("integrated_gradients"))
+@fuzz(300, call=more("integrated_gradients"))
 def test_integrated_gradients(call: Call) -> None:
     check_maps("integrated_gradients", call)
 
 
-@fuzz(500, call=more("occlusion"))
+@fuzz(300, call=more("occlusion"))
 def test_occlusion(call: Call) -> None:
     result = answer(lambda: nbviz.occlusion(call.model, **call.arguments), call.model)
     if result is REFUSED:
@@ -1309,7 +1309,7 @@ def test_occlusion(call: Call) -> None:
         assert (result.tops[-1] + result.patch[0], result.lefts[-1] + result.patch[1]) == (8, 8)
 
 
-@fuzz(300, call=more("region_effect"))
+@fuzz(200, call=more("region_effect"))
 def test_region_effect(call: Call) -> None:
     result = answer(lambda: nbviz.region_effect(call.model, **call.arguments), call.model)
     if result is REFUSED:
@@ -1319,7 +1319,7 @@ def test_region_effect(call: Call) -> None:
     assert len(result.inputs) == len(result.before)
 
 
-@fuzz(300, call=more("randomisation"))
+@fuzz(200, call=more("randomisation"))
 def test_randomisation(call: Call) -> None:
     result = answer(lambda: nbviz.sanity.randomisation(call.model, **call.arguments), call.model)
     if result is REFUSED:
@@ -1330,7 +1330,7 @@ def test_randomisation(call: Call) -> None:
     assert (result.rank.nan_to_num().abs() <= 1.0001).all()
 
 
-@fuzz(500, call=more("deletion_insertion"))
+@fuzz(300, call=more("deletion_insertion"))
 def test_deletion_insertion(call: Call) -> None:
     result = answer(lambda: nbviz.sanity.deletion_insertion(call.model, **call.arguments), call.model)
     if result is REFUSED:
