@@ -99,10 +99,7 @@ class Compare(Pulled):
         start = a.start_layer() if layer is None else a.check_layer(layer)
         other = _counterpart(start, a, b, comparison)
         picture = check_index("picture", picture, len(a.display))
-        names = [line(type(session.model).__name__, 60) for session in self.sessions]
-        infos = [information(one, is_compiled(m)) for one, m in zip(self.sessions, models, strict=True)]
-        info = infos[0] if infos[0] == infos[1] else f"a: {infos[0]} · b: {infos[1]}"
-        super().__init__(Header(title=f"a: {names[0]}, b: {names[1]}", info=info))
+        super().__init__(_header(self.sessions, models))
         group = uuid.uuid4().hex
         self.strip = Strip(thumbs=thumbs(a), caption="Prediction: a → b")
         self.grids = [ChannelGrid(group=group, scale="shared", order="index", large=False) for _ in _SIDES]
@@ -185,16 +182,10 @@ class Compare(Pulled):
         yield False
 
     def _show_grids(self) -> Iterator[bool]:
-        maps, ends = self._maps(), self._ends()
-        pairs = zip(self.sessions, (self.layer_a, self.layer_b), strict=True)
-        for view, one, (session, layer) in zip(self.grids, maps, pairs, strict=True):
-            flat = one.flatten(1)
-            steps, low, high = quantise(one, view.side, (flat.amin(1), flat.amax(1)))
-            pixels, lows, highs, spread = to_host(steps, low, high, flat.std(1, correction=0))
+        ends, layers = self._ends(), (self.layer_a, self.layer_b)
+        for view, maps, session, layer in zip(self.grids, self._maps(), self.sessions, layers, strict=True):
             view.title = str(session.layers[layer])
-            view.begin("map", f"{self.picture} {line(layer)}", tuple(one.shape), highs, spread, ends=ends)
-            order = view.waiting(len(pixels))
-            view.add(pixels[order], lows[order], highs[order])
+            _fill(view, maps, f"{self.picture} {line(layer)}", ends)
             yield True
 
     def _zoomed(self, change: Any) -> None:
@@ -220,12 +211,9 @@ class Compare(Pulled):
         bars = [[(label, a) for label, _, a in answers], [(label, b) for label, b, _ in answers]]
         last = [Panel(None, side, bars=rows) for side, rows in zip(_SIDES, bars, strict=True) if rows]
         last += [panel for row in filled_panels(self.alike) for panel in row]
-        grids, (low, high) = [], self._ends()
-        for side, maps, view in zip(_SIDES, self._maps(), self.grids, strict=True):
-            ends = maps.new_tensor(low).expand(len(maps)), maps.new_tensor(high).expand(len(maps))
-            caption = f"{side}: {min(64, len(maps))} of {len(maps)} channels, on one scale"
-            grids.append(tiles_panel(quantise(maps, None, ends)[0][:64], caption, view.cmap))
-        return [*filled_panels(self.panels), *filter(None, [grids, last])]
+        ends, cmap = self._ends(), self.grids[0].cmap
+        tiles = [_tiles(maps, side, ends, cmap) for side, maps in zip(_SIDES, self._maps(), strict=True)]
+        return [*filled_panels(self.panels), tiles, *filter(None, [last])]
 
     def close(self) -> None:
         """End the widget, and let go of what it keeps of the models' activations."""
@@ -243,6 +231,14 @@ def _sessions(sessions: list[Session]) -> list[Session]:
     if a != b:
         raise ValueError(f"model_a is on {a}, model_b on {b}; expected both on one device")
     return sessions
+
+
+def _header(sessions: Sequence[Session], models: Sequence[nn.Module]) -> Header:
+    """Which models, and what runs where."""
+    a, b = (line(type(session.model).__name__, 60) for session in sessions)
+    infos = [information(one, is_compiled(m)) for one, m in zip(sessions, models, strict=True)]
+    info = infos[0] if infos[0] == infos[1] else f"a: {infos[0]} · b: {infos[1]}"
+    return Header(title=f"a: {a}, b: {b}", info=info)
 
 
 def _note(sessions: Sequence[Session], comparison: Comparison | None) -> str:
@@ -274,3 +270,20 @@ def _show_alike(panels: Panels, found: Comparison) -> None:
     panels.current = "cka"
     caption = f"CKA: layers of a down, {len(found.layers_a)}, of b across, {len(found.layers_b)}; 0 dark, 1 bright"
     panels.show("cka", "map", steps[..., None], caption=caption)
+
+
+def _fill(view: ChannelGrid, maps: Tensor, of: str, ends: tuple[float, float]) -> None:
+    """All of a layer's maps (C, H, W), as large as the page wants them."""
+    flat = maps.flatten(1)
+    steps, low, high = quantise(maps, view.side, (flat.amin(1), flat.amax(1)))
+    pixels, lows, highs, spread = to_host(steps, low, high, flat.std(1, correction=0))
+    view.begin("map", of, tuple(maps.shape), highs, spread, ends=ends)
+    order = view.waiting(len(pixels))
+    view.add(pixels[order], lows[order], highs[order])
+
+
+def _tiles(maps: Tensor, side: str, ends: tuple[float, float], cmap: str) -> Panel:
+    """The first maps between two values."""
+    low, high = (maps.new_tensor(end).expand(len(maps)) for end in ends)
+    caption = f"{side}: {min(64, len(maps))} of {len(maps)} channels, on one scale"
+    return tiles_panel(quantise(maps, None, (low, high))[0][:64], caption, cmap)

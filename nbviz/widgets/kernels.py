@@ -57,14 +57,9 @@ class Kernels(Pulled):
     def __init__(self, model: nn.Module, layer: str | None = None, channel: int = 0) -> None:
         self.model = check_model(model)
         start = check_kernels_layer(self.model, layer)
-        every = convolutions(self.model)
-        with untouched(self.model):  # a parametrisation may note something when it is asked for a weight
-            shapes = ["×".join(map(str, one.weight.shape)) for one in every.values()]
-        kinds = [(name, line(type(one).__name__)) for name, one in every.items()]
-        options = [(f"{line(n)} · {k} · {shape}", n) for (n, k), shape in zip(kinds, shapes, strict=True)]
-        count = len(kernels(self.model, start))
+        options, count = _options(self.model), len(kernels(self.model, start))
         channel = check_index("channel", channel, count)
-        super().__init__(Header(title=line(type(self.model).__name__), info=f"{len(every)} convolutions"))
+        super().__init__(Header(title=line(type(self.model).__name__), info=f"{len(options)} convolutions"))
         group = uuid.uuid4().hex
         # Zero in grey, and the largest weight, not half of it, in black or white.
         self.grid = ChannelGrid(group=group, contrast=1.0)
@@ -187,6 +182,15 @@ class Kernels(Pulled):
             caption += ": root of the mean square over the inputs"
             every = tiles_panel(_strengths(tiles)[0], caption, self.grid.cmap, 2.0)
         return [[every, *(panel for row in filled_panels(self.panels) for panel in row)]]
+
+
+def _options(model: nn.Module) -> list[tuple[str, str]]:
+    """The convolutions as a dropdown has them."""
+    every = convolutions(model)
+    with untouched(model):  # a parametrisation may note something when it is asked for a weight
+        shapes = ["×".join(map(str, one.weight.shape)) for one in every.values()]
+    said = [f"{line(name)} · {line(type(one).__name__)}" for name, one in every.items()]
+    return [(f"{what} · {shape}", name) for what, shape, name in zip(said, shapes, every, strict=True)]
 
 
 def _strengths(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
