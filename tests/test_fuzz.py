@@ -1494,42 +1494,42 @@ def check_instrument(name: str, call: Call) -> None:
         result.close()
 
 
-@fuzz(150, call=instruments("Ablation"))
+@fuzz(120, call=instruments("Ablation"))
 def test_ablation_widget(call: Call) -> None:
     check_instrument("Ablation", call)
 
 
-@fuzz(150, call=instruments("Invariance"))
+@fuzz(120, call=instruments("Invariance"))
 def test_invariance_widget(call: Call) -> None:
     check_instrument("Invariance", call)
 
 
-@fuzz(150, call=instruments("Evolution"))
+@fuzz(120, call=instruments("Evolution"))
 def test_evolution_widget(call: Call) -> None:
     check_instrument("Evolution", call)
 
 
-@fuzz(150, call=instruments("TopPatches"))
+@fuzz(120, call=instruments("TopPatches"))
 def test_top_patches_widget(call: Call) -> None:
     check_instrument("TopPatches", call)
 
 
-@fuzz(300, call=instruments("Kernels"))
+@fuzz(240, call=instruments("Kernels"))
 def test_kernels_widget(call: Call) -> None:
     check_instrument("Kernels", call)
 
 
-@fuzz(150, call=instruments("Compare"))
+@fuzz(120, call=instruments("Compare"))
 def test_compare_widget(call: Call) -> None:
     check_instrument("Compare", call)
 
 
-@fuzz(150, call=instruments("Maximise"))
+@fuzz(120, call=instruments("Maximise"))
 def test_maximise_widget(call: Call) -> None:
     check_instrument("Maximise", call)
 
 
-@fuzz(150, call=instruments("Correspondence"))
+@fuzz(120, call=instruments("Correspondence"))
 def test_correspondence_widget(call: Call) -> None:
     check_instrument("Correspondence", call)
 
