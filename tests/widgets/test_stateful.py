@@ -66,7 +66,8 @@ PAGE: dict[tuple[str, str], tuple[list[Any], Any]] = {
 }
 #: Where a chunk is interrupted or fails.
 PLACES = [
-    *("nbviz.widgets.session.run", "nbviz.widgets.session.project", "nbviz.widgets.session.to_host"),
+    *("nbviz.widgets.session.run", "nbviz.widgets.answers.run", "nbviz.widgets.session.project"),
+    "nbviz.widgets.session.to_host",
     *("nbviz.widgets.parts.centre", "nbviz.widgets.parts.quantise", "nbviz.widgets.parts.channels_last"),
     *("nbviz.widgets.views.encode", "nbviz.core.backward.torch.autograd.grad"),
 ]
