@@ -240,7 +240,7 @@ def seeded(number: int) -> Iterator[None]:
         before = random.getstate(), np.random.get_state()  # noqa: NPY002 - the generator that transforms draw from
         with torch.random.fork_rng(devices=[]):
             try:
-                torch.manual_seed(number)
+                torch.default_generator.manual_seed(number)  # not those of other devices
                 np.random.seed(number % 2**32)  # noqa: NPY002
                 random.seed(number)
                 yield

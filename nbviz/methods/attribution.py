@@ -200,7 +200,11 @@ def integrated_gradients(
     [6.0, -5.0]
     """
     steps = check_whole("steps", steps, 1, 10_000)
-    start = baseline if isinstance(baseline, Tensor) else torch.tensor(check_number("baseline", baseline, -1e6, 1e6))
+    start = (
+        baseline.detach()
+        if isinstance(baseline, Tensor)
+        else torch.tensor(check_number("baseline", baseline, -1e6, 1e6))
+    )
     check_tensor("baseline", start, "that broadcasts to the model's input (N, C, H, W)")
     places, weights = np.polynomial.legendre.leggauss(steps)
 

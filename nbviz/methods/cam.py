@@ -118,8 +118,11 @@ def class_activation(
     layer, arrange = find_maps(model, pictures, layer, feed, reshape, output, later=True)
 
     def of(part: Sequence[int]) -> dict[str, Tensor]:
-        activation, gradient = backward(model, pictures, part, layer, target, arrange, feed, output)
-        return {name: GRADIENT_MAPS[name](activation, gradient).relu() for name in names}
+        pair = backward(model, pictures, part, layer, target, arrange, feed, output)
+        dtype = pair[0].dtype
+        # The square of a small gradient is nothing in half precision.
+        activation, gradient = (one.float() if dtype in _HALF else one for one in pair)
+        return {name: GRADIENT_MAPS[name](activation, gradient).relu().to(dtype) for name in names}
 
     n = len(pictures)
     pieces = in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed))
@@ -156,9 +159,13 @@ def backward(
 
 def at_the_pictures_size(maps: Tensor, pictures: Tensor) -> Tensor:
     """Maps (N, h, w), not negative, over their largest value and at the size of the model's input."""
+    dtype, maps = maps.dtype, maps.float() if maps.dtype in _HALF else maps
     maps = maps / maps.flatten(1).amax(1).view(-1, *[1] * (maps.ndim - 1)).clamp(min=torch.finfo(maps.dtype).tiny)
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[maps.ndim - 1]
-    return nn.functional.interpolate(maps[:, None], pictures.shape[2:], mode=mode)[:, 0]
+    return nn.functional.interpolate(maps[:, None], pictures.shape[2:], mode=mode)[:, 0].to(dtype)
+
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def grad_cam(
@@ -191,7 +198,7 @@ def grad_cam(
     target
         The class, or one for each picture; None takes the predicted one.
     raw
-        Give the map as the equations have it, at the layer's size.
+        Give the map at the layer's size as the equations have it, but that what speaks against the class is zero.
     reshape
         For a layer of another shape: a callable from its activation to feature maps (N, C, H, W). Tokens (N, T, C) on
         a grid of the picture's shape, whether class tokens come before them or not, and maps with channels last are

@@ -118,6 +118,7 @@ def eigen_cam(
     model: nn.Module,
     images: Any,
     layer: str | None = None,
+    target: Any = None,
     *,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
@@ -134,7 +135,9 @@ def eigen_cam(
     Parameters
     ----------
     model, images, layer, raw, reshape, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`. It knows no target.
+        As in :func:`nbviz.grad_cam`.
+    target
+        Has no part in it; it is there so that all class activation maps are called alike.
 
     Returns
     -------
@@ -265,7 +268,8 @@ def ablation_cam(
 
     H. Ramaswamy et al., "Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free
     Localization", WACV 2020: with the score y and the score y_k when channel k is set to zero, its weight is
-    (y - y_k) / y (equation 4). For each channel only what follows the layer is run.
+    (y - y_k) / y (equation 4). For each channel only what follows the layer is run. As the equation has it, the map of
+    a class whose score is below zero shows what speaks against it.
 
     Parameters
     ----------
@@ -298,7 +302,10 @@ def ablation_cam(
         n = len(part)
         maps = arrange(one.activation, n)
         if maps.shape != one.activation.shape:
-            raise ValueError(f"layer {shown(layer)} gives {tuple(one.activation.shape)}; expected (N, C, H, W)")
+            raise ValueError(
+                f"layer {shown(layer)} gives {tuple(one.activation.shape)}; expected (N, C, H, W): name a layer with "
+                "feature maps, or take grad_cam, which knows tokens too"
+            )
         logits = check_logits(one.output, output)
         classes = check_target(target, logits, part, len(pictures))
         score = logits.gather(1, classes[:, None])

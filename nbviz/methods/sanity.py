@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.errors import ModelError, check_choice, check_whole, line, shown
-from nbviz.core.state import check_model
-from nbviz.core.trace import run
+from nbviz.core.state import alone, check_model, untouched
+from nbviz.core.trace import Feed, call_model, hooked, run
 from nbviz.imaging.fill import FILLS, filling
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
@@ -82,6 +82,9 @@ class Randomisation:
     @property
     def verdict(self) -> str:
         """In a sentence, whether the map depends on what was learned."""
+        if bool(self.rank.isnan().all()):
+            return f"the map of {self.method} is constant, so that nothing can be said of it"
+        # A map that was none before, and is constant with a layer destroyed, has changed.
         means, count = self.rank.nanmean(1).nan_to_num(0.0).tolist(), len(self.layers)
         doubt = "it shows what is in the picture rather than what was learned"
         if self.mode == "independent":
@@ -139,7 +142,8 @@ def randomisation(
     absolute
         Compare absolute values, as the paper does at first; False compares signed ones.
     seed
-        Of the new weights: those that the module's own ``reset_parameters`` draws.
+        Of the new weights: those that the module's own ``reset_parameters`` draws, or else from a normal distribution
+        as wide as the old ones.
     preprocess, inputs, output
         As in :func:`nbviz.reconstruct`.
 
@@ -186,13 +190,13 @@ def randomisation(
             said = f"{type(error).__name__}: {line(error, 1000)}"
             raise ModelError(f"method= failed on pictures of shape {tuple(pictures.shape)}: {said}") from error
         found = check_tensor(f"what {name} gives", given, "(N, ...)")
-        if found.ndim < 2 or len(found) != len(pictures):
+        if found.ndim < 3 or len(found) != len(pictures):
             raise ValueError(f"{name} gives {tuple(found.shape)}; expected a map for each of {len(pictures)} pictures")
         found = found.detach().float().cpu()
         return found.abs() if absolute else found
 
     before, layers, ranks, ssims = maps(model), [], [], []
-    for layer, changed in destroyed(model, mode, seed):
+    for layer, changed in destroyed(model, layers_with_weights(model, pictures, feed), mode, seed):
         after = maps(changed)
         layers.append(layer)
         ranks.append(spearman(before, after))
@@ -200,17 +204,25 @@ def randomisation(
     return Randomisation(name, tuple(layers), torch.stack(ranks), torch.stack(ssims), mode)
 
 
-def destroyed(model: nn.Module, mode: str, seed: int) -> Iterator[tuple[str, nn.Module]]:
-    """A copy of the model whose layers' weights are drawn anew, one after the other (or each alone), from the top down.
+def destroyed(model: nn.Module, layers: Sequence[str], mode: str, seed: int) -> Iterator[tuple[str, nn.Module]]:
+    """A copy of the model in which one layer after the other, or each alone, has its weights drawn anew.
 
     Gives the layer's name and the copy, which goes on to be changed.
     """
-    changed = copy.deepcopy(model)
-    for i, layer in enumerate(_with_weights(model)):
+    changed = _copied(model)
+    for i, layer in enumerate(layers):
         if mode == "independent":
-            changed = copy.deepcopy(model)
+            changed = _copied(model)
         _destroy(dict(changed.named_modules())[layer], seed + i)
         yield layer, changed
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        said = f"{type(error).__name__}: {line(error, 400)}"
+        raise ModelError(f"{type(model).__name__} cannot be copied, to destroy the copy's weights: {said}") from error
 
 
 def _method(given: Any) -> tuple[str, Method]:
@@ -222,22 +234,35 @@ def _method(given: Any) -> tuple[str, Method]:
     return check_choice("method", given, METHODS), METHODS[given]
 
 
-def _with_weights(model: nn.Module) -> list[str]:
-    """The layers whose weights can be drawn anew, from the top down."""
-    found = [
-        name
-        for name, module in model.named_modules()
-        if callable(getattr(module, "reset_parameters", None)) and any(True for _ in module.parameters(recurse=False))
-    ]
+def layers_with_weights(model: nn.Module, pictures: Tensor, feed: Feed) -> list[str]:
+    """The layers that have weights of their own, from the top of the network down: the last to run comes first."""
+    weights = {name: [p for p in m.parameters(recurse=False) if p.numel() > 1] for name, m in model.named_modules()}
+    seen: dict[str, int] = {}
+    with alone(), torch.no_grad(), untouched(model), hooked(model, None, lambda n, _: seen.update({n: len(seen)})):
+        call_model(model, pictures[:1].clone() if feed is None else pictures.clone(), feed)
+    found = [name for name, own in weights.items() if own]
     if not found:
-        raise ValueError(f"no layer of {type(model).__name__} has reset_parameters; expected convolutions or the like")
-    return found[::-1]
+        raise ValueError(f"no layer of {type(model).__name__} has weights; expected convolutions or the like")
+    # What a parametrisation makes a weight of belongs to the module that has the weight.
+    return sorted(found, key=lambda name: seen.get(name.partition(".parametrizations.")[0], -1), reverse=True)
 
 
-def _destroy(module: Any, seed: int) -> None:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        module.reset_parameters()
+def _destroy(module: nn.Module, seed: int) -> None:
+    """Draw a module's own weights anew, as it does itself; those that it does not, from as wide a distribution."""
+    own = list(module.parameters(recurse=False))
+    before = [weight.detach().clone() for weight in own]
+    devices = sorted({weight.device.index for weight in own if weight.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(seed)
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if callable(reset):
+            reset()
+        for weight, old in zip(own, before, strict=True):
+            if weight.is_floating_point() and torch.equal(weight, old):
+                drawn = torch.randn(old.shape, device=old.device) * old.float().std(correction=0) + old.float().mean()
+                weight.copy_(drawn)
 
 
 def spearman(one: Tensor, other: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Explorer(Instrument):
     def _lay_out(self, shown: ipywidgets.Box, kind: str) -> None:
         super()._lay_out(shown, kind)
         self._own = (self.header, shown)
-        self._others: dict[str, Pulled] = {}
+        self._others: dict[str, Any] = {}
         self.view_control = ipywidgets.ToggleButtons(options=VIEWS, tooltips=list(_TOOLTIPS)).add_class("nbviz-views")
         if self.session.axes == 2 and self.session.labels is not None:  # the others ask for a class
             self.children = [self.view_control, *self._own]
@@ -69,6 +69,7 @@ class Explorer(Instrument):
             try:
                 if self.view not in self._others:
                     self._others[self.view] = self._make(self.view)
+                self._others[self.view].picture = self.picture
                 self.children = [self.view_control, self._others[self.view]]
             except Exception as error:
                 self.view = VIEWS[0]

@@ -171,7 +171,8 @@ class Occlusion(OfPictures):
         return colours, ", ".join(said)
 
     def _ended(self) -> None:
-        call = f"patch={self.patch}, stride={self.stride}, fill={self.fill!r}, picture={self.picture}"
+        given = "".join(f"{name}={value!r}, " for name, value in self._options.items() if value is not None)
+        call = f"{given}patch={self.patch}, stride={self.stride}, fill={self.fill!r}, picture={self.picture}"
         self.header.code = f"nbviz.Occlusion(model, images, {call})"
 
     def _heading(self) -> str:

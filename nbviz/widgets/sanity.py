@@ -14,7 +14,15 @@ from nbviz.core.errors import check_choice, check_whole, line
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.sanity import METHODS, Randomisation, deletion_insertion, destroyed, spearman, ssim
+from nbviz.methods.sanity import (
+    METHODS,
+    Randomisation,
+    deletion_insertion,
+    destroyed,
+    layers_with_weights,
+    spearman,
+    ssim,
+)
 from nbviz.widgets.figures import filled_panels, plot_panel
 from nbviz.widgets.of_pictures import OfPictures, answering
 from nbviz.widgets.views import Panels, Plot
@@ -76,7 +84,8 @@ class Sanity(OfPictures):
         self._seed = check_whole("seed", seed, 0, 2**62)
         session = answering(model, images, preprocess, labels, inputs, output)
         self._given = {"inputs": inputs, "output": output}
-        self._count = sum(1 for _ in destroyed(session.model, "cascading", self._seed))
+        self._layers = layers_with_weights(session.model, session.pictures.inputs, session.feed)
+        self._count = len(self._layers)
         super().__init__(session, model, picture)
         self.method_control = ipywidgets.Dropdown(options=list(METHODS), value=method, description="Method")
         most = min(_FILM, self._count + 1)
@@ -127,7 +136,7 @@ class Sanity(OfPictures):
         self._show_map(0, before, "trained")
         layers: list[str] = []
         ranks, ssims = [torch.ones(1, dtype=torch.float64)], [torch.ones(1, dtype=torch.float64)]
-        for layer, changed in destroyed(session.model, "cascading", self._seed):
+        for layer, changed in destroyed(session.model, self._layers, "cascading", self._seed):
             after = self._map(changed)
             layers.append(layer)
             ranks.append(spearman(before.abs(), after.abs()))

@@ -12,7 +12,16 @@ from torch import nn
 import nbviz
 from nbviz.imaging.fill import FILLS, filling
 from nbviz.imaging.preprocess import Preprocess
-from nbviz.methods.sanity import METHODS, Randomisation, deletion_insertion, destroyed, randomisation, spearman, ssim
+from nbviz.methods.sanity import (
+    METHODS,
+    Randomisation,
+    deletion_insertion,
+    destroyed,
+    layers_with_weights,
+    randomisation,
+    spearman,
+    ssim,
+)
 
 X = torch.rand(2, 3, 10, 9, generator=torch.Generator().manual_seed(0))
 
@@ -110,7 +119,8 @@ def test_randomisation_by_hand(mode, absolute, method, tiny, snapshot):
 @pytest.mark.parametrize("mode", ["cascading", "independent"])
 def test_the_weights_are_new_and_the_model_is_as_it_was(mode, tiny, snapshot):
     with snapshot(tiny):
-        found = [(name, copy.deepcopy(changed.state_dict())) for name, changed in destroyed(tiny, mode, 3)]
+        order = layers_with_weights(tiny, X, None)
+        found = [(name, copy.deepcopy(changed.state_dict())) for name, changed in destroyed(tiny, order, mode, 3)]
     for (name, weights), (expected_name, expected) in zip(found, by_hand(tiny, mode, 3), strict=True):
         assert name == expected_name
         for key, other in expected.state_dict().items():
@@ -251,12 +261,12 @@ def test_a_model_without_weights_that_can_be_drawn():
     class Scale(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight = nn.Parameter(torch.ones(3))
+            self.weight = nn.Parameter(torch.ones(1))
 
         def forward(self, x):
             return x.mean((2, 3)) * self.weight
 
-    with pytest.raises(ValueError, match="no layer of Scale has reset_parameters; expected convolutions or the like"):
+    with pytest.raises(ValueError, match="no layer of Scale has weights; expected convolutions or the like"):
         randomisation(Scale(), X, "gradient")
 
 
@@ -328,3 +338,31 @@ def test_of_many_channels_the_absolute_values_are_summed(tiny):
 def test_errors_of_deletion_say_what_is_accepted(given, error, message, tiny, snapshot):
     with snapshot(tiny), pytest.raises(error, match=message):
         deletion_insertion(tiny, X, **{"maps": torch.zeros(2, 10, 9), **given})
+
+
+def test_layers_are_destroyed_in_the_order_in_which_they_run_and_all_their_weights():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+            self.first = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+            self.scale = nn.Parameter(torch.rand(4))
+
+        def forward(self, x):
+            return self.head(self.first(x).mean((2, 3)) * self.scale)
+
+    model = Own().eval()
+    before = {name: value.clone() for name, value in nn.Module.named_parameters(model)}
+    order = layers_with_weights(model, X, None)
+    assert order == ["head", "first", "first.parametrizations.weight", ""]
+    *_, (_, changed) = destroyed(model, order, "cascading", 0)
+    assert not torch.equal(changed.first.weight, model.first.weight)
+    assert not torch.equal(changed.scale, model.scale)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_of_a_constant_map_nothing_is_said():
+    found = randomisation(
+        nn.Sequential(nn.Flatten(), nn.Linear(X[0].numel(), 3)), X, lambda *_, **__: torch.ones(2, 5, 5)
+    )
+    assert "is constant, so that nothing can be said of it" in found.verdict
