@@ -207,6 +207,16 @@ def test_it_works_under_no_grad_and_inference_mode(net: Small) -> None:
         check(view, expected, ["#0"])
 
 
+def test_they_go_on_under_the_autocast_of_the_cell_that_made_it(net: Small) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = nbviz.maximise(net, "5", [3], steps=4, **GIVEN)
+        view = nbviz.Maximise(net, "5", [3], steps=2, **GIVEN)
+    view.steps = 4
+    view.finish()
+    assert torch.equal(view.found.pictures, expected.pictures)
+    assert not torch.equal(view.found.pictures, nbviz.maximise(net, "5", [3], steps=4, **GIVEN).pictures)
+
+
 def test_values_that_are_no_numbers_are_shown(net: Small) -> None:
     with torch.no_grad():
         net[4].bias[0] = float("nan")
