@@ -1466,6 +1466,39 @@ INSTRUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "Maximise": {name: takes for name, takes in MORE["maximise"].items() if name != "watch"}
     | {"labels": good["labels"]},
     "Correspondence": MORE["correspondence"],
+    "ClassActivation": {
+        **_EACH,
+        **_PICTURES,
+        "images": good["images"],
+        "layer": st.sampled_from([None, "1", "5"]),
+        "target": st.sampled_from([None, 2]),
+        "method": st.sampled_from(["grad_cam", "hires_cam", "eigen_cam", "score_cam", "ablation_cam"]),
+    },
+    "Occlusion": {
+        **_EACH,
+        **_PICTURES,
+        "images": good["images"],
+        "target": st.sampled_from([None, 2]),
+        "patch": st.sampled_from([None, 3]),
+        "stride": st.sampled_from([None, 2]),
+        "fill": st.sampled_from(FILLS),
+        "layer": st.sampled_from([None, "1"]),
+    },
+    "Regions": {
+        **_EACH,
+        **_PICTURES,
+        "images": good["images"],
+        "mask": st.sampled_from([None, (0, 0, 4, 5), torch.ones(8, 8, dtype=torch.bool)]),
+        "keep": st.booleans(),
+        "fill": st.sampled_from(FILLS),
+    },
+    "Sanity": {
+        **_EACH,
+        **_PICTURES,
+        "images": good["images"],
+        "method": st.sampled_from(["gradient", "guided_backprop", "grad_cam"]),
+        "seed": st.sampled_from([0, 5]),
+    },
 }
 
 
@@ -1534,6 +1567,26 @@ def test_correspondence_widget(call: Call) -> None:
     check_instrument("Correspondence", call)
 
 
+@fuzz(120, call=instruments("ClassActivation"))
+def test_class_activation_widget(call: Call) -> None:
+    check_instrument("ClassActivation", call)
+
+
+@fuzz(120, call=instruments("Occlusion"))
+def test_occlusion_widget(call: Call) -> None:
+    check_instrument("Occlusion", call)
+
+
+@fuzz(120, call=instruments("Regions"))
+def test_regions_widget(call: Call) -> None:
+    check_instrument("Regions", call)
+
+
+@fuzz(120, call=instruments("Sanity"))
+def test_sanity_widget(call: Call) -> None:
+    check_instrument("Sanity", call)
+
+
 @cache
 def instrument(name: str) -> Any:
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -1545,6 +1598,10 @@ def instrument(name: str) -> Any:
         "Compare": (NET, images, "1"),
         "Maximise": ("1", [0, 1]),
         "Correspondence": (images, None, ["1"]),
+        "ClassActivation": (images, "1"),
+        "Occlusion": (images, None, 4, 4),
+        "Regions": (images,),
+        "Sanity": (images, "gradient"),
     }
     if name == "TopPatches":
         return nbviz.TopPatches(NET, LABELLED, "1", k=2, progress=False)
@@ -1561,6 +1618,10 @@ TRAITS = {
     "Compare": ["picture", "layer_a", "layer_b"],
     "Maximise": ["steps"],
     "Correspondence": ["boxes"],
+    "ClassActivation": ["picture", "layer", "target", "method"],
+    "Occlusion": ["picture", "patch", "stride", "fill"],
+    "Regions": ["picture", "box", "mask", "mode", "keep", "fill"],
+    "Sanity": ["picture", "method"],
 }
 
 

@@ -15,6 +15,7 @@ from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.fill import FILLS
 from nbviz.imaging.pixels import colour_table
+from nbviz.methods.arguments import check_index
 from nbviz.methods.occlusion import Piece, Squares
 from nbviz.widgets.figures import filled_panels
 from nbviz.widgets.of_pictures import OfPictures, answering
@@ -83,6 +84,13 @@ class Occlusion(OfPictures):
         self.session = session  # of which the squares are
         self._options: dict[str, Any] = {"target": target, "layer": layer, "channel": channel}
         self._output = output
+        picture = check_index("picture", picture, len(session.display))
+        patch, stride = (
+            None if side is None else check_whole(name, side, 1, min(session.size))
+            for name, side in (("patch", patch), ("stride", stride))
+        )
+        if target is not None:
+            self._options["target"] = check_index("class", target, len(session.labels or ()))
         with session.under_autocast():
             squares = self._squares(picture, patch, stride, fill)
         side, step = squares.size[0], max(1, min(squares.size) // 2) if stride is None else stride

@@ -11,7 +11,7 @@ import torch
 import traitlets as t
 from torch import Tensor, nn
 
-from nbviz.core.errors import check_choice
+from nbviz.core.errors import check_choice, shown
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.imaging.fill import FILLS, filling
@@ -75,6 +75,8 @@ class Regions(OfPictures):
         picture: int = 0,
     ) -> None:
         check_choice("fill", fill, FILLS)
+        if not isinstance(keep, bool):
+            raise TypeError(f"keep is {shown(keep)}; expected True or False")
         session = answering(model, images, preprocess, labels, inputs, output)
         height, width = session.size
         box, painted = [height // 4, width // 4, height - height // 4, width - width // 4], b""
