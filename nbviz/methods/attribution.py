@@ -19,8 +19,10 @@ from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_feed, check_logits, check_target
 from nbviz.methods.smooth_grad_cam import noisy
 
-#: From inputs to the gradient of their classes' scores at them.
-Gradient = Callable[[Tensor], Tensor]
+#: From what gives each of some points (N, C, H, W), and a weight for each, to the weighted sum of the gradients of the
+#: classes' scores at them.
+Summed = Callable[[Callable[[int], Tensor], Sequence[float]], Tensor]
+_AT_ONCE = 16  # pictures in one pass, where there are several points for each
 
 
 def _over(
@@ -30,7 +32,7 @@ def _over(
     preprocess: Any,
     inputs: Any,
     output: Any,
-    attribute: Callable[[Tensor, Sequence[int], Gradient], Tensor],
+    attribute: Callable[[Tensor, Sequence[int], Summed], Tensor],
     start: Tensor | None = None,
 ) -> Tensor:
     """Attributions of all pictures, some at a time; the class is that of the picture as it is.
@@ -44,17 +46,27 @@ def _over(
         shapes = f"{tuple(start.shape)}; expected one that broadcasts to {tuple(pictures.shape)}"
         raise ValueError(f"baseline has shape {shapes}")
 
+    apart = kept_together(model, 2, feed) == 1
+
     def of(part: Sequence[int]) -> Tensor:
         some = pictures[part[0] : part[-1] + 1]
         logits = check_logits(run(model, some, feed=feed, output=True).output, output)
         signal = nn.functional.one_hot(check_target(target, logits, part, n), logits.shape[1]).to(logits.dtype)
 
-        def gradient(at: Tensor) -> Tensor:
-            trace = run(model, at, feed=feed, output=True, grad=True)
-            with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
-                return pull("gradient", check_logits(trace.output, output), signal[None], trace.inputs)[0][0]
+        def summed(point: Callable[[int], Tensor], weights: Sequence[float]) -> Tensor:
+            def gradients(numbers: Sequence[int]) -> Tensor:
+                trace = run(model, torch.cat([point(i) for i in numbers]), feed=feed, output=True, grad=True)
+                wanted = signal.repeat(len(numbers), 1)[None]
+                with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
+                    found = pull("gradient", check_logits(trace.output, output), wanted, trace.inputs)[0][0]
+                own = found.new_tensor([weights[i] for i in numbers]).view(-1, *[1] * found.ndim)
+                return (own * found.view(len(numbers), *some.shape)).sum(0)
 
-        return attribute(some, part, gradient)
+            at_once = max(1, _AT_ONCE // len(part)) if apart else 1
+            pieces = in_chunks(gradients, range(len(weights)), at_once, "one picture")
+            return torch.stack(pieces).sum(0)
+
+        return attribute(some, part, summed)
 
     return joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
 
@@ -99,7 +111,7 @@ def input_x_gradient(
     >>> input_x_gradient(net, torch.tensor([[[[3.0, 5.0]]]]), 0).flatten().tolist()
     [6.0, -5.0]
     """
-    return _over(model, images, target, preprocess, inputs, output, lambda x, _, gradient: x * gradient(x))
+    return _over(model, images, target, preprocess, inputs, output, lambda x, _, summed: x * summed(lambda _: x, [1.0]))
 
 
 def smooth_grad(
@@ -149,8 +161,8 @@ def smooth_grad(
     samples, noise = check_whole("samples", samples, 1), check_number("noise", noise, 0, 10)
     seed = check_whole("seed", seed, 0, 2**63 - 1)
 
-    def attribute(x: Tensor, part: Sequence[int], gradient: Gradient) -> Tensor:
-        return torch.stack([gradient(copy) for copy in noisy(x, samples, noise, seed, part)]).mean(0)
+    def attribute(x: Tensor, part: Sequence[int], summed: Summed) -> Tensor:
+        return summed(noisy(x, samples, noise, seed, part).__getitem__, [1 / samples] * samples)
 
     return _over(model, images, target, preprocess, inputs, output, attribute)
 
@@ -208,13 +220,10 @@ def integrated_gradients(
     check_tensor("baseline", start, "that broadcasts to the model's input (N, C, H, W)")
     places, weights = np.polynomial.legendre.leggauss(steps)
 
-    def attribute(x: Tensor, part: Sequence[int], gradient: Gradient) -> Tensor:
+    def attribute(x: Tensor, part: Sequence[int], summed: Summed) -> Tensor:
         own = start if start.ndim < x.ndim or len(start) == 1 else start[list(part)]
         whole = own.to(x).expand_as(x)
         away = x - whole
-        total = torch.zeros_like(x)
-        for place, weight in zip(places, weights, strict=True):
-            total = total + float(weight) / 2 * gradient(whole + (float(place) + 1) / 2 * away)
-        return away * total
+        return away * summed(lambda i: whole + float(places[i] + 1) / 2 * away, (weights / 2).tolist())
 
     return _over(model, images, target, preprocess, inputs, output, attribute, start)

@@ -119,10 +119,8 @@ def class_activation(
 
     def of(part: Sequence[int]) -> dict[str, Tensor]:
         pair = backward(model, pictures, part, layer, target, arrange, feed, output)
-        dtype = pair[0].dtype
-        # The square of a small gradient is nothing in half precision.
-        activation, gradient = (one.float() if dtype in _HALF else one for one in pair)
-        return {name: GRADIENT_MAPS[name](activation, gradient).relu().to(dtype) for name in names}
+        activation, gradient = map(in_full, pair)
+        return {name: GRADIENT_MAPS[name](activation, gradient).relu().to(pair[0].dtype) for name in names}
 
     n = len(pictures)
     pieces = in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed))
@@ -159,13 +157,15 @@ def backward(
 
 def at_the_pictures_size(maps: Tensor, pictures: Tensor) -> Tensor:
     """Maps (N, h, w), not negative, over their largest value and at the size of the model's input."""
-    dtype, maps = maps.dtype, maps.float() if maps.dtype in _HALF else maps
+    dtype, maps = maps.dtype, in_full(maps)
     maps = maps / maps.flatten(1).amax(1).view(-1, *[1] * (maps.ndim - 1)).clamp(min=torch.finfo(maps.dtype).tiny)
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[maps.ndim - 1]
     return nn.functional.interpolate(maps[:, None], pictures.shape[2:], mode=mode)[:, 0].to(dtype)
 
 
-_HALF = (torch.float16, torch.bfloat16)
+def in_full(values: Tensor) -> Tensor:
+    """In single precision at least: the square of a small gradient is nothing in half."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def grad_cam(

@@ -98,14 +98,14 @@ def cam(
 def _head(model: nn.Module, layer: str, maps: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """The maps that are averaged and the classifier's weights (classes, C), if that is how the logits come about."""
     linear = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))]
-    fits = (logits.shape[1], maps.shape[1])
-    for module in reversed(linear):
-        weights = module.weight.detach().flatten(1)
-        if tuple(weights.shape) != fits:
+    heads = [(m.weight.detach().flatten(1), m.bias) for m in reversed(linear)]
+    own = torch.eye(logits.shape[1], dtype=maps.dtype, device=maps.device)  # a map of each class, as in NIN
+    for weights, bias in [(own, None), *heads]:
+        if tuple(weights.shape) != (logits.shape[1], maps.shape[1]):
             continue
         for averaged in (maps, maps.relu()):
             found = averaged.flatten(2).mean(2) @ weights.T
-            found = found if module.bias is None else found + module.bias.detach()
+            found = found if bias is None else found + bias.detach()
             if torch.allclose(found, logits, rtol=1e-2, atol=1e-2 * float(logits.abs().amax())):
                 return averaged, weights
     raise ValueError(
@@ -260,6 +260,7 @@ def ablation_cam(
     *,
     at_once: int = 64,
     raw: bool = False,
+    reshape: Callable[[Tensor], Tensor] | None = None,
     preprocess: Any = None,
     inputs: Any = None,
     output: Any = None,
@@ -273,8 +274,8 @@ def ablation_cam(
 
     Parameters
     ----------
-    model, images, layer, target, raw, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`; the layer must give feature maps (N, C, H, W).
+    model, images, layer, target, raw, reshape, preprocess, inputs, output
+        As in :func:`nbviz.grad_cam`.
     at_once
         How many ablated activations go through what follows the layer at once.
 
@@ -295,17 +296,13 @@ def ablation_cam(
     torch.Size([1, 28, 28])
     """
     at_once = check_whole("at_once", at_once, 1)
-    pictures, layer, arrange, feed = _given(model, images, layer, raw, None, preprocess, inputs, output)
+    pictures, layer, arrange, feed = _given(model, images, layer, raw, reshape, preprocess, inputs, output)
 
     def of(part: Sequence[int]) -> Tensor:
         one = Resumable(model, pictures[part[0] : part[-1] + 1], layer, feed)
         n = len(part)
         maps = arrange(one.activation, n)
-        if maps.shape != one.activation.shape:
-            raise ValueError(
-                f"layer {shown(layer)} gives {tuple(one.activation.shape)}; expected (N, C, H, W): name a layer with "
-                "feature maps, or take grad_cam, which knows tokens too"
-            )
+        axis = _channel_axis(one.activation, maps, arrange)  # of tokens, those of no place lose the channel too
         logits = check_logits(one.output, output)
         classes = check_target(target, logits, part, len(pictures))
         score = logits.gather(1, classes[:, None])
@@ -313,7 +310,7 @@ def ablation_cam(
 
         def without(channels: Sequence[int]) -> None:
             off = nn.functional.one_hot(torch.tensor(channels), maps.shape[1]).bool().to(maps.device)
-            variants = switch_off(one.activation, off)
+            variants = switch_off(one.activation.movedim(axis, 1), off).movedim(1, axis)
             outputs = [variants] if one.widens else variants.split(n)
             found = joined([check_logits(one.go_on(some), output) for some in outputs])
             scores = found.gather(1, classes.repeat(len(channels))[:, None]).view(len(channels), n)
@@ -323,3 +320,17 @@ def ablation_cam(
         return torch.einsum("nc,nc...->n...", lost / score.to(lost.dtype), maps).relu()
 
     return _each(model, pictures, feed, raw, of)
+
+
+def _channel_axis(activation: Tensor, maps: Tensor, arrange: Arrange) -> int:
+    """Along which axis of the activation the channels of its maps (N, C, ...) lie."""
+    numbers = torch.arange(maps.shape[1], dtype=torch.float32, device=maps.device)
+    for axis in range(1, activation.ndim):
+        if activation.shape[axis] == len(numbers):
+            marked = numbers.view(-1, *[1] * (activation.ndim - 1 - axis)).expand_as(activation)
+            found = arrange(marked, len(maps))
+            if torch.equal(found, numbers.view(-1, *[1] * (maps.ndim - 2)).expand_as(found)):
+                return axis
+    raise ValueError(
+        f"reshape= makes {tuple(maps.shape)} of {tuple(activation.shape)}; expected one that only moves the channels"
+    )

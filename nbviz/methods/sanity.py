@@ -356,7 +356,7 @@ def deletion_insertion(
     *,
     target: Sequence[int] | int | None = None,
     steps: int = 32,
-    fill: str = "blur",
+    fill: str | None = None,
     preprocess: Any = None,
     inputs: Any = None,
     output: Any = None,
@@ -374,7 +374,8 @@ def deletion_insertion(
     steps
         In how many steps the pixels go.
     fill
-        What stands in their place: ``"grey"``, ``"mean"`` or ``"blur"``.
+        What stands in the place of those that are not there: ``"grey"``, ``"mean"`` or ``"blur"``; None takes grey for
+        deletion and the blurred picture for insertion, as the paper does, so that neither brings edges of its own.
 
     Returns
     -------
@@ -396,7 +397,7 @@ def deletion_insertion(
     >>> found.deletion.shape, bool((found.insertion_area > found.deletion_area).all())
     (torch.Size([2, 9]), True)
     """
-    check_choice("fill", fill, FILLS)
+    fills = ("grey", "blur") if fill is None else (check_choice("fill", fill, FILLS),) * 2
     steps = check_whole("steps", steps, 1, 10_000)
     feed, loaded = check_feed(inputs), load(model, images, preprocess)
     pictures, model = loaded.inputs, check_model(model)
@@ -412,15 +413,14 @@ def deletion_insertion(
     places = torch.nan_to_num(weights).flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     count = places.shape[1]
     counts = torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
-    filled = filling(pictures, fill, loaded.preprocess)
+    bare, canvas = (filling(pictures, one, loaded.preprocess) for one in fills)
     deletion: list[Tensor] = []
     insertion: list[Tensor] = []
     for i in range(len(pictures)):
         logits = check_logits(run(model, pictures[i : i + 1], feed=feed, output=True).output, output)
         chosen = int(check_target(target, logits, [i], len(pictures))[0])
         first = places[i].view(pictures.shape[-2:]).to(pictures.device)
-        pair = pictures[i], filled[i]
-        for curve, (left, gone) in ((deletion, pair), (insertion, pair[::-1])):
+        for curve, left, gone in ((deletion, pictures[i], bare[i]), (insertion, canvas[i], pictures[i])):
             seen = partial(_with_first, left, gone, first, counts)
 
             def probability(part: Sequence[int], seen: Any = seen, chosen: int = chosen) -> Tensor:

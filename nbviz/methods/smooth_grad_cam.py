@@ -14,7 +14,7 @@ from nbviz.core.trace import run
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_feed, check_logits, check_target
-from nbviz.methods.cam import _alpha, _sum, at_the_pictures_size, backward
+from nbviz.methods.cam import _alpha, _sum, at_the_pictures_size, backward, in_full
 from nbviz.methods.tokens import find_maps
 
 
@@ -78,13 +78,14 @@ def smooth_grad_cam_pp(
         some = pictures[part[0] : part[-1] + 1]
         trace = run(model, some, [layer], feed=feed, output=True)
         activation = arrange(trace.activations[layer], len(part))
+        dtype, activation = activation.dtype, in_full(activation)
         classes = check_target(target, check_logits(trace.output, output), part, len(pictures)).tolist()
         first, second, third = (torch.zeros_like(activation) for _ in range(3))
         for copies in noisy(some, samples, noise, seed, part):
-            gradient = backward(model, copies, range(len(part)), layer, classes, arrange, feed, output)[1]
+            gradient = in_full(backward(model, copies, range(len(part)), layer, classes, arrange, feed, output)[1])
             first, second, third = first + gradient, second + gradient**2, third + gradient**3
         alpha = _alpha(activation, second / samples, third / samples)
-        return (_sum(alpha * (first / samples).relu()) * activation).sum(1).relu()
+        return (_sum(alpha * (first / samples).relu()) * activation).sum(1).relu().to(dtype)
 
     n = len(pictures)
     maps = joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))

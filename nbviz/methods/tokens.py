@@ -112,6 +112,25 @@ def _arrangement(layer: Layer, pictures: Tensor) -> Callable[[Tensor], Tensor] |
     return lambda activation: activation[:, before:].transpose(1, 2).unflatten(2, sides)
 
 
+def map_layers(every: Sequence[Layer], pictures: Tensor) -> list[Layer]:
+    """Those whose activations become maps without ``reshape=``."""
+    return [one for one in every if _has_plain_maps(one, pictures) or _has_tokens(one, pictures)]
+
+
+def _has_plain_maps(layer: Layer, pictures: Tensor) -> bool:
+    """Whether the output is (N, C, H, W) and no attention: by its field or, if that is not known, its proportion."""
+    return (
+        layer.has_maps
+        and not _channels_last(layer, pictures)
+        and (layer.field is not None or layer.axes != 2 or _fits(layer.shape[1:], pictures))
+    )
+
+
+def _has_tokens(layer: Layer, pictures: Tensor) -> bool:
+    """Whether they are (N, T, C) on a grid, or (N, H, W, C)."""
+    return _arrangement(layer, pictures) not in (None, _plain)
+
+
 def _channels_last(layer: Layer, pictures: Tensor) -> bool:
     """Whether maps are (N, H, W, C): by where their positions look, or if that is not known, by the pictures' shape."""
     if not layer.pictures or layer.axes != 2 or len(layer.shape) != 3:
@@ -134,12 +153,13 @@ def _grid(tokens: int, sides: Sequence[int]) -> tuple[tuple[int, int], int] | No
 
 def _last(model: nn.Module, every: Sequence[Layer], first: Tensor, feed: Feed, output: Any) -> Layer:
     """The last layer that gives feature maps with more than one position; of a transformer, whose have a gradient."""
-    plain = [one.has_maps and not _channels_last(one, first) for one in every]
-    wide = [i for i, one in enumerate(every) if plain[i] and math.prod(one.shape[1:]) > 1]
-    tokens = [i for i, one in enumerate(every) if not plain[i] and _arrangement(one, first) is not None]
+    wide = [i for i, one in enumerate(every) if _has_plain_maps(one, first) and math.prod(one.shape[1:]) > 1]
+    tokens = [i for i, one in enumerate(every) if _has_tokens(one, first)]
     if tokens and (not wide or tokens[-1] > wide[-1]):
-        # The last tokens of a picture may have no part in the answer, which is that of the class token alone.
-        names = [every[i].name for i in tokens[-_TRIED:]]
+        # The last tokens of a picture may have no part in the answer, which is that of the class token alone. As wide
+        # as those: what is within attention or an MLP is none of the maps that go from block to block.
+        tokens = [i for i in tokens if every[i].shape == every[tokens[-1]].shape][-_TRIED:]
+        names = [every[i].name for i in tokens]
         trace = run(model, first, names, feed=feed, output=True, grad=True)
         logits = check_logits(trace.output, output)
         with untouched(model), torch.inference_mode(False), torch.enable_grad():
@@ -149,6 +169,7 @@ def _last(model: nn.Module, every: Sequence[Layer], first: Tensor, feed: Feed, o
             arrange = _arrangement(every[i], first)
             if gradient is not None and arrange is not None and bool(arrange(gradient).any()):
                 return every[i]
+        return every[tokens[-1]]  # a head of zeros: no layer has a gradient
     if not wide:
         raise ValueError(
             f"no layer of {type(model).__name__} gives feature maps {SHAPES[first.ndim]}: name one that does"

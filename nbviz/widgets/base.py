@@ -15,7 +15,7 @@ import ipywidgets
 from nbviz.core.errors import check_number, line
 from nbviz.export.figure import Panel, check_figure_path, draw_figure, save_figure
 from nbviz.widgets.cells import between_cells, watch_cells
-from nbviz.widgets.views import ChannelGrid, Header, Strip
+from nbviz.widgets.views import Boxes, ChannelGrid, Header, Region, Strip
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -240,10 +240,13 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         super().close()
 
 
+_MOVED = (ipywidgets.Dropdown, ipywidgets.IntSlider, ipywidgets.FloatSlider, ChannelGrid, Strip, Region, Boxes)
+
+
 def _controls(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:
     """The widgets in a layout whose changes the kernel must answer."""
     for child in box.children:
         if isinstance(child, ipywidgets.Box):
             yield from _controls(child)
-        elif isinstance(child, (ipywidgets.Dropdown, ipywidgets.IntSlider, ipywidgets.FloatSlider, ChannelGrid, Strip)):
+        elif isinstance(child, _MOVED):
             yield child

@@ -19,7 +19,7 @@ from nbviz.methods.cam import GRADIENT_MAPS, class_activation
 from nbviz.methods.cam_without_gradient import ablation_cam, cam, eigen_cam, score_cam
 from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.methods.smooth_grad_cam import smooth_grad_cam_pp
-from nbviz.methods.tokens import find_maps
+from nbviz.methods.tokens import find_maps, map_layers
 from nbviz.widgets.figures import filled_panels
 from nbviz.widgets.of_pictures import OfPictures, answering
 from nbviz.widgets.views import Panels
@@ -104,9 +104,8 @@ class ClassActivation(OfPictures):
         self._given = {"inputs": inputs, "output": output}
         pictures = session.pictures.inputs
         start = find_maps(session.model, pictures, layer, session.feed, None, output)[0]
-        self._names = {name: str(found) for name, found in session.layers.items()} | (
-            {} if start in session.layers else {start: f"{line(start)} · tokens"}
-        )
+        named = {one.name: str(one) for one in session.every if one.name == start}
+        self._names = {one.name: str(one) for one in map_layers(session.every, pictures)} | named
         self._pick_predicted = target is None
         first = 0 if target is None else check_index("class", target, len(session.labels or ()))
         super().__init__(session, model, picture)

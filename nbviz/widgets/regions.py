@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import ipywidgets
@@ -120,6 +122,12 @@ class Regions(OfPictures):
             raise ValueError(f"mask has {len(mask)} bytes; expected {count}, one for each pixel of the input, or none")
         return mask
 
+    @t.observe("box", "mask")
+    def _drawn(self, change: Any) -> None:
+        """What was set last counts, by a cell as well as in the page."""
+        if self._open and change.new:
+            self.mode = {"box": "box", "mask": "paint"}[change.name]
+
     @t.validate("mode")
     def _valid_mode(self, proposal: Any) -> str:
         return check_choice("mode", proposal["value"], ("box", "paint"))
@@ -150,7 +158,8 @@ class Regions(OfPictures):
 
     def _show_effect(self) -> Iterator[bool]:
         altered = self._altered()
-        self.panels.current = f"{self.picture} {self.mode} {self.keep} {self.fill} {self.box}"
+        painted = zlib.crc32(self.mask) if self.mode == "paint" else self.box
+        self.panels.current = f"{self.picture} {self.keep} {self.fill} {painted}"
         share = 100 * float(self.region.float().mean())
         caption = f"{share:.0f} % of the picture {'kept' if self.keep else 'cut away'}"
         self.panels.show("cut", "picture", channels_last(self.session.shown_input(altered)), caption=caption)
@@ -159,8 +168,17 @@ class Regions(OfPictures):
         yield False
 
     def _ended(self) -> None:
-        mask = list(self.box) if self.mode == "box" else "mask"
-        self.header.code = f"nbviz.Regions(model, images, {mask}, {self.keep}, {self.fill!r}, picture={self.picture})"
+        call = f"{self._region_code()}, {self.keep}, {self.fill!r}, picture={self.picture}"
+        self.header.code = f"nbviz.Regions(model, images, {call})"
+
+    def _region_code(self) -> str:
+        """What gives the region again: its box, or the lengths of its runs, outside and inside in turn."""
+        if self.mode == "box":
+            return str(self.box)
+        ends = (self.region.flatten().diff().nonzero()[:, 0] + 1).tolist()
+        ends = [*([0] if bool(self.region[0, 0]) else []), *ends, self.region.numel()]
+        runs = [end - start for start, end in pairwise([0, *ends])]
+        return f"numpy.repeat(numpy.arange({len(runs)}) % 2 == 1, {runs}).reshape{self.session.size}"
 
     def _heading(self) -> str:
         return f"{self.header.title} · {'kept' if self.keep else 'cut away'}"

@@ -173,7 +173,8 @@ class Sanity(OfPictures):
         yield False
 
     def _ended(self) -> None:
-        self.header.code = f"nbviz.Sanity(model, images, {self.method!r}, picture={self.picture})"
+        call = f"{self.method!r}, seed={self._seed}, picture={self.picture}"
+        self.header.code = f"nbviz.Sanity(model, images, {call})"
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.method}"

@@ -66,8 +66,8 @@ class Session(Answers):
 
     Attributes
     ----------
-    layers
-        The layers that have feature maps.
+    every, layers
+        All layers; those that have feature maps, by name.
     axes
         2 for pictures, 1 for signals, 3 for volumes.
     depth, size
@@ -92,6 +92,7 @@ class Session(Answers):
         self.grad, model = grad, self.model
         found, given = trace_layers(model, self._batch(0), self.feed)
         self.forward_passes = 1
+        self.every = found
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
         sides = tuple(self.pictures.inputs.shape[2:])
         self.axes = len(sides)

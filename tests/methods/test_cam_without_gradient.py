@@ -97,6 +97,16 @@ def test_cam_finds_a_convolution_of_one_pixel_as_the_head(close):
     close(nbviz.cam(net, Z, "1", 2, raw=True), expected.detach())
 
 
+def test_cam_of_a_network_that_ends_in_a_map_of_each_class(close):
+    """As Network in Network does, and SqueezeNet, with a ReLU before the average."""
+    for end in (nn.Identity(), nn.ReLU()):
+        net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 6, 1), end, nn.AdaptiveAvgPool2d(1))
+        net = nn.Sequential(*net, nn.Flatten())
+        expected = net[:3](Z).detach()[[0, 1], [4, 2]].relu()
+        close(nbviz.cam(net, Z, "2", [4, 2], raw=True), expected)
+        close(nbviz.cam(net, Z, target=[4, 2], raw=True), expected)
+
+
 def test_cam_refuses_networks_that_end_otherwise(small, averaging, snapshot):
     said = "is not a linear layer of the average of layer '3' over its positions, as CAM needs it; expected"
     with snapshot(small), pytest.raises(ValueError, match=said):

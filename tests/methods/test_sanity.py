@@ -297,6 +297,15 @@ def test_deletion_and_insertion_by_a_loop(fill, steps, tiny, snapshot):
             assert float(getattr(found, f"{name}_area")[i]) == pytest.approx(area)
 
 
+def test_pixels_go_to_grey_and_come_to_the_blurred_picture(tiny):
+    """Which RISE takes."""
+    maps = torch.rand(2, 10, 9)
+    found, grey, blur = (deletion_insertion(tiny, X, maps, target=1, fill=fill) for fill in (None, "grey", "blur"))
+    torch.testing.assert_close(found.deletion, grey.deletion)
+    torch.testing.assert_close(found.insertion, blur.insertion)
+    assert not torch.allclose(found.deletion, blur.deletion)
+
+
 def test_a_perfect_map_beats_a_random_one():
     """The class is said by how bright some of the pixels are: the map that has these."""
     weights = torch.zeros(1, 8, 8)

@@ -93,6 +93,14 @@ def test_random_numbers_and_modes_are_left_alone(small, snapshot):
             assert torch.equal(nbviz.smooth_grad_cam_pp(small, X, "2", 3), expected)
 
 
+def test_in_half_precision_the_cubes_of_small_gradients_count(small):
+    small[-1].weight.data *= 1e-2
+    expected = nbviz.smooth_grad_cam_pp(small, X, "2", 3, samples=2)
+    found = nbviz.smooth_grad_cam_pp(small.half(), X.half(), "2", 3, samples=2)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.1)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_other_dtypes(dtype, small):
     found = nbviz.smooth_grad_cam_pp(small.to(dtype), X.to(dtype), "2", 3, samples=2)

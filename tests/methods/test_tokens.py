@@ -1,5 +1,7 @@
 """Class activation maps of transformers: which layer is taken, and how its tokens become maps."""
 
+import copy
+
 import pytest
 import pytorch_grad_cam
 import torch
@@ -8,7 +10,9 @@ from torchvision.models import swin_t
 from torchvision.models.vision_transformer import VisionTransformer
 
 import nbviz
+from nbviz.core.layers import trace_layers
 from nbviz.methods.cam import GRADIENT_MAPS
+from nbviz.methods.tokens import map_layers
 from tests.methods.test_cam import distance, peers_maps
 
 X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -246,11 +250,81 @@ def test_guided_grad_cam_of_tokens(vit):
     assert torch.equal(nbviz.guided_grad_cam(vit, X, target=3), guided * where[:, None])
 
 
-def test_ablation_and_cam_say_that_tokens_are_no_maps(vit):
-    with pytest.raises(ValueError, match=r"gives \(2, 17, 64\); expected \(N, C, H, W\)"):
-        nbviz.ablation_cam(vit, X, "encoder.layers.encoder_layer_1", 3)
+def test_ablation_switches_a_channel_of_all_tokens_off(vit, swin):
+    for net, layer, arrange in [
+        (vit, "encoder.layers.encoder_layer_1", tokens_of_vit),
+        (swin, "features.5", channels_last),
+    ]:
+        found = nbviz.ablation_cam(net, X, layer, [3, 5], raw=True)
+        maps, scores = ablated_by_hand(net, layer, arrange, [3, 5])
+        weights = (scores[:, :1] - scores[:, 1:]) / scores[:, :1]
+        expected = torch.einsum("nc,nchw->nhw", weights, maps).relu()
+        assert expected.any()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        same = nbviz.ablation_cam(net, X, layer, [3, 5], raw=True, reshape=arrange)
+        torch.testing.assert_close(same, found, rtol=1e-3, atol=1e-4)
+
+
+def ablated_by_hand(net, layer, arrange, classes):
+    """The maps, and each picture's score with all channels and without each (N, 1 + C), of full passes."""
+    kept = []
+
+    def scores(factors):
+        def hook(_module, _args, output):
+            kept.append(output)
+            return output * factors
+
+        handle = net.get_submodule(layer).register_forward_hook(hook)
+        with torch.no_grad():
+            found = net(X)[[0, 1], classes]
+        handle.remove()
+        return found
+
+    whole = scores(1)
+    without = [scores(row) for row in 1 - torch.eye(kept[0].shape[-1])]
+    return arrange(kept[0]), torch.stack([whole, *without], 1)
+
+
+def test_ablation_of_what_mixes_channels_says_so(vit):
+    with pytest.raises(ValueError, match="only moves the channels"):
+        nbviz.ablation_cam(vit, X, "encoder.layers.encoder_layer_1", 3, reshape=lambda a: tokens_of_vit(a).flip(1))
+
+
+def test_cam_says_that_a_class_token_is_no_average(vit):
     with pytest.raises(ValueError, match="is not a linear layer of the average"):
         nbviz.cam(vit, X, "encoder.layers.encoder_layer_1", 3)
+
+
+def test_what_is_within_attention_is_no_map(timms):
+    every, _ = trace_layers(timms, X[:1])
+    named = {one.name for one in map_layers(every, X)}
+    assert {"patch_embed.proj", "blocks.0.norm1", "blocks.2"} <= named
+
+    class Normed(nn.Module):
+        """As attention whose queries are normalised: (N, heads, T, C)."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.q_norm, self.head = nn.Conv2d(3, 24, 16, 16), nn.LayerNorm(8), nn.Linear(24, 7)
+
+        def forward(self, x):
+            tokens = self.conv(x).flatten(2).transpose(1, 2)
+            q = self.q_norm(tokens.unflatten(2, (3, 8)).transpose(1, 2))
+            mixed = (q @ q.mT).softmax(-1) @ q
+            return self.head(mixed.transpose(1, 2).flatten(2).mean(1))
+
+    net = Normed()
+    every, _ = trace_layers(net, X[:1])
+    assert [one.name for one in map_layers(every, X)] == ["conv"]
+    assert nbviz.grad_cam(net, X).shape == (2, 64, 64)
+    assert torch.equal(nbviz.grad_cam(net, X, raw=True), nbviz.grad_cam(net, X, "conv", raw=True))
+
+
+def test_the_layer_of_timms_vit_is_a_block_also_where_the_head_is_zero(timms):
+    assert torch.equal(nbviz.grad_cam(timms, X), nbviz.grad_cam(timms, X, "blocks.2.norm1"))
+    zero = copy.deepcopy(timms)
+    nn.init.zeros_(zero.head.weight)
+    assert torch.equal(nbviz.eigen_cam(zero, X), nbviz.eigen_cam(zero, X, "norm"))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -187,9 +187,36 @@ def test_what_is_painted_is_the_region(model: nn.Module, images: Tensor) -> None
     assert int(view.region.sum()) == 14 * 14
     view.drawing.set_state({"mask": memoryview(mask.to(torch.uint8).numpy().tobytes()), "mode": "paint"})
     assert torch.equal(view.region, mask)  # as it comes from the page
+    view.box = [1, 2, 3, 4]
+    assert view.mode == "box"  # what was set last counts
+    view.mask = (~mask).to(torch.uint8).numpy().tobytes()
+    assert view.mode == "paint"
     for name, value in (("box", [0, 0, 29, 5]), ("box", [5, 5, 5, 9]), ("mask", b"123"), ("mode", "draw")):
         with pytest.raises((ValueError, TypeError, TraitError), match="expected|Accepted"):
             setattr(view, name, value)
+
+
+@pytest.mark.parametrize("corner", [0, 1])
+def test_the_copied_code_gives_the_painted_region_again(model: nn.Module, images: Tensor, corner: int) -> None:
+    mask = torch.rand(28, 28) < 0.3
+    mask[0, 0] = bool(corner)
+    view = nbviz.Regions(model, images, mask, False, "blur", picture=1)
+    view.finish()
+    again = eval(view.header.code, {"nbviz": nbviz, "numpy": np, "model": model, "images": images})
+    assert torch.equal(again.region, mask)
+    assert (again.keep, again.fill, again.picture) == (False, "blur", 1)
+    view.box = [1, 2, 3, 4]
+    view.finish()
+    assert view.header.code == "nbviz.Regions(model, images, [1, 2, 3, 4], False, 'blur', picture=1)"
+
+
+def test_another_painting_makes_another_cut(model: nn.Module, images: Tensor) -> None:
+    view = nbviz.Regions(model, images, torch.eye(28) > 0)
+    view.finish()
+    before = view.panels.current
+    view.mask = bytes([0, 1]) * (28 * 14)
+    view.finish()
+    assert view.panels.current != before
 
 
 # Sanity

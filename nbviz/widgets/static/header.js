@@ -2,6 +2,7 @@
 // It also asks the kernel for the next chunk once the page has painted the last.
 
 const PATIENCE = 400; // ms after which an unanswered control is said to wait
+const MOVED = ["value", "index", "picture", "off", "box", "boxes", "mask"].map((name) => `change:${name}`).join(" ");
 const DIMMED_AFTER = 300; // ms: most changes are drawn sooner
 
 /** @param {string} text */
@@ -87,7 +88,7 @@ function render({ model, el }) {
     model.widget_manager.get_model(reference.replace("IPY_MODEL_", "")).then((control) => {
       if (gone) return;
       controls.push(control);
-      control.on("change:value change:index change:picture change:off", moved);
+      control.on(MOVED, moved);
     });
 
   const painted = async () => {
@@ -118,7 +119,7 @@ function render({ model, el }) {
     clearTimeout(waiting);
     clearTimeout(dimming);
     ends.forEach((end) => end());
-    controls.forEach((control) => control.off("change:value change:index change:picture change:off", moved));
+    controls.forEach((control) => control.off(MOVED, moved));
   };
 }
 
