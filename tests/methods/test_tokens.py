@@ -215,7 +215,7 @@ def test_maps_of_a_vit_are_its_peers(name, vit):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_maps_of_a_swin_are_its_peers(name, swin):
-    target = seen(swin, "features.5", channels_last)
+    target = seen(swin, "features.1", channels_last)
     found = getattr(nbviz, name)(swin, X, "features.5", target, raw=True)
     assert found.shape == (2, 4, 4)
     assert distance(found, of_peer(PEERS[name], swin, "features.5", target, channels_last)) < 1e-4
@@ -253,7 +253,7 @@ def test_guided_grad_cam_of_tokens(vit):
 def test_ablation_switches_a_channel_of_all_tokens_off(vit, swin):
     for net, layer, arrange in [
         (vit, "encoder.layers.encoder_layer_1", tokens_of_vit),
-        (swin, "features.5", channels_last),
+        (swin, "features.1", channels_last),
     ]:
         found = nbviz.ablation_cam(net, X, layer, [3, 5], raw=True)
         maps, scores = ablated_by_hand(net, layer, arrange, [3, 5])
