@@ -1,16 +1,17 @@
-"""Run all tests: those in the browser, which mostly wait, and a few more beside all others.
+"""Run all tests: those in the browser, which mostly wait, and some more beside all others.
 
 ``python -m tests`` takes pytest's arguments, for both.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-BESIDE = ("tests/browser", "tests/notebooks", "tests/bundled")  # about half of the time
+BESIDE = ("tests/browser", "tests/notebooks", "tests/bundled", "tests/widgets")  # about half of the time
 NOTHING_TO_DO = 5  # pytest's exit code where no test was chosen
 
 
@@ -22,9 +23,11 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryFile() as output:
         # A cache of its own: both would write to one.
         options = ["-o", f"cache_dir={tempfile.gettempdir()}/nbviz-browser-cache", *BESIDE]
-        browser = subprocess.Popen([*pytest, *options], stdout=output, stderr=subprocess.STDOUT)
+        # One thread each: threads of several processes on the same cores wait for each other in loops.
+        env = {"OMP_NUM_THREADS": "1", **os.environ}
+        browser = subprocess.Popen([*pytest, *options], stdout=output, stderr=subprocess.STDOUT, env=env)
         try:
-            others = subprocess.call([*pytest, *(f"--ignore={folder}" for folder in BESIDE)])
+            others = subprocess.call([*pytest, *(f"--ignore={folder}" for folder in BESIDE)], env=env)
             found = browser.wait()
         finally:
             browser.kill()

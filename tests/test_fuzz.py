@@ -58,7 +58,9 @@ SECONDS = 20  # after which a call hangs
 SAYS_WHAT_IS_ACCEPTED = re.compile(
     r"expected|Accepted: |[Gg]ive |numbered 0 to|there is no file|failed |goes? with|name "
 )
-pytestmark = pytest.mark.filterwarnings("ignore::nbviz.NoRectifierWarning", "ignore::nbviz.CompiledWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::nbviz.NoRectifierWarning", "ignore::nbviz.CompiledWarning", "ignore:after 512 steps"
+)
 
 
 @dataclass

@@ -136,7 +136,7 @@ class _Calls(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: list[Callable[[int], Any]] = []
+        self._held: list[tuple[Any, Callable[[int], Any]]] = []
         self._tensors: list[weakref.ref[Tensor]] = []
         self._alive: dict[int, tuple[Tensor, int]] = {}  # by their id, those that the model still has at the layer
         self._used: set[int] = set()
@@ -148,7 +148,7 @@ class _Calls(TorchFunctionMode):
             self._used |= {id(tensor) for tensor in tensors_in((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         if not self._behind:
-            self._held.append(self._hold(result))
+            self._held.append((func, self._hold(result)))
         return result
 
     def _hold(self, value: Any) -> Callable[[int], Any]:
@@ -188,7 +188,7 @@ class _Calls(TorchFunctionMode):
 class _Again(TorchFunctionMode):
     """Answers the calls up to the layer with what they gave."""
 
-    def __init__(self, held: list[Callable[[int], Any]], times: int, uses_inputs: bool) -> None:
+    def __init__(self, held: list[tuple[Any, Callable[[int], Any]]], times: int, uses_inputs: bool) -> None:
         super().__init__()
         self._held, self._times, self.uses_inputs = held, times, uses_inputs
         self._next, self._behind = 0, False
@@ -196,10 +196,11 @@ class _Again(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._behind:
             return func(*args, **(kwargs or {}))
-        if self._next == len(self._held):
+        first, again = self._held[self._next] if self._next < len(self._held) else (None, None)
+        if again is None or first != func:
             raise RuntimeError("the forward pass is another one than the first time")
         self._next += 1
-        return self._held[self._next - 1](self._times)
+        return again(self._times)
 
     def pass_layer(self) -> None:
         """From here on calls are made."""

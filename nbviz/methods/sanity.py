@@ -41,7 +41,7 @@ METHODS: dict[str, Method] = {
     "guided_backprop": guided_backprop,
     "input_x_gradient": input_x_gradient,
     "smooth_grad": smooth_grad,
-    "integrated_gradients": integrated_gradients,
+    "integrated_gradients": partial(integrated_gradients, steps=64),  # a destroyed network may need any number
     "grad_cam": grad_cam,
     "grad_cam_pp": grad_cam_pp,
     "layer_cam": layer_cam,

@@ -105,7 +105,7 @@ class Session(Answers):
         self.name_classes(given, labels)
         self.milliseconds = 0.0
         self._key: tuple[Any, ...] | None = None
-        self._trace = Trace(self.pictures.inputs[:0])
+        self._trace = self._nothing = Trace(self.pictures.inputs[:0])
         self._kept: tuple[Any, dict[str, tuple[Tensor, frozenset[str]]]] = (None, {})
         self._look: tuple[tuple[Any, ...], Look] | None = None
 
@@ -176,9 +176,12 @@ class Session(Answers):
         return self._trace
 
     def forget(self) -> None:
-        """Let go of the trace; the next question runs it again."""
+        """Let go of the trace; the next question runs it again.
+
+        Without a call of torch's: it may be Python's garbage collector that asks, at any moment of a forward pass.
+        """
         super().forget()
-        self._key, self._trace, self._kept = None, Trace(self.pictures.inputs[:0]), (None, {})
+        self._key, self._trace, self._kept = None, self._nothing, (None, {})
 
     def maps(self, picture: int, layer: str) -> Tensor:
         """The layer's feature maps of one picture, (C, H, W), or (C, L), (C, D, H, W)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -149,6 +150,30 @@ def test_each_call_of_a_module() -> None:
 def test_a_model_that_answers_differently_each_time_runs_whole() -> None:
     one = Resumable(Counts().eval(), X, "middle")
     assert (one.skips, one.widens) == (False, False)
+
+
+class Finalized:
+    """As a widget that Python's garbage collector takes in the middle of a forward pass."""
+
+    def __del__(self) -> None:
+        with suppress(RuntimeError):
+            torch.zeros(3)
+
+
+def test_what_a_finalizer_calls_is_not_the_models() -> None:
+    passes: list[Finalized] = []
+
+    class Collected(Net):
+        def forward(self, x: Tensor) -> Any:
+            passes.clear()
+            return super().forward(x)
+
+    net = Collected().eval()
+    one = Resumable(net, X, "middle")
+    assert one.skips
+    passes.append(Finalized())
+    activation = one.activation * 0.5
+    assert torch.equal(one.go_on(activation), by_hook(net, X, "middle", activation))
 
 
 class Convolutions(TorchDispatchMode):

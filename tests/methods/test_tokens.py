@@ -6,7 +6,7 @@ import pytest
 import pytorch_grad_cam
 import torch
 from torch import nn
-from torchvision.models import swin_t
+from torchvision.models import SwinTransformer, swin_t
 from torchvision.models.vision_transformer import VisionTransformer
 
 import nbviz
@@ -250,7 +250,8 @@ def test_guided_grad_cam_of_tokens(vit):
     assert torch.equal(nbviz.guided_grad_cam(vit, X, target=3), guided * where[:, None])
 
 
-def test_ablation_switches_a_channel_of_all_tokens_off(vit, swin):
+def test_ablation_switches_a_channel_of_all_tokens_off(vit):
+    swin = SwinTransformer([4, 4], 24, [1, 1], [2, 2], [4, 4], num_classes=7).eval()
     for net, layer, arrange in [
         (vit, "encoder.layers.encoder_layer_1", tokens_of_vit),
         (swin, "features.1", channels_last),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import nbviz
 from nbviz.widgets import memory
@@ -98,6 +100,20 @@ def test_a_widget_that_is_gone_is_forgotten(model: nn.Module) -> None:
     gc.collect()
     view = nbviz.explore(model)
     assert [ref() for ref in memory._keepers if ref() is not None][-1] is view.session
+
+
+class NoCalls(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(func)
+
+
+def test_letting_go_calls_nothing_of_torchs(model: nn.Module) -> None:
+    """The garbage collector may close a widget in the middle of a forward pass whose calls are counted."""
+    views = [nbviz.explore(model), nbviz.Ablation(model, nbviz.bundled.fashion_test()[0][:2, None])]
+    for view in views:
+        view.finish()
+        with NoCalls():
+            view.close()
 
 
 def test_the_limit_is_no_part_of_the_result(model: nn.Module) -> None:
