@@ -15,11 +15,9 @@ from nbviz.core.backward import NO_GRADIENT, pull
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import ModelError, check_choice, shown
 from nbviz.core.state import check_model, untouched
-from nbviz.core.trace import run
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import check_tensor
-from nbviz.methods.arguments import check_feed, check_logits, check_real, check_target
-from nbviz.methods.tokens import Arrange, find_maps
+from nbviz.core.trace import Feed, run
+from nbviz.methods.arguments import check_logits, check_real, check_target
+from nbviz.methods.tokens import Arrange, checked
 
 
 def _sum(maps: Tensor) -> Tensor:
@@ -111,11 +109,7 @@ def class_activation(
     if not isinstance(methods, (list, tuple, set)) or not methods:
         raise TypeError(f"methods is {shown(methods)}; expected a list of {', '.join(GRADIENT_MAPS)}")
     names = [check_choice("method", method, GRADIENT_MAPS) for method in methods]
-    if not isinstance(raw, bool):
-        raise TypeError(f"raw is {shown(raw)}; expected True or False")
-    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    check_tensor("the model's input", pictures, "on a device that holds values")
-    layer, arrange = find_maps(model, pictures, layer, feed, reshape, output, later=True)
+    pictures, layer, arrange, feed = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
 
     def of(part: Sequence[int]) -> dict[str, Tensor]:
         pair = backward(model, pictures, part, layer, target, arrange, feed, output)
@@ -153,6 +147,13 @@ def backward(
         reason = f"no gradient flows from the class scores to layer {shown(layer)}: they do not depend on it"
         raise ModelError(reason) from None
     return arrange(activation.detach(), len(part)), arrange(gradient, len(part))
+
+
+def each(model: nn.Module, pictures: Tensor, feed: Feed, raw: bool, of: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """What ``of`` gives for some of the pictures, for all of them."""
+    n = len(pictures)
+    maps = joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
+    return maps if raw else at_the_pictures_size(maps, pictures)
 
 
 def at_the_pictures_size(maps: Tensor, pictures: Tensor) -> Tensor:

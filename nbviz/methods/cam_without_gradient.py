@@ -8,35 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.chunks import in_chunks, joined, kept_together
+from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.errors import check_whole, shown
 from nbviz.core.intervene import Resumable
 from nbviz.core.state import check_model
-from nbviz.core.trace import Feed, run
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import check_tensor
+from nbviz.core.trace import run
 from nbviz.methods.answers import switch_off
-from nbviz.methods.arguments import check_feed, check_logits, check_real, check_target
-from nbviz.methods.cam import at_the_pictures_size
-from nbviz.methods.tokens import Arrange, find_maps
-
-
-def _given(
-    model: nn.Module, images: Any, layer: str | None, raw: Any, reshape: Any, preprocess: Any, inputs: Any, output: Any
-) -> tuple[Tensor, str, Arrange, Feed]:
-    """The checked arguments that all of these share."""
-    if not isinstance(raw, bool):
-        raise TypeError(f"raw is {shown(raw)}; expected True or False")
-    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    check_tensor("the model's input", pictures, "on a device that holds values")
-    return pictures, *find_maps(model, pictures, layer, feed, reshape, output, later=True), feed
-
-
-def _each(model: nn.Module, pictures: Tensor, feed: Feed, raw: bool, of: Callable[[Sequence[int]], Tensor]) -> Tensor:
-    """What ``of`` gives for some of the pictures, for all of them."""
-    n = len(pictures)
-    maps = joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
-    return maps if raw else at_the_pictures_size(maps, pictures)
+from nbviz.methods.arguments import check_logits, check_real, check_target
+from nbviz.methods.cam import each
+from nbviz.methods.tokens import Arrange, checked
 
 
 def cam(
@@ -83,7 +63,7 @@ def cam(
     >>> maps.shape, maps.max().item() <= 1
     (torch.Size([2, 28, 28]), True)
     """
-    pictures, layer, arrange, feed = _given(model, images, layer, raw, None, preprocess, inputs, output)
+    pictures, layer, arrange, feed = checked(model, images, layer, raw, None, preprocess, inputs, output)
 
     def of(part: Sequence[int]) -> Tensor:
         trace = run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed, output=True)
@@ -92,7 +72,7 @@ def cam(
         maps, weights = _head(check_model(model), layer, maps, logits)
         return torch.einsum("nc,nc...->n...", weights[classes], maps).relu()
 
-    return _each(model, pictures, feed, raw, of)
+    return each(model, pictures, feed, raw, of)
 
 
 def _head(model: nn.Module, layer: str, maps: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,7 +135,7 @@ def eigen_cam(
     >>> eigen_cam(nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:2, None], raw=True).shape
     torch.Size([2, 7, 7])
     """
-    pictures, layer, arrange, feed = _given(model, images, layer, raw, reshape, preprocess, inputs, output)
+    pictures, layer, arrange, feed = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
 
     def of(part: Sequence[int]) -> Tensor:
         trace = run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed)
@@ -171,7 +151,7 @@ def eigen_cam(
         found: Tensor = projected.view(len(maps), *maps.shape[2:]).relu().to(maps.dtype)
         return found
 
-    return _each(model, pictures, feed, raw, of)
+    return each(model, pictures, feed, raw, of)
 
 
 def score_cam(
@@ -218,7 +198,7 @@ def score_cam(
     torch.Size([1, 28, 28])
     """
     at_once = check_whole("at_once", at_once, 1)
-    pictures, layer, arrange, feed = _given(model, images, layer, raw, reshape, preprocess, inputs, output)
+    pictures, layer, arrange, feed = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
     mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[pictures.ndim]
 
     def of(part: Sequence[int]) -> Tensor:
@@ -243,7 +223,7 @@ def score_cam(
         weights = scores.softmax(1).to(maps)
         return torch.einsum("nc,nc...->n...", weights, maps).relu()
 
-    return _each(model, pictures, feed, raw, of)
+    return each(model, pictures, feed, raw, of)
 
 
 def _ends(maps: Tensor) -> Iterator[Tensor]:
@@ -296,7 +276,7 @@ def ablation_cam(
     torch.Size([1, 28, 28])
     """
     at_once = check_whole("at_once", at_once, 1)
-    pictures, layer, arrange, feed = _given(model, images, layer, raw, reshape, preprocess, inputs, output)
+    pictures, layer, arrange, feed = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
 
     def of(part: Sequence[int]) -> Tensor:
         one = Resumable(model, pictures[part[0] : part[-1] + 1], layer, feed)
@@ -319,7 +299,7 @@ def ablation_cam(
         in_chunks(without, range(maps.shape[1]), max(1, at_once // n), "one ablated activation")
         return torch.einsum("nc,nc...->n...", lost / score.to(lost.dtype), maps).relu()
 
-    return _each(model, pictures, feed, raw, of)
+    return each(model, pictures, feed, raw, of)
 
 
 def _channel_axis(activation: Tensor, maps: Tensor, arrange: Arrange) -> int:

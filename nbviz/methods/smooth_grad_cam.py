@@ -8,14 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.chunks import in_chunks, joined, kept_together
-from nbviz.core.errors import check_number, check_whole, shown
+from nbviz.core.errors import check_number, check_whole
 from nbviz.core.trace import run
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import check_tensor
-from nbviz.methods.arguments import check_feed, check_logits, check_target
-from nbviz.methods.cam import _alpha, _sum, at_the_pictures_size, backward, in_full
-from nbviz.methods.tokens import find_maps
+from nbviz.methods.arguments import check_logits, check_target
+from nbviz.methods.cam import _alpha, _sum, backward, each, in_full
+from nbviz.methods.tokens import checked
 
 
 def smooth_grad_cam_pp(
@@ -68,11 +65,7 @@ def smooth_grad_cam_pp(
     """
     samples, noise = check_whole("samples", samples, 1), check_number("noise", noise, 0, 10)
     seed = check_whole("seed", seed, 0, 2**63 - 1)
-    if not isinstance(raw, bool):
-        raise TypeError(f"raw is {shown(raw)}; expected True or False")
-    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    check_tensor("the model's input", pictures, "on a device that holds values")
-    layer, arrange = find_maps(model, pictures, layer, feed, reshape, output, later=True)
+    pictures, layer, arrange, feed = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
 
     def of(part: Sequence[int]) -> Tensor:
         some = pictures[part[0] : part[-1] + 1]
@@ -87,9 +80,7 @@ def smooth_grad_cam_pp(
         alpha = _alpha(activation, second / samples, third / samples)
         return (_sum(alpha * (first / samples).relu()) * activation).sum(1).relu().to(dtype)
 
-    n = len(pictures)
-    maps = joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
-    return maps if raw else at_the_pictures_size(maps, pictures)
+    return each(model, pictures, feed, raw, of)
 
 
 def noisy(pictures: Tensor, samples: int, noise: float, seed: int, numbers: Sequence[int]) -> list[Tensor]:

@@ -14,12 +14,24 @@ from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import check_model, untouched
 from nbviz.core.trace import Feed, find_module, run
+from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
-from nbviz.methods.arguments import SHAPES, check_logits, check_real
+from nbviz.methods.arguments import SHAPES, check_feed, check_logits, check_real
 
 #: From an activation, or a gradient of it, of so many pictures to feature maps (N, C, H, W).
 Arrange = Callable[[Tensor, int], Tensor]
 _MOST_CLASS_TOKENS = 5  # before those of the picture: a class, a distillation, registers
+
+
+def checked(
+    model: nn.Module, images: Any, layer: str | None, raw: Any, reshape: Any, preprocess: Any, inputs: Any, output: Any
+) -> tuple[Tensor, str, Arrange, Feed]:
+    """The arguments that all class activation maps share: the pictures, the layer, how its values become maps, feed."""
+    if not isinstance(raw, bool):
+        raise TypeError(f"raw is {shown(raw)}; expected True or False")
+    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
+    check_tensor("the model's input", pictures, "on a device that holds values")
+    return pictures, *find_maps(model, pictures, layer, feed, reshape, output, later=True), feed
 
 
 def find_maps(
