@@ -23,6 +23,10 @@ from nbviz.core.errors import line, shown
 lock = threading.RLock()
 
 
+#: Threads, of which one has the lock, and the models that they hold, see :func:`untouched`.
+_held: list[tuple[int, nn.Module]] = []
+
+
 class _Interrupts:
     """A handler of SIGINT that passes it on while ``open``, and else notes that it came."""
 
@@ -108,50 +112,61 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Hold the model in eval mode and uncompiled, and Ctrl-C back; afterwards model and random state are as before.
 
     Of the model: flags, hooks and buffers, attributes, and what the lists, dicts and sets among them hold.
-    What is worth interrupting inside goes in :func:`interruptible`.
+    What is worth interrupting inside goes in :func:`interruptible`. Within another one of the same model, nothing more
+    is done.
 
     Parameters
     ----------
     model
         Any module that :func:`check_model` lets pass.
     """
+    if _is_held(model):
+        yield
+        return
     modules = list(model.modules())
     parameters = [p for module in modules for p in module._parameters.values() if p is not None]
     devices = sorted({p.device.index or 0 for p in parameters if p.is_cuda})
     with alone(), torch.random.fork_rng(devices=devices), _eagerly():
         # All attributes: a buffer that a forward pass replaced may belong to a size noted beside it.
-        attributes = {id(held): held for module in modules for held in (vars(module), *vars(module).values())}
-        kept = [(held, kind(held)) for held in attributes.values() if (kind := _kind(held)) is not None]
+        owns = [vars(module) for module in modules]
+        held_by = [held for own in owns for held in own.values() if isinstance(held, (dict, list, set))]
+        holders = {id(held): held for held in (*owns, *held_by)}
+        # Most are empty, as a module's dictionaries of hooks: so many copies would set off the garbage collector.
+        empty = [held for held in holders.values() if not held]
+        kept = [(held, _copied(held)) for held in holders.values() if held]
         # What it writes to its buffers goes to copies, which also stay valid in the graph of the run. So do those of
         # weights that were made in inference mode, which no graph can hold.
         with torch.inference_mode(False):
             buffers = (b for module in modules for b in module._buffers.values() if b is not None)
-            copied = [*buffers, *(p for p in parameters if p.is_inference())]
+            inference = [p for p in parameters if p.is_inference()]
+            copied = [*buffers, *inference]
             copies = {id(t): t.detach().clone().requires_grad_(t.requires_grad) for t in copied}
         try:
+            _held.append((threading.get_ident(), model))
             for module in modules:
                 # The flag itself, not .eval(): a subclass may do more there than can be undone.
-                module.training = False
-                tensors: tuple[dict[str, Any], ...] = (module._buffers, module._parameters) if copies else ()
-                for own in tensors:
-                    own.update({name: copies.get(id(t), t) for name, t in own.items()})
+                if module.training:
+                    module.training = False
+                tensors: tuple[dict[str, Any], ...] = (module._buffers, module._parameters if inference else {})
+                for named in filter(None, tensors):
+                    named.update({name: copies.get(id(t), t) for name, t in named.items()})
             yield
         finally:
+            _held.pop()
+            for held in empty:
+                if held:
+                    held.clear()
             for held, before in kept:
                 _put_back(held, before)
 
 
-def _kind(held: object) -> type[dict[Any, Any]] | type[list[Any]] | type[set[Any]] | None:
-    # Most attributes of most modules are looked at here: in the order of how often they are what.
-    return (
-        dict if isinstance(held, dict) else list if isinstance(held, list) else set if isinstance(held, set) else None
-    )
+def _copied(held: Any) -> Any:
+    """What a dict, list or set holds, in one of the plain kind."""
+    return dict(held) if isinstance(held, dict) else list(held) if isinstance(held, list) else set(held)
 
 
 def _put_back(held: Any, before: Any) -> None:
     """What a dict, list or set held before, in place and at no moment emptied."""
-    if not held and not before:  # as most of a module's dictionaries of hooks
-        return
     if isinstance(held, list):
         if len(held) != len(before) or any(a is not b for a, b in zip(held, before, strict=True)):
             held[:] = before
@@ -181,10 +196,11 @@ def check_model(model: object) -> nn.Module:
     TypeError
         Unless it is a module whose operations autograd can see.
     """
+    if isinstance(model, nn.Module) and _is_held(model):
+        return model
     if type(model).__name__ == "ExportedProgram":
         raise TypeError("the model is exported (torch.export), which hides its layers; give the one it was made from")
-    while isinstance(model, nn.Module) and isinstance(eager := getattr(model, "_orig_mod", None), nn.Module):
-        model = eager
+    model = eager(model)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
     try:
@@ -193,21 +209,41 @@ def check_model(model: object) -> nn.Module:
         said = line(error)
         raise TypeError(f"model is a {type(model).__name__} without parts ({said}); expected a complete one") from None
     for name, module in modules:
-        what = f"its part {shown(name)}" if name else "the model"
-        if any(map(is_lazy, chain(module._parameters.values(), module._buffers.values()))):
-            raise TypeError(f"{what} is lazy and has yet to see its first input; expected a model that has run once")
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(f"{what} is scripted (torch.jit), which hides its layers; give the one it was made from")
-        if isinstance(module, torch.fx.GraphModule) and any(
-            isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
-        ):
-            raise TypeError(f"{what} is exported (torch.export), which hides its layers; give the one it was made from")
+        if (fault := _fault(module)) is not None:
+            what = f"its part {shown(name)}" if name else "the model"
+            raise TypeError(f"{what} is {fault}")
     return model
+
+
+def eager(model: Any) -> Any:
+    """The model that a compiled one was made from; any other as it is."""
+    while isinstance(model, nn.Module) and isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        model = inner
+    return model
+
+
+def _fault(module: nn.Module) -> str | None:
+    """What keeps autograd from seeing a module's operations."""
+    tensors: chain[Any] = chain(module._parameters.values(), module._buffers.values())
+    if any(map(is_lazy, tensors)):
+        return "lazy and has yet to see its first input; expected a model that has run once"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "scripted (torch.jit), which hides its layers; give the one it was made from"
+    if isinstance(module, torch.fx.GraphModule) and any(
+        isinstance(node.target, torch._ops.OpOverload) for node in module.graph.nodes
+    ):
+        return "exported (torch.export), which hides its layers; give the one it was made from"
+    return None
 
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a part of it is compiled."""
-    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
+    return any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in model.modules())
+
+
+def _is_held(model: object) -> bool:
+    """Whether this thread is within :func:`untouched` of the model."""
+    return threading.get_ident() in {thread for thread, held in _held if held is model}
 
 
 def _eagerly() -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -244,27 +245,29 @@ def _torchvision(model: nn.Module) -> Preprocess | None:
     module = type(model).__module__
     if not module.startswith("torchvision.models."):
         return None
-    from torchvision import models
-
-    size = sum(p.numel() for p in model.parameters())
-    fits: list[tuple[int, bool, int, Any]] = []
-    for name in models.list_models():
-        if models.get_model_builder(name).__module__ != module:
-            continue
-        for weights in models.get_model_weights(name):
-            off = abs(weights.meta["num_params"] - size)
-            default = weights is models.get_model_weights(name).DEFAULT
-            fits.append((off, not default, len(fits), weights))
-    if not fits:
+    if not (every := _weights_of(module)):
         return None
-    weights = min(fits, key=lambda fit: fit[:3])[3]
+    modules = list(model.modules())
+    size = sum(p.numel() for p in {p for m in modules for p in m._parameters.values() if p is not None})
+    weights = min(every, key=lambda one: abs(one.meta["num_params"] - size))
     transform = weights.transforms()
     mean, std = _normalisation(transform)
     names = tuple(weights.meta.get("categories") or ())
-    outputs = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)][-1:]
-    outputs = outputs or [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)][-1:]
+    outputs = [m.out_features for m in modules if isinstance(m, nn.Linear)][-1:]
+    outputs = outputs or [m.out_channels for m in modules if isinstance(m, nn.Conv2d)][-1:]
     labels = names if outputs == [len(names)] else None
     return Preprocess(transform, "RGB", mean, std, labels, f"torchvision's {weights}")
+
+
+@cache
+def _weights_of(module: str) -> list[Any]:
+    """All weights of the networks that a module of torchvision's builds, the default ones first."""
+    from torchvision import models
+
+    names = [name for name in models.list_models() if models.get_model_builder(name).__module__ == module]
+    kinds = [models.get_model_weights(name) for name in names]
+    default = [one for kind in kinds for one in kind if one is kind.DEFAULT]
+    return default + [one for kind in kinds for one in kind if one is not kind.DEFAULT]
 
 
 def _normalisation(transform: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

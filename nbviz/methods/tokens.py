@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.layers import Layer, trace_layers
-from nbviz.core.state import check_model, untouched
+from nbviz.core.state import eager, untouched
 from nbviz.core.trace import Feed, find_module, run
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
@@ -39,7 +39,8 @@ def find_maps(
 ) -> tuple[str, Arrange]:
     """The layer's name, the last useful one where none is given, and how its activation becomes maps.
 
-    How is told from a pass of the model; ``later``, only where the shape of an activation leaves it open.
+    How is told from a pass of the model, which has been checked; ``later``, only where the shape of an activation
+    leaves it open.
 
     Raises
     ------
@@ -48,7 +49,7 @@ def find_maps(
     """
     if reshape is not None and not callable(reshape):
         raise TypeError(f"reshape is {shown(reshape)}; expected a callable from an activation to (N, C, H, W), or None")
-    model = check_model(model)
+    model = eager(model)
     first = pictures if feed is not None else pictures[:1]
     if layer is None:
         chosen = _last(model, trace_layers(model, first, feed)[0], first, feed, output)

@@ -335,3 +335,30 @@ def test_a_model_made_in_inference_mode_has_a_fingerprint():
     with torch.inference_mode():
         net = nn.Linear(2, 2)
     assert fingerprint(net) == fingerprint(net)
+
+
+def test_within_itself_it_does_nothing_more() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3))
+    before = net[0].running_mean
+    with untouched(net):
+        own = net[0].running_mean
+        with untouched(net):
+            assert net[0].running_mean is own
+            net[0].running_mean += 1
+        assert not net.training
+        assert float(net[0].running_mean.sum()) == 3
+    assert net.training
+    assert net[0].running_mean is before
+    assert not before.any()
+
+
+def test_dictionaries_that_were_empty_are_so_again() -> None:
+    net = nn.Sequential(nn.ReLU())
+    net[0].notes, net[0].seen, net[0].order = {}, set(), []
+    kept = net[0].notes, net[0].seen, net[0].order
+    with untouched(net):
+        net[0].notes["a"] = 1
+        net[0].seen.add(1)
+        net[0].order.append(1)
+    assert (net[0].notes, net[0].seen, net[0].order) == ({}, set(), [])
+    assert all(a is b for a, b in zip(kept, (net[0].notes, net[0].seen, net[0].order), strict=True))
