@@ -104,6 +104,14 @@ class Found:
         return [number for number in range(batches) if number not in done]
 
 
+def _logits(output: Any) -> Any:
+    return output
+
+
+def _activation(_layer: str, activation: Tensor, _pictures: int) -> Tensor:
+    return activation
+
+
 @dataclass
 class Job:
     """All that a worker needs: it travels to each once."""
@@ -113,8 +121,8 @@ class Job:
     statistics: dict[str, Statistic]
     device: torch.device
     feed: Feed = None
-    check_logits: Callable[[Any], Tensor] = lambda output: output
-    check_activation: Callable[[str, Tensor, int], Tensor] = lambda _layer, activation, _pictures: activation
+    check_logits: Callable[[Any], Tensor] = _logits
+    check_activation: Callable[[str, Tensor, int], Tensor] = _activation
     _resumes: dict[str, tuple[bool, bool]] = field(default_factory=dict)  # of each layer, whether it skips and widens
 
     def fresh(self) -> Found:
