@@ -247,7 +247,7 @@ def integrated_gradients(
             off = (found.flatten(1).sum(1) - change).abs() / change.abs()
             if not bool((off > max(_COMPLETE, 4 * torch.finfo(x.dtype).eps)).any()):
                 return found
-        share = 100 * float(off.nan_to_num(0, 0, 0).max())
+        share = 100 * float(off.nan_to_num(0, torch.inf).max())
         warn(
             f"after {_STEPS[-1]} steps the sum is {share:.0f} % off the change of the score: steps= takes more",
             UserWarning,
