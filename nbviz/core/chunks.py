@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.errors import ModelError, line
+from nbviz.core.state import parts
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -102,5 +103,7 @@ def kept_together(model: nn.Module, pictures: int, feed: object) -> int:
 
     All where a part normalises them by each other, or where the model's arguments are made from the whole batch.
     """
-    by_each_other = (isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in model.modules())
-    return pictures if feed is not None or any(by_each_other) else 1
+    if feed is not None or pictures == 1:
+        return pictures
+    by_each_other = (isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in parts(model))
+    return pictures if any(by_each_other) else 1

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
+from itertools import chain, islice
 from operator import is_
 from types import FrameType
 from typing import Any
@@ -123,65 +123,99 @@ def untouched(model: nn.Module) -> Iterator[None]:
     if _is_held(model):
         yield
         return
-    modules = list(model.modules())
+    modules = parts(model)
     parameters = [p for module in modules for p in module._parameters.values() if p is not None]
     devices = sorted({p.device.index or 0 for p in parameters if p.is_cuda})
     with alone(), torch.random.fork_rng(devices=devices), _eagerly():
         # All attributes: a buffer that a forward pass replaced may belong to a size noted beside it.
         owns = [vars(module) for module in modules]
-        held_by = [held for own in owns for held in own.values() if isinstance(held, (dict, list, set))]
-        holders = {id(held): held for held in (*owns, *held_by)}
-        # Most are empty, as a module's dictionaries of hooks: so many copies would set off the garbage collector.
-        empty = [held for held in holders.values() if not held]
-        kept = [(held, _copied(held)) for held in holders.values() if held]
+        holds = _Holds()
+        before = _Contents([*owns, *(value for own in owns for value in own.values() if holds[type(value)])])
         # What it writes to its buffers goes to copies, which also stay valid in the graph of the run. So do those of
         # weights that were made in inference mode, which no graph can hold.
-        with torch.inference_mode(False):
-            buffers = (b for module in modules for b in module._buffers.values() if b is not None)
-            inference = [p for p in parameters if p.is_inference()]
-            copied = [*buffers, *inference]
-            copies = {id(t): t.detach().clone().requires_grad_(t.requires_grad) for t in copied}
+        buffers = [b for module in modules for b in module._buffers.values() if b is not None]
+        inference = [p for p in parameters if p.is_inference()]
+        with torch.inference_mode(False), torch.no_grad():
+            copies = {id(t): t.clone() for t in chain(buffers, inference)}
+            for t in (*(b for b in buffers if b.requires_grad), *inference):
+                copies[id(t)].requires_grad_(t.requires_grad)
+        own_tensors: list[Any] = [
+            one for m in modules for one in (m._buffers, m._parameters if inference else {}) if one
+        ]
+        originals = [dict(one) for one in own_tensors]
         try:
             _held.append((threading.get_ident(), model))
             for module in modules:
                 # The flag itself, not .eval(): a subclass may do more there than can be undone.
                 if module.training:
                     module.training = False
-                tensors: tuple[dict[str, Any], ...] = (module._buffers, module._parameters if inference else {})
-                for named in filter(None, tensors):
-                    named.update({name: copies.get(id(t), t) for name, t in named.items()})
+            for one, original in zip(own_tensors, originals, strict=True):
+                one.update({name: copies.get(id(t), t) for name, t in original.items()})
             yield
         finally:
             _held.pop()
-            for held in empty:
-                if held:
-                    held.clear()
-            for held, before in kept:
-                _put_back(held, before)
+            for one, original in zip(own_tensors, originals, strict=True):
+                one.update(original)
+            before.put_back()
 
 
-def _copied(held: Any) -> Any:
-    """What a dict, list or set holds, in one of the plain kind."""
-    return dict(held) if isinstance(held, dict) else list(held) if isinstance(held, list) else set(held)
+class _Holds(dict[type, bool]):
+    """Whether a type is a dict, list or set; asked once for each, as isinstance is slow to say no."""
+
+    def __missing__(self, kind: type) -> bool:
+        self[kind] = issubclass(kind, (dict, list, set))
+        return self[kind]
 
 
-def _put_back(held: Any, before: Any) -> None:
-    """What a dict, list or set held before, in place and at no moment emptied."""
-    if isinstance(held, list):
-        if len(held) != len(before) or any(a is not b for a, b in zip(held, before, strict=True)):
-            held[:] = before
-    elif isinstance(held, set):
-        held &= before
-        held |= before
-    elif len(held) != len(before) or not all(map(is_, _items(held), _items(before))):
-        in_order = list(held) == list(before)
-        for key in held.keys() - before.keys():
-            del held[key]
-        for key, value in before.items():
-            if not in_order:
-                held.pop(key, None)
-            if held.get(key, held) is not value:
-                held[key] = value
+class _Contents:
+    """What some dicts, lists and sets hold, to be put back.
+
+    Kept in three long lists: as many copies would set off the garbage collector, and would be compared one by one where
+    as a rule nothing has changed.
+    """
+
+    def __init__(self, holders: list[Any]) -> None:
+        self.empty, self.full = [held for held in holders if not held], [held for held in holders if held]
+        self.dicts = [held for held in self.full if isinstance(held, dict)]
+        self.before = self._now()
+
+    def _now(self) -> tuple[list[int], list[Any], list[Any]]:
+        """The size of each, the items or keys of all, the values of the dicts."""
+        values = chain.from_iterable(held.values() for held in self.dicts)
+        return list(map(len, self.full)), list(chain.from_iterable(self.full)), list(values)
+
+    def put_back(self) -> None:
+        """In place, and none emptied at any moment."""
+        for held in filter(None, self.empty):
+            held.clear()
+        sizes, items, values = self.before
+        now = self._now()
+        if sizes == now[0] and all(map(is_, chain(items, values), chain(*now[1:]))):
+            return
+        all_items, all_values = iter(items), iter(values)
+        for held, size in zip(self.full, sizes, strict=True):
+            own = list(islice(all_items, size))
+            if isinstance(held, dict):
+                _put_back_dict(held, dict(zip(own, islice(all_values, size), strict=True)))
+            elif isinstance(held, list):
+                if len(held) != size or not all(map(is_, held, own)):
+                    held[:] = own
+            else:
+                held.intersection_update(own)
+                held.update(own)
+
+
+def _put_back_dict(held: dict[Any, Any], before: dict[Any, Any]) -> None:
+    if len(held) == len(before) and all(map(is_, _items(held), _items(before))):
+        return
+    in_order = list(held) == list(before)
+    for key in held.keys() - before.keys():
+        del held[key]
+    for key, value in before.items():
+        if not in_order:
+            held.pop(key, None)
+        if held.get(key, held) is not value:
+            held[key] = value
 
 
 def _items(held: dict[Any, Any]) -> Iterator[Any]:
@@ -204,15 +238,35 @@ def check_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
     try:
-        modules = list(model.named_modules())
+        modules = parts(model)
     except Exception as error:  # one whose __init__ does not begin with nn.Module's own
         said = line(error)
         raise TypeError(f"model is a {type(model).__name__} without parts ({said}); expected a complete one") from None
-    for name, module in modules:
-        if (fault := _fault(module)) is not None:
-            what = f"its part {shown(name)}" if name else "the model"
-            raise TypeError(f"{what} is {fault}")
+    tensors = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()))
+    if any(issubclass(kind, _HIDES) for kind in set(map(type, chain(modules, tensors)))):
+        for name, module in model.named_modules():
+            if (fault := _fault(module)) is not None:
+                what = f"its part {shown(name)}" if name else "the model"
+                raise TypeError(f"{what} is {fault}")
     return model
+
+
+def parts(model: nn.Module) -> list[nn.Module]:
+    """``list(model.modules())``, several times as fast: it is asked for in every call.
+
+    Examples
+    --------
+    >>> parts(nn.Sequential(nn.Flatten(), nn.ReLU()))[1:]
+    [Flatten(start_dim=1, end_dim=-1), ReLU()]
+    """
+    found: dict[int, nn.Module] = {}
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and id(module) not in found:
+            found[id(module)] = module
+            waiting.extend(reversed(module._modules.values()))
+    return list(found.values())
 
 
 def eager(model: Any) -> Any:
@@ -220,6 +274,10 @@ def eager(model: Any) -> Any:
     while isinstance(model, nn.Module) and isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
         model = inner
     return model
+
+
+#: What may keep autograd from seeing a module's operations, see :func:`_fault`.
+_HIDES = (nn.UninitializedParameter, nn.UninitializedBuffer, torch.jit.ScriptModule, torch.fx.GraphModule)
 
 
 def _fault(module: nn.Module) -> str | None:
@@ -238,7 +296,9 @@ def _fault(module: nn.Module) -> str | None:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a part of it is compiled."""
-    return any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in model.modules())
+    if "torch._dynamo" not in sys.modules:  # whoever has compiled anything has loaded this
+        return False
+    return any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in parts(model))
 
 
 def _is_held(model: object) -> bool:
@@ -248,7 +308,7 @@ def _is_held(model: object) -> bool:
 
 def _eagerly() -> AbstractContextManager[None]:
     """While inside, what is compiled runs as what it was made from, hooks and all."""
-    # Whoever has compiled anything has loaded this, which takes seconds.
+    # It would load torch._dynamo, which takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 

@@ -245,10 +245,13 @@ def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, A
     """
     handles = []
     try:
-        for name, module in model.named_modules():
-            # What a parametrisation gives are weights.
-            if name in names if names is not None else name and "parametrizations" not in name.split("."):
-                handles.append(module.register_forward_hook(lambda _m, _args, value, name=name: on_output(name, value)))
+        if names is None:  # what a parametrisation gives are weights
+            named = model.named_modules()
+            modules = [(name, module) for name, module in named if name and "parametrizations" not in name.split(".")]
+        else:
+            modules = [(name, model.get_submodule(name)) for name in names]
+        for name, module in modules:
+            handles.append(module.register_forward_hook(lambda _m, _args, value, name=name: on_output(name, value)))
         yield
     finally:
         for handle in handles:
@@ -256,23 +259,26 @@ def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, A
 
 
 def find_modules(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """For each layer's name the module's and the number of its call; one shared under two names has its first."""
-    every = dict(model.named_modules(remove_duplicate=False))
-    first: dict[int, str] = {}
-    for n, m in every.items():
-        first.setdefault(id(m), n)
+    """For each layer's name the module's and the number of its call."""
     result = {}
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"layer is {type(name).__name__}; expected a module's name, such as 'features.16'")
         module, _, call = name.rpartition(":")
-        if name in every or not (module and call.isdecimal() and len(call) < 10):
+        if _is_part(model, name) or not (call.isdecimal() and len(call) < 10):
             module, call = name, "0"
-        found = every.get(module) if module else None
-        if found is None:
-            raise unknown("layer", name, (n for n in first.values() if n))
-        result[name] = first[id(found)], int(call)
+        if not _is_part(model, module):
+            raise unknown("layer", name, (n for n, _ in model.named_modules() if n))
+        result[name] = module, int(call)
     return result
+
+
+def _is_part(model: nn.Module, name: str) -> bool:
+    """Whether ``model.get_submodule(name)`` is a part of the model, and not the model itself."""
+    found: nn.Module | None = model
+    for step in name.split("."):
+        found = None if found is None else found._modules.get(step)
+    return found is not None
 
 
 def find_module(model: nn.Module, name: str) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nbviz.core.errors import PictureError, check_choice, line, shown
+from nbviz.core.state import parts
 from nbviz.imaging.pixels import check_tensor
 
 
@@ -245,17 +246,22 @@ def _torchvision(model: nn.Module) -> Preprocess | None:
     module = type(model).__module__
     if not module.startswith("torchvision.models."):
         return None
+    modules = parts(model)
+    size = sum(p.numel() for p in {p for m in modules for p in m._parameters.values() if p is not None})
+    outputs = [m.out_features for m in modules if isinstance(m, nn.Linear)]
+    outputs = outputs or [m.out_channels for m in modules if isinstance(m, nn.Conv2d)]
+    return _of_size(module, size, outputs[-1] if outputs else None)
+
+
+@cache
+def _of_size(module: str, size: int, outputs: int | None) -> Preprocess | None:
     if not (every := _weights_of(module)):
         return None
-    modules = list(model.modules())
-    size = sum(p.numel() for p in {p for m in modules for p in m._parameters.values() if p is not None})
     weights = min(every, key=lambda one: abs(one.meta["num_params"] - size))
     transform = weights.transforms()
     mean, std = _normalisation(transform)
     names = tuple(weights.meta.get("categories") or ())
-    outputs = [m.out_features for m in modules if isinstance(m, nn.Linear)][-1:]
-    outputs = outputs or [m.out_channels for m in modules if isinstance(m, nn.Conv2d)][-1:]
-    labels = names if outputs == [len(names)] else None
+    labels = names if outputs == len(names) else None
     return Preprocess(transform, "RGB", mean, std, labels, f"torchvision's {weights}")
 
 

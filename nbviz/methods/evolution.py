@@ -272,7 +272,7 @@ class Recorder:
         self._calls = 0
 
     def __enter__(self) -> Recorder:
-        module = dict(self.model.named_modules())[self._module]
+        module = self.model.get_submodule(self._module)
         if not self._handles:  # of a context within a context
             self._handles = [
                 self.model.register_forward_pre_hook(self._before, with_kwargs=True),

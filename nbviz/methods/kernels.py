@@ -37,10 +37,11 @@ def _convolution(model: nn.Module, layer: str | None) -> tuple[str, nn.modules.c
     if layer is None or (isinstance(layer, str) and not layer and "" in every):  # a model that is a convolution itself
         return next(iter(every.items()))
     name = find_module(check_model(model), layer)[0]
-    if name not in every:
+    module = check_model(model).get_submodule(name)
+    if not isinstance(module, _CONVOLUTIONS):
         near = ", ".join(list(every)[:12])
         raise ValueError(f"layer {shown(layer)} is no convolution and has no kernels. Accepted: {near}")
-    return name, every[name]
+    return name, module
 
 
 def kernels(model: nn.Module, layer: str | None = None, channels: Sequence[int] | int | None = None) -> Tensor:

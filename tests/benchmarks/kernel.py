@@ -22,7 +22,7 @@ import nbviz
 from nbviz.core.trace import Trace, run
 from nbviz.imaging.encode import encode
 from nbviz.imaging.pixels import quantise
-from tests.benchmarks.table import best, count, row
+from tests.benchmarks.table import best, count, in_turn, paired, row
 
 SAMPLE = 4  # channels of a layer on which a slow peer is timed, to be multiplied
 
@@ -123,25 +123,18 @@ def to_the_layer(model: nn.Module, images: Tensor, layer: str, target: int) -> N
 def class_maps(name: str, layer: str, images: Tensor) -> None:
     """Grad-CAM against its floor and a peer, and all maps of the gradient family against it alone."""
     model, target = network(name), 3
-    floor, one, every = (
-        min(times)
-        for times in zip(
-            *(
-                (
-                    best(lambda: to_the_layer(model, images, layer, target), 1),
-                    best(lambda: nbviz.grad_cam(model, images, layer, target), 1),
-                    best(lambda: nbviz.class_activation(model, images, layer, target), 1),
-                )
-                for _ in range(6)
-            ),
-            strict=True,
-        )
+    with GradCAM(model, [model.get_submodule(layer)]) as peer:
+        theirs = best(lambda: peer(images, [ClassifierOutputTarget(target)]))
+    floor, one, every = in_turn(
+        lambda: to_the_layer(model, images, layer, target),
+        lambda: nbviz.grad_cam(model, images, layer, target),
+        lambda: nbviz.class_activation(model, images, layer, target),
     )
-    row(f"{name} `{layer}`: Grad-CAM", one, "a bare forward + backward to the layer", floor, 1 / 1.1)
-    row(f"{name} `{layer}`: five gradient maps", every, "Grad-CAM alone", one, 1 / 1.3)
-    with GradCAM(model, [model.get_submodule(layer)]) as cam:
-        theirs = best(lambda: cam(images, [ClassifierOutputTarget(target)]))
-    row(f"{name} `{layer}`: Grad-CAM", one, "pytorch-grad-cam", theirs, 2)
+    ours, bare = paired(one, floor)
+    row(f"{name} `{layer}`: Grad-CAM", ours, "a bare forward + backward to the layer", bare, 1 / 1.1)
+    ours, alone = paired(every, one)
+    row(f"{name} `{layer}`: five gradient maps", ours, "Grad-CAM alone", alone, 1 / 1.3)
+    row(f"{name} `{layer}`: Grad-CAM", min(one), "pytorch-grad-cam", theirs, 2)
 
 
 class Few(AblationLayer):

@@ -29,6 +29,17 @@ def median(work: Callable[[], Any], repeats: int = 7) -> float:
     return statistics.median(times(work, repeats))
 
 
+def in_turn(*works: Callable[[], Any], rounds: int = 20) -> list[list[float]]:
+    """Milliseconds of each work in each round: what makes the machine slow for a while, they share."""
+    return [list(found) for found in zip(*([best(work, 1) for work in works] for _ in range(rounds)), strict=True)]
+
+
+def paired(ours: list[float], theirs: list[float]) -> tuple[float, float]:
+    """Our median, and that times the median ratio of theirs to ours in the same round."""
+    ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+    return statistics.median(ours), statistics.median(ours) * ratio
+
+
 def heading() -> None:
     """The table's head, in Markdown."""
     print("| what | nbviz, ms | against | ms | times | wanted | |\n|---|--:|---|--:|--:|--:|---|")

@@ -10,10 +10,11 @@ import warnings
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from nbviz.core.layers import trace_layers
-from nbviz.core.state import check_model, fingerprint, interruptible, is_compiled, lock, uninterrupted, untouched
+from nbviz.core.state import check_model, fingerprint, interruptible, is_compiled, lock, parts, uninterrupted, untouched
 from nbviz.core.trace import run
 from nbviz.methods.reconstruct import project
 
@@ -173,6 +174,15 @@ def test_what_lists_dicts_and_sets_of_the_model_hold_is_put_back(snapshot):
     assert held == (["a"], {"a": 1, "b": 2}, {"a"})
     assert all(a is b for a, b in zip(held, (net.calls, net.counts, net.seen), strict=True))
     assert [name for name, _ in net.named_children()] == ["first", "second"]
+
+
+def test_the_parts_of_a_model_are_its_modules(net):
+    net.add_module("none", None)
+    net.add_module("again", net[2])
+    net[2].add_module("inner", nn.Sequential(net[0], nn.Tanh()))
+    assert list(map(id, parts(net))) == list(map(id, net.modules()))
+    densenet = torchvision.models.densenet121()
+    assert list(map(id, parts(densenet))) == list(map(id, densenet.modules()))
 
 
 def reconstruct(net):

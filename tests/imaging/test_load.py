@@ -324,6 +324,11 @@ def test_a_float_tensor_is_the_models_input_as_it_is(net):
     assert torch.equal(nbviz.load(net, x, preprocess=lambda _: pytest.fail("called")).inputs, x)
 
 
+def test_values_are_finite_though_their_sum_is_not(net):
+    largest = torch.full((1, 3, 8, 8), torch.finfo(torch.float32).max)
+    assert torch.equal(nbviz.load(net, largest).inputs, largest)
+
+
 def test_a_float_tensor_is_copied(net):
     x = torch.rand(1, 3, 5, 7, requires_grad=True)
     inputs = nbviz.load(net, x).inputs
