@@ -14,14 +14,22 @@ from nbviz.core.errors import check_choice, check_whole, line
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.fill import FILLS
-from nbviz.imaging.pixels import colour_table
 from nbviz.methods.arguments import check_index
 from nbviz.methods.occlusion import Piece, Squares
 from nbviz.widgets.figures import filled_panels
 from nbviz.widgets.of_pictures import OfPictures, answering
 from nbviz.widgets.views import Panels
 
-_CLASSES = 8  # that have a colour of their own
+#: matplotlib's "tab10": for the most frequent class, the next, and so on; all others are grey.
+_SHADES = {
+    "blue": (31, 119, 180),
+    "orange": (255, 127, 14),
+    "green": (44, 160, 44),
+    "red": (214, 39, 40),
+    "purple": (148, 103, 189),
+    "brown": (140, 86, 75),
+    "pink": (227, 119, 194),
+}
 
 
 class Occlusion(OfPictures):
@@ -157,7 +165,7 @@ class Occlusion(OfPictures):
         steps = _steps(probability, low, high)
         caption = f"probability of {label} with the square there: {low:.3g} (dark) to {high:.3g} (bright)"
         self.panels.show("probability", "overlay", picture, steps, caption=caption)
-        colours, said = self._named(named)
+        colours, said = self._named(named, picture.shape[:2])
         self.panels.show("named", "overlay", picture, colours, caption=f"most probable class: {said}")
         if activity is not None and squares.channels is not None:
             low, high = _ends(activity)
@@ -165,18 +173,19 @@ class Occlusion(OfPictures):
             caption = f"sum of channel #{squares.channels[0]}: {low:.3g} (dark) to {high:.3g} (bright)"
             self.panels.show("activity", "overlay", picture, steps, caption=caption)
 
-    def _named(self, named: Tensor) -> tuple[Array, str]:
-        """The classes in colours (R, S, 3), and which is which, the most frequent first."""
+    def _named(self, named: Tensor, sides: Sequence[int]) -> tuple[Array, str]:
+        """The classes in colours at this size, no shade between two of them, and which is which."""
         classes, counts = named[named >= 0].unique(return_counts=True)
-        order = classes[counts.argsort(descending=True, stable=True)].tolist()[:_CLASSES]
-        table = colour_table("tab10")[:: 256 // 10][: len(order)]
+        order = classes[counts.argsort(descending=True, stable=True)].tolist()
         colours = np.full((*named.shape, 3), 128, np.uint8)
-        for colour, one in zip(table, order, strict=True):
+        labels, said = self.session.labels or (), []
+        for (shade, colour), one in zip(_SHADES.items(), order, strict=False):
             colours[named.numpy() == one] = colour
-        labels = self.session.labels or ()
-        shades = ("blue", "orange", "green", "red", "purple", "brown", "pink", "grey")
-        said = [f"{line(labels[one], 30)} ({shade})" for one, shade in zip(order, shades, strict=False)]
-        return colours, ", ".join(said)
+            said.append(f"{line(labels[one], 30)} ({shade})")
+        if len(order) > len(said):
+            said.append("others (grey)")
+        rows, columns = (np.arange(side) * n // side for side, n in zip(sides, named.shape, strict=True))
+        return colours[np.ix_(rows, columns)], ", ".join(said)
 
     def _ended(self) -> None:
         given = "".join(f"{name}={value!r}, " for name, value in self._options.items() if value is not None)

@@ -129,16 +129,21 @@ def test_class_activation_refuses_in_words(model: Any, images: Any, name: str, v
 
 
 def test_occlusion_fills_its_maps_piece_by_piece(model: nn.Module, images: Tensor) -> None:
-    view = nbviz.Occlusion(model, images, patch=10, stride=3, layer="features.8", picture=1)
+    view = nbviz.Occlusion(model, images, patch=8, stride=2, layer="features.8", picture=0)
     view.finish()
-    found = nbviz.occlusion(model, images[1:2], patch=10, stride=3, layer="features.8")
+    found = nbviz.occlusion(model, images[:1], patch=8, stride=2, layer="features.8")
     for slot, values in (("probability", found.probability[0]), ("activity", found.activity[0])):  # type: ignore[index]
         low, high = values.min(), values.max()
         expected = 255 * (values.double() - low) / (high - low)
         assert np.abs(over(view, slot).astype(float) - expected.numpy()).max() <= 0.51
-    colours = over(view, "named").reshape(-1, 3)
-    for one in found.named[0].unique():
-        assert len(np.unique(colours[(found.named[0] == one).flatten().numpy()], axis=0)) == 1
+    shades = {"blue": (31, 119, 180), "orange": (255, 127, 14), "green": (44, 160, 44), "red": (214, 39, 40)}
+    classes, counts = found.named[0].unique(return_counts=True)
+    order = classes[counts.argsort(descending=True, stable=True)].tolist()
+    assert 2 <= len(order) <= len(shades)
+    wide = nn.functional.interpolate(found.named[:, None].double(), (28, 28))[0, 0].numpy()
+    for one, (shade, colour) in zip(order, shades.items(), strict=False):
+        assert (over(view, "named")[wide == one] == colour).all()
+        assert f"{view.session.labels[one]} ({shade})" in view.panels.slot("named")["caption"]  # type: ignore[index]
     assert view.header.cost == f"{found.probability[0].numel()} of {found.probability[0].numel()} squares"
     assert f"#{int(found.channel[0])}" in view.panels.slot("activity")["caption"]  # type: ignore[index]
 
