@@ -181,7 +181,10 @@ def ablate(
     if found is None and not first.complete:
         raise KeyboardInterrupt
     if found is None:
-        raise ValueError("no picture of the dataset has a label; expected (picture, label), or a folder for each class")
+        raise ValueError(
+            "no picture of the dataset has a label that is a whole number; expected (picture, label), "
+            "or a folder for each class"
+        )
     channels, draw = len(found.accuracy), torch.Generator().manual_seed(seed)
     points = min(points, channels)
     steps = torch.linspace(0, channels, points + 1).round().long().unique()

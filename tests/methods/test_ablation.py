@@ -331,7 +331,8 @@ def test_pictures_without_a_label_do_not_count(net: nn.Module, dataset: TensorDa
 
 def test_without_any_label_there_is_no_accuracy(net: nn.Module, dataset: TensorDataset) -> None:
     with pytest.raises(
-        ValueError, match=r"^no picture of the dataset has a label; expected \(picture, label\), or a f"
+        ValueError,
+        match=r"^no picture of the dataset has a label that is a whole number; expected \(picture, label\), or a f",
     ):
         nbviz.ablate(net, dataset.tensors[0], LAYER, progress=False)
 
