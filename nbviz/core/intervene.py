@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from nbviz.core.errors import ModelError, shown
 from nbviz.core.receptive_field import tensors_in
 from nbviz.core.state import alone, check_model, interruptible, untouched
-from nbviz.core.trace import Feed, call_model, find_module, hooked
+from nbviz.core.trace import Feed, call_model, find_module, hooked, not_reached
 
 
 class Resumable:
@@ -125,7 +125,7 @@ class Resumable:
         if not issubclass(kind, Tensor):
             raise TypeError(f"layer {shown(self.layer)} gives a {kind.__name__}; expected a layer that gives a tensor")
         if seen is None:
-            raise ValueError(f"layer {shown(self.layer)} takes no part in the forward pass; expected one that does")
+            raise not_reached(self.layer, self._module, count)
         return output, seen
 
 

@@ -179,7 +179,7 @@ def run(
         raise failed[0]
     for name, call in names.items():
         if call not in kept:
-            raise _not_reached(name, call[0], calls[call[0]])
+            raise not_reached(name, call[0], calls[call[0]])
         value = kept[call]
         if value is _USED:
             continue
@@ -249,7 +249,7 @@ def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, A
             named = model.named_modules()
             modules = [(name, module) for name, module in named if name and "parametrizations" not in name.split(".")]
         else:
-            modules = [(name, model.get_submodule(name)) for name in names]
+            modules = [(name, module) for name in names if (module := submodule(model, name)) is not None]
         for name, module in modules:
             handles.append(module.register_forward_hook(lambda _m, _args, value, name=name: on_output(name, value)))
         yield
@@ -265,20 +265,12 @@ def find_modules(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str,
         if not isinstance(name, str):
             raise TypeError(f"layer is {type(name).__name__}; expected a module's name, such as 'features.16'")
         module, _, call = name.rpartition(":")
-        if _is_part(model, name) or not (call.isdecimal() and len(call) < 10):
+        if submodule(model, name) is not None or not (call.isdecimal() and len(call) < 10):
             module, call = name, "0"
-        if not _is_part(model, module):
+        if submodule(model, module) is None:
             raise unknown("layer", name, (n for n, _ in model.named_modules() if n))
         result[name] = module, int(call)
     return result
-
-
-def _is_part(model: nn.Module, name: str) -> bool:
-    """Whether ``model.get_submodule(name)`` is a part of the model, and not the model itself."""
-    found: nn.Module | None = model
-    for step in name.split("."):
-        found = None if found is None else found._modules.get(step)
-    return found is not None
 
 
 def find_module(model: nn.Module, name: str) -> tuple[str, int]:
@@ -286,7 +278,42 @@ def find_module(model: nn.Module, name: str) -> tuple[str, int]:
     return find_modules(model, [name])[name]
 
 
-def _not_reached(name: str, module: str, calls: int) -> ValueError:
+def submodule(model: nn.Module, name: str) -> nn.Module | None:
+    """The part of a model that has this name, which may be one of several; None if there is none.
+
+    As in ``model.named_modules()``: ``get_submodule`` knows no name with a dot of its own.
+
+    Examples
+    --------
+    >>> submodule(nn.Sequential(nn.Sequential(nn.ReLU())), "0.0")
+    ReLU()
+    """
+    found: nn.Module | None = model
+    for step in name.split("."):
+        found = None if found is None else found._modules.get(step)
+    if found is None and name:
+        found = dict(model.named_modules(remove_duplicate=False)).get(name)
+    return found
+
+
+def first_name(model: nn.Module, layer: str) -> str:
+    """The name that :func:`nbviz.layers` has for a layer: a module may have several, and ``"name:0"`` is a first call.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.ReLU())
+    >>> net.add_module("same", net[0])
+    >>> first_name(net, "same"), first_name(net, "same:1"), first_name(net, "0:0")
+    ('0', '0:1', '0')
+    """
+    name, call = find_module(model, layer)
+    module = submodule(model, name)
+    first = next(name for name, one in model.named_modules() if one is module)
+    return f"{first}:{call}" if call else first
+
+
+def not_reached(name: str, module: str, calls: int) -> ValueError:
+    """The error for a layer whose module is called fewer times than its name says."""
     if calls == 0:
         return ValueError(
             f"layer {shown(name)} takes no part in the forward pass; expected one that nbviz.layers lists"

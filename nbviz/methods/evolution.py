@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nbviz.core.backward import RULES
 from nbviz.core.errors import ModelError, check_choice, line, shown
 from nbviz.core.state import check_model
-from nbviz.core.trace import Trace, find_module, run
+from nbviz.core.trace import Trace, find_module, run, submodule
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_feed, check_indices, check_maps, check_real
@@ -272,8 +272,8 @@ class Recorder:
         self._calls = 0
 
     def __enter__(self) -> Recorder:
-        module = self.model.get_submodule(self._module)
-        if not self._handles:  # of a context within a context
+        module = submodule(self.model, self._module)
+        if module is not None and not self._handles:  # of a context within a context
             self._handles = [
                 self.model.register_forward_pre_hook(self._before, with_kwargs=True),
                 module.register_forward_hook(self._after),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nbviz.core.errors import check_number, check_whole, line, shown
 from nbviz.core.state import check_model, untouched
-from nbviz.core.trace import find_module
+from nbviz.core.trace import find_module, submodule
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_indices
 
@@ -37,7 +37,7 @@ def _convolution(model: nn.Module, layer: str | None) -> tuple[str, nn.modules.c
     if layer is None or (isinstance(layer, str) and not layer and "" in every):  # a model that is a convolution itself
         return next(iter(every.items()))
     name = find_module(check_model(model), layer)[0]
-    module = check_model(model).get_submodule(name)
+    module = submodule(check_model(model), name)
     if not isinstance(module, _CONVOLUTIONS):
         near = ", ".join(list(every)[:12])
         raise ValueError(f"layer {shown(layer)} is no convolution and has no kernels. Accepted: {near}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import eager, untouched
-from nbviz.core.trace import Feed, find_module, run
+from nbviz.core.trace import Feed, find_module, first_name, run
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import SHAPES, check_feed, check_logits, check_real
@@ -85,7 +85,8 @@ def _fits(sides: Sequence[int], pictures: Tensor) -> bool:
 
 def _told(model: nn.Module, layer: str, pictures: Tensor, first: Tensor, feed: Feed) -> Callable[[Tensor], Tensor]:
     """How the layer's activation becomes maps, by where its positions look."""
-    found = next((one for one in trace_layers(model, first, feed)[0] if one.name == layer), None)
+    name = first_name(model, layer)
+    found = next((one for one in trace_layers(model, first, feed)[0] if one.name == name), None)
     own = None if found is None else _arrangement(found, pictures)
     if own is None:
         given = run(model, first, [layer], feed=feed).activations[layer]  # says so itself if it is not reached

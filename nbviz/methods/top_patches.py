@@ -16,7 +16,7 @@ from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.local import Start
 from nbviz.core.scan import Skipped
 from nbviz.core.state import check_model
-from nbviz.core.trace import Feed, find_module, run
+from nbviz.core.trace import Feed, first_name, run
 from nbviz.imaging.dataset import Inputs, check_dataset
 from nbviz.imaging.load import Pictures, Reader
 from nbviz.imaging.pixels import cut
@@ -255,7 +255,7 @@ def top_patches(
     """
     reader, feed = Reader.of(model, preprocess), check_feed(inputs)
     model, k = check_model(model), check_whole("k", k, 1, _MOST)
-    find_module(model, layer)
+    layer = first_name(model, layer)
     source = Inputs(check_dataset(dataset), reader, 1)
     if source.count is None:
         raise TypeError("an iterable dataset cannot be read again; expected one with a length and items")

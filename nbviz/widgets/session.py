@@ -15,7 +15,7 @@ from nbviz.core.backward import RULES
 from nbviz.core.errors import line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import fingerprint
-from nbviz.core.trace import Trace, find_module, run
+from nbviz.core.trace import Trace, first_name, run
 from nbviz.imaging.encode import Array, to_host
 from nbviz.imaging.pixels import centre, cut, quantise, shrink
 from nbviz.methods.arguments import SHAPES, check_maps, check_real
@@ -90,7 +90,7 @@ class Session(Answers):
     ) -> None:
         super().__init__(model, images, preprocess, inputs, output)
         self.grad, model = grad, self.model
-        found, given = trace_layers(model, self._batch(0), self.feed)
+        found, given = trace_layers(model, self.batch(0), self.feed)
         self.forward_passes = 1
         self.every = found
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
@@ -113,7 +113,9 @@ class Session(Answers):
         """The layer's name if it has feature maps; otherwise a ValueError that says what does."""
         if isinstance(name, str) and name in self.layers:
             return name
-        find_module(self.model, name)  # says what is near, if it is no module at all
+        name = first_name(self.model, name)  # says what is near, if it is no module at all
+        if name in self.layers:
+            return name
         accepted = str(unknown("such layer", name, self.layers)).partition("Accepted: ")[2]
         raise ValueError(f"layer {shown(name)} gives no feature maps {SHAPES[2 + self.axes]}. Accepted: {accepted}")
 
@@ -166,7 +168,7 @@ class Session(Answers):
             self.forget()
             start = time.perf_counter()
             with self.under_autocast():
-                self._trace = run(self.model, self._batch(picture), [layer], feed=self.feed, grad=self.grad)
+                self._trace = run(self.model, self.batch(picture), [layer], feed=self.feed, grad=self.grad)
             self.forward_passes += 1
             check_real(check_maps(self._trace, layer), f"layer {shown(layer)}")
             self.milliseconds = 1000 * (time.perf_counter() - start)
@@ -185,7 +187,7 @@ class Session(Answers):
 
     def maps(self, picture: int, layer: str) -> Tensor:
         """The layer's feature maps of one picture, (C, H, W), or (C, L), (C, D, H, W)."""
-        return self.trace(picture, layer).activations[layer].detach()[self._row(picture)]
+        return self.trace(picture, layer).activations[layer].detach()[self.row(picture)]
 
     def look(self, picture: int, layer: str, how: str, side: int, plane: int = 0) -> Look:
         """All that is shown of a layer's maps, in one copy from the device; each map about ``side`` pixels wide."""
@@ -218,7 +220,7 @@ class Session(Answers):
         (K, 1 or 3, *sides); of signals, which can be shown in two curves as well, (K, 1 to 3, L).
         """
         maps, met = project(self.trace(picture, layer), layer, channels, rule, seed)
-        maps = maps[self._row(picture)]
+        maps = maps[self.row(picture)]
         if self.bands != tuple(range(maps.shape[1])):
             maps = maps[:, list(self.bands)]
         apart = (1, 2, 3) if self.axes == 1 else (1, 3)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import nbviz
 from nbviz.core.errors import ModelError, PictureError
 from nbviz.core.trace import call_model, find_module, hooked, run
 
@@ -718,3 +719,33 @@ def test_after_a_layer_of_whole_numbers_there_is_no_gradient():
     trace = run(net, PICTURE, ["0"], output=True, grad="after")
     assert not trace.activations["0"].requires_grad
     assert trace.output.grad_fn is None
+
+
+class Dotted(nn.Module):
+    """Parts whose names have dots of their own, and one whose name a property shadows."""
+
+    def __init__(self):
+        super().__init__()
+        setattr(self, "block.0", nn.Conv2d(3, 4, 3))
+        self._modules["inner"] = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 2, 3))
+
+    @property
+    def inner(self):
+        return nn.Identity()
+
+    def forward(self, x):
+        return self._modules["inner"](getattr(self, "block.0")(x)).mean((2, 3))
+
+
+def test_names_are_those_of_named_modules():
+    net = Dotted().eval()
+    trace = run(net, PICTURE, ["block.0", "inner.1", "inner"], output=True)
+    assert torch.equal(trace.activations["block.0"], getattr(net, "block.0")(PICTURE))
+    assert torch.equal(trace.activations["inner.1"].mean((2, 3)), trace.output)
+    assert torch.equal(trace.activations["inner"], trace.activations["inner.1"])
+    assert [layer.name for layer in nbviz.layers(net, PICTURE)] == ["block.0", "inner.0", "inner.1", "inner"]
+    assert nbviz.grad_cam(net, PICTURE).shape == nbviz.grad_cam(net, PICTURE, "block.0").shape == (1, 12, 12)
+    assert nbviz.kernels(net, "block.0").shape == (4, 3, 3, 3)
+    for name in ("", ".", "block", "inner.2", "block.0.x"):
+        with pytest.raises(ValueError, match="^no layer"):
+            run(net, PICTURE, [name])

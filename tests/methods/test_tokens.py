@@ -352,3 +352,22 @@ def test_the_layer_is_found_in_any_mode(mode, vit, snapshot):
 def test_what_reshape_gives_is_checked(reshape, error, message, vit, snapshot):
     with snapshot(vit), pytest.raises(error, match=message):
         nbviz.grad_cam(vit, X, "encoder.layers.encoder_layer_1", 3, reshape=reshape)
+
+
+def test_a_layer_may_go_by_any_of_its_names():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p, self.b = nn.Conv2d(3, 16, 8, 8), nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.same, self.fc = self.b, nn.Linear(16, 5)
+
+        def forward(self, x):
+            return self.fc(self.same(self.b(self.p(x).flatten(2).transpose(1, 2))).mean(1))
+
+    net = Twice().eval()
+    first, second = nbviz.grad_cam(net, X, "b", 1), nbviz.grad_cam(net, X, "b:1", 1)
+    assert torch.equal(nbviz.grad_cam(net, X, "same", 1), first)
+    assert torch.equal(nbviz.grad_cam(net, X, "b:0", 1), first)
+    assert torch.equal(nbviz.grad_cam(net, X, "same:1", 1), second)
+    assert not torch.equal(first, second)
+    assert nbviz.ClassActivation(net, X, "same:1").layer == "b:1"
