@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -228,12 +229,7 @@ def integrated_gradients(
     [6.0, -5.0]
     """
     steps = None if steps is None else check_whole("steps", steps, 1, 10_000)
-    start = (
-        baseline.detach()
-        if isinstance(baseline, Tensor)
-        else torch.tensor(check_number("baseline", baseline, -1e6, 1e6))
-    )
-    check_tensor("baseline", start, "that broadcasts to the model's input (N, C, H, W)")
+    start = _start(baseline)
 
     def attribute(x: Tensor, part: Sequence[int], summed: Summed, score: Score) -> Tensor:
         own = start if start.ndim < x.ndim or len(start) == 1 else start[list(part)]
@@ -256,6 +252,19 @@ def integrated_gradients(
 
     # Each picture by itself: it takes as many steps as it needs.
     return _over(model, images, target, preprocess, inputs, output, attribute, start, one_by_one=steps is None)
+
+
+def _start(baseline: Any) -> Tensor:
+    if isinstance(baseline, Real):
+        return torch.tensor(check_number("baseline", baseline, -1e6, 1e6))
+    start = check_tensor(
+        "baseline", baseline, "that broadcasts to the model's input (N, C, H, W), or a number"
+    ).detach()
+    if start.is_complex():
+        raise TypeError(f"baseline has {start.dtype} values; expected real ones")
+    if not bool(start.isfinite().all()):
+        raise ValueError("baseline has values that are not finite (NaN or infinity); expected finite ones")
+    return start
 
 
 def _along(summed: Summed, start: Tensor, away: Tensor, steps: int) -> Tensor:

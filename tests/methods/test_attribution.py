@@ -245,7 +245,10 @@ def test_nothing_is_left_after_an_interruption(name, error, call, when, snapshot
     [
         ("integrated_gradients", {"steps": 0}, ValueError, "steps is 0; expected at least 1"),
         ("integrated_gradients", {"steps": 1.5}, TypeError, "steps is 1.5; expected a whole number"),
-        ("integrated_gradients", {"baseline": "a"}, TypeError, "baseline is 'a'; expected"),
+        ("integrated_gradients", {"baseline": "a"}, TypeError, "baseline is str; expected .* or a number"),
+        ("integrated_gradients", {"baseline": None}, TypeError, "baseline is NoneType; expected .* or a number"),
+        ("integrated_gradients", {"baseline": torch.tensor(torch.inf)}, ValueError, "baseline has values that are not"),
+        ("integrated_gradients", {"baseline": torch.tensor(1j)}, TypeError, "baseline has torch.complex64 values"),
         ("integrated_gradients", {"baseline": torch.zeros(5)}, ValueError, r"baseline has shape \(5,\); expected one"),
         ("integrated_gradients", {"baseline": torch.zeros(3, 3, 32, 32)}, ValueError, r"baseline has shape \(3, 3, 32"),
         ("integrated_gradients", {"baseline": float("nan")}, ValueError, "baseline is nan; expected"),
