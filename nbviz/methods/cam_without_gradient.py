@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.chunks import in_chunks, joined
+from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import check_whole, shown
 from nbviz.core.intervene import Resumable
 from nbviz.core.state import check_model
@@ -85,8 +85,9 @@ def _head(model: nn.Module, layer: str, maps: Tensor, logits: Tensor) -> tuple[T
             continue
         for averaged in (maps, maps.relu()):
             found = averaged.flatten(2).mean(2) @ weights.T
-            found = found if bias is None else found + bias.detach()
-            if torch.allclose(found, logits, rtol=1e-2, atol=1e-2 * float(logits.abs().amax())):
+            wanted = logits if bias is None else logits - bias.detach()  # which may be all that is large
+            least = 1e-2 * wanted.abs().amax(1) + 4 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
+            if bool(((found - wanted).abs().amax(1) <= least).all()):
                 return averaged, weights
     raise ValueError(
         f"the answer of {type(model).__name__} is not a linear layer of the average of layer {shown(layer)} over its "
@@ -219,7 +220,8 @@ def score_cam(
             for row, k in enumerate(channels):
                 scores[:, k] = own_logits[row].gather(1, classes[:, None])[:, 0].float().cpu()
 
-        in_chunks(masked, range(maps.shape[1]), max(1, at_once // len(some)), "one masked picture")
+        most = at_once // len(some) if kept_together(model, 2, feed) == 1 else 1
+        in_chunks(masked, range(maps.shape[1]), max(1, most), "one masked picture")
         weights = scores.softmax(1).to(maps)
         return torch.einsum("nc,nc...->n...", weights, maps).relu()
 
@@ -250,7 +252,8 @@ def ablation_cam(
     H. Ramaswamy et al., "Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free
     Localization", WACV 2020: with the score y and the score y_k when channel k is set to zero, its weight is
     (y - y_k) / y (equation 4). For each channel only what follows the layer is run. As the equation has it, the map of
-    a class whose score is below zero shows what speaks against it.
+    a class whose score is below zero shows what speaks against it. A score of just zero has no shares: there the weight
+    is what is lost.
 
     Parameters
     ----------
@@ -297,7 +300,8 @@ def ablation_cam(
             lost[:, list(channels)] = (score - scores.T).to(lost.dtype)
 
         in_chunks(without, range(maps.shape[1]), max(1, at_once // n), "one ablated activation")
-        return torch.einsum("nc,nc...->n...", lost / score.to(lost.dtype), maps).relu()
+        whole = torch.where(score != 0, score, 1).to(lost.dtype)
+        return torch.einsum("nc,nc...->n...", lost / whole, maps).relu()
 
     return each(model, pictures, feed, raw, of)
 

@@ -9,16 +9,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.chunks import in_chunks
+from nbviz.core.chunks import in_chunks, kept_together
 from nbviz.core.errors import check_whole, shown
 from nbviz.core.state import check_model
-from nbviz.core.trace import Feed, find_module, run
+from nbviz.core.trace import Feed, Trace, find_module, run
 from nbviz.imaging.fill import filling
 from nbviz.imaging.load import Pictures, load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_feed, check_index, check_logits, check_maps, check_target
 
 _AT_ONCE = 16  # pictures in one forward pass
+
+
+class Variants:
+    """What a model gives for variants of one of some pictures.
+
+    Several at once, unless the answer to a picture hangs on the others of its batch: then each in its place among them.
+    """
+
+    def __init__(self, model: nn.Module, pictures: Tensor, feed: Feed, layers: Sequence[str] = ()) -> None:
+        self._model, self._pictures, self._feed, self._layers = model, pictures, feed, layers
+        self._apart = kept_together(model, 2, feed) == 1
+        self.at_once = _AT_ONCE if self._apart else 1
+
+    def run(self, i: int, variants: Tensor) -> tuple[Trace, slice]:
+        """One pass with variants of picture i (K, C, H, W), at most :attr:`at_once`, and which rows of it they are."""
+        given, rows = variants, slice(None)
+        if not self._apart:
+            given, rows = self._pictures.clone(), slice(i, i + 1)
+            given[rows] = variants
+        return run(self._model, given, self._layers, feed=self._feed, output=True), rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -157,7 +177,7 @@ class Squares:
         feed: Feed,
         output: Any,
     ) -> None:
-        self.model, self.pictures, self._feed, self._output = model, loaded.inputs, feed, output
+        self.pictures, self._output = loaded.inputs, output
         check_tensor("the model's input", self.pictures, "on a device that holds values")
         if self.pictures.ndim != 4:
             raise ValueError(f"the model takes {tuple(self.pictures.shape)}; expected pictures (N, C, H, W)")
@@ -171,19 +191,20 @@ class Squares:
         self._fill = filling(self.pictures, fill, loaded.preprocess)
         if layer is not None:
             find_module(model, layer)
+        self._variants = Variants(model, self.pictures, feed, [] if layer is None else [layer])
         self.classes: list[int] = []
         self.channels: list[int] | None = None if layer is None else []
         for i in range(len(self.pictures)):
-            logits, maps = self._run(self.pictures[i : i + 1])
+            logits, maps = self._run(i, self.pictures[i : i + 1])
             self.classes.append(int(check_target(target, logits, [i], len(self.pictures))[0]))
             if maps is not None and self.channels is not None:
                 strongest = int(torch.nan_to_num(maps).flatten(2).amax(2)[0].argmax())
                 self.channels.append(strongest if channel is None else check_index("channel", channel, maps.shape[1]))
 
-    def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        layers = [] if self.layer is None else [self.layer]
-        trace = run(self.model, inputs, layers, feed=self._feed, output=True)
-        return check_logits(trace.output, self._output), None if self.layer is None else check_maps(trace, self.layer)
+    def _run(self, i: int, variants: Tensor) -> tuple[Tensor, Tensor | None]:
+        trace, rows = self._variants.run(i, variants)
+        maps = None if self.layer is None else check_maps(trace, self.layer)[rows]
+        return check_logits(trace.output, self._output)[rows], maps
 
     def over(self, i: int) -> Iterator[Piece]:
         """The answers for one picture, a few positions at a time, row by row."""
@@ -195,7 +216,7 @@ class Squares:
                 (top, left), (h, w) = places[place], self.size
                 inside = (slice(None), slice(top, top + h), slice(left, left + w))
                 covered[row][inside] = self._fill[i][inside]
-            logits, maps = self._run(covered)
+            logits, maps = self._run(i, covered)
             chances = logits.float().softmax(1)
             activity = None
             if maps is not None and self.channels is not None:
@@ -203,7 +224,8 @@ class Squares:
             return list(part), chances[:, self.classes[i]], chances.argmax(1), activity
 
         for start in range(0, len(places), _AT_ONCE):
-            yield from in_chunks(of, range(start, min(start + _AT_ONCE, len(places))), _AT_ONCE, "one covered picture")
+            part = range(start, min(start + _AT_ONCE, len(places)))
+            yield from in_chunks(of, part, self._variants.at_once, "one covered picture")
 
     def gathered(self, pieces: Sequence[Piece], i: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """What was found of a picture as maps (R, S); NaN and -1 where it is not known yet."""

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.errors import ModelError, check_choice, check_whole, line, shown
-from nbviz.core.state import alone, check_model, untouched
+from nbviz.core.receptive_field import tensors_in
+from nbviz.core.state import alone, check_model, parts, untouched
 from nbviz.core.trace import Feed, call_model, hooked, run
 from nbviz.imaging.fill import FILLS, filling
 from nbviz.imaging.load import load
@@ -32,6 +34,7 @@ from nbviz.methods.deconvnet import deconvnet
 from nbviz.methods.gradient import gradient
 from nbviz.methods.guided_backprop import guided_backprop
 from nbviz.methods.guided_grad_cam import guided_grad_cam
+from nbviz.methods.occlusion import Variants
 
 Method = Callable[..., Tensor]
 #: The methods that may be given by name: (model, images, target=) to a map for each picture.
@@ -51,7 +54,6 @@ METHODS: dict[str, Method] = {
 }
 assert set(GRADIENT_MAPS) <= set(METHODS)
 _DOUBTFUL = 0.5  # the rank correlation from which on a map is said to hardly change
-_AT_ONCE = 16
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,7 +179,9 @@ def randomisation(
     model = check_model(model)
     logits = check_logits(run(model, pictures, feed=feed, output=True).output, output)
     classes = check_target(target, logits, range(len(pictures)), len(pictures)).tolist()
-    known = any(apply is one for one in METHODS.values())
+    known = any(apply is one for one in METHODS.values()) or (getattr(apply, "__module__", "") or "").startswith(
+        "nbviz."
+    )
     accepted = inspect.signature(apply).parameters if known else {}
     options = {key: value for key, value in (("inputs", inputs), ("output", output)) if key in accepted}
 
@@ -218,8 +222,10 @@ def destroyed(model: nn.Module, layers: Sequence[str], mode: str, seed: int) -> 
 
 
 def _copied(model: nn.Module) -> nn.Module:
+    # What a forward pass left among its attributes may belong to a graph, which copies refuse.
+    kept = [t for part in parts(model) for t in tensors_in(vars(part)) if t.grad_fn is not None]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept})
     except Exception as error:
         said = f"{type(error).__name__}: {line(error, 400)}"
         raise ModelError(f"{type(model).__name__} cannot be copied, to destroy the copy's weights: {said}") from error
@@ -235,22 +241,50 @@ def _method(given: Any) -> tuple[str, Method]:
 
 
 def layers_with_weights(model: nn.Module, pictures: Tensor, feed: Feed) -> list[str]:
-    """The layers that have weights of their own, from the top of the network down: the last to run comes first."""
-    weights = {name: [p for p in m.parameters(recurse=False) if p.numel() > 1] for name, m in model.named_modules()}
-    seen: dict[str, int] = {}
-    with alone(), torch.no_grad(), untouched(model), hooked(model, None, lambda n, _: seen.update({n: len(seen)})):
-        call_model(model, pictures[:1].clone() if feed is None else pictures.clone(), feed)
-    found = [name for name, own in weights.items() if own]
-    if not found:
+    """The layers that have weights of their own, from the top of the network down: the last used comes first.
+
+    Weights are looked for in torch's calls: attention takes those of a part that it never calls. What the forward pass
+    does not use, such as a classifier for training alone, is left out.
+    """
+    with alone(), torch.no_grad(), untouched(model):
+        layers = [(name, m.parameters(recurse=False)) for name, m in model.named_modules()]
+        uses = _Uses({id(p): name for name, own in layers for p in own if p.numel() > 1})
+        with hooked(model, None, uses.end), uses:
+            call_model(model, pictures[:1].clone() if feed is None else pictures.clone(), feed)
+    if not uses.last:
         raise ValueError(f"no layer of {type(model).__name__} has weights; expected convolutions or the like")
-    # What a parametrisation makes a weight of belongs to the module that has the weight.
-    return sorted(found, key=lambda name: seen.get(name.partition(".parametrizations.")[0], -1), reverse=True)
+    order = list(
+        dict.fromkeys(uses.layers.values())
+    )  # of those that one call takes, the last to be defined comes first
+    return sorted(uses.last, key=lambda name: (uses.last[name], order.index(name)), reverse=True)
+
+
+class _Uses(TorchFunctionMode):
+    """At which of torch's calls each layer's weights were last used; of each weight's id ``layers`` has the layer."""
+
+    def __init__(self, layers: dict[int, str]) -> None:
+        super().__init__()
+        self.layers, self.last, self.calls = layers, dict[str, int](), 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if getattr(func, "__name__", "") != "__get__":  # a dtype or device that is asked for
+            used = {self.layers[id(t)] for t in tensors_in((args, kwargs or {})) if id(t) in self.layers}
+            self.last.update(dict.fromkeys(used, self.calls))
+        return func(*args, **(kwargs or {}))
+
+    def end(self, name: str, _: Any) -> None:
+        """A layer that has run has used its weights, if in a way that cannot be seen."""
+        if name in self.layers.values():
+            self.last.setdefault(name, self.calls)
 
 
 def _destroy(module: nn.Module, seed: int) -> None:
     """Draw a module's own weights anew, as it does itself; those that it does not, from as wide a distribution."""
     own = list(module.parameters(recurse=False))
     before = [weight.detach().clone() for weight in own]
+    others = [t for child in module.children() for t in (*child.parameters(), *child.buffers())]
+    kept = [t.detach().clone() for t in others]
     devices = sorted({weight.device.index for weight in own if weight.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.default_generator.manual_seed(seed)
@@ -259,6 +293,8 @@ def _destroy(module: nn.Module, seed: int) -> None:
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             reset()
+            for other, values in zip(others, kept, strict=True):  # which it may reset as well
+                other.copy_(values)
         for weight, old in zip(own, before, strict=True):
             if weight.is_floating_point() and torch.equal(weight, old):
                 drawn = torch.randn(old.shape, device=old.device) * old.float().std(correction=0) + old.float().mean()
@@ -409,25 +445,30 @@ def deletion_insertion(
         )
     if len(maps) != len(pictures):
         raise ValueError(f"maps has {len(maps)} maps for {len(pictures)} pictures; expected one for each")
+    if maps.is_complex():
+        raise TypeError(f"maps has {maps.dtype} values; expected real ones")
+    if not bool(maps.isfinite().all()):
+        raise ValueError("maps has values that are not finite (NaN or infinity); expected finite ones")
     weights = maps.detach().float() if maps.ndim == 3 else maps.detach().float().abs().sum(1)
-    places = torch.nan_to_num(weights).flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    places = weights.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     count = places.shape[1]
     counts = torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
     bare, canvas = (filling(pictures, one, loaded.preprocess) for one in fills)
     deletion: list[Tensor] = []
     insertion: list[Tensor] = []
+    variants = Variants(model, pictures, feed)
     for i in range(len(pictures)):
-        logits = check_logits(run(model, pictures[i : i + 1], feed=feed, output=True).output, output)
-        chosen = int(check_target(target, logits, [i], len(pictures))[0])
+        trace, rows = variants.run(i, pictures[i : i + 1])
+        chosen = int(check_target(target, check_logits(trace.output, output)[rows], [i], len(pictures))[0])
         first = places[i].view(pictures.shape[-2:]).to(pictures.device)
         for curve, left, gone in ((deletion, pictures[i], bare[i]), (insertion, canvas[i], pictures[i])):
             seen = partial(_with_first, left, gone, first, counts)
 
-            def probability(part: Sequence[int], seen: Any = seen, chosen: int = chosen) -> Tensor:
-                logits = check_logits(run(model, seen(part), feed=feed, output=True).output, output)
-                return logits.double().softmax(1)[:, chosen].cpu()
+            def probability(part: Sequence[int], i: int = i, seen: Any = seen, chosen: int = chosen) -> Tensor:
+                trace, rows = variants.run(i, seen(part))
+                return check_logits(trace.output, output)[rows].double().softmax(1)[:, chosen].cpu()
 
-            curve.append(joined(in_chunks(probability, range(len(counts)), _AT_ONCE, "one picture")))
+            curve.append(joined(in_chunks(probability, range(len(counts)), variants.at_once, "one picture")))
     shares = counts.double() / count
     out, back = torch.stack(deletion), torch.stack(insertion)
     return DeletionInsertion(shares, out, back, torch.trapezoid(out, shares), torch.trapezoid(back, shares))

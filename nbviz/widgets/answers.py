@@ -85,10 +85,11 @@ class Answers:
         part = slice(picture, picture + 1)
         return replace(self.pictures, inputs=self.pictures.inputs[part], names=self.pictures.names[part])
 
-    def _batch(self, picture: int) -> Tensor:
+    def batch(self, picture: int) -> Tensor:
+        """What a picture goes through the model in: alone, or all of them."""
         return self.pictures.inputs if self._together else self.pictures.inputs[picture : picture + 1]
 
-    def _row(self, picture: int) -> int:
+    def row(self, picture: int) -> int:
         """Where a picture is in its batch."""
         return picture if self._together else 0
 
@@ -110,9 +111,9 @@ class Answers:
             return []
         key = picture, fingerprint(self.model)
         if key not in self._predictions:
-            scores = self._scores(self._run(self._batch(picture)))
+            scores = self._scores(self._run(self.batch(picture)))
             self._predictions = {k: v for k, v in self._predictions.items() if k[1] == key[1]}
-            self._predictions[key] = self._top(scores, self._row(picture))
+            self._predictions[key] = self._top(scores, self.row(picture))
         return self._predictions[key]
 
     def without(self, picture: int, layer: str, off: Sequence[int]) -> list[tuple[str, float, float]]:
@@ -128,7 +129,7 @@ class Answers:
             self.forget()  # the old one's memory first
         with self.under_autocast():
             if self._resumable is None:
-                self._resumable = key, Resumable(self.model, self._batch(picture), layer, self.feed)
+                self._resumable = key, Resumable(self.model, self.batch(picture), layer, self.feed)
                 self.forward_passes += 1
                 self.trace_bytes += self._resumable[1].activation.nbytes  # the most of what it keeps
             remember(self)
@@ -136,22 +137,22 @@ class Answers:
             mask = torch.zeros(1, one.activation.shape[1], dtype=torch.bool, device=one.activation.device)
             mask[0, list(off)] = True
             after = self._scores(one.go_on(switch_off(one.activation, mask)))
-        before, row = self._scores(one.output), self._row(picture)
+        before, row = self._scores(one.output), self.row(picture)
         return [] if before is None or after is None else compared(self.labels, before[row][None], after[row][None])
 
     def scores_of(self, picture: int) -> Tensor | None:
         """The class scores (1, classes) of a picture, if the model gives any; kept for the last one."""
         key = picture, fingerprint(self.model)
         if self._answer is None or self._answer[0] != key:
-            self._answer = key, self._scores(self._run(self._batch(picture)))
+            self._answer = key, self._scores(self._run(self.batch(picture)))
         scores = self._answer[1]
-        return None if scores is None else scores[self._row(picture)][None]
+        return None if scores is None else scores[self.row(picture)][None]
 
     def changed(self, picture: int, inputs: Tensor) -> list[tuple[str, float, float]]:
         """The most probable classes of another input (1, C, H, W) in a picture's place, as :meth:`without` has them."""
         if self.labels is None:
             return []
-        batch, row = self._batch(picture), self._row(picture)
+        batch, row = self.batch(picture), self.row(picture)
         before = self.scores_of(picture)
         after = self._scores(self._run(torch.cat([batch[:row], inputs, batch[row + 1 :]])))
         return [] if after is None else compared(self.labels, before, after[row][None])

@@ -11,6 +11,7 @@ import traitlets as t
 from torch import Tensor, nn
 
 from nbviz.core.errors import check_choice, line
+from nbviz.core.trace import first_name
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
@@ -103,7 +104,7 @@ class ClassActivation(OfPictures):
         session = answering(model, images, preprocess, labels, inputs, output)
         self._given = {"inputs": inputs, "output": output}
         pictures = session.pictures.inputs
-        start = find_maps(session.model, pictures, layer, session.feed, None, output)[0]
+        start = first_name(session.model, find_maps(session.model, pictures, layer, session.feed, None, output)[0])
         named = {one.name: str(one) for one in session.every if one.name == start}
         self._names = {one.name: str(one) for one in map_layers(session.every, pictures)} | named
         self._pick_predicted = target is None
@@ -169,9 +170,6 @@ class ClassActivation(OfPictures):
                 self._stepping = stepping
         super()._changed(change)
 
-    def _one(self) -> Tensor:
-        return self.session.pictures.inputs[self.picture : self.picture + 1]
-
     def _show_family(self) -> Iterator[bool]:
         session = self.session
         if self._pick_predicted:  # another picture: the class that is predicted for it
@@ -181,11 +179,12 @@ class ClassActivation(OfPictures):
             self.target_control.options = self._classes(self.picture, best)
             self.target = self.target_control.value = best
         with session.under_autocast():
-            self._maps = class_activation(session.model, self._one(), self.layer, self.target, **self._given)
+            batch = session.batch(self.picture)
+            self._maps = class_activation(session.model, batch, self.layer, self.target, **self._given)
         self._key = f"{self.picture} {line(self.layer)} {self.target}"
         self.panels.current = self._key
         for name, maps in self._maps.items():
-            self._show(name, maps[0], NAMES[name])
+            self._show(name, maps[session.row(self.picture)], NAMES[name])
         yield True
 
     def _show(self, slot: str, heat: Tensor, caption: str) -> None:
@@ -196,19 +195,21 @@ class ClassActivation(OfPictures):
 
     def _show_large(self) -> Iterator[bool]:
         session, name = self.session, self.method
-        model, one, layer = session.model, self._one(), self.layer
+        model, batch, layer, row = session.model, session.batch(self.picture), self.layer, session.row(self.picture)
         label = line((session.labels or ())[self.target], 40)
         with session.under_autocast():
             if name in self._maps:
                 maps = self._maps[name]
             elif name == "eigen_cam":
-                maps = eigen_cam(model, one, layer, **self._given)
+                maps = eigen_cam(model, batch, layer, **self._given)
             else:
-                maps = _OTHERS[name](model, one, layer, self.target, **self._given)
-        self._show("large", maps[0], f"{NAMES[name]} for {label}" if name != "eigen_cam" else "Eigen-CAM, of no class")
+                maps = _OTHERS[name](model, batch, layer, self.target, **self._given)
+        self._show(
+            "large", maps[row], f"{NAMES[name]} for {label}" if name != "eigen_cam" else "Eigen-CAM, of no class"
+        )
         yield True
         with session.under_autocast():
-            guided = guided_grad_cam(model, one, layer, self.target, **self._given)[0]
+            guided = guided_grad_cam(model, batch, layer, self.target, **self._given)[row]
         guided = guided if len(guided) in (1, 3) else guided.sum(0, keepdim=True)
         self.panels.show("guided", "signed", channels_last(centre(guided)), caption="Guided Grad-CAM")
         yield False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import ipywidgets
@@ -124,9 +125,9 @@ class Occlusion(OfPictures):
 
     def _squares(self, picture: int, patch: int | None, stride: int | None, fill: str) -> Squares:
         session, options = self.session, self._options
-        one = session.only(picture)
+        batch = replace(session.pictures, inputs=session.batch(picture))
         rest = options["layer"], options["channel"], session.feed, self._output
-        return Squares(session.model, one, options["target"], patch, stride, fill, *rest)
+        return Squares(session.model, batch, options["target"], patch, stride, fill, *rest)
 
     @t.validate("patch", "stride")
     def _valid_side(self, proposal: Any) -> int:
@@ -139,9 +140,10 @@ class Occlusion(OfPictures):
     def _show_maps(self) -> Iterator[bool]:
         with self.session.under_autocast():
             squares = self._squares(self.picture, self.patch, self.stride, self.fill)
-            pieces = squares.over(0)
+            row = self.session.row(self.picture)
+            pieces = squares.over(row)
         self.panels.current = f"{self.picture} {self.patch} {self.stride} {self.fill}"
-        label = line((self.session.labels or ())[squares.classes[0]], 40)
+        label = line((self.session.labels or ())[squares.classes[row]], 40)
         self.panels.show("picture", "picture", channels_last(self.session.shown(self.picture)), caption="picture")
         found: list[Piece] = []
         count = len(squares.tops) * len(squares.lefts)
@@ -151,13 +153,13 @@ class Occlusion(OfPictures):
             if piece is None:
                 return
             found.append(piece)
-            self._show_found(squares, found, label)
+            self._show_found(squares, row, found, label)
             done = sum(len(places) for places, *_ in found)
             self.header.cost = f"{done} of {count} squares"
             yield True
 
-    def _show_found(self, squares: Squares, found: list[Piece], label: str) -> None:
-        probability, named, activity = (None if one is None else one.cpu() for one in squares.gathered(found, 0))
+    def _show_found(self, squares: Squares, row: int, found: list[Piece], label: str) -> None:
+        probability, named, activity = (None if one is None else one.cpu() for one in squares.gathered(found, row))
         assert probability is not None
         assert named is not None
         picture = channels_last(self.session.shown(self.picture))
@@ -170,7 +172,7 @@ class Occlusion(OfPictures):
         if activity is not None and squares.channels is not None:
             low, high = _ends(activity)
             steps = _steps(activity, low, high)
-            caption = f"sum of channel #{squares.channels[0]}: {low:.3g} (dark) to {high:.3g} (bright)"
+            caption = f"sum of channel #{squares.channels[row]}: {low:.3g} (dark) to {high:.3g} (bright)"
             self.panels.show("activity", "overlay", picture, steps, caption=caption)
 
     def _named(self, named: Tensor, sides: Sequence[int]) -> tuple[Array, str]:

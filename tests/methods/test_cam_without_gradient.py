@@ -11,6 +11,7 @@ from torchvision import models
 
 import nbviz
 from tests.methods.test_cam import distance, peers_maps
+from tests.methods.test_sanity import Weighted
 
 Y = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 Z = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(2))
@@ -419,3 +420,51 @@ def test_scores_that_are_no_numbers(averaging, snapshot):
     net = nn.Sequential(*averaging, Then(lambda x: x / 0 * 0))
     with snapshot(net):
         assert nbviz.ablation_cam(net, Z, "3", 1, raw=True).isnan().all()
+
+
+def test_ablation_of_a_score_of_zero_shows_what_is_lost():
+    """As of SqueezeNet's classes, whose last ReLU may be zero everywhere, or a head that begins with zeros."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    nn.init.zeros_(net[4].weight), nn.init.zeros_(net[4].bias)
+    assert not nbviz.ablation_cam(net, Z, "1", 0, raw=True).any()
+    averages = net[:4](Z)
+    net[4].weight.data[0] = torch.stack([averages[0, 1], -averages[0, 0], *torch.zeros(2)])  # of the first: 0 in all
+    assert net(Z)[0, 0] == 0
+    maps = net[:2](Z)
+    lost = averages * net[4].weight[0]
+    lost[1] /= net(Z)[1, 0]
+    expected = torch.einsum("nc,nchw->nhw", lost, maps).relu()
+    torch.testing.assert_close(nbviz.ablation_cam(net, Z, "1", 0, raw=True), expected)
+
+
+def test_cam_is_not_misled_by_a_large_bias():
+    class Normalised(nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.c, self.n, self.fc = nn.Conv2d(3, 16, 3), norm, nn.Linear(16, 5)
+            nn.init.normal_(self.fc.weight, std=0.001)
+            nn.init.constant_(self.fc.bias, -4.6)
+
+        def forward(self, x):
+            return self.fc(self.n(self.c(x).relu().mean((2, 3))))
+
+    with pytest.raises(ValueError, match="is not a linear layer of the average of layer 'c'"):
+        nbviz.cam(Normalised(nn.LayerNorm(16)), Z, "c", 0)
+    assert nbviz.cam(Normalised(nn.Identity()), Z, "c", 0).any()
+    broken = Normalised(nn.Identity())
+    nn.init.constant_(broken.fc.bias, torch.nan)
+    with pytest.raises(ValueError, match="is not a linear layer of the average"):
+        nbviz.cam(broken, Z, "c", 0)
+
+
+def test_masked_pictures_that_hang_on_each_other_stay_together():
+    model, weights = Weighted().eval(), torch.tensor([1.0, 2.0])
+    options = {"inputs": lambda x: (x, weights), "raw": True}
+    found = nbviz.score_cam(model, Z, "bn", 1, **options)
+    maps = model.bn(model.c(Z))
+    wide = nn.functional.interpolate(maps, Z.shape[2:], mode="bilinear")
+    low, high = wide.amin((2, 3), keepdim=True), wide.amax((2, 3), keepdim=True)
+    masks = (wide - low) / (high - low)
+    scores = torch.stack([model(Z * masks[:, k : k + 1], weights)[:, 1] for k in range(8)], 1)
+    expected = torch.einsum("nc,nchw->nhw", scores.softmax(1), maps).relu()
+    torch.testing.assert_close(found, expected)

@@ -9,6 +9,7 @@ import nbviz
 from nbviz.imaging.fill import FILLS, filling
 from nbviz.imaging.preprocess import Preprocess
 from tests.methods.test_cam import CATS, FACE, as_it_is
+from tests.methods.test_sanity import Weighted
 
 X = torch.rand(2, 3, 13, 10, generator=torch.Generator().manual_seed(0))
 PLAIN = Preprocess(lambda picture: picture)
@@ -280,3 +281,15 @@ def test_without_the_cat_there_is_no_cat():
     assert no_cat < 0.01
     assert no_sky > 0.5
     assert cat(scene, own, keep=True, preprocess=as_it_is)[1] > 0.9
+
+
+def test_a_picture_is_covered_among_those_that_its_answer_hangs_on(snapshot):
+    model, weights = Weighted().eval(), torch.tensor([1.0, 2.0])
+    with snapshot(model):
+        found = nbviz.occlusion(model, X, 1, 5, 4, layer="bn", channel=2, inputs=lambda x: (x, weights))
+    for i, r, s in ((0, 0, 1), (1, 2, 0)):
+        covered = X.clone()
+        inside = (i, slice(None), slice(found.tops[r], found.tops[r] + 5), slice(found.lefts[s], found.lefts[s] + 5))
+        covered[inside] = filling(X, "grey", PLAIN)[inside]
+        torch.testing.assert_close(found.probability[i, r, s], model(covered, weights).softmax(1)[i, 1])
+        torch.testing.assert_close(found.activity[i, r, s], model.bn(model.c(covered))[i, 2].sum())

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import nn
+from torch.nn.utils import prune
 
 import nbviz
 from nbviz.imaging.fill import FILLS, filling
@@ -363,11 +364,116 @@ def test_layers_are_destroyed_in_the_order_in_which_they_run_and_all_their_weigh
     model = Own().eval()
     before = {name: value.clone() for name, value in nn.Module.named_parameters(model)}
     order = layers_with_weights(model, X, None)
-    assert order == ["head", "first", "first.parametrizations.weight", ""]
+    assert order == ["head", "", "first", "first.parametrizations.weight"]
     *_, (_, changed) = destroyed(model, order, "cascading", 0)
     assert not torch.equal(changed.first.weight, model.first.weight)
     assert not torch.equal(changed.scale, model.scale)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_layers_are_ordered_by_the_use_of_their_weights_whoever_takes_them():
+    """Attention takes the weights of a layer that it never calls; the part for training alone is not used at all."""
+
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Linear(9, 3)
+            self.last = nn.Linear(8, 3)
+            self.blocks = nn.ModuleList(nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+            self.first = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            x = self.first(x.to(self.last.weight.dtype)).flatten(2).transpose(1, 2)
+            for block in self.blocks:
+                x = block(x, x, x)[0]
+            return self.last(x.mean(1))
+
+    model = Attends().eval()
+    order = layers_with_weights(model, X, None)
+    assert order == ["last", "blocks.1.out_proj", "blocks.1", "blocks.0.out_proj", "blocks.0", "first"]
+    found = randomisation(model.requires_grad_(False), X, "gradient", mode="independent")
+    assert found.layers == tuple(order)
+    assert (found.rank < 0.999).all()
+
+
+def test_what_a_forward_pass_left_in_the_model_may_be_copied(tiny, snapshot):
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.kept = tiny, {"all": []}
+
+        def forward(self, x):
+            self.kept["all"].append(self.net(x))
+            return self.kept["all"][-1]
+
+    model = Keeps().eval()
+    model(X)
+    prune.random_unstructured(tiny[0], "weight", 0.5)
+    with snapshot(model):
+        found = randomisation(model, X, "gradient")
+    assert len(found.layers) == 4
+    assert model.kept["all"][0].grad_fn is not None
+
+
+def test_only_the_layers_own_weights_are_drawn_anew():
+    class Resets(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+            self.net[1].running_mean.fill_(0.3)
+
+        def reset_parameters(self):
+            self.net[0].reset_parameters()
+            self.net[1].reset_running_stats()
+
+        def forward(self, x):
+            return self.net(x).mean((2, 3)) * self.scale.sum()
+
+    model = Resets().eval()
+    found = randomisation(model, X, "gradient", mode="independent")
+    assert found.rank[found.layers.index("")].min() > 1 - 1e-9  # two ones, drawn from as wide a distribution, are ones
+    assert found.rank[found.layers.index("net.0")].max() < 0.9
+
+
+class Weighted(nn.Module):
+    """Takes a weight for each picture of the batch, and normalises the pictures by each other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.c, self.bn, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Linear(8, 4)
+
+    def forward(self, x, w):
+        return self.fc((self.bn(self.c(x)).relu() * w[:, None, None, None]).amax((2, 3)))
+
+
+def test_pictures_that_hang_on_each_other_are_deleted_among_each_other(snapshot):
+    model, weights, maps = Weighted().eval(), torch.tensor([1.0, 2.0]), torch.rand(2, 10, 9)
+    with snapshot(model):
+        found = deletion_insertion(model, X, maps, target=1, steps=4, inputs=lambda x: (x, weights))
+    whole = model(X, weights).softmax(1)[:, 1]
+    torch.testing.assert_close(found.deletion[:, 0].float(), whole)
+    torch.testing.assert_close(found.insertion[:, -1].float(), whole)
+    gone = X.clone()
+    gone[1] = filling(X, "grey", Preprocess(lambda picture: picture))[1]
+    expected = model(gone, weights).softmax(1)[1, 1]
+    torch.testing.assert_close(found.deletion[1, -1].float(), expected)
+
+
+def test_nbvizs_own_functions_are_told_of_inputs_and_output(tiny):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = tiny
+
+        def forward(self, x, mask):
+            return {"logits": self.net(x * mask), "other": None}
+
+    options = {"inputs": lambda x: (x, torch.ones(9)), "output": "logits"}
+    found = randomisation(Both().eval(), X, nbviz.eigen_cam, **options)
+    assert found.method == "eigen_cam"
+    assert len(found.layers) == 4
 
 
 def test_of_a_constant_map_nothing_is_said():

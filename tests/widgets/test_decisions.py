@@ -293,3 +293,44 @@ def test_an_instrument_that_fails_is_a_line_and_the_channels_stay(images: Tensor
 def test_a_network_without_classes_has_no_other_views(images: Tensor) -> None:
     view = nbviz.explore(nn.Sequential(nn.Conv2d(1, 2, 3)), images)
     assert view.children[0] is view.header
+
+
+# Pictures whose answers hang on each other
+
+
+def test_pictures_that_hang_on_each_other_stay_together(images: Tensor) -> None:
+    """The widgets show what the functions give for all pictures, not for the chosen one alone."""
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.c, self.bn, self.fc = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, w: Tensor) -> Tensor:
+            return self.fc((self.bn(self.c(x)).relu() * w[:, None, None, None]).amax((2, 3)))
+
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    model, options = Weighted().eval(), {"inputs": lambda x: (x, weights)}
+
+    activation = nbviz.ClassActivation(model, images, "bn", 1, "score_cam", picture=2, **options)
+    activation.finish()
+    assert activation.header.error == ""
+    for slot, method in (("large", nbviz.score_cam), ("layer_cam", nbviz.layer_cam)):
+        expected = steps(method(model, images, "bn", 1, **options)[2:3])
+        assert np.abs(over(activation, slot).astype(int) - expected).max() <= 1
+
+    occlusion = nbviz.Occlusion(model, images, 1, 8, 8, picture=2, **options)
+    occlusion.finish()
+    assert occlusion.header.error == ""
+    found = nbviz.occlusion(model, images, 1, 8, 8, **options).probability[2]
+    expected = 255 * (found - found.min()) / (found.max() - found.min())
+    assert np.abs(over(occlusion, "probability").astype(float) - expected.numpy()).max() <= 1
+
+    sanity = nbviz.Sanity(model, images, "input_x_gradient", picture=2, **options)
+    sanity.finish()
+    assert sanity.header.error == ""
+    chosen = int(model(images / 255, weights)[2].argmax())
+    maps = nbviz.input_x_gradient(model, images, chosen, **options)
+    curves = nbviz.sanity.deletion_insertion(model, images, maps, target=None, steps=24, **options)
+    assert sanity.pixels.series[0]["name"] == f"deleted, area {float(curves.deletion_area[2]):.2f}"
