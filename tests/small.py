@@ -1,4 +1,4 @@
-"""A small network that takes (N, 3, 16, 16), and what counts the kernels that run."""
+"""Small networks, pictures for one of them, (N, 3, 16, 16), and what counts the kernels that run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,20 @@ class Small(nn.Sequential):
             *(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(5, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(384, classes)),
         )
+
+
+class Weighted(nn.Module):
+    """Takes pictures (N, channels, H, W) and a weight for each, and normalises the pictures by each other."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.c, self.fc = nn.Conv2d(channels, 8, 3), nn.Linear(8, 4)
+        self.bn = nn.BatchNorm2d(8, track_running_stats=False)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        scores: Tensor = self.fc((self.bn(self.c(x)).relu() * w[:, None, None, None]).amax((2, 3)))
+        return scores
 
 
 def pictures(count: int = 3) -> Tensor:

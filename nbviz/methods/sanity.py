@@ -6,9 +6,8 @@ Input Sampling for Explanation of Black-box Models", BMVC 2018.
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.errors import ModelError, check_choice, check_whole, line, shown
-from nbviz.core.receptive_field import tensors_in
-from nbviz.core.state import alone, check_model, parts, untouched
-from nbviz.core.trace import Feed, call_model, hooked, run
+from nbviz.core.state import check_model
+from nbviz.core.trace import run
 from nbviz.imaging.fill import FILLS, filling
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
@@ -31,6 +28,7 @@ from nbviz.methods.arguments import check_feed, check_logits, check_target
 from nbviz.methods.attribution import input_x_gradient, integrated_gradients, smooth_grad
 from nbviz.methods.cam import GRADIENT_MAPS, grad_cam, grad_cam_pp, hires_cam, layer_cam, xgrad_cam
 from nbviz.methods.deconvnet import deconvnet
+from nbviz.methods.destroy import destroyed, layers_with_weights
 from nbviz.methods.gradient import gradient
 from nbviz.methods.guided_backprop import guided_backprop
 from nbviz.methods.guided_grad_cam import guided_grad_cam
@@ -208,29 +206,6 @@ def randomisation(
     return Randomisation(name, tuple(layers), torch.stack(ranks), torch.stack(ssims), mode)
 
 
-def destroyed(model: nn.Module, layers: Sequence[str], mode: str, seed: int) -> Iterator[tuple[str, nn.Module]]:
-    """A copy of the model in which one layer after the other, or each alone, has its weights drawn anew.
-
-    Gives the layer's name and the copy, which goes on to be changed.
-    """
-    changed = _copied(model)
-    for i, layer in enumerate(layers):
-        if mode == "independent":
-            changed = _copied(model)
-        _destroy(dict(changed.named_modules())[layer], seed + i)
-        yield layer, changed
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    # What a forward pass left among its attributes may belong to a graph, which copies refuse.
-    kept = [t for part in parts(model) for t in tensors_in(vars(part)) if t.grad_fn is not None]
-    try:
-        return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept})
-    except Exception as error:
-        said = f"{type(error).__name__}: {line(error, 400)}"
-        raise ModelError(f"{type(model).__name__} cannot be copied, to destroy the copy's weights: {said}") from error
-
-
 def _method(given: Any) -> tuple[str, Method]:
     if callable(given):
         own = "the method"
@@ -238,67 +213,6 @@ def _method(given: Any) -> tuple[str, Method]:
             own = line(getattr(given, "__name__", own), 60)
         return next((name for name, method in METHODS.items() if method is given), own), given
     return check_choice("method", given, METHODS), METHODS[given]
-
-
-def layers_with_weights(model: nn.Module, pictures: Tensor, feed: Feed) -> list[str]:
-    """The layers that have weights of their own, from the top of the network down: the last used comes first.
-
-    Weights are looked for in torch's calls: attention takes those of a part that it never calls. What the forward pass
-    does not use, such as a classifier for training alone, is left out.
-    """
-    with alone(), torch.no_grad(), untouched(model):
-        layers = [(name, m.parameters(recurse=False)) for name, m in model.named_modules()]
-        uses = _Uses({id(p): name for name, own in layers for p in own if p.numel() > 1})
-        with hooked(model, None, uses.end), uses:
-            call_model(model, pictures[:1].clone() if feed is None else pictures.clone(), feed)
-    if not uses.last:
-        raise ValueError(f"no layer of {type(model).__name__} has weights; expected convolutions or the like")
-    order = list(
-        dict.fromkeys(uses.layers.values())
-    )  # of those that one call takes, the last to be defined comes first
-    return sorted(uses.last, key=lambda name: (uses.last[name], order.index(name)), reverse=True)
-
-
-class _Uses(TorchFunctionMode):
-    """At which of torch's calls each layer's weights were last used; of each weight's id ``layers`` has the layer."""
-
-    def __init__(self, layers: dict[int, str]) -> None:
-        super().__init__()
-        self.layers, self.last, self.calls = layers, dict[str, int](), 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += 1
-        if getattr(func, "__name__", "") != "__get__":  # a dtype or device that is asked for
-            used = {self.layers[id(t)] for t in tensors_in((args, kwargs or {})) if id(t) in self.layers}
-            self.last.update(dict.fromkeys(used, self.calls))
-        return func(*args, **(kwargs or {}))
-
-    def end(self, name: str, _: Any) -> None:
-        """A layer that has run has used its weights, if in a way that cannot be seen."""
-        if name in self.layers.values():
-            self.last.setdefault(name, self.calls)
-
-
-def _destroy(module: nn.Module, seed: int) -> None:
-    """Draw a module's own weights anew, as it does itself; those that it does not, from as wide a distribution."""
-    own = list(module.parameters(recurse=False))
-    before = [weight.detach().clone() for weight in own]
-    others = [t for child in module.children() for t in (*child.parameters(), *child.buffers())]
-    kept = [t.detach().clone() for t in others]
-    devices = sorted({weight.device.index for weight in own if weight.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.default_generator.manual_seed(seed)
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(seed)
-        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-        if callable(reset):
-            reset()
-            for other, values in zip(others, kept, strict=True):  # which it may reset as well
-                other.copy_(values)
-        for weight, old in zip(own, before, strict=True):
-            if weight.is_floating_point() and torch.equal(weight, old):
-                drawn = torch.randn(old.shape, device=old.device) * old.float().std(correction=0) + old.float().mean()
-                weight.copy_(drawn)
 
 
 def spearman(one: Tensor, other: Tensor) -> Tensor:

@@ -14,12 +14,11 @@ from nbviz.core.errors import check_choice, check_whole, line
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
+from nbviz.methods.destroy import destroyed, layers_with_weights
 from nbviz.methods.sanity import (
     METHODS,
     Randomisation,
     deletion_insertion,
-    destroyed,
-    layers_with_weights,
     spearman,
     ssim,
 )

@@ -11,7 +11,7 @@ from torchvision import models
 
 import nbviz
 from tests.methods.test_cam import distance, peers_maps
-from tests.methods.test_sanity import Weighted
+from tests.small import Weighted
 
 Y = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 Z = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(2))

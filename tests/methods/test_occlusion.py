@@ -9,7 +9,7 @@ import nbviz
 from nbviz.imaging.fill import FILLS, filling
 from nbviz.imaging.preprocess import Preprocess
 from tests.methods.test_cam import CATS, FACE, as_it_is
-from tests.methods.test_sanity import Weighted
+from tests.small import Weighted
 
 X = torch.rand(2, 3, 13, 10, generator=torch.Generator().manual_seed(0))
 PLAIN = Preprocess(lambda picture: picture)

@@ -15,6 +15,7 @@ from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import quantise
 from nbviz.widgets.class_activation import NAMES
 from nbviz.widgets.explorer import VIEWS
+from tests.small import Weighted
 
 
 @pytest.fixture(scope="module")
@@ -301,17 +302,8 @@ def test_a_network_without_classes_has_no_other_views(images: Tensor) -> None:
 def test_pictures_that_hang_on_each_other_stay_together(images: Tensor) -> None:
     """The widgets show what the functions give for all pictures, not for the chosen one alone."""
 
-    class Weighted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.c, self.bn, self.fc = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Linear(8, 4)
-
-        def forward(self, x: Tensor, w: Tensor) -> Tensor:
-            return self.fc((self.bn(self.c(x)).relu() * w[:, None, None, None]).amax((2, 3)))
-
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    model, options = Weighted().eval(), {"inputs": lambda x: (x, weights)}
+    model, options = Weighted(1).eval(), {"inputs": lambda x: (x, weights)}
 
     activation = nbviz.ClassActivation(model, images, "bn", 1, "score_cam", picture=2, **options)
     activation.finish()
