@@ -52,9 +52,8 @@ def layers_with_weights(model: nn.Module, pictures: Tensor, feed: Feed) -> list[
             call_model(model, pictures[:1].clone() if feed is None else pictures.clone(), feed)
     if not uses.last:
         raise ValueError(f"no layer of {type(model).__name__} has weights; expected convolutions or the like")
-    order = list(
-        dict.fromkeys(uses.layers.values())
-    )  # of those that one call takes, the last to be defined comes first
+    # Of those whose weights go into one call, the last to be defined comes first.
+    order = list(dict.fromkeys(uses.layers.values()))
     return sorted(uses.last, key=lambda name: (uses.last[name], order.index(name)), reverse=True)
 
 
