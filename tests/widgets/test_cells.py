@@ -18,6 +18,7 @@ from nbviz.widgets import cells
 
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)  # of another environment, it would be warned of
     shell = InteractiveShell()
     monkeypatch.setattr(cells, "get_ipython", lambda: shell)
     monkeypatch.setattr(cells, "_watched", [])
