@@ -30,9 +30,9 @@ def destroyed(model: nn.Module, layers: Sequence[str], mode: str, seed: int) -> 
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    # What a forward pass left among its attributes may belong to a graph, which copies refuse.
-    kept = [t for part in parts(model) for t in tensors_in(vars(part)) if t.grad_fn is not None]
     try:
+        # What a forward pass left among its attributes may belong to a graph, which copies refuse.
+        kept = [t for part in parts(model) for t in tensors_in(vars(part)) if t.grad_fn is not None]
         return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept})
     except Exception as error:
         said = f"{type(error).__name__}: {line(error, 400)}"

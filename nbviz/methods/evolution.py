@@ -273,7 +273,11 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         module = submodule(self.model, self._module)
-        if module is not None and not self._handles:  # of a context within a context
+        if module is None:
+            raise ValueError(
+                f"layer {shown(self.layer)} is no part of the model any more; expected the model as it was"
+            )
+        if not self._handles:  # of a context within a context
             self._handles = [
                 self.model.register_forward_pre_hook(self._before, with_kwargs=True),
                 module.register_forward_hook(self._after),

@@ -177,9 +177,8 @@ def randomisation(
     model = check_model(model)
     logits = check_logits(run(model, pictures, feed=feed, output=True).output, output)
     classes = check_target(target, logits, range(len(pictures)), len(pictures)).tolist()
-    known = any(apply is one for one in METHODS.values()) or (getattr(apply, "__module__", "") or "").startswith(
-        "nbviz."
-    )
+    own = str(getattr(apply, "__module__", "")).startswith("nbviz.")
+    known = own or any(apply is one for one in METHODS.values())
     accepted = inspect.signature(apply).parameters if known else {}
     options = {key: value for key, value in (("inputs", inputs), ("output", output)) if key in accepted}
 

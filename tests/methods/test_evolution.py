@@ -452,3 +452,11 @@ def test_a_layer_without_such_maps_is_said_at_the_first_pass(layer: str, channel
     with pytest.raises(ValueError, match=message), nbviz.Recorder(model, layer, channel):
         model(torch.rand(2, 3, 12, 12))
     model(torch.rand(2, 3, 12, 12))
+
+
+def test_a_layer_that_has_gone_is_an_error() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    recorder = nbviz.Recorder(net, "1", 0)
+    del net[1]
+    with pytest.raises(ValueError, match="layer '1' is no part of the model any more"), recorder:
+        pass
