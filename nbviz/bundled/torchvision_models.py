@@ -13,6 +13,8 @@ from urllib.request import Request, urlopen
 import torch
 from torch import nn
 
+from nbviz.core.draws import OwnDraws
+
 #: Seconds that a server has to answer before it counts as out of reach.
 PATIENCE = 5.0
 
@@ -44,7 +46,7 @@ def load(name: str) -> nn.Module:
         except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
             cause = error
         else:
-            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            with OwnDraws(), torch.device("cpu"):
                 return cast(nn.Module, models.get_model(name, weights=weights)).eval()
     raise ConnectionError(
         f"the weights of {name!r} are not on this machine ({cached}) and cannot be downloaded from {weights.url}; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from nbviz.core.errors import ModelError, shown
 from nbviz.core.receptive_field import tensors_in
-from nbviz.core.state import alone, check_model, interruptible, untouched
+from nbviz.core.shadow import in_shadow
+from nbviz.core.state import check_model, interruptible
 from nbviz.core.trace import Feed, call_model, find_module, hooked, not_reached
 
 
@@ -64,8 +65,8 @@ class Resumable:
         self.model, self.inputs, self.feed, self.layer = check_model(model), inputs.detach(), feed, layer
         self._module, self._call = find_module(self.model, layer)
         self.skips = self.widens = False
-        calls = _Calls()
-        self.output, self.activation = self._run(calls, None)
+        self.output, self.activation, calls = self._run(_Calls, None)
+        assert isinstance(calls, _Calls)
         calls.end(self.inputs, self.output)
         self._calls = calls
         if calls.written:
@@ -95,38 +96,41 @@ class Resumable:
         """The model's output with this activation (N, C, H, W), or (K * N, C, H, W), in place of the layer's."""
         times = len(activation) // max(len(self.activation), 1)
         if not self.skips or (times > 1 and not self.widens):
-            return self._run(None, activation)[0]
-        return self._run(self._calls.again(times), activation, times)[0]
+            return self._run(lambda: None, activation)[0]
+        return self._run(lambda: self._calls.again(times), activation, times)[0]
 
-    def _run(self, mode: Any, activation: Tensor | None, times: int = 1) -> tuple[Any, Tensor]:
-        count, seen = 0, None
-        kind = Tensor
+    def _run(
+        self, make_mode: Callable[[], _Calls | _Again | None], activation: Tensor | None, times: int = 1
+    ) -> tuple[Any, Tensor, _Calls | _Again | None]:
+        def forward(shadow: nn.Module) -> tuple[Any, Tensor | None, type, int, _Calls | _Again | None]:
+            count, seen, kind, mode = 0, None, Tensor, make_mode()
+            wide = mode is not None and times > 1 and mode.uses_inputs
+            inputs = _repeat(self.inputs, times) if wide else self.inputs
 
-        def at(name: str, value: Any) -> Any:
-            nonlocal count, seen, kind
-            call, count = count, count + 1
-            if call != self._call:
-                return None
-            kind = type(value)
-            if not isinstance(value, Tensor):
-                return None
-            with torch._C.DisableTorchFunction():  # these are no calls of the model's
-                if mode is not None:
-                    mode.pass_layer()
-                seen = value.clone() if activation is None else activation
-                return seen.clone()  # what follows may write to it
+            def at(name: str, value: Any) -> Any:
+                nonlocal count, seen, kind
+                call, count = count, count + 1
+                if call != self._call:
+                    return None
+                kind = type(value)
+                if not isinstance(value, Tensor):
+                    return None
+                with torch._C.DisableTorchFunction():  # these are no calls of the model's
+                    if mode is not None:
+                        mode.pass_layer()
+                    seen = value.clone() if activation is None else activation
+                    return seen.clone()  # what follows may write to it
 
-        inputs = _repeat(self.inputs, times) if mode is not None and times > 1 and mode.uses_inputs else self.inputs
-        at_work = (alone(), torch.inference_mode(False), torch.no_grad(), untouched(self.model))
-        with ExitStack() as stack:
-            for one in (*at_work, hooked(self.model, {self._module}, at), mode or nullcontext(), interruptible()):
-                stack.enter_context(one)
-            output = call_model(self.model, inputs, self.feed)
+            with torch.no_grad(), hooked(shadow, {self._module}, at), mode or nullcontext(), interruptible():
+                output = call_model(shadow, inputs, self.feed)
+            return output, seen, kind, count, mode
+
+        output, seen, kind, count, mode = in_shadow(self.model, forward)
         if not issubclass(kind, Tensor):
             raise TypeError(f"layer {shown(self.layer)} gives a {kind.__name__}; expected a layer that gives a tensor")
         if seen is None:
             raise not_reached(self.layer, self._module, count)
-        return output, seen
+        return output, seen, mode
 
 
 class _Calls(TorchFunctionMode):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from nbviz.core.backward import PAPERS
 from nbviz.core.errors import line
 from nbviz.core.receptive_field import Field, FieldTracker
-from nbviz.core.state import alone, check_model, interruptible, untouched
+from nbviz.core.shadow import in_shadow
+from nbviz.core.state import check_model, interruptible
 from nbviz.core.trace import Feed, call_model, hooked
 
 
@@ -144,10 +145,11 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
     2      MaxPool2d  4×3×3   ReLU          sees 5×5 px, step 4
     """
     model = check_model(model)
-    found = Layers()
-    calls: Counter[str] = Counter()
-    modules = dict(model.named_modules())
-    with alone(), torch.inference_mode(False), torch.no_grad():
+
+    def forward(shadow: nn.Module) -> tuple[Layers, Any]:
+        found = Layers()
+        calls: Counter[str] = Counter()
+        modules = dict(shadow.named_modules())
         picture = inputs.detach().clone()
         tracker = FieldTracker(picture)
 
@@ -171,7 +173,9 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
                 )
             )
 
-        with untouched(model), hooked(model, None, describe), tracker:
-            output = call_model(model, picture, feed)
+        with torch.no_grad(), hooked(shadow, None, describe), tracker:
+            output = call_model(shadow, picture, feed)
         tracker.forget()  # while Ctrl-C waits: it would be lost in a weak reference's callback
-    return found, output
+        return found, output
+
+    return in_shadow(model, forward)

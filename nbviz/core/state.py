@@ -1,30 +1,38 @@
-"""Working in a user's model without leaving a mark: one at a time, and everything put back."""
+"""What nbviz works under: one thread at a time, Ctrl-C held back, the default device put aside; which models it takes."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain, islice
-from operator import is_
+from itertools import chain
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from nbviz.core.errors import line, shown
 
-#: Held by whoever is in any model, a call or a widget's observer on a thread of its own: two threads in
-#: one model would mix their hooks and flags.
+#: Held by whoever is in a pass of nbviz's own, a call or a widget's observer on a thread of its own: what they keep
+#: between passes, and the device's memory, are for one at a time.
 lock = threading.RLock()
 
 
-#: Threads, of which one has the lock, and the models that they hold, see :func:`untouched`.
-_held: list[tuple[int, nn.Module]] = []
+def _after_fork() -> None:
+    """A child has none of the other threads, of which one may have had the lock."""
+    if not lock._is_owned():  # type: ignore[attr-defined]
+        lock._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Interrupts:
@@ -107,121 +115,6 @@ def alone() -> Iterator[None]:
             lock.release()
 
 
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Hold the model in eval mode and uncompiled, and Ctrl-C back; afterwards model and random state are as before.
-
-    Of the model: flags, hooks and buffers, attributes, and what the lists, dicts and sets among them hold.
-    What is worth interrupting inside goes in :func:`interruptible`. Within another one of the same model, nothing more
-    is done.
-
-    Parameters
-    ----------
-    model
-        Any module that :func:`check_model` lets pass.
-    """
-    if _is_held(model):
-        yield
-        return
-    modules = parts(model)
-    parameters = [p for module in modules for p in module._parameters.values() if p is not None]
-    devices = sorted({p.device.index or 0 for p in parameters if p.is_cuda})
-    with alone(), torch.random.fork_rng(devices=devices), _eagerly():
-        # All attributes: a buffer that a forward pass replaced may belong to a size noted beside it.
-        owns = [vars(module) for module in modules]
-        holds = _Holds()
-        before = _Contents([*owns, *(value for own in owns for value in own.values() if holds[type(value)])])
-        # What it writes to its buffers goes to copies, which also stay valid in the graph of the run. So do those of
-        # weights that were made in inference mode, which no graph can hold.
-        buffers = [b for module in modules for b in module._buffers.values() if b is not None]
-        inference = [p for p in parameters if p.is_inference()]
-        with torch.inference_mode(False), torch.no_grad():
-            copies = {id(t): t.clone() for t in chain(buffers, inference)}
-            for t in (*(b for b in buffers if b.requires_grad), *inference):
-                copies[id(t)].requires_grad_(t.requires_grad)
-        own_tensors: list[Any] = [
-            one for m in modules for one in (m._buffers, m._parameters if inference else {}) if one
-        ]
-        originals = [dict(one) for one in own_tensors]
-        try:
-            _held.append((threading.get_ident(), model))
-            for module in modules:
-                # The flag itself, not .eval(): a subclass may do more there than can be undone.
-                if module.training:
-                    module.training = False
-            for one, original in zip(own_tensors, originals, strict=True):
-                one.update({name: copies.get(id(t), t) for name, t in original.items()})
-            yield
-        finally:
-            _held.pop()
-            for one, original in zip(own_tensors, originals, strict=True):
-                one.update(original)
-            before.put_back()
-
-
-class _Holds(dict[type, bool]):
-    """Whether a type is a dict, list or set; asked once for each, as isinstance is slow to say no."""
-
-    def __missing__(self, kind: type) -> bool:
-        self[kind] = issubclass(kind, (dict, list, set))
-        return self[kind]
-
-
-class _Contents:
-    """What some dicts, lists and sets hold, to be put back.
-
-    Kept in three long lists: as many copies would set off the garbage collector, and would be compared one by one where
-    as a rule nothing has changed.
-    """
-
-    def __init__(self, holders: list[Any]) -> None:
-        self.empty, self.full = [held for held in holders if not held], [held for held in holders if held]
-        self.dicts = [held for held in self.full if isinstance(held, dict)]
-        self.before = self._now()
-
-    def _now(self) -> tuple[list[int], list[Any], list[Any]]:
-        """The size of each, the items or keys of all, the values of the dicts."""
-        values = chain.from_iterable(held.values() for held in self.dicts)
-        return list(map(len, self.full)), list(chain.from_iterable(self.full)), list(values)
-
-    def put_back(self) -> None:
-        """In place, and none emptied at any moment."""
-        for held in filter(None, self.empty):
-            held.clear()
-        sizes, items, values = self.before
-        now = self._now()
-        if sizes == now[0] and all(map(is_, chain(items, values), chain(*now[1:]))):
-            return
-        all_items, all_values = iter(items), iter(values)
-        for held, size in zip(self.full, sizes, strict=True):
-            own = list(islice(all_items, size))
-            if isinstance(held, dict):
-                _put_back_dict(held, dict(zip(own, islice(all_values, size), strict=True)))
-            elif isinstance(held, list):
-                if len(held) != size or not all(map(is_, held, own)):
-                    held[:] = own
-            else:
-                held.intersection_update(own)
-                held.update(own)
-
-
-def _put_back_dict(held: dict[Any, Any], before: dict[Any, Any]) -> None:
-    if len(held) == len(before) and all(map(is_, _items(held), _items(before))):
-        return
-    in_order = list(held) == list(before)
-    for key in held.keys() - before.keys():
-        del held[key]
-    for key, value in before.items():
-        if not in_order:
-            held.pop(key, None)
-        if held.get(key, held) is not value:
-            held[key] = value
-
-
-def _items(held: dict[Any, Any]) -> Iterator[Any]:
-    return chain(held, held.values())
-
-
 def check_model(model: object) -> nn.Module:
     """The model, or the eager one that a compiled one was made from.
 
@@ -230,8 +123,6 @@ def check_model(model: object) -> nn.Module:
     TypeError
         Unless it is a module whose operations autograd can see.
     """
-    if isinstance(model, nn.Module) and _is_held(model):
-        return model
     if type(model).__name__ == "ExportedProgram":
         raise TypeError("the model is exported (torch.export), which hides its layers; give the one it was made from")
     model = eager(model)
@@ -301,18 +192,50 @@ def is_compiled(model: nn.Module) -> bool:
     return any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in parts(model))
 
 
-def _is_held(model: object) -> bool:
-    """Whether this thread is within :func:`untouched` of the model."""
-    return threading.get_ident() in {thread for thread, held in _held if held is model}
-
-
-def _eagerly() -> AbstractContextManager[None]:
+def eagerly() -> AbstractContextManager[None]:
     """While inside, what is compiled runs as what it was made from, hooks and all."""
     # It would load torch._dynamo, which takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-def fingerprint(model: nn.Module) -> tuple[tuple[int, int, int], ...]:
-    """Changes whenever a parameter or buffer is written to (``.data`` aside) or replaced; looks at no values."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+_persons = threading.local()
+
+
+def persons_device() -> torch.device | None:
+    """The default device that this thread has been given (``torch.set_default_device``), if any."""
+    found = next((mode for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)), None)
+    own: torch.device | None = getattr(_persons, "device", None)
+    return own if own is not None or found is None else found.device
+
+
+@contextmanager
+def device_aside(device: torch.device | None = None) -> Iterator[None]:
+    """While inside, the person's default device counts for the model's own code alone, see :func:`as_given`.
+
+    It is this thread's, or the one given.
+    """
+    device, before = device or persons_device(), getattr(_persons, "device", None)
+    if device is None:
+        yield
+        return
+    _persons.device = device
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        _persons.device = before
+
+
+@contextmanager
+def as_given() -> Iterator[None]:
+    """While inside :func:`device_aside`, the person's default device again: for code of the person's own."""
+    device = getattr(_persons, "device", None)
+    if device is None:
+        yield
+        return
+    _persons.device = None
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        _persons.device = device

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import ModelError, PictureError, line, shown, unknown
-from nbviz.core.state import alone, check_model, interruptible, untouched
+from nbviz.core.shadow import in_shadow
+from nbviz.core.state import as_given, check_model, device_aside, interruptible
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Trace:
     output
         The model's own output, or None where the run stopped before.
     model
-        The model that ran.
+        The shadow of the model that ran, whose weights are the model's.
     """
 
     inputs: Tensor
@@ -140,14 +141,14 @@ def run(
     model = check_model(model)
     names = find_modules(model, layers)
     wanted = set(names.values())
-    kept: dict[tuple[str, int], Any] = {}
-    failed: list[Exception] = []  # in ``use``, which is no fault of the model's
-    # Inference tensors take no part in a graph, so neither they nor their mode may get in.
-    after = grad == "after"
-    with alone(), torch.inference_mode(False), torch.set_grad_enabled(grad is True):
-        inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
-        trace = Trace(inputs.requires_grad_(grad is True), model=model)
+
+    def forward(shadow: nn.Module) -> tuple[Trace, dict[tuple[str, int], Any], Counter[str]]:
+        kept: dict[tuple[str, int], Any] = {}
         calls: Counter[str] = Counter()
+        failed: list[Exception] = []  # in ``use``, which is no fault of the model's
+        after = grad == "after"
+        given = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
+        trace = Trace(given.requires_grad_(grad is True), model=shadow)
 
         def keep(module: str, value: Any) -> Any:
             call = module, calls[module]
@@ -172,11 +173,14 @@ def run(
                 raise _Enough
             return kept[call].clone() if copies else None
 
-        hooks = hooked(model, {module for module, _ in wanted}, keep)
-        with untouched(model), hooks, suppress(_Enough), interruptible():
-            trace.output = call_model(model, trace.inputs.clone(), feed)
-    if failed:
-        raise failed[0]
+        hooks = hooked(shadow, {module for module, _ in wanted}, keep)
+        with torch.set_grad_enabled(grad is True), hooks, suppress(_Enough), interruptible():
+            trace.output = call_model(shadow, trace.inputs.clone(), feed)
+        if failed:
+            raise failed[0]
+        return trace, kept, calls
+
+    trace, kept, calls = in_shadow(model, forward)
     for name, call in names.items():
         if call not in kept:
             raise not_reached(name, call[0], calls[call[0]])
@@ -207,7 +211,8 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
     keyword arguments.
     """
     try:
-        given = inputs if feed is None else feed(inputs)
+        with as_given():
+            given = inputs if feed is None else feed(inputs)
     except Exception as error:
         raise ModelError(
             f"inputs= failed on pictures of shape {tuple(inputs.shape)}: {type(error).__name__}: {line(error, 1000)}"
@@ -216,9 +221,10 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
     parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
     forward: Any = model.module if parallel else model
     try:
-        if isinstance(given, dict):
-            return forward(**given)
-        return forward(*given) if isinstance(given, tuple) else forward(given)
+        with as_given():
+            if isinstance(given, dict):
+                return forward(**given)
+            return forward(*given) if isinstance(given, tuple) else forward(given)
     except Exception as error:
         first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
         name, takes = (first[0], first[1].in_channels) if first is not None else ("", 0)
@@ -240,9 +246,16 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
 def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, Any], Any]) -> Iterator[None]:
     """While inside, ``on_output(name, output)`` sees each call of the named modules (None: of all but the root).
 
-    What it returns, unless None, takes the place of the output. The hooks are gone afterwards, come what may
-    (but what may come between two lines is kept out by :func:`nbviz.core.state.untouched`).
+    What it returns, unless None, takes the place of the output.
     """
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def call(_module: nn.Module, _args: Any, value: Any) -> Any:
+            with device_aside():
+                return on_output(name, value)
+
+        return call
+
     handles = []
     try:
         if names is None:  # what a parametrisation gives are weights
@@ -251,7 +264,7 @@ def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, A
         else:
             modules = [(name, module) for name in names if (module := submodule(model, name)) is not None]
         for name, module in modules:
-            handles.append(module.register_forward_hook(lambda _m, _args, value, name=name: on_output(name, value)))
+            handles.append(module.register_forward_hook(hook(name)))
         yield
     finally:
         for handle in handles:

@@ -17,8 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from nbviz.core.chunks import in_chunks
+from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import CompiledWarning, PictureError, PictureNotFoundError, line, shown, warn
-from nbviz.core.state import check_model, interruptible, is_compiled, uninterrupted
+from nbviz.core.state import check_model, device_aside, is_compiled
 from nbviz.imaging.pixels import FLOATS, check_tensor
 from nbviz.imaging.preprocess import Preprocess, find_preprocess, input_shape
 
@@ -122,7 +123,7 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     inputs: list[Tensor] = []
     names: list[str] = []
     # A preprocess that crops at random draws from numbers of its own.
-    with uninterrupted(), torch.random.fork_rng(devices=[]), interruptible():
+    with device_aside(), OwnDraws():
         for given in images if isinstance(images, (list, tuple)) else [images]:
             for name, x in reader.read(given, len(inputs)):
                 inputs.append(x)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from nbviz.core.backward import pull
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import check_number, check_whole, warn
-from nbviz.core.state import check_model, untouched
 from nbviz.core.trace import run
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
@@ -62,8 +61,7 @@ def _over(
             def gradients(numbers: Sequence[int]) -> Tensor:
                 trace = run(model, torch.cat([point(i) for i in numbers]), feed=feed, output=True, grad=True)
                 wanted = signal.repeat(len(numbers), 1)[None]
-                with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
-                    found = pull("gradient", check_logits(trace.output, output), wanted, trace.inputs)[0][0]
+                found = pull("gradient", check_logits(trace.output, output), wanted, trace.inputs)[0][0]
                 own = found.new_tensor([weights[i] for i in numbers]).view(-1, *[1] * found.ndim)
                 return (own * found.view(len(numbers), *some.shape)).sum(0)
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from nbviz.core.backward import NO_GRADIENT, pull
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import ModelError, check_choice, shown
-from nbviz.core.state import eager, untouched
 from nbviz.core.trace import Feed, run
 from nbviz.methods.arguments import check_logits, check_real, check_target
 from nbviz.methods.tokens import Arrange, checked
@@ -133,20 +132,18 @@ def backward(
     output: Any,
 ) -> tuple[Tensor, Tensor]:
     """A layer's activation for some of the pictures, and the gradient of their class's score, as maps (N, C, ...)."""
-    model = eager(model)
-    with untouched(model):  # in the backward pass as well, where checkpoints run parts of it again
-        trace = run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed, output=True, grad="after")
-        activation = check_real(trace.activations[layer], f"layer {shown(layer)}")
-        logits = check_logits(trace.output, output)
-        classes = check_target(target, logits, part, len(pictures))
-        signal = nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)
-        try:
-            gradient = pull("gradient", logits, signal[None], activation)[0][0]
-        except ModelError as error:
-            if str(error) != NO_GRADIENT:
-                raise
-            reason = f"no gradient flows from the class scores to layer {shown(layer)}: they do not depend on it"
-            raise ModelError(reason) from None
+    trace = run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed, output=True, grad="after")
+    activation = check_real(trace.activations[layer], f"layer {shown(layer)}")
+    logits = check_logits(trace.output, output)
+    classes = check_target(target, logits, part, len(pictures))
+    signal = nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)
+    try:
+        gradient = pull("gradient", logits, signal[None], activation)[0][0]
+    except ModelError as error:
+        if str(error) != NO_GRADIENT:
+            raise
+        reason = f"no gradient flows from the class scores to layer {shown(layer)}: they do not depend on it"
+        raise ModelError(reason) from None
     return arrange(activation.detach(), len(part)), arrange(gradient, len(part))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +11,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import check_whole, line, shown
 from nbviz.core.layers import Layers, trace_layers
+from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model
 from nbviz.core.statistic import Statistic
 from nbviz.core.trace import find_module
@@ -155,6 +156,7 @@ def compare(
     >>> images, labels = nbviz.bundled.fashion_test()
     >>> dataset = torch.utils.data.TensorDataset(images[:200, None], labels[:200])
     >>> model = nbviz.bundled.load("fashion")
+    >>> import copy
     >>> worse = copy.deepcopy(model)
     >>> _ = nn.init.zeros_(worse.features[12].weight)
     >>> found = compare(worse, model, dataset, ["features.3", "features.8"], progress=False)
@@ -198,11 +200,11 @@ def compare(
 def _apart(a: nn.Module, b: nn.Module) -> nn.Module:
     """The second model, with modules of its own where it shares some with the first: else one would hide the other.
 
-    All tensors stay shared.
+    The weights stay shared.
     """
     if not {id(one) for one in a.modules()} & {id(one) for one in b.modules()}:
         return b
-    return copy.deepcopy(b, {id(tensor): tensor for tensor in (*b.parameters(), *b.buffers())})
+    return shadow_of(b)
 
 
 def _check_alike(readers: Sequence[Reader], own: bool) -> None:
@@ -228,7 +230,7 @@ def _prepared(reader: Reader) -> Tensor:
     """What a model's own preprocessing makes of a picture with details, in which no two colours or sides are alike."""
     grey = Image.effect_mandelbrot((301, 257), (-2.0, -1.0, 0.5, 1.25), 64)
     probe = Image.merge("RGB", (grey, ImageOps.mirror(grey), ImageOps.flip(grey)))
-    with torch.random.fork_rng(devices=[]):
+    with OwnDraws():
         return next(reader.read(probe, 0))[1]
 
 

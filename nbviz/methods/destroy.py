@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nbviz.core.errors import ModelError, line
+from nbviz.core.draws import OwnDraws
 from nbviz.core.receptive_field import tensors_in
-from nbviz.core.state import alone, parts, untouched
+from nbviz.core.shadow import in_shadow, shadow_of
+from nbviz.core.draws import OwnDraws
+from nbviz.core.shadow import in_shadow, shadow_of
 from nbviz.core.trace import Feed, call_model, hooked
 
 
@@ -21,22 +22,12 @@ def destroyed(model: nn.Module, layers: Sequence[str], mode: str, seed: int) -> 
 
     Gives the layer's name and the copy, which goes on to be changed.
     """
-    changed = _copied(model)
+    changed = shadow_of(model, own_weights=True)
     for i, layer in enumerate(layers):
         if mode == "independent":
-            changed = _copied(model)
+            changed = shadow_of(model, own_weights=True)
         _destroy(dict(changed.named_modules())[layer], seed + i)
         yield layer, changed
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        # What a forward pass left among its attributes may belong to a graph, which copies refuse.
-        kept = [t for part in parts(model) for t in tensors_in(vars(part)) if t.grad_fn is not None]
-        return copy.deepcopy(model, {id(t): t.detach().clone() for t in kept})
-    except Exception as error:
-        said = f"{type(error).__name__}: {line(error, 400)}"
-        raise ModelError(f"{type(model).__name__} cannot be copied, to destroy the copy's weights: {said}") from error
 
 
 def layers_with_weights(model: nn.Module, pictures: Tensor, feed: Feed) -> list[str]:
@@ -45,11 +36,15 @@ def layers_with_weights(model: nn.Module, pictures: Tensor, feed: Feed) -> list[
     Weights are looked for in torch's calls: attention takes those of a part that it never calls. What the forward pass
     does not use, such as a classifier for training alone, is left out.
     """
-    with alone(), torch.no_grad(), untouched(model):
-        layers = [(name, m.parameters(recurse=False)) for name, m in model.named_modules()]
+
+    def forward(shadow: nn.Module) -> _Uses:
+        layers = [(name, m.parameters(recurse=False)) for name, m in shadow.named_modules()]
         uses = _Uses({id(p): name for name, own in layers for p in own if p.numel() > 1})
-        with hooked(model, None, uses.end), uses:
-            call_model(model, pictures[:1].clone() if feed is None else pictures.clone(), feed)
+        with torch.no_grad(), hooked(shadow, None, uses.end), uses:
+            call_model(shadow, pictures[:1].clone() if feed is None else pictures.clone(), feed)
+        return uses
+
+    uses = in_shadow(model, forward)
     if not uses.last:
         raise ValueError(f"no layer of {type(model).__name__} has weights; expected convolutions or the like")
     # Of those whose weights go into one call, the last to be defined comes first.
@@ -83,11 +78,7 @@ def _destroy(module: nn.Module, seed: int) -> None:
     before = [weight.detach().clone() for weight in own]
     others = [t for child in module.children() for t in (*child.parameters(), *child.buffers())]
     kept = [t.detach().clone() for t in others]
-    devices = sorted({weight.device.index for weight in own if weight.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.default_generator.manual_seed(seed)
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(seed)
+    with OwnDraws(seed), torch.no_grad():
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             reset()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import RULES
 from nbviz.core.errors import ModelError, check_choice, line, shown
+from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model
 from nbviz.core.trace import Trace, find_module, run, submodule
 from nbviz.imaging.load import load
@@ -123,7 +123,7 @@ def evolution(
     model = check_model(model)
     find_module(model, layer)
     named = _named(checkpoints)
-    copied, found = copy.deepcopy(model), []
+    copied, found = shadow_of(model, own_weights=True), []
     for name, given in named:
         _load_into(copied, name, given)
         trace = run(copied, pictures, [layer], feed=feed, grad=True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.errors import check_number, check_whole, line, shown
-from nbviz.core.state import check_model, untouched
+from nbviz.core.shadow import in_shadow
+from nbviz.core.state import check_model
 from nbviz.core.trace import find_module, submodule
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_indices
@@ -82,15 +83,20 @@ def kernels(model: nn.Module, layer: str | None = None, channels: Sequence[int] 
     >>> nbviz.grid(kernels(nbviz.bundled.load("fashion")), nrow=8, padding=1).shape
     torch.Size([3, 17, 33])
     """
-    weight = _weight(model, _convolution(model, layer)[1])
+    weight = _weight(model, _convolution(model, layer)[0])
     chosen = range(len(weight)) if channels is None else check_indices("channel", channels, len(weight))
     return weight[list(chosen)]
 
 
-def _weight(model: nn.Module, module: nn.modules.conv._ConvNd) -> Tensor:
+def _weight(model: nn.Module, name: str) -> Tensor:
     """The kernels (O, I, ...) of one of the model's convolutions, a copy."""
-    with untouched(check_model(model)), torch.no_grad():  # a parametrisation may note something when it is asked
-        weight = check_tensor("the convolution's weight", module.weight, "(O, I, h, w)").detach().clone()
+
+    def of(shadow: nn.Module) -> tuple[Any, Tensor]:  # a parametrisation may note something when it is asked
+        module: Any = submodule(shadow, name)
+        with torch.no_grad():
+            return module, check_tensor("the convolution's weight", module.weight, "(O, I, h, w)").detach().clone()
+
+    module, weight = in_shadow(check_model(model), of)
     if module.transposed:  # (inputs, outputs / groups, ...)
         weight = torch.cat([part.transpose(0, 1) for part in weight.chunk(module.groups)])
     return weight
@@ -236,7 +242,7 @@ def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.9
     """
     name, module = _convolution(model, layer)
     alike = check_number("alike", alike, 0, 1)
-    weight = torch.nan_to_num(_weight(model, module).float().cpu()).double()
+    weight = torch.nan_to_num(_weight(model, name).float().cpu()).double()
     flat = weight.flatten(1)
     norms = flat.norm(dim=1)
     living = norms > 0.01 * norms[norms > 0].median() if bool((norms > 0).any()) else norms > 0

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nbviz.core.backward import pull
+from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import check_choice, check_number, check_whole, shown
-from nbviz.core.state import check_model, untouched
+from nbviz.core.state import check_model
 from nbviz.core.trace import Feed, run
 from nbviz.imaging.load import Reader
 from nbviz.imaging.pixels import check_tensor
@@ -208,12 +209,11 @@ class Growing:
             seeds[(0, i, channel, *self._places(activation))] = 1.0
         for node in _own_rectifiers(activation):
             node.register_hook(_ajar)
-        with untouched(self.model):  # what a checkpoint left out of the graph runs again
-            gradient = pull("gradient", activation, seeds, trace.inputs)[0][0]
-            shut = gradient.flatten(1).abs().amax(1) == 0
-            if shut.any():
-                opened = pull("deconvnet", activation, seeds, trace.inputs)[0][0]
-                gradient = torch.where(shut.view(-1, 1, 1, 1), opened, gradient)
+        gradient = pull("gradient", activation, seeds, trace.inputs)[0][0]
+        shut = gradient.flatten(1).abs().amax(1) == 0
+        if shut.any():
+            opened = pull("deconvnet", activation, seeds, trace.inputs)[0][0]
+            gradient = torch.where(shut.view(-1, 1, 1, 1), opened, gradient)
         self._adam.zero_grad()
         inputs.backward(-gradient)
         self._adam.step()
@@ -323,7 +323,7 @@ class Basis:
 
 def _sides(reader: Reader) -> tuple[int, int]:
     """Height and width of what the preprocessing makes of a picture."""
-    with torch.random.fork_rng(devices=[]):
+    with OwnDraws():
         if reader.channels in (1, 3):
             made = next(iter(reader.read(Image.new("RGB", (_PROBE, _PROBE)), 0)))[1]
             return made.shape[-2], made.shape[-1]

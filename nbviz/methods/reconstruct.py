@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from nbviz.core.backward import RULES, UNPOOLING, pull
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import NoRectifierWarning, check_choice, shown, warn
 from nbviz.core.local import Start, pull_local
-from nbviz.core.state import check_model, interruptible, untouched
+from nbviz.core.state import alone, interruptible
 from nbviz.core.trace import Trace, run
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
@@ -138,8 +137,7 @@ def reconstruct(
         logits = check_logits(trace.output, output)
         classes = check_target(target, logits, part, len(pictures))
         signal = torch.nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)[None]
-        with untouched(check_model(model)):  # what a checkpoint left out of the graph runs again
-            pulled = [pull(rule, logits, signal, trace.inputs, unpool) for rule in rules]
+        pulled = [pull(rule, logits, signal, trace.inputs, unpool) for rule in rules]
         return [(maps[0], met) for maps, met in pulled]
 
     n = len(pictures)
@@ -167,8 +165,7 @@ def project(
     """
     activation = trace.activations[layer]
     starts = strongest(activation, channels, seed) if starts is None and seed != "map" else starts
-    # A checkpoint in the model runs parts of it again on the way.
-    with untouched(trace.model) if trace.model is not None else nullcontext(), interruptible():
+    with alone(), interruptible():
         if channels and starts is not None and unpool == "sum":  # from one position: work only where the signal is
             local = pull_local(rule, activation, starts, trace.inputs)
             if local is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.layers import Layer, trace_layers
-from nbviz.core.state import eager, untouched
+from nbviz.core.state import alone, eager
 from nbviz.core.trace import Feed, find_module, first_name, run
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
@@ -176,7 +176,7 @@ def _last(model: nn.Module, every: Sequence[Layer], first: Tensor, feed: Feed, o
         names = [every[i].name for i in tokens]
         trace = run(model, first, names, feed=feed, output=True, grad=True)
         logits = check_logits(trace.output, output)
-        with untouched(model), torch.inference_mode(False), torch.enable_grad():
+        with alone(), torch.inference_mode(False), torch.enable_grad():
             best = logits.amax(1).sum()
             gradients = torch.autograd.grad(best, [trace.activations[name] for name in names], allow_unused=True)
         for i, gradient in zip(reversed(tokens), reversed(gradients), strict=False):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import RULES
 from nbviz.core.chunks import in_chunks
+from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import PictureError, check_choice, check_whole, shown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.local import Start
@@ -151,7 +152,7 @@ class StrongestPatches(Strongest):
         return found[0], torch.stack(list(read.values()))
 
     def _load(self, i: int) -> Tensor:
-        with torch.random.fork_rng(devices=[]):  # a transform that draws from the person's random numbers
+        with OwnDraws():  # a transform that draws from the person's random numbers
             item = self._inputs[i]
         if isinstance(item, Skipped):
             raise PictureError(f"picture {i} cannot be read any more: {item.reason}; expected what was there before")
@@ -298,7 +299,7 @@ def first_picture(source: Inputs) -> Tensor:
     """
     tried, first = min(len(source), _TRIED), None
     for i in range(tried):
-        with torch.random.fork_rng(devices=[]):
+        with OwnDraws():
             item = source[i]
         if not isinstance(item, Skipped):
             return item[1]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from nbviz.core.chunks import kept_together
 from nbviz.core.errors import line
 from nbviz.core.intervene import Resumable
-from nbviz.core.state import check_model, fingerprint
+from nbviz.core.state import check_model, device_aside, persons_device
 from nbviz.core.trace import run
+from nbviz.core.weights import Watch, WeightsChanged, is_being_changed, own_copy
 from nbviz.imaging.load import Pictures, load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.imaging.preprocess import check_labels
 from nbviz.methods.answers import switch_off
 from nbviz.methods.arguments import check_feed, check_logits
 from nbviz.widgets.memory import remember
+
+Result = TypeVar("Result")
 
 
 class Answers:
@@ -57,8 +60,11 @@ class Answers:
         n = len(self.pictures.inputs)
         # Where a picture's answers hang on the others of its batch, all go together, as in the functions.
         self._together = kept_together(self.model, n, self.feed) == n > 1
-        self.under_autocast = autocast_of_now(self.pictures.inputs.device)
+        self.under_autocast = context_of_now(self.pictures.inputs.device)
         self.trace_bytes = self.forward_passes = 0
+        #: What the passes run on: the model, or a copy while another thread trains it.
+        self.subject = self.model
+        self._watch, self._is_settled = Watch(self.model), False
         self._resumable: tuple[tuple[Any, ...], Resumable] | None = None
         self._answer: tuple[Any, Tensor | None] | None = None
         self._predictions: dict[tuple[Any, ...], list[tuple[str, float]]] = {}
@@ -68,8 +74,70 @@ class Answers:
         scores = self._scores(given)
         classes = scores.shape[1] if scores is not None and scores.shape[1] > 1 else None
         self.labels = _names(classes, labels, self.pictures.preprocess.labels)
-        if self.labels is not None:
-            self._predictions[0, fingerprint(self.model)] = self._top(scores, 0)
+        if self.labels is not None and not self._watch.is_past():
+            self._predictions[0, self.weights] = self._top(scores, 0)
+
+    @property
+    def weights(self) -> int:
+        """Which state of the weights is shown: a number that grows when they have changed."""
+        if not self._is_settled:
+            self.settle(in_full=False)
+        return self._watch.state
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """While inside, all answers are of one state of the weights, that of the last :meth:`settle`.
+
+        Raises
+        ------
+        WeightsChanged
+            When that is no more to be had; :meth:`settle` again.
+        """
+        self._is_settled = True
+        try:
+            if self.subject is self.model and self._watch.is_past():
+                raise WeightsChanged
+            yield
+        finally:
+            self._is_settled = False
+
+    def settle(self, in_full: bool, is_trained: bool = False) -> bool:
+        """Take the weights as they are now; whether they have changed.
+
+        Parameters
+        ----------
+        in_full
+            Look at all of them.
+        is_trained
+            Another thread was seen to change them: take a copy.
+        """
+        before = self._watch.state
+        self._watch.look(in_full)
+        if is_trained or is_being_changed(self.model):
+            self.subject = own_copy(self.model)
+            self._watch.look()
+        elif self._watch.state != before:
+            self.subject = self.model
+        return self._watch.state != before
+
+    def ask(self, work: Callable[[nn.Module], Result]) -> Result:
+        """What some work gives for the model, with the weights that are shown.
+
+        Raises
+        ------
+        WeightsChanged
+            When another thread has changed them meanwhile.
+        """
+        subject = self.subject
+        try:
+            result = work(subject)
+        except Exception:
+            if subject is self.model and self._watch.is_past():
+                raise WeightsChanged from None
+            raise
+        if subject is self.model and self._watch.is_past():
+            raise WeightsChanged
+        return result
 
     def _scores(self, given: Any) -> Tensor | None:
         """The class scores (N, classes) in what the model gives; None where there are none and none were asked for."""
@@ -99,7 +167,7 @@ class Answers:
 
     def knows(self, picture: int) -> bool:
         """Whether the predictions for a picture need no pass any more."""
-        return self.labels is None or (picture, fingerprint(self.model)) in self._predictions
+        return self.labels is None or (picture, self.weights) in self._predictions
 
     def predictions(self, picture: int) -> list[tuple[str, float]]:
         """The five most probable classes; empty for a model that gives no class scores.
@@ -109,7 +177,7 @@ class Answers:
         """
         if self.labels is None:
             return []
-        key = picture, fingerprint(self.model)
+        key = picture, self.weights
         if key not in self._predictions:
             scores = self._scores(self._run(self.batch(picture)))
             self._predictions = {k: v for k, v in self._predictions.items() if k[1] == key[1]}
@@ -124,25 +192,26 @@ class Answers:
         """
         if self.labels is None:
             return []
-        key = (None if self._together else picture, layer, fingerprint(self.model))
+        key = (None if self._together else picture, layer, self.weights)
         if self._resumable is not None and self._resumable[0] != key:
             self.forget()  # the old one's memory first
         with self.under_autocast():
             if self._resumable is None:
-                self._resumable = key, Resumable(self.model, self.batch(picture), layer, self.feed)
+                batch = self.batch(picture)
+                self._resumable = key, self.ask(lambda model: Resumable(model, batch, layer, self.feed))
                 self.forward_passes += 1
                 self.trace_bytes += self._resumable[1].activation.nbytes  # the most of what it keeps
             remember(self)
             one = self._resumable[1]
             mask = torch.zeros(1, one.activation.shape[1], dtype=torch.bool, device=one.activation.device)
             mask[0, list(off)] = True
-            after = self._scores(one.go_on(switch_off(one.activation, mask)))
+            after = self.ask(lambda _: self._scores(one.go_on(switch_off(one.activation, mask))))
         before, row = self._scores(one.output), self.row(picture)
         return [] if before is None or after is None else compared(self.labels, before[row][None], after[row][None])
 
     def scores_of(self, picture: int) -> Tensor | None:
         """The class scores (1, classes) of a picture, if the model gives any; kept for the last one."""
-        key = picture, fingerprint(self.model)
+        key = picture, self.weights
         if self._answer is None or self._answer[0] != key:
             self._answer = key, self._scores(self._run(self.batch(picture)))
         scores = self._answer[1]
@@ -160,7 +229,7 @@ class Answers:
     def _run(self, batch: Tensor) -> Any:
         """The model's output."""
         with self.under_autocast():
-            output = run(self.model, batch, feed=self.feed, output=True).output
+            output = self.ask(lambda model: run(model, batch, feed=self.feed, output=True).output)
         self.forward_passes += 1
         return output
 
@@ -175,11 +244,17 @@ class Answers:
         return [(line(names[c]), v) for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
 
 
-def autocast_of_now(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """Gives the autocast of now as a context, for the threads on which widgets answer, where it is not known."""
-    kind = device.type
+def context_of_now(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """Gives today's autocast and default device as a context, for the threads on which widgets answer."""
+    kind, default = device.type, persons_device()
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    return lambda: torch.autocast(kind, dtype, enabled)
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with torch.autocast(kind, dtype, enabled), device_aside(default):
+            yield
+
+    return again
 
 
 def compared(labels: Sequence[str], before: Tensor | None, after: Tensor | None) -> list[tuple[str, float, float]]:

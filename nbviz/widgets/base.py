@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipywidgets
 
 from nbviz.core.errors import check_number, line
+from nbviz.core.state import device_aside
+from nbviz.core.weights import WeightsChanged
 from nbviz.export.figure import Panel, check_figure_path, draw_figure, save_figure
-from nbviz.widgets.cells import between_cells, watch_cells
+from nbviz.widgets.answers import Answers
+from nbviz.widgets.cells import between_cells, cells_run, watch_cells
 from nbviz.widgets.views import Boxes, ChannelGrid, Header, Region, Strip
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self._stepping = False
         self._open = False
         self._chunk_ended = 0.0
+        self._cells = cells_run()
         self._room = 1 << 18  # bytes that a chunk should not exceed: more where the page answers soon
         super().__init__(**kwargs)
         self.add_class("nbviz")
@@ -61,13 +65,41 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self.observe(self._changed, names=list(self._stales))
         self.header.observe(self._painted, names="painted")
         self._open = True
-        self._job = self._work()
         try:
             with self._turn():
+                self._begin()
                 self._step(raise_errors=True)
         except BaseException:  # nobody has it, to close it
             self.close()
             raise
+
+    def _answers(self) -> Sequence[Answers]:
+        """The models that it looks at, with what they answer."""
+        one = getattr(self, "session", None)
+        return getattr(self, "sessions", ()) if one is None else (one,)
+
+    def _settle(self, is_trained: bool = False) -> bool:
+        """Take the weights as they are now; whether they have changed, and with them all that is shown."""
+        before, self._cells = self._cells, cells_run()
+        # All of them where code has run that may have changed any, a glance while the page alone is at work.
+        in_full = before != self._cells
+        changed = any([answers.settle(in_full, is_trained) for answers in self._answers()])
+        if changed:
+            self._stale = set(self._parts)
+        return changed
+
+    def _begin(self, is_trained: bool = False) -> None:
+        """Start on what is stale."""
+        self._settle(is_trained)
+        self._job = self._work()
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """While inside, everything is of one state of the weights."""
+        with ExitStack() as stack:
+            for answers in self._answers():
+                stack.enter_context(answers.settled())
+            yield
 
     def _work(self) -> Iterator[bool]:
         failed: Exception | None = None
@@ -100,8 +132,15 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
                 return
             # At once and in full view of the front end, which sends a control's next change only when
             # this one is done with: so a flood of changes becomes a few, of which the last is the latest.
-            self._job = self._work()
+            self._again()
             self._step()
+
+    def _again(self, is_trained: bool = False) -> None:
+        """Start over; what keeps it from that is said in the page."""
+        try:
+            self._begin(is_trained)
+        except Exception as error:
+            self._failed(error)
 
     def _painted(self, change: Any) -> None:
         with self._turn():
@@ -121,8 +160,9 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self._stepping = True
         end = time.monotonic() + _CHUNK
         try:
-            while not next(job) and time.monotonic() < end:
-                pass
+            with self._settled():
+                while not next(job) and time.monotonic() < end:
+                    pass
             self.header.error = ""
             self.header.state = "working"
         except StopIteration:
@@ -130,6 +170,11 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             self._ended()
             self.header.error = ""
             self.header.state = "ready"
+        except WeightsChanged:  # by another thread: from the start, on a copy that is not trained
+            self._stale = set(self._parts)
+            self._again(is_trained=True)
+            if self._job is not None:
+                self.header.state = "working"
         except Exception as error:
             if raise_errors and self._parts[0] in self._stale:  # nothing can be shown
                 raise
@@ -155,7 +200,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         """Do the work that is left without waiting for a page, for about ``seconds`` at most."""
         end = time.monotonic() + check_number("seconds", seconds)
         with self._turn():
-            if self._job is None and self.header.error and self._open:  # its cause may be gone
+            # Code that has run meanwhile may have trained the model, and the cause of an error may be gone.
+            if self._job is None and self._open and (self._settle() or self.header.error):
                 self._job = self._work()
             while self._job is not None and time.monotonic() < end:
                 self._step()
@@ -168,7 +214,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         def say() -> None:
             self.header.state = "waiting: a cell is running"
 
-        with between_cells(say):
+        with between_cells(say), device_aside():
             self.header.state = before
             yield
 
@@ -190,10 +236,16 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
     def figure(self) -> Figure:
         """The current view as a matplotlib figure, made without pyplot."""
         with self._turn():
-            self.finish()
-            figure = self._draw()
-            self._ended()
-            return figure
+            while True:
+                self.finish()
+                try:
+                    with self._settled():
+                        figure = self._draw()
+                except WeightsChanged:
+                    self._again(is_trained=True)
+                else:
+                    self._ended()
+                    return figure
 
     def save(self, path: str | Path) -> None:
         """Write the current view as a figure; the ending of the name says how (png, svg, pdf, jpg or webp).
@@ -218,7 +270,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
                 if not self.header.error:
                     png = io.BytesIO()
                     try:
-                        save_figure(self._draw(), png, format="png", dpi=90)
+                        with self._settled():
+                            save_figure(self._draw(), png, format="png", dpi=90)
                     except Exception as error:  # the live view is none the worse
                         self._failed(error)
                     else:

@@ -7,6 +7,7 @@ very model. All other threads are the person's own, and wait for nothing but the
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,12 +23,27 @@ _idle = threading.Event()
 _idle.set()
 _running: list[Any] = []  # the infos of the cells that have begun, outermost first
 _watched: list[Any] = []  # the shell whose cells are followed
+_count = 0
+
+
+def _after_fork() -> None:
+    """In a child no cell is running, and no thread is left that would say so."""
+    _idle._at_fork_reinit()  # type: ignore[attr-defined]
+    _idle.set()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
 def between_cells(say: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock on all models; on a subshell's thread, only while no cell runs. ``say`` is called before a wait."""
-    must_wait = threading.current_thread().name.startswith("subshell-")
+    """Hold the lock on all models; on a subshell's thread, only while no cell runs. ``say`` is called before a wait.
+
+    A thread that has the lock already goes on with it: a cell that begins waits for the lock, and would wait for ever
+    for a thread that kept it and waited for the cell.
+    """
+    must_wait = threading.current_thread().name.startswith("subshell-") and not lock._is_owned()  # type: ignore[attr-defined]
     if not lock.acquire(blocking=False):
         say()
         lock.acquire()
@@ -40,6 +56,14 @@ def between_cells(say: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def cells_run() -> int:
+    """How many cells have begun so far; one that is running may have changed anything since, and counts anew."""
+    global _count  # noqa: PLW0603 - of the one shell
+    if _running or not _watched:
+        _count += 1
+    return _count
 
 
 def watch_cells() -> None:
@@ -59,6 +83,8 @@ def watch_cells() -> None:
 
 
 def _begin(info: Any) -> None:
+    global _count  # noqa: PLW0603
+    _count += 1
     _running.append(info)
     _idle.clear()
     with lock:  # an observer that is in a model finishes its chunk first

@@ -180,7 +180,8 @@ class ClassActivation(OfPictures):
             self.target = self.target_control.value = best
         with session.under_autocast():
             batch = session.batch(self.picture)
-            self._maps = class_activation(session.model, batch, self.layer, self.target, **self._given)
+            arguments = batch, self.layer, self.target
+            self._maps = session.ask(lambda model: class_activation(model, *arguments, **self._given))
         self._key = f"{self.picture} {line(self.layer)} {self.target}"
         self.panels.current = self._key
         for name, maps in self._maps.items():
@@ -195,21 +196,21 @@ class ClassActivation(OfPictures):
 
     def _show_large(self) -> Iterator[bool]:
         session, name = self.session, self.method
-        model, batch, layer, row = session.model, session.batch(self.picture), self.layer, session.row(self.picture)
+        batch, layer, target, row = session.batch(self.picture), self.layer, self.target, session.row(self.picture)
         label = line((session.labels or ())[self.target], 40)
         with session.under_autocast():
             if name in self._maps:
                 maps = self._maps[name]
             elif name == "eigen_cam":
-                maps = eigen_cam(model, batch, layer, **self._given)
+                maps = session.ask(lambda model: eigen_cam(model, batch, layer, **self._given))
             else:
-                maps = _OTHERS[name](model, batch, layer, self.target, **self._given)
+                maps = session.ask(lambda model: _OTHERS[name](model, batch, layer, target, **self._given))
         self._show(
             "large", maps[row], f"{NAMES[name]} for {label}" if name != "eigen_cam" else "Eigen-CAM, of no class"
         )
         yield True
         with session.under_autocast():
-            guided = guided_grad_cam(model, batch, layer, self.target, **self._given)[row]
+            guided = session.ask(lambda model: guided_grad_cam(model, batch, layer, target, **self._given))[row]
         guided = guided if len(guided) in (1, 3) else guided.sum(0, keepdim=True)
         self.panels.show("guided", "signed", channels_last(centre(guided)), caption="Guided Grad-CAM")
         yield False

@@ -96,8 +96,9 @@ class Correspondence(Pulled):
 
     def _show_consistency(self) -> Iterator[bool]:
         session = self.session
+        arguments = session.pictures.inputs, self.boxes, self._layers
         with session.under_autocast():
-            found = correspondence(session.model, session.pictures.inputs, self.boxes, self._layers, **self._options)
+            found = session.ask(lambda model: correspondence(model, *arguments, **self._options))
         self.found = found
         places = range(len(self._layers))
         curves = [("the part drawn", places, [found.part[name] for name in self._layers])]

@@ -164,10 +164,10 @@ class Invariance(OfPictures):
         for plot in (self.distances, self.probability):
             plot.xlabel = f"{_NAMES[self.transform]}, {TRANSFORMS[self.transform]}"
         with session.under_autocast():
-            pieces = along(session.model, *arguments, session.feed, self._output)
+            pieces = along(session.subject, *arguments, session.feed, self._output)
         while True:
             with session.under_autocast():
-                piece = next(pieces, None)
+                piece = session.ask(lambda _: next(pieces, None))
             if piece is None:
                 return
             found.append(piece)

@@ -12,7 +12,9 @@ import traitlets as t
 from torch import Tensor, nn
 
 from nbviz.core.errors import line
-from nbviz.core.state import check_model, fingerprint, untouched
+from nbviz.core.shadow import in_shadow
+from nbviz.core.state import check_model
+from nbviz.core.weights import Watch
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
@@ -56,6 +58,7 @@ class Kernels(Pulled):
 
     def __init__(self, model: nn.Module, layer: str | None = None, channel: int = 0) -> None:
         self.model = check_model(model)
+        self._watch = Watch(self.model)
         start = check_kernels_layer(self.model, layer)
         options, count = _options(self.model), len(kernels(self.model, start))
         channel = check_index("channel", channel, count)
@@ -117,7 +120,7 @@ class Kernels(Pulled):
     def _show_all(self) -> Iterator[bool]:
         found = self._kernels()
         norms, spread = found.flatten(1).norm(dim=1), found.flatten(1).std(1, correction=0)
-        of = f"{line(self.layer)} {fingerprint(self.model)}"
+        of = f"{line(self.layer)} {self._watch.look(in_full=True)}"
         strength, spreads = to_host(norms, spread)
         self.grid.title = f"{len(found)} kernels of {'×'.join(map(str, found.shape[1:]))}"
         if found.shape[1] in (1, 3):
@@ -161,7 +164,7 @@ class Kernels(Pulled):
         self.slices.layout.display = "none" if len(slices) == 1 else ""
         strength, spread = to_host(slices.flatten(1).norm(dim=1), slices.flatten(1).std(1, correction=0))
         self.slices.title = f"#{self.channel}: what it looks for in each of {len(slices)} inputs"
-        of = f"{line(self.layer)} {self.channel} {fingerprint(self.model)}"
+        of = f"{line(self.layer)} {self.channel} {self._watch.look(in_full=True)}"
         self.slices.begin("signed", of, (len(slices), *slices.shape[2:]), strength, spread)
         self._fill_signed(self.slices, slices)
         yield False
@@ -187,8 +190,8 @@ class Kernels(Pulled):
 def _options(model: nn.Module) -> list[tuple[str, str]]:
     """The convolutions as a dropdown has them."""
     every = convolutions(model)
-    with untouched(model):  # a parametrisation may note something when it is asked for a weight
-        shapes = ["×".join(map(str, one.weight.shape)) for one in every.values()]
+    # A parametrisation may note something when it is asked for a weight.
+    shapes = in_shadow(model, lambda shadow: ["×".join(map(str, m.weight.shape)) for m in convolutions(shadow).values()])
     said = [f"{line(name)} · {line(type(one).__name__)}" for name, one in every.items()]
     return [(f"{what} · {shape}", name) for what, shape, name in zip(said, shapes, every, strict=True)]
 

@@ -15,7 +15,7 @@ from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import grid
 from nbviz.imaging.preprocess import check_labels
 from nbviz.methods.maximise import Growing, Maximised
-from nbviz.widgets.answers import autocast_of_now
+from nbviz.widgets.answers import context_of_now
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import filled_panels, plot_panel
 from nbviz.widgets.views import Header, Panels, Plot
@@ -67,7 +67,7 @@ class Maximise(Pulled):
     ) -> None:
         steps = check_whole("steps", steps, 1, _MOST_STEPS)
         self._growing = growing = Growing(model, layer, channels, target, **options)
-        self._under_autocast = autocast_of_now(growing.start.device)
+        self._under_autocast = context_of_now(growing.start.device)
         names = growing.preprocess.labels or () if labels is None else check_labels(labels)
         kind = "#{}" if layer is not None else "class {}"
         self._names = [

@@ -127,7 +127,7 @@ class Occlusion(OfPictures):
         session, options = self.session, self._options
         batch = replace(session.pictures, inputs=session.batch(picture))
         rest = options["layer"], options["channel"], session.feed, self._output
-        return Squares(session.model, batch, options["target"], patch, stride, fill, *rest)
+        return session.ask(lambda model: Squares(model, batch, options["target"], patch, stride, fill, *rest))
 
     @t.validate("patch", "stride")
     def _valid_side(self, proposal: Any) -> int:
@@ -149,7 +149,7 @@ class Occlusion(OfPictures):
         count = len(squares.tops) * len(squares.lefts)
         while True:
             with self.session.under_autocast():
-                piece = next(pieces, None)
+                piece = self.session.ask(lambda _: next(pieces, None))
             if piece is None:
                 return
             found.append(piece)

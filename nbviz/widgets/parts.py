@@ -14,7 +14,6 @@ import traitlets as t
 from nbviz.core.backward import PAPERS, RULES
 from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import line
-from nbviz.core.state import fingerprint
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.widgets.base import Pulled
@@ -119,7 +118,7 @@ class Parts(Pulled):
             yield self._add_maps(self._room) if self.tiles == TILES[0] else self._add_reconstructions()
 
     def _state(self) -> tuple[Any, ...]:
-        return self.layer, self.seed, self.tiled, fingerprint(self.session.model)
+        return self.layer, self.seed, self.tiled, self.session.weights
 
     def _add_maps(self, room: int) -> bool:
         """Send some maps, of about so many bytes; whether the page should draw them before it is sent more."""

@@ -116,26 +116,31 @@ class Sanity(OfPictures):
     def _valid_method(self, proposal: Any) -> str:
         return check_choice("method", proposal["value"], METHODS)
 
-    def _map(self, model: nn.Module) -> Tensor:
-        """The method's maps (N, H, W) or (N, C, H, W) of the chosen picture's batch, for the class predicted for it."""
+    def _map(self, model: nn.Module | None = None) -> Tensor:
+        """The method's maps (N, H, W) or (N, C, H, W) of the chosen picture's batch, for the class predicted for it.
+
+        Of a model, or the trained one.
+        """
         scores = self.session.scores_of(self.picture)
         target = 0 if scores is None else int(torch.nan_to_num(scores[0].float()).argmax())
         with self.session.under_autocast():
             batch = self.session.batch(self.picture)
-            return METHODS[self.method](model, batch, target=target, **self._given).detach().float().cpu()
+            method, given = METHODS[self.method], {"target": target, **self._given}
+            found = self.session.ask(lambda trained: method(trained if model is None else model, batch, **given))
+            return found.detach().float().cpu()
 
     def _show_destroyed(self) -> Iterator[bool]:
         session, name = self.session, self.method
         self.header.note = ""
         self.panels.current = f"{self.picture} {name}"
-        self._before = self._map(session.model)
+        self._before = self._map()
         row = session.row(self.picture)
         before = self._before[row : row + 1]
         places = torch.linspace(0, self._count, min(_FILM, self._count + 1)).round().long().tolist()
         self._show_map(0, before, "trained")
         layers: list[str] = []
         ranks, ssims = [torch.ones(1, dtype=torch.float64)], [torch.ones(1, dtype=torch.float64)]
-        for layer, changed in destroyed(session.model, self._layers, "cascading", self._seed):
+        for layer, changed in destroyed(session.subject, self._layers, "cascading", self._seed):
             after = self._map(changed)[row : row + 1]
             layers.append(layer)
             ranks.append(spearman(before.abs(), after.abs()))
@@ -165,7 +170,7 @@ class Sanity(OfPictures):
         session = self.session
         batch, row = session.batch(self.picture), session.row(self.picture)
         with session.under_autocast():
-            found = deletion_insertion(session.model, batch, self._before, steps=24, **self._given)
+            found = session.ask(lambda model: deletion_insertion(model, batch, self._before, steps=24, **self._given))
         shares = found.shares.tolist()
         areas = float(found.deletion_area[row]), float(found.insertion_area[row])
         deleted = (f"deleted, area {areas[0]:.2f}", shares, found.deletion[row].tolist())

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from nbviz.core.backward import RULES
 from nbviz.core.errors import line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
-from nbviz.core.state import fingerprint
 from nbviz.core.trace import Trace, first_name, run
+from nbviz.core.weights import steadily
 from nbviz.imaging.encode import Array, to_host
 from nbviz.imaging.pixels import centre, cut, quantise, shrink
 from nbviz.methods.arguments import SHAPES, check_maps, check_real
@@ -90,7 +90,7 @@ class Session(Answers):
     ) -> None:
         super().__init__(model, images, preprocess, inputs, output)
         self.grad, model = grad, self.model
-        found, given = trace_layers(model, self.batch(0), self.feed)
+        found, given = steadily(model, lambda model: trace_layers(model, self.batch(0), self.feed))
         self.forward_passes = 1
         self.every = found
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
@@ -162,13 +162,13 @@ class Session(Answers):
 
     def trace(self, picture: int, layer: str) -> Trace:
         """The trace of one picture up to a layer; run again only if one of these or a weight has changed."""
-        weights = fingerprint(self.model)
-        key = (None if self._together else picture, layer, weights)
+        key = (None if self._together else picture, layer, self.weights)
         if key != self._key:
             self.forget()
             start = time.perf_counter()
+            batch = self.batch(picture)
             with self.under_autocast():
-                self._trace = run(self.model, self.batch(picture), [layer], feed=self.feed, grad=self.grad)
+                self._trace = self.ask(lambda model: run(model, batch, [layer], feed=self.feed, grad=self.grad))
             self.forward_passes += 1
             check_real(check_maps(self._trace, layer), f"layer {shown(layer)}")
             self.milliseconds = 1000 * (time.perf_counter() - start)
@@ -191,7 +191,7 @@ class Session(Answers):
 
     def look(self, picture: int, layer: str, how: str, side: int, plane: int = 0) -> Look:
         """All that is shown of a layer's maps, in one copy from the device; each map about ``side`` pixels wide."""
-        key = (picture, layer, how, side, plane, fingerprint(self.model))
+        key = (picture, layer, how, side, plane, self.weights)
         if self._look is not None and self._look[0] == key:
             return self._look[1]
         maps = self.maps(picture, layer)
@@ -219,7 +219,8 @@ class Session(Answers):
 
         (K, 1 or 3, *sides); of signals, which can be shown in two curves as well, (K, 1 to 3, L).
         """
-        maps, met = project(self.trace(picture, layer), layer, channels, rule, seed)
+        trace = self.trace(picture, layer)
+        maps, met = self.ask(lambda _: project(trace, layer, channels, rule, seed))
         maps = maps[self.row(picture)]
         if self.bands != tuple(range(maps.shape[1])):
             maps = maps[:, list(self.bands)]

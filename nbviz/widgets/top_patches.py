@@ -20,7 +20,7 @@ from nbviz.imaging.load import Reader
 from nbviz.imaging.pixels import centre, grid
 from nbviz.methods.arguments import check_index
 from nbviz.methods.top_patches import StrongestPatches, top_patches
-from nbviz.widgets.answers import autocast_of_now
+from nbviz.widgets.answers import context_of_now
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import filled_panels
 from nbviz.widgets.views import Header, Panels
@@ -82,7 +82,7 @@ class TopPatches(Pulled):
             raise ValueError(f"the model takes signals or volumes: patches are {found.size}; expected pictures")
         if not len(found.channels):
             raise ValueError("channels is empty; expected at least one")
-        self._under_autocast = autocast_of_now(Reader.of(found.model).device)
+        self._under_autocast = context_of_now(Reader.of(found.model).device)
         super().__init__(Header(title=line(type(found.model).__name__), info=line(found.layer)))
         count = len(found.channels)
         self.first_control = ipywidgets.IntSlider(

@@ -1,0 +1,380 @@
+"""A model's shadow: its modules copied, its weights shared, for one forward pass of nbviz's own.
+
+What a pass does to a model (eval mode, hooks, buffers that it updates, what a module notes down) it does to the
+shadow. Nothing of the person's model is touched, whatever happens and whichever thread uses the model meanwhile; and
+there is nothing to put back.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nbviz.core.draws import OwnDraws, drawn_so_far, draw_again
+from nbviz.core.errors import ModelError
+from nbviz.core.state import alone, eagerly, parts
+
+Result = TypeVar("Result")
+
+#: What is as good in the shadow as in the model: it cannot change, or nobody's forward pass changes it.
+_SHARED = (
+    *(bool, int, float, complex, str, bytes, type(None), type, range, slice, Enum, BuiltinFunctionType, ModuleType),
+    *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.Stream, torch.fx.Graph),
+    *(torch.optim.Optimizer, torch.utils.data.Dataset, torch.utils.data.DataLoader, logging.Logger),
+)
+#: So many objects may hang on one that is no module and no container: a larger structure (a trainer that a model
+#: refers to) is shared as it is.
+_MOST = 1000
+
+
+#: Whether a model draws random numbers in its forward pass, of those of which that was in question.
+_draws: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+#: So deep may a forward pass ask nbviz for another one: a hook that does so in each of its own would never end.
+_DEEPEST = 8
+_depth = 0
+
+
+def in_shadow(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:
+    """What some work gives with a shadow of the model, which it may change as it likes: a forward pass, as a rule.
+
+    Torch's random numbers are afterwards where they were, but for what other threads have drawn.
+
+    Parameters
+    ----------
+    model
+        Any module that :func:`nbviz.core.state.check_model` lets pass.
+    work
+        From the shadow, in eval mode and of this call alone, to a result. May be called twice.
+
+    Raises
+    ------
+    ModelError
+        When the work leads to itself again and again.
+    """
+    global _depth  # noqa: PLW0603 - of the one thread that has the lock
+    with alone(), torch.inference_mode(False), eagerly():
+        if _depth >= _DEEPEST:
+            raise ModelError(
+                f"{type(model).__name__} calls nbviz on itself in its own forward pass (in a hook, inputs= or the "
+                "like), and so without end; expected hooks that do not, or that are off meanwhile"
+            )
+        _depth += 1
+        try:
+            return _own_draws(model, work)
+        finally:
+            _depth -= 1
+
+
+def _own_draws(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:
+    if _draws.get(model):
+        with OwnDraws():
+            return work(shadow_of(model))
+    before = drawn_so_far(model)
+    try:
+        result = work(shadow_of(model))
+    except BaseException:
+        if model not in _draws:
+            draw_again(before)
+        raise
+    after = drawn_so_far(model)
+    if after == before or model in _draws:
+        return result
+    # This pass has drawn, or another thread meanwhile; a pass that draws from generators of its own knows.
+    with OwnDraws(states=before) as draws:
+        again = work(shadow_of(model))
+    _draws[model] = draws.used
+    if draws.used and drawn_so_far(model) == after:
+        draw_again(before)
+    return again if draws.used else result
+
+
+def shadow_of(model: nn.Module, own_weights: bool = False) -> nn.Module:
+    """A shadow in eval mode.
+
+    Parameters
+    ----------
+    model
+        Any module that :func:`nbviz.core.state.check_model` lets pass.
+    own_weights
+        Copy the weights as well: a shadow that training the model does not change.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    >>> shadow = shadow_of(net)
+    >>> shadow[0].weight is net[0].weight, shadow[0] is net[0], shadow.training, net.training
+    (True, False, False, True)
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return _Copier(model, own_weights).shadows[0]
+
+
+class _Eager(nn.Module):
+    """In place of a compiled module: runs what that was made from, hooks and all."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._orig_mod(*args, **kwargs)
+
+
+class _TooMuch(Exception):
+    """More hangs on an object than is worth a copy."""
+
+
+class _Copier:
+    """Copies a model and what hangs on it; everything once, as ``copy.deepcopy`` does.
+
+    Unlike that, it shares weights and what cannot be copied (a lock, a file), asks no class for its own idea of a
+    copy, and has functions that reach the model (a closure, a patched ``forward``) reach the shadow.
+    """
+
+    def __init__(self, model: nn.Module, own_weights: bool) -> None:
+        self.own_weights = own_weights
+        self.copies: dict[int, Any] = {}
+        self.originals: list[Any] = []  # kept, so that no other object gets an id that has been noted
+        self.room: int | None = None  # for what may still hang on the outermost object that is no module
+        tree = parts(model)
+        self.shadows = [_empty(module) for module in tree]  # first, so that whatever refers to one finds its shadow
+        self.originals += tree
+        self.copies.update(zip(map(id, tree), self.shadows, strict=True))
+        for module, shadow in zip(tree, self.shadows, strict=True):
+            self.fill(module, shadow)
+            vars(shadow)["training"] = False  # not .eval(): a subclass may do more there
+
+    def note(self, value: Any, new: Any) -> Any:
+        self.originals.append(value)
+        self.copies[id(value)] = new
+        if self.room is not None:
+            self.room -= 1
+            if self.room < 0:
+                raise _TooMuch
+        return new
+
+    def copied(self, value: Any) -> Any:
+        how = _HOW[type(value)]
+        if how is None:
+            return value
+        found = self.copies.get(id(value), self)
+        return how(self, value) if found is self else found
+
+    def fill(self, module: nn.Module, shadow: nn.Module) -> None:
+        own = vars(shadow)
+        own.update(vars(module))
+        for name, value in list(own.items()):
+            kind = type(value)
+            if _HOW[kind] is None:
+                continue
+            # Most are empty dicts of hooks, which no two modules have in common.
+            own[name] = kind() if not value and name in _OWN else self.copied(value)
+        own["_compiled_call_impl"] = None
+        if type(shadow) is _Eager:
+            own.pop("forward", None)
+
+    def module(self, module: nn.Module) -> Any:
+        """One that is no part of the model, but in a list or the like."""
+        new = self.note(module, _empty(module))
+        self.fill(module, new)
+        return new
+
+    def tensor(self, value: Tensor) -> Any:
+        """A weight is shared, and so is what belongs to a graph; all others are the shadow's own."""
+        is_weight = isinstance(value, nn.Parameter) or value.requires_grad
+        if value.is_inference() or (is_weight and self.own_weights):  # no graph can hold one made in inference mode
+            new = value.detach().clone()
+            if isinstance(value, nn.Parameter):
+                new = nn.Parameter(new, value.requires_grad)
+            else:
+                new.requires_grad_(value.requires_grad)
+            return self.note(value, new)
+        return self.note(value, value if is_weight else value.clone())
+
+    def dict(self, value: dict[Any, Any]) -> Any:
+        new = self.note(value, copy.copy(value) if type(value) not in _PLAIN else value.copy())
+        for key, item in list(new.items()):
+            own_key = key if type(key) is str else self.copied(key)
+            own = item if _HOW[type(item)] is None else self.copied(item)
+            if own_key is not key:
+                del new[key]
+                new[own_key] = own
+            elif own is not item:
+                new[key] = own
+        return new
+
+    def list(self, value: list[Any] | deque[Any]) -> Any:
+        new = self.note(value, copy.copy(value))
+        for i, item in enumerate(list(new)):
+            own = self.copied(item)
+            if own is not item:
+                new[i] = own
+        return new
+
+    def set(self, value: set[Any]) -> Any:
+        items = list(value)
+        own = [self.copied(item) for item in items]
+        new = copy.copy(value)
+        if any(a is not b for a, b in zip(own, items, strict=True)):
+            new = type(value)(own)
+        return self.note(value, new)
+
+    def tuple(self, value: tuple[Any, ...]) -> Any:
+        own = [self.copied(item) for item in value]
+        if all(a is b for a, b in zip(own, value, strict=True)):
+            return value
+        return self.note(value, type(value)(*own) if hasattr(value, "_fields") else type(value)(own))
+
+    def array(self, value: np.ndarray[Any, Any]) -> Any:
+        return self.note(value, value.copy())
+
+    def generator(self, value: torch.Generator) -> Any:
+        return self.note(value, value.clone_state())
+
+    def reference(self, value: weakref.ref[Any]) -> Any:
+        target = value()
+        own = self.copies.get(id(target), target)
+        return value if own is target else self.note(value, weakref.ref(own))
+
+    def method(self, value: MethodType) -> Any:
+        own, function = self.copied(value.__self__), self.copied(value.__func__)
+        same = own is value.__self__ and function is value.__func__
+        return value if same else self.note(value, MethodType(function, own))
+
+    def partial(self, value: partial[Any]) -> Any:
+        own = self.copied((value.func, value.args, value.keywords))
+        return self.note(value, type(value)(own[0], *own[1], **own[2]))
+
+    def function(self, value: FunctionType) -> Any:
+        """The same, but for one that reaches the model: by its closure, its defaults, or a global name."""
+        self.note(value, value)  # as long as it is being looked at: functions may refer to each other
+        cells = value.__closure__ or ()
+        closure = [self.reaching(cell, _content(cell)) for cell in cells]
+        defaults = self.reaching(value.__defaults__, value.__defaults__)
+        keywords = self.reaching(value.__kwdefaults__, value.__kwdefaults__)
+        attributes = {name: self.reaching(item, item) for name, item in vars(value).items()}
+        names = {}
+        if value.__globals__.get("__name__", "").split(".")[0] not in _LIBRARIES:
+            used = {name: value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__}
+            found = {name: self.reaching(item, item) for name, item in used.items()}
+            names = {name: item for name, item in found.items() if item is not used[name]}
+        before = (*cells, value.__defaults__, value.__kwdefaults__, *vars(value).values())
+        after = (*closure, defaults, keywords, *attributes.values())
+        if not names and all(a is b for a, b in zip(before, after, strict=True)):
+            return value
+        new = FunctionType(
+            value.__code__, {**value.__globals__, **names} if names else value.__globals__, value.__name__, defaults,
+            tuple(one if one is cell else _cell(one) for one, cell in zip(closure, cells, strict=True)) or None,
+        )  # fmt: skip
+        new.__kwdefaults__, new.__qualname__ = keywords, value.__qualname__
+        vars(new).update(attributes)
+        self.copies[id(value)] = new
+        return new
+
+    def reaching(self, holder: Any, content: Any) -> Any:
+        """A copy of what a function refers to if a module is found in it; otherwise what holds it, as it is."""
+        return self.copied(content) if self.reaches(content, 2) else holder
+
+    def reaches(self, value: Any, depth: int) -> bool:
+        """Whether a part of the model is in it, or in a function, so many containers deep."""
+        if isinstance(value, nn.Module):
+            return id(value) in self.copies
+        if isinstance(value, MethodType):
+            return self.reaches(value.__self__, depth)
+        if isinstance(value, FunctionType):
+            return self.copied(value) is not value
+        if depth and isinstance(value, (list, tuple, set)):
+            return any(self.reaches(item, depth - 1) for item in list(value))
+        if depth and isinstance(value, dict):
+            return any(self.reaches(item, depth - 1) for item in list(value.values()))
+        return isinstance(value, partial) and self.reaches((value.func, value.args, value.keywords), 2)
+
+    def thing(self, value: Any) -> Any:
+        """Any other object: its attributes are copied, if Python can make one of its kind."""
+        outermost, noted = self.room is None, len(self.originals)
+        if outermost:
+            self.room = _MOST
+        try:
+            new = self.note(value, object.__new__(type(value)))
+            slots = [name for name in getattr(type(value), "__slots__", ()) if hasattr(value, name)]
+            for name, item in {**vars(value), **{name: getattr(value, name) for name in slots}}.items():
+                object.__setattr__(new, name, self.copied(item))
+            return new
+        except (_TooMuch, TypeError, AttributeError) as error:
+            if isinstance(error, _TooMuch) and not outermost:
+                raise
+            for other in self.originals[noted:]:
+                self.copies.pop(id(other), None)
+            self.room = _MOST
+            return self.note(value, value)
+        finally:
+            if outermost:
+                self.room = None
+
+
+#: Whose functions reach nobody's model by a global name.
+_LIBRARIES = {"torch", "torchvision", "timm", "transformers", "numpy", "nbviz", "functools", "contextlib"}
+_NOTHING = object()
+
+
+class _How(dict[type, Callable[[_Copier, Any], Any] | None]):
+    """How a kind of object is copied; None for what is shared. Asked once for each kind, as isinstance is slow."""
+
+    def __missing__(self, kind: type) -> Callable[[_Copier, Any], Any] | None:
+        known: tuple[tuple[Any, Any], ...] = (
+            (_SHARED, None),
+            (nn.Module, _Copier.module),
+            (Tensor, _Copier.tensor),
+            (dict, _Copier.dict),
+            ((list, deque), _Copier.list),
+            ((set, frozenset), _Copier.set),
+            (tuple, _Copier.tuple),
+            (FunctionType, _Copier.function),
+            (MethodType, _Copier.method),
+            (partial, _Copier.partial),
+            (np.ndarray, _Copier.array),
+            (torch.Generator, _Copier.generator),
+            (weakref.ref, _Copier.reference),
+        )
+        found = next((how for kinds, how in known if issubclass(kind, kinds)), _NOTHING)
+        if found is _NOTHING:
+            found = _Copier.thing if hasattr(kind, "__dict__") and kind.__dictoffset__ else None
+        self[kind] = found
+        return found
+
+
+_HOW = _How()
+
+
+#: What every module has among its attributes.
+_OWN = frozenset(vars(nn.Module()))
+_PLAIN = (dict, OrderedDict)
+
+
+def _empty(module: nn.Module) -> Any:
+    """The shadow of a module, before it has its attributes."""
+    return object.__new__(_Eager if "_orig_mod" in module._modules else type(module))
+
+
+def _cell(content: Any) -> Any:
+    return (lambda: content).__closure__[0]
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty as yet
+        return None
+
+
+def _names(code: CodeType) -> set[str]:
+    """The global names that a function's code uses, and those of functions within it."""
+    inner = (_names(one) for one in code.co_consts if isinstance(one, CodeType))
+    return {*code.co_names}.union(*inner)

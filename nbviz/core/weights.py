@@ -1,0 +1,213 @@
+"""Whether a model's weights are what they were, and what to do where another thread trains it meanwhile."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Hashable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from nbviz.core.errors import ModelError
+from nbviz.core.shadow import shadow_of
+from nbviz.core.state import device_aside, eager, parts
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+#: Weights of so many bytes are looked at in full each time; of more, a few values of each tensor.
+_SMALL = 1 << 20
+_SAMPLES = 8
+#: How long a state of the weights is waited for that no other thread is about to change.
+_PATIENCE = 2.0
+
+
+class WeightsChanged(Exception):
+    """Another thread has changed the weights while they were in use."""
+
+
+def fingerprint(model: nn.Module, in_full: bool = False) -> Hashable:
+    """What is another one whenever a parameter or buffer has been written to or replaced.
+
+    Torch counts most writes. Those that it does not count (a fused optimizer, ``.data``, NumPy) are seen by the values:
+    of small models all, of larger ones a few of each tensor, which no step of an optimizer leaves as they are.
+
+    Parameters
+    ----------
+    model
+        Any module.
+    in_full
+        Look at all values, of a large model too: 0.5 ms for each million.
+    """
+    tensors = [t for part in parts(model) for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+    counted = tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+    readable = [t for t in tensors if t.layout is torch.strided and not t.is_meta and not t.is_quantized]
+    small = sum(t.numel() * t.element_size() for t in readable) <= _SMALL
+    return counted, _digest(readable) if in_full or small else _samples(readable)
+
+
+def _samples(tensors: list[Tensor]) -> Hashable:
+    """A few values of each tensor, in one copy from each device."""
+    groups: dict[Any, list[Tensor]] = {}
+    with torch.inference_mode():
+        for t in tensors:
+            if (count := t.numel()) and not t.storage_offset():
+                taken = min(count, _SAMPLES)
+                if t.untyped_storage().nbytes() >= count * t.element_size():  # else it is expanded
+                    groups.setdefault((t.dtype, t.device), []).append(t.as_strided((taken,), (count // taken,)))
+        return tuple(torch.cat(group).view(torch.uint8).cpu().numpy().tobytes() for group in groups.values())
+
+
+def _digest(tensors: list[Tensor]) -> Hashable:
+    """Of all values."""
+    storages = {t.untyped_storage().data_ptr(): t for t in tensors if t.numel()}
+    with torch.inference_mode():
+        found = []
+        for t in storages.values():
+            raw = torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())  # type: ignore[call-overload]
+            found.append(zlib.crc32(raw.numpy()) if t.device.type == "cpu" else _sums(raw))
+        on_device = [sums for sums in found if isinstance(sums, Tensor)]
+        values = torch.cat(on_device).tolist() if on_device else []
+    return *(one for one in found if not isinstance(one, Tensor)), *values
+
+
+def _sums(raw: Tensor) -> Tensor:
+    """Of bytes on a device: sums along rows and columns, weighted by their place, so that no exchange goes unseen."""
+    row = 4096
+    whole = raw[: len(raw) // row * row].view(torch.int64).view(-1, row // 8)
+    rest = raw[len(whole) * row :].long()
+    down, across = whole.sum(0), whole.sum(1)
+    places = [torch.arange(1, len(one) + 1, device=raw.device) * 0x9E3779B97F4A7C1 for one in (down, across, rest)]
+    return torch.stack([(one * place).sum() for one, place in zip((down, across, rest), places, strict=True)])
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model, weights and all, that no training of it changes; of one state of the weights.
+
+    Raises
+    ------
+    ModelError
+        When another thread changes them without a pause.
+    """
+    end = time.monotonic() + _PATIENCE
+    while True:
+        in_use, before = is_being_changed(model), fingerprint(model)
+        copied = shadow_of(model, own_weights=True)
+        time.sleep(1e-5)  # whoever is in the middle of a change, and waits for Python, gets on with it
+        late = time.monotonic() > end
+        if (not in_use or late) and before == fingerprint(model):
+            return copied
+        if late:
+            raise ModelError(
+                f"another thread changes the weights of {type(model).__name__} all the time; expected a model at rest, "
+                "or a copy of it (copy.deepcopy)"
+            )
+        time.sleep(1e-4)
+
+
+def is_being_changed(model: nn.Module) -> bool:
+    """Whether another thread is in a step of an optimizer, or in a forward pass that updates statistics of the model."""
+    own = threading.get_ident()
+    modules: set[int] | None = None
+    for thread, frame in sys._current_frames().items():
+        at: Any = frame if thread != own else None
+        while at is not None:
+            if at.f_code is _STEP:
+                return True
+            if at.f_code is _CALL:
+                if modules is None:
+                    found = parts(model)
+                    modules = {id(part) for part in found} if any(part._buffers for part in found) else set()
+                module = at.f_locals.get("self") if modules else None
+                if module is not None and id(module) in modules and module.training:
+                    return True
+            at = at.f_back
+    return False
+
+
+#: What every optimizer's step runs in, and every module's forward pass.
+_STEP = torch.optim.Optimizer.profile_hook_step(lambda _self: None).__code__
+_CALL = nn.Module._call_impl.__code__
+
+
+class Watch:
+    """Follows the weights of a model; ``state`` is a number that grows whenever they are found to have changed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.state = model, 0
+        self._seen, self._in_full = fingerprint(model), fingerprint(model, in_full=True)
+
+    def look(self, in_full: bool = False) -> int:
+        """The state as it is now; ``in_full``, also what a glance at large weights may miss."""
+        seen = fingerprint(self.model)
+        if in_full or seen != self._seen:
+            found = fingerprint(self.model, in_full=True)
+            if found != self._in_full:
+                self.state += 1
+            self._seen, self._in_full = seen, found
+        return self.state
+
+    def is_past(self) -> bool:
+        """Whether the weights have changed since the last look, or are about to."""
+        return fingerprint(self.model) != self._seen or is_being_changed(self.model)
+
+
+_inside = threading.local()
+
+
+def steadily(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:
+    """What some work gives for the model, all of it for one state of the weights.
+
+    Parameters
+    ----------
+    model
+        Any module.
+    work
+        From the model, or from a copy of it where another thread changes the weights, to a result. May be called twice.
+    """
+    actual = eager(model)
+    at_work: list[nn.Module] = _inside.__dict__.setdefault("at_work", [])
+    if any(one is actual for one in at_work):
+        return work(model)
+
+    def attempt(on: nn.Module) -> Result:
+        at_work.append(eager(on))
+        try:
+            return work(on)
+        finally:
+            at_work.pop()
+
+    if not is_being_changed(actual):
+        before = fingerprint(actual)
+        try:
+            result = attempt(model)
+        except Exception:
+            if fingerprint(actual) == before:
+                raise
+        else:
+            time.sleep(0)  # whoever is in the middle of a change, and waits for Python, gets on with it
+            if fingerprint(actual) == before:
+                return result
+    return attempt(own_copy(actual))
+
+
+def steady(function: Callable[P, Result]) -> Callable[P, Result]:
+    """Have a function of a model, its first argument, see one state of the weights and no default device."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+        def work(model: Any) -> Result:
+            if args:
+                return function(model, *args[1:], **kwargs)  # type: ignore[arg-type]
+            return function(*args, **{**kwargs, "model": model})  # type: ignore[arg-type]
+
+        given: Any = args[0] if args else kwargs.get("model")
+        with device_aside():
+            return steadily(given, work) if isinstance(eager(given), nn.Module) else function(*args, **kwargs)
+
+    return call
