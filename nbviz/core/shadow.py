@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.draws import OwnDraws, drawn_so_far, draw_again
+from nbviz.core.draws import OwnDraws, draw_again, drawn_so_far
 from nbviz.core.errors import ModelError
 from nbviz.core.state import alone, eagerly, parts
 
@@ -117,11 +117,14 @@ def shadow_of(model: nn.Module, own_weights: bool = False) -> nn.Module:
     (True, False, False, True)
     """
     with torch.inference_mode(False), torch.no_grad():
-        return _Copier(model, own_weights).shadows[0]
+        shadow: nn.Module = _Copier(model, own_weights).shadows[0]
+    return shadow
 
 
 class _Eager(nn.Module):
     """In place of a compiled module: runs what that was made from, hooks and all."""
+
+    _orig_mod: nn.Module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._orig_mod(*args, **kwargs)
@@ -321,7 +324,6 @@ class _Copier:
 
 #: Whose functions reach nobody's model by a global name.
 _LIBRARIES = {"torch", "torchvision", "timm", "transformers", "numpy", "nbviz", "functools", "contextlib"}
-_NOTHING = object()
 
 
 class _How(dict[type, Callable[[_Copier, Any], Any] | None]):
@@ -343,11 +345,9 @@ class _How(dict[type, Callable[[_Copier, Any], Any] | None]):
             (torch.Generator, _Copier.generator),
             (weakref.ref, _Copier.reference),
         )
-        found = next((how for kinds, how in known if issubclass(kind, kinds)), _NOTHING)
-        if found is _NOTHING:
-            found = _Copier.thing if hasattr(kind, "__dict__") and kind.__dictoffset__ else None
-        self[kind] = found
-        return found
+        other = _Copier.thing if kind.__dictoffset__ else None
+        self[kind] = next((how for kinds, how in known if issubclass(kind, kinds)), other)
+        return self[kind]
 
 
 _HOW = _How()
@@ -364,7 +364,7 @@ def _empty(module: nn.Module) -> Any:
 
 
 def _cell(content: Any) -> Any:
-    return (lambda: content).__closure__[0]
+    return (lambda: content).__closure__[0]  # type: ignore[index]
 
 
 def _content(cell: Any) -> Any:

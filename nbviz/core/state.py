@@ -1,4 +1,4 @@
-"""What nbviz works under: one thread at a time, Ctrl-C held back, the default device put aside; which models it takes."""
+"""What nbviz works under: one thread at a time, Ctrl-C held back, no default device; and which models it takes."""
 
 from __future__ import annotations
 

@@ -44,7 +44,9 @@ def fingerprint(model: nn.Module, in_full: bool = False) -> Hashable:
     in_full
         Look at all values, of a large model too: 0.5 ms for each million.
     """
-    tensors = [t for part in parts(model) for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+    tensors = [
+        t for part in parts(model) for t in (*part._parameters.values(), *part._buffers.values()) if t is not None
+    ]
     counted = tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
     readable = [t for t in tensors if t.layout is torch.strided and not t.is_meta and not t.is_quantized]
     small = sum(t.numel() * t.element_size() for t in readable) <= _SMALL
@@ -69,8 +71,8 @@ def _digest(tensors: list[Tensor]) -> Hashable:
     with torch.inference_mode():
         found = []
         for t in storages.values():
-            raw = torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())  # type: ignore[call-overload]
-            found.append(zlib.crc32(raw.numpy()) if t.device.type == "cpu" else _sums(raw))
+            raw = torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
+            found.append(zlib.crc32(raw.numpy().data) if t.device.type == "cpu" else _sums(raw))
         on_device = [sums for sums in found if isinstance(sums, Tensor)]
         values = torch.cat(on_device).tolist() if on_device else []
     return *(one for one in found if not isinstance(one, Tensor)), *values
@@ -111,7 +113,7 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 
 def is_being_changed(model: nn.Module) -> bool:
-    """Whether another thread is in a step of an optimizer, or in a forward pass that updates statistics of the model."""
+    """Whether another thread is in an optimizer's step, or in a forward pass that updates statistics of the model."""
     own = threading.get_ident()
     modules: set[int] | None = None
     for thread, frame in sys._current_frames().items():
@@ -204,7 +206,7 @@ def steady(function: Callable[P, Result]) -> Callable[P, Result]:
         def work(model: Any) -> Result:
             if args:
                 return function(model, *args[1:], **kwargs)  # type: ignore[arg-type]
-            return function(*args, **{**kwargs, "model": model})  # type: ignore[arg-type]
+            return function(*args, **{**kwargs, "model": model})
 
         given: Any = args[0] if args else kwargs.get("model")
         with device_aside():

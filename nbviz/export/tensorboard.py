@@ -14,6 +14,7 @@ from nbviz.core.errors import check_choice, check_whole, line, shown
 from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model
 from nbviz.core.trace import run
+from nbviz.core.weights import steady
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import centre, check_tensor, grid, overlay
 from nbviz.methods.arguments import check_feed, check_indices, check_maps, check_real
@@ -26,6 +27,7 @@ _MOST = 64  # channels of a grid
 _LAYERS = 3  # where none are named
 
 
+@steady
 def log(
     writer: Any,
     step: int,

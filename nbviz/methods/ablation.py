@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import check_choice, check_whole
 from nbviz.core.intervene import Resumable
+from nbviz.core.weights import steady
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.answers import Ablation, AblationFound, switch_off
@@ -212,6 +213,7 @@ def _first(order: Tensor, steps: Tensor) -> Tensor:
     return place[None] < steps[:, None]
 
 
+@steady
 def switched_off(
     model: nn.Module,
     images: Any,

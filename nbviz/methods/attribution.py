@@ -14,6 +14,7 @@ from nbviz.core.backward import pull
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import check_number, check_whole, warn
 from nbviz.core.trace import run
+from nbviz.core.weights import steady
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_feed, check_logits, check_target
@@ -83,6 +84,7 @@ def _broadcasts(start: Tensor, pictures: Tensor) -> bool:
     return start.ndim <= pictures.ndim and all(one in (1, other) for one, other in sizes)
 
 
+@steady
 def input_x_gradient(
     model: nn.Module,
     images: Any,
@@ -123,6 +125,7 @@ def input_x_gradient(
     )
 
 
+@steady
 def smooth_grad(
     model: nn.Module,
     images: Any,
@@ -176,6 +179,7 @@ def smooth_grad(
     return _over(model, images, target, preprocess, inputs, output, attribute)
 
 
+@steady
 def integrated_gradients(
     model: nn.Module,
     images: Any,

@@ -15,6 +15,7 @@ from nbviz.core.backward import NO_GRADIENT, pull
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import ModelError, check_choice, shown
 from nbviz.core.trace import Feed, run
+from nbviz.core.weights import steady
 from nbviz.methods.arguments import check_logits, check_real, check_target
 from nbviz.methods.tokens import Arrange, checked
 
@@ -66,6 +67,7 @@ GRADIENT_MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@steady
 def class_activation(
     model: nn.Module,
     images: Any,
@@ -167,6 +169,7 @@ def in_full(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+@steady
 def grad_cam(
     model: nn.Module,
     images: Any,
@@ -236,6 +239,7 @@ def grad_cam(
     return class_activation(model, images, layer, target, ["grad_cam"], **options)["grad_cam"]
 
 
+@steady
 def grad_cam_pp(
     model: nn.Module,
     images: Any,
@@ -280,6 +284,7 @@ def grad_cam_pp(
     return class_activation(model, images, layer, target, ["grad_cam_pp"], **options)["grad_cam_pp"]
 
 
+@steady
 def layer_cam(
     model: nn.Module,
     images: Any,
@@ -322,6 +327,7 @@ def layer_cam(
     return class_activation(model, images, layer, target, ["layer_cam"], **options)["layer_cam"]
 
 
+@steady
 def xgrad_cam(
     model: nn.Module,
     images: Any,
@@ -364,6 +370,7 @@ def xgrad_cam(
     return class_activation(model, images, layer, target, ["xgrad_cam"], **options)["xgrad_cam"]
 
 
+@steady
 def hires_cam(
     model: nn.Module,
     images: Any,

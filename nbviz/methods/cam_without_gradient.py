@@ -13,12 +13,14 @@ from nbviz.core.errors import check_whole, shown
 from nbviz.core.intervene import Resumable
 from nbviz.core.state import check_model
 from nbviz.core.trace import run
+from nbviz.core.weights import steady
 from nbviz.methods.answers import switch_off
 from nbviz.methods.arguments import check_logits, check_real, check_target
 from nbviz.methods.cam import each
 from nbviz.methods.tokens import Arrange, checked
 
 
+@steady
 def cam(
     model: nn.Module,
     images: Any,
@@ -95,6 +97,7 @@ def _head(model: nn.Module, layer: str, maps: Tensor, logits: Tensor) -> tuple[T
     )
 
 
+@steady
 def eigen_cam(
     model: nn.Module,
     images: Any,
@@ -155,6 +158,7 @@ def eigen_cam(
     return each(model, pictures, feed, raw, of)
 
 
+@steady
 def score_cam(
     model: nn.Module,
     images: Any,
@@ -234,6 +238,7 @@ def _ends(maps: Tensor) -> Iterator[Tensor]:
     yield maps.flatten(2).amax(2)
 
 
+@steady
 def ablation_cam(
     model: nn.Module,
     images: Any,

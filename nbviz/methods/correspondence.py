@@ -15,6 +15,7 @@ from nbviz.core.chunks import in_chunks, kept_together
 from nbviz.core.errors import check_choice, check_whole, line, shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import run
+from nbviz.core.weights import steady
 from nbviz.imaging.fill import FILLS, filling
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
@@ -62,6 +63,7 @@ class CorrespondenceFound:
         return f"{self.part[name]:.3f}{error}", f"{float(drawn.mean()):.3f}{spread}" if len(drawn) else "–"
 
 
+@steady
 def correspondence(
     model: nn.Module,
     images: Any,

@@ -12,8 +12,6 @@ from torch.overrides import TorchFunctionMode
 from nbviz.core.draws import OwnDraws
 from nbviz.core.receptive_field import tensors_in
 from nbviz.core.shadow import in_shadow, shadow_of
-from nbviz.core.draws import OwnDraws
-from nbviz.core.shadow import in_shadow, shadow_of
 from nbviz.core.trace import Feed, call_model, hooked
 
 

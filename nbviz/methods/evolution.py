@@ -18,6 +18,7 @@ from nbviz.core.errors import ModelError, check_choice, line, shown
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model
 from nbviz.core.trace import Trace, find_module, run, submodule
+from nbviz.core.weights import steady
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_feed, check_indices, check_maps, check_real
@@ -58,6 +59,7 @@ class Moment:
         return f"Moment {self.name}: {len(self.channels)} channels in {len(self.pictures)} pictures"
 
 
+@steady
 def evolution(
     model: nn.Module,
     checkpoints: Any,

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import check_choice
 from nbviz.core.trace import run
+from nbviz.core.weights import steady
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import FLOATS, check_tensor
 from nbviz.methods.arguments import check_feed, check_indices, check_maps
 
 
+@steady
 def feature_maps(
     model: nn.Module,
     images: Any,

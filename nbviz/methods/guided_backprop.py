@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nbviz.core.weights import steady
 from nbviz.methods.reconstruct import reconstruct
 
 
+@steady
 def guided_backprop(
     model: nn.Module,
     images: Any,

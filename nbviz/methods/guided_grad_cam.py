@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nbviz.core.weights import steady
 from nbviz.methods.cam import grad_cam
 from nbviz.methods.guided_backprop import guided_backprop
 
 
+@steady
 def guided_grad_cam(
     model: nn.Module,
     images: Any,

@@ -14,6 +14,7 @@ from nbviz.core.errors import check_choice, check_number, shown
 from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model
 from nbviz.core.trace import Feed, find_modules, run
+from nbviz.core.weights import steady
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.imaging.warp import warp
@@ -60,6 +61,7 @@ class InvarianceFound:
         return "\n".join([*lines, f"  probability of the class: {low:.2f} to {high:.2f}"])
 
 
+@steady
 def invariance(
     model: nn.Module,
     images: Any,

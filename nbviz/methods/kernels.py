@@ -14,6 +14,7 @@ from nbviz.core.errors import check_number, check_whole, line, shown
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model
 from nbviz.core.trace import find_module, submodule
+from nbviz.core.weights import steady
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_indices
 
@@ -45,6 +46,7 @@ def _convolution(model: nn.Module, layer: str | None) -> tuple[str, nn.modules.c
     return name, module
 
 
+@steady
 def kernels(model: nn.Module, layer: str | None = None, channels: Sequence[int] | int | None = None) -> Tensor:
     """The kernels of a convolution.
 
@@ -207,6 +209,7 @@ class KernelReport:
         return f"<table><caption>Kernels of {escape(line(self.layer))}</caption>{rows}</table>"
 
 
+@steady
 def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.98) -> KernelReport:
     """Dead, duplicate and aliasing kernels of a layer, which is what Zeiler and Fergus looked for in AlexNet's first.
 

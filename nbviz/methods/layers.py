@@ -7,10 +7,12 @@ from typing import Any
 from torch import nn
 
 from nbviz.core.layers import Layers, trace_layers
+from nbviz.core.weights import steady
 from nbviz.imaging.load import load
 from nbviz.methods.arguments import check_feed
 
 
+@steady
 def layers(model: nn.Module, images: Any, *, preprocess: Any = None, inputs: Any = None) -> Layers:
     """List the layers of a model in execution order, with type, output shape, stride and receptive field.
 

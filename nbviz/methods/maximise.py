@@ -17,6 +17,7 @@ from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import check_choice, check_number, check_whole, shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import Feed, run
+from nbviz.core.weights import steady
 from nbviz.imaging.load import Reader
 from nbviz.imaging.pixels import check_tensor
 from nbviz.imaging.warp import warp
@@ -54,6 +55,7 @@ class Maximised:
     step: int
 
 
+@steady
 def maximise(
     model: nn.Module,
     layer: str | None = None,

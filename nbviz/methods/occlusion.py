@@ -13,6 +13,7 @@ from nbviz.core.chunks import in_chunks, kept_together
 from nbviz.core.errors import check_whole, shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import Feed, Trace, find_module, run
+from nbviz.core.weights import steady
 from nbviz.imaging.fill import filling
 from nbviz.imaging.load import Pictures, load
 from nbviz.imaging.pixels import check_tensor
@@ -79,6 +80,7 @@ class OcclusionFound:
         return f"OcclusionFound: {n} pictures, {rows}×{columns} squares of {size}, probability {low:.3f} to {high:.3f}"
 
 
+@steady
 def occlusion(
     model: nn.Module,
     images: Any,
@@ -282,6 +284,7 @@ class RegionEffect:
         return "\n".join(lines)
 
 
+@steady
 def region_effect(
     model: nn.Module,
     images: Any,

@@ -15,6 +15,7 @@ from nbviz.core.errors import NoRectifierWarning, check_choice, shown, warn
 from nbviz.core.local import Start, pull_local
 from nbviz.core.state import alone, interruptible
 from nbviz.core.trace import Trace, run
+from nbviz.core.weights import steady
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.methods.arguments import check_feed, check_indices, check_logits, check_maps, check_real, check_target
@@ -24,6 +25,7 @@ SEEDS = ("max", "map", "unit")
 _CHANNELS_AT_ONCE = 8
 
 
+@steady
 def reconstruct(
     model: nn.Module,
     images: Any,

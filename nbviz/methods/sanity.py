@@ -21,6 +21,7 @@ from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.errors import ModelError, check_choice, check_whole, line, shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import run
+from nbviz.core.weights import steady
 from nbviz.imaging.fill import FILLS, filling
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
@@ -106,6 +107,7 @@ class Randomisation:
         return "\n".join(lines)
 
 
+@steady
 def randomisation(
     model: nn.Module,
     images: Any,
@@ -298,6 +300,7 @@ class DeletionInsertion:
         return f"DeletionInsertion of {len(self.deletion)} pictures: deletion {out:.3f}, insertion {back:.3f}"
 
 
+@steady
 def deletion_insertion(
     model: nn.Module,
     images: Any,

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from nbviz.core.errors import check_number, check_whole
 from nbviz.core.trace import run
+from nbviz.core.weights import steady
 from nbviz.methods.arguments import check_logits, check_target
 from nbviz.methods.cam import _alpha, _sum, backward, each, in_full
 from nbviz.methods.tokens import checked
 
 
+@steady
 def smooth_grad_cam_pp(
     model: nn.Module,
     images: Any,

@@ -83,8 +83,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         before, self._cells = self._cells, cells_run()
         # All of them where code has run that may have changed any, a glance while the page alone is at work.
         in_full = before != self._cells
-        changed = any([answers.settle(in_full, is_trained) for answers in self._answers()])
-        if changed:
+        found = [answers.settle(in_full, is_trained) for answers in self._answers()]
+        if changed := any(found):
             self._stale = set(self._parts)
         return changed
 

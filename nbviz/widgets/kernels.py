@@ -191,7 +191,9 @@ def _options(model: nn.Module) -> list[tuple[str, str]]:
     """The convolutions as a dropdown has them."""
     every = convolutions(model)
     # A parametrisation may note something when it is asked for a weight.
-    shapes = in_shadow(model, lambda shadow: ["×".join(map(str, m.weight.shape)) for m in convolutions(shadow).values()])
+    shapes = in_shadow(
+        model, lambda shadow: ["×".join(map(str, m.weight.shape)) for m in convolutions(shadow).values()]
+    )
     said = [f"{line(name)} · {line(type(one).__name__)}" for name, one in every.items()]
     return [(f"{what} · {shape}", name) for what, shape, name in zip(said, shapes, every, strict=True)]
 
