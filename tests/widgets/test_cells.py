@@ -12,8 +12,10 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 
 import nbviz
+from nbviz.core import state
 from nbviz.core.state import lock
 from nbviz.widgets import cells
+from tests.widgets import schedules
 
 
 @pytest.fixture
@@ -110,3 +112,42 @@ def test_nested_and_empty_cells_end_what_they_began(shell: InteractiveShell) -> 
 def test_an_end_without_a_beginning_is_no_error() -> None:
     cells._end(SimpleNamespace(info=object()))
     assert cells._idle.is_set()
+
+
+def turns(ran: int, drawn: int, own: int) -> list[schedules.Actor]:
+    """Cells that call nbviz, one after the other; subshells that draw, with a turn in a turn; a thread of one's own."""
+
+    def cell_after_cell() -> None:
+        for info in [object() for _ in range(ran)]:
+            cells._begin(info)
+            with state.alone():
+                pass
+            cells._end(SimpleNamespace(info=info))
+
+    def draw() -> None:
+        with cells.between_cells(lambda: None), cells.between_cells(lambda: None):
+            pass
+
+    def call() -> None:
+        with state.alone():
+            pass
+
+    subshells = [(f"subshell-{i}", draw) for i in range(drawn)]
+    return [("MainThread", cell_after_cell), *subshells, *((f"own-{i}", call) for i in range(own))]
+
+
+@pytest.mark.parametrize(("ran", "drawn", "own"), [(2, 1, 1), (1, 2, 0), (1, 1, 2)])
+def test_in_no_order_do_cells_and_chunks_wait_for_each_other_for_ever(
+    ran: int, drawn: int, own: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, idle = schedules.Lock(), schedules.Event()
+    for module in (state, cells):
+        monkeypatch.setattr(module, "lock", lock)
+    monkeypatch.setattr(cells, "_idle", idle)
+    monkeypatch.setattr(state, "_handler", lambda: None)  # the walk's threads are no main thread
+
+    def actors() -> list[schedules.Actor]:
+        monkeypatch.setattr(cells, "_running", [])
+        return turns(ran, drawn, own)
+
+    assert schedules.walk(actors, lock, idle) > 500
