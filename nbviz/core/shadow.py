@@ -8,13 +8,14 @@ there is nothing to put back.
 from __future__ import annotations
 
 import copy
+import copyreg
 import logging
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from nbviz.core.draws import OwnDraws, draw_again, drawn_so_far
 from nbviz.core.errors import ModelError
-from nbviz.core.state import alone, eagerly, parts
+from nbviz.core.state import alone, device_aside, eagerly, parts
 
 Result = TypeVar("Result")
 
@@ -130,6 +131,21 @@ class _Eager(nn.Module):
         return self._orig_mod(*args, **kwargs)
 
 
+class Hook:
+    """A forward hook of nbviz's own, which no shadow of a shadow takes over.
+
+    A person's hook that asks nbviz for another pass of the model may have the shadow in its hands.
+    """
+
+    def __init__(self, name: str, on_output: Callable[[str, Any], Any]) -> None:
+        self.name, self.on_output = name, on_output
+
+    def __call__(self, _module: nn.Module, _args: Any, value: Any) -> Any:
+        """What takes the output's place, or None."""
+        with device_aside():
+            return self.on_output(self.name, value)
+
+
 class _TooMuch(Exception):
     """More hangs on an object than is worth a copy."""
 
@@ -178,7 +194,7 @@ class _Copier:
             if _HOW[kind] is None:
                 continue
             # Most are empty dicts of hooks, which no two modules have in common.
-            own[name] = kind() if not value and name in _OWN else self.copied(value)
+            own[name] = kind() if name in _OWN and not value else self.copied(value)
         own["_compiled_call_impl"] = None
         if type(shadow) is _Eager:
             own.pop("forward", None)
@@ -204,6 +220,9 @@ class _Copier:
     def dict(self, value: dict[Any, Any]) -> Any:
         new = self.note(value, copy.copy(value) if type(value) not in _PLAIN else value.copy())
         for key, item in list(new.items()):
+            if type(item) is Hook:
+                del new[key]
+                continue
             own_key = key if type(key) is str else self.copied(key)
             own = item if _HOW[type(item)] is None else self.copied(item)
             if own_key is not key:
@@ -305,12 +324,13 @@ class _Copier:
         if outermost:
             self.room = _MOST
         try:
-            new = self.note(value, object.__new__(type(value)))
-            slots = [name for name in getattr(type(value), "__slots__", ()) if hasattr(value, name)]
-            for name, item in {**vars(value), **{name: getattr(value, name) for name in slots}}.items():
+            kind = type(value)
+            new = self.note(value, SimpleNamespace() if kind is SimpleNamespace else object.__new__(_quiet(kind)))
+            slots = {name: getattr(value, name) for name in copyreg._slotnames(kind) if hasattr(value, name)}  # type: ignore[attr-defined]
+            for name, item in {**getattr(value, "__dict__", {}), **slots}.items():
                 object.__setattr__(new, name, self.copied(item))
             return new
-        except (_TooMuch, TypeError, AttributeError) as error:
+        except Exception as error:
             if isinstance(error, _TooMuch) and not outermost:
                 raise
             for other in self.originals[noted:]:
@@ -345,9 +365,11 @@ class _How(dict[type, Callable[[_Copier, Any], Any] | None]):
             (torch.Generator, _Copier.generator),
             (weakref.ref, _Copier.reference),
         )
-        other = _Copier.thing if kind.__dictoffset__ else None
-        self[kind] = next((how for kinds, how in known if issubclass(kind, kinds)), other)
-        return self[kind]
+        other = _Copier.thing if kind.__dictoffset__ or "__slots__" in vars(kind) else None
+        how = next((how for kinds, how in known if issubclass(kind, kinds)), other)
+        if how not in (_Copier.module, _Copier.thing):  # a person's classes are not kept alive
+            self[kind] = how
+        return how
 
 
 _HOW = _How()
@@ -360,7 +382,14 @@ _PLAIN = (dict, OrderedDict)
 
 def _empty(module: nn.Module) -> Any:
     """The shadow of a module, before it has its attributes."""
-    return object.__new__(_Eager if "_orig_mod" in module._modules else type(module))
+    return object.__new__(_Eager if "_orig_mod" in module._modules else _quiet(type(module)))
+
+
+def _quiet(kind: type) -> type:
+    """The class, or one that is like it but does nothing at an object's end: what it would close is the model's."""
+    if not hasattr(kind, "__del__"):
+        return kind
+    return type(kind.__name__, (kind,), {"__del__": lambda _self: None, "__module__": kind.__module__, "__slots__": ()})
 
 
 def _cell(content: Any) -> Any:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import ModelError, PictureError, line, shown, unknown
-from nbviz.core.shadow import in_shadow
-from nbviz.core.state import as_given, check_model, device_aside, interruptible
+from nbviz.core.shadow import Hook, in_shadow
+from nbviz.core.state import as_given, check_model, interruptible
 
 
 @dataclass
@@ -248,14 +248,6 @@ def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, A
 
     What it returns, unless None, takes the place of the output.
     """
-
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], Any]:
-        def call(_module: nn.Module, _args: Any, value: Any) -> Any:
-            with device_aside():
-                return on_output(name, value)
-
-        return call
-
     handles = []
     try:
         if names is None:  # what a parametrisation gives are weights
@@ -264,7 +256,7 @@ def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, A
         else:
             modules = [(name, module) for name in names if (module := submodule(model, name)) is not None]
         for name, module in modules:
-            handles.append(module.register_forward_hook(hook(name)))
+            handles.append(module.register_forward_hook(Hook(name, on_output)))
         yield
     finally:
         for handle in handles:

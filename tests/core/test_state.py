@@ -14,7 +14,8 @@ import torchvision
 from torch import nn
 
 from nbviz.core.layers import trace_layers
-from nbviz.core.state import check_model, fingerprint, interruptible, is_compiled, lock, parts, uninterrupted, untouched
+from nbviz.core.shadow import in_shadow
+from nbviz.core.state import alone, check_model, interruptible, is_compiled, lock, parts, uninterrupted
 from nbviz.core.trace import run
 from nbviz.methods.reconstruct import project
 
@@ -84,10 +85,12 @@ def test_what_is_compiled_runs_eagerly_inside_and_compiled_afterwards(net):
     net.eval()
     x = torch.rand(1, 1, 4, 4)
     seen = []
-    with untouched(net):
-        handle = net[0]._orig_mod.register_forward_hook(lambda *_: seen.append(1))
-        expected = net(x)
-        handle.remove()
+
+    def work(shadow):
+        shadow[0]._orig_mod.register_forward_hook(lambda *_: seen.append(1))
+        return shadow(x)
+
+    expected = in_shadow(net, work)
     assert (len(seen), len(graphs)) == (1, 0)
     assert torch.equal(net(x), expected)
     assert len(graphs) == 1
@@ -99,81 +102,15 @@ def test_what_is_no_module_is_an_error(model):
         check_model(model)
 
 
-def test_inside_everything_is_in_eval_mode(net, snapshot):
-    net[2].eval()
-    with snapshot(net), untouched(net):
-        assert not any(module.training for module in net.modules())
-    assert [module.training for module in net.modules()] == [True, True, True, False, False, False]
-
-
-def test_train_and_eval_of_a_subclass_are_not_called():
-    class Loud(nn.ReLU):
-        def train(self, mode=True):
-            raise AssertionError("called")
-
-    with untouched(nn.Sequential(Loud())):
-        pass
-
-
-def test_inside_no_other_thread_is_let_in(net):
+def test_inside_no_other_thread_is_let_in():
     got = []
-    with untouched(net):
+    with alone():
         thread = threading.Thread(target=lambda: got.append(lock.acquire(blocking=False)))
         thread.start()
         thread.join()
     assert got == [False]
     assert lock.acquire(blocking=False)
     lock.release()
-
-
-def test_one_inside_another(net, snapshot):
-    with snapshot(net), untouched(net), untouched(net):
-        net[1].running_mean.add_(1)
-
-
-def test_what_happens_inside_is_undone_after_an_exception(net, snapshot):
-    def everything():
-        net.train()
-        net[1].running_mean.add_(1)
-        net[1].running_var = torch.ones(2) * 7
-        net[0].note = "new"
-        del net[1].eps
-        torch.rand(3)
-        raise KeyboardInterrupt
-
-    with snapshot(net), pytest.raises(KeyboardInterrupt), untouched(net):
-        everything()
-
-
-class Remembers(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.calls, self.counts, self.seen = ["a"], {"a": 1, "b": 2}, {"a"}
-        self.first, self.second = nn.ReLU(), nn.Tanh()
-
-    def forward(self, x):
-        self.calls.append(x)
-        self.calls[0] = "b"
-        self.counts["a"] += 1
-        self.counts["c"] = 3
-        self.seen.add("b")
-        self.seen.discard("a")
-        self.first, first = nn.Sigmoid(), self.first
-        del self.first
-        self.first = first  # now after the second
-        self.register_forward_hook(lambda *_: None)
-        return x
-
-
-def test_what_lists_dicts_and_sets_of_the_model_hold_is_put_back(snapshot):
-    net = Remembers()
-    held = net.calls, net.counts, net.seen
-    with snapshot(net), untouched(net):
-        net(torch.rand(3))
-        net(torch.rand(3))
-    assert held == (["a"], {"a": 1, "b": 2}, {"a"})
-    assert all(a is b for a, b in zip(held, (net.calls, net.counts, net.seen), strict=True))
-    assert [name for name, _ in net.named_children()] == ["first", "second"]
 
 
 def test_the_parts_of_a_model_are_its_modules(net):
@@ -317,58 +254,32 @@ def test_a_handler_of_ones_own_is_called_and_stays():
         signal.signal(signal.SIGINT, before)
 
 
-def test_buffers_are_not_so_much_as_written_to(net):
-    before = fingerprint(net)
-    with untouched(net):
-        net[1].num_batches_tracked += 1
-        net[1](torch.rand(1, 2, 4, 4))
-    assert fingerprint(net) == before
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # that it has several threads
+def test_a_child_that_was_forked_while_another_thread_had_the_lock_can_take_it():
+    held, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with alone():
+            held.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if lock.acquire(timeout=10) else 1)
+    leave.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_fingerprint_changes_with_every_write(net):
-    seen = {fingerprint(net)}
-    assert fingerprint(net) in seen
-    for change in (
-        lambda: net[0].weight.detach().mul_(2),
-        lambda: net[1].running_mean.add_(0),
-        lambda: setattr(net[0], "bias", nn.Parameter(net[0].bias.detach().clone())),
-        lambda: setattr(net[0].weight, "data", net[0].weight.data.clone()),
-        lambda: net.register_buffer("more", torch.zeros(1)),
-        lambda: net.load_state_dict(net.state_dict()),
-    ):
-        change()
-        assert fingerprint(net) not in seen
-        seen.add(fingerprint(net))
-
-
-def test_a_model_made_in_inference_mode_has_a_fingerprint():
-    with torch.inference_mode():
-        net = nn.Linear(2, 2)
-    assert fingerprint(net) == fingerprint(net)
-
-
-def test_within_itself_it_does_nothing_more() -> None:
-    net = nn.Sequential(nn.BatchNorm1d(3))
-    before = net[0].running_mean
-    with untouched(net):
-        own = net[0].running_mean
-        with untouched(net):
-            assert net[0].running_mean is own
-            net[0].running_mean += 1
-        assert not net.training
-        assert float(net[0].running_mean.sum()) == 3
-    assert net.training
-    assert net[0].running_mean is before
-    assert not before.any()
-
-
-def test_dictionaries_that_were_empty_are_so_again() -> None:
-    net = nn.Sequential(nn.ReLU())
-    net[0].notes, net[0].seen, net[0].order = {}, set(), []
-    kept = net[0].notes, net[0].seen, net[0].order
-    with untouched(net):
-        net[0].notes["a"] = 1
-        net[0].seen.add(1)
-        net[0].order.append(1)
-    assert (net[0].notes, net[0].seen, net[0].order) == ({}, set(), [])
-    assert all(a is b for a, b in zip(kept, (net[0].notes, net[0].seen, net[0].order), strict=True))
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_that_was_forked_by_the_thread_that_has_the_lock_still_has_it():
+    with alone():
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if lock._is_owned() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -72,7 +72,12 @@ class World:
 
     def state(self) -> Any:
         """What all that follows depends on."""
-        return self.owner, self.count, self.is_set, tuple(sorted((n, self._steps[n], w) for n, w in self.left().items()))
+        return (
+            self.owner,
+            self.count,
+            self.is_set,
+            tuple(sorted((n, self._steps[n], w) for n, w in self.left().items())),
+        )
 
     def step(self, name: str) -> None:
         self._go[name].release()
