@@ -184,8 +184,11 @@ def steadily(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:
         finally:
             at_work.pop()
 
-    if not is_being_changed(actual):
-        before = fingerprint(actual)
+    try:
+        in_use, before = is_being_changed(actual), fingerprint(actual)
+    except Exception:  # no complete model, as which the work will refuse it
+        return work(model)
+    if not in_use:
         try:
             result = attempt(model)
         except Exception:

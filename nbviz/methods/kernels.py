@@ -94,7 +94,7 @@ def _weight(model: nn.Module, name: str) -> Tensor:
     """The kernels (O, I, ...) of one of the model's convolutions, a copy."""
 
     def of(shadow: nn.Module) -> tuple[Any, Tensor]:  # a parametrisation may note something when it is asked
-        module: Any = submodule(shadow, name)
+        module: Any = submodule(shadow, name) if name else shadow
         with torch.no_grad():
             return module, check_tensor("the convolution's weight", module.weight, "(O, I, h, w)").detach().clone()
 
