@@ -211,7 +211,7 @@ class _Again(TorchFunctionMode):
         self._behind = True
 
 
-_GONE = torch.empty(0)
+_GONE = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def _repeat(tensor: Tensor, times: int) -> Tensor:

@@ -147,5 +147,5 @@ def _spread(model: nn.Module, pictures: Tensor, feed: Any) -> list[str]:
             f"no layer of {type(model).__name__} gives feature maps (N, C, H, W) of several pixels; expected one that "
             "does"
         )
-    places = torch.linspace(0, len(maps) - 1, min(_LAYERS, len(maps))).round().long().tolist()
+    places = torch.linspace(0, len(maps) - 1, min(_LAYERS, len(maps)), dtype=torch.float32).round().long().tolist()
     return [maps[place] for place in places]

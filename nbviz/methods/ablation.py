@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.errors import check_choice, check_whole
 from nbviz.core.intervene import Resumable
+from nbviz.core.state import device_aside
 from nbviz.core.weights import steady
 from nbviz.imaging.load import load
 from nbviz.imaging.pixels import check_tensor
@@ -88,6 +89,7 @@ class AblationTable(AblationFound):
 _SHOWN = 12  # rows
 
 
+@device_aside()
 def ablate(
     model: nn.Module,
     dataset: Any,
@@ -188,7 +190,7 @@ def ablate(
         )
     channels, draw = len(found.accuracy), torch.Generator().manual_seed(seed)
     points = min(points, channels)
-    steps = torch.linspace(0, channels, points + 1).round().long().unique()
+    steps = torch.linspace(0, channels, points + 1, dtype=torch.float32).round().long().unique()
     curves: Tensor | None = None
     if points and first.complete:
         orders = [found.ranking, *(torch.randperm(channels, generator=draw) for _ in range(_RANDOM))]

@@ -58,7 +58,7 @@ class Accuracy(Measured):
     def __init__(self) -> None:
         self.losses: Tree = {}
         self.in_five = 0
-        self.counts = torch.zeros(1, 1, dtype=torch.int64)
+        self.counts = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
 
     def measure(self, batch: Batch) -> Accuracy:
         """That of one batch; pictures without a label do not count."""
@@ -190,8 +190,8 @@ class Ablation(OfLayer):
         if off is not None and not len(off):
             raise ValueError("off has no trials; expected a bool tensor (S, C) of at least one")
         self.value, self.off = value, off
-        self.right = torch.zeros(1, 1, dtype=torch.int64)  # (S + 1, classes), the last with all channels
-        self.pictures = torch.zeros(1, dtype=torch.int64)  # of each class
+        self.right = torch.zeros(1, 1, dtype=torch.int64, device="cpu")  # (S + 1, classes), the last with all channels
+        self.pictures = torch.zeros(1, dtype=torch.int64, device="cpu")  # of each class
         self.losses: Tree = {}
 
     def measure(self, batch: Batch) -> Ablation:
@@ -206,8 +206,8 @@ class Ablation(OfLayer):
         check_classes(labels, classes)
         maps, go_on = batch.activations[self.layers[0]], batch.go_on
         off, n = self._trials(maps), len(maps)
-        right = torch.zeros(len(off) + 1, classes, dtype=torch.int64)
-        loss = torch.zeros(len(off) + 1, dtype=torch.float64)
+        right = torch.zeros(len(off) + 1, classes, dtype=torch.int64, device="cpu")
+        loss = torch.zeros(len(off) + 1, dtype=torch.float64, device="cpu")
 
         def note(row: int, logits: Tensor) -> None:
             logits = logits[labelled].double()

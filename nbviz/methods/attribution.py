@@ -258,7 +258,7 @@ def integrated_gradients(
 
 def _start(baseline: Any) -> Tensor:
     if isinstance(baseline, Real):
-        return torch.tensor(check_number("baseline", baseline, -1e6, 1e6))
+        return torch.tensor(check_number("baseline", baseline, -1e6, 1e6), dtype=torch.float32)
     start = check_tensor(
         "baseline", baseline, "that broadcasts to the model's input (N, C, H, W), or a number"
     ).detach()

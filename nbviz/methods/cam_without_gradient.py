@@ -211,7 +211,7 @@ def score_cam(
         trace = run(model, some, [layer], feed=feed, output=True)
         maps = check_real(arrange(trace.activations[layer], len(part)), f"layer {shown(layer)}")
         classes = check_target(target, check_logits(trace.output, output), part, len(pictures))
-        scores = torch.empty(maps.shape[:2])
+        scores = torch.empty(maps.shape[:2], dtype=torch.float32)
 
         def masked(channels: Sequence[int]) -> None:
             own = maps[:, list(channels)]

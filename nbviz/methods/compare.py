@@ -15,7 +15,7 @@ from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import check_whole, line, shown
 from nbviz.core.layers import Layers, trace_layers
 from nbviz.core.shadow import shadow_of
-from nbviz.core.state import check_model
+from nbviz.core.state import check_model, device_aside
 from nbviz.core.statistic import Statistic
 from nbviz.core.trace import find_module
 from nbviz.imaging.dataset import Inputs, check_dataset
@@ -97,6 +97,7 @@ class Comparison:
         return "\n".join(lines)
 
 
+@device_aside()
 def compare(
     model_a: nn.Module,
     model_b: nn.Module,
@@ -249,5 +250,7 @@ def _evenly(layers: Layers, most: int) -> list[str]:
     """So many layers, evenly spread over those with maps."""
     found = [one.name for one in layers if one.has_maps and one.leaf]
     found = found or [one.name for one in layers if one.shape and one.pictures]
-    places = torch.linspace(0, len(found) - 1, min(most, len(found))).round().long().unique().tolist()
+    places = (
+        torch.linspace(0, len(found) - 1, min(most, len(found)), dtype=torch.float32).round().long().unique().tolist()
+    )
     return [found[place] for place in places]

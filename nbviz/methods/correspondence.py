@@ -186,7 +186,7 @@ def check_boxes(given: Any, n: int, height: int, width: int) -> Tensor:
     try:
         rows = given.tolist() if hasattr(given, "tolist") else given
         usable = len(rows) == n and all(len(row) == 4 for row in rows)
-        boxes = torch.as_tensor([list(row) for row in rows] if usable else [])
+        boxes = torch.as_tensor([list(row) for row in rows] if usable else [], device="cpu")
         whole = not (boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool)
         usable = usable and whole and boxes.shape == (n, 4)
     except Exception:  # of an object's own making as well

@@ -84,5 +84,8 @@ def _destroy(module: nn.Module, seed: int) -> None:
                 other.copy_(values)
         for weight, old in zip(own, before, strict=True):
             if weight.is_floating_point() and torch.equal(weight, old):
-                drawn = torch.randn(old.shape, device=old.device) * old.float().std(correction=0) + old.float().mean()
+                drawn = (
+                    torch.randn(old.shape, device=old.device, dtype=torch.float32) * old.float().std(correction=0)
+                    + old.float().mean()
+                )
                 weight.copy_(drawn)

@@ -184,7 +184,9 @@ class Growing:
         self.robust, self.preprocess, self.steps = robust and not self._neuron, reader.preprocess, 0
         sides = _sides(reader) if size is None else (check_whole("size", size, 8, 4096),) * 2
         self._draw = torch.Generator().manual_seed(check_whole("seed", seed, 0, 2**63 - 1))
-        probe = self.preprocess.redo(torch.full((1, reader.channels, *sides), 0.5)).to(reader.device, reader.dtype)
+        probe = self.preprocess.redo(torch.full((1, reader.channels, *sides), 0.5, dtype=torch.float32)).to(
+            reader.device, reader.dtype
+        )
         check_tensor("the model's input", probe, "on a device that holds values")
         count = self._run(probe)[1].shape[1]
         given = channels if layer is not None else target
@@ -252,7 +254,7 @@ class Growing:
 
     def _moved(self, pictures: Tensor) -> Tensor:
         """Shifted by up to a sixteenth of a side, scaled by up to a twentieth and turned by up to 8 degrees."""
-        down, across, scale, angle = (2 * torch.rand(4, generator=self._draw) - 1).tolist()
+        down, across, scale, angle = (2 * torch.rand(4, generator=self._draw, dtype=torch.float32) - 1).tolist()
         height, width = pictures.shape[-2:]
         shift = round(down * height / 16), round(across * width / 16)
         return warp(pictures, *shift, 1 + scale / 20, 8 * angle, padding="reflection")
@@ -302,15 +304,17 @@ class Basis:
     """
 
     # The root of the covariance of colours in ImageNet, as in Lucid, over the length of its longest column.
-    _COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+    _COLOURS = torch.tensor(
+        [[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], dtype=torch.float32, device="cpu"
+    )
     _COLOURS = _COLOURS / _COLOURS.norm(dim=0).max()
 
     def __init__(self, shape: tuple[int, ...], draw: torch.Generator, device: torch.device) -> None:
         height, width = self._sides = shape[-2:]
-        y, x = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
-        wavelength = 1 / (x.square() + y.square()).sqrt().clamp(min=1 / max(height, width))
+        y, x = torch.fft.fftfreq(height, dtype=torch.float32), torch.fft.rfftfreq(width, dtype=torch.float32)
+        wavelength = 1 / (x[None].square() + y[:, None].square()).sqrt().clamp(min=1 / max(height, width))
         self._scale = (wavelength * math.sqrt(height * width)).to(device)
-        noise = 0.01 * torch.randn(*shape[:2], *wavelength.shape, 2, generator=draw)
+        noise = 0.01 * torch.randn(*shape[:2], *wavelength.shape, 2, generator=draw, dtype=torch.float32)
         self.spectrum = noise.to(device).requires_grad_()
 
     def pictures(self) -> Tensor:

@@ -357,14 +357,14 @@ def check_region(mask: Any, pictures: Tensor) -> Tensor:
     height, width = pictures.shape[-2:]
     expected = f"a mask ({height}, {width}) of truth values, or a box (top, left, bottom, right) within it"
     try:
-        given = torch.as_tensor(mask)
+        given = torch.as_tensor(mask, device="cpu")
     except Exception:  # of an object's own making as well
         raise TypeError(f"mask is {shown(mask)}; expected {expected}") from None
     if given.shape == (4,) and given.dtype != torch.bool and not given.is_floating_point():
         top, left, bottom, right = given.tolist()
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
             raise ValueError(f"box is {shown(mask)}; expected {expected}")
-        region = torch.zeros(1, height, width, dtype=torch.bool)
+        region = torch.zeros(1, height, width, dtype=torch.bool, device="cpu")
         region[:, top:bottom, left:right] = True
         return region
     if given.dtype != torch.bool:

@@ -133,7 +133,7 @@ class PairedAccuracy(Measured):
     logits = True
 
     def __init__(self) -> None:
-        self.counts = torch.zeros(4, dtype=torch.int64)  # neither, only b, only a, both
+        self.counts = torch.zeros(4, dtype=torch.int64, device="cpu")  # neither, only b, only a, both
         self.agree = self.pictures = 0
 
     def measure(self, batch: Batch) -> PairedAccuracy:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nbviz.core.errors import check_number, check_whole, line, shown
 from nbviz.core.layers import Layer, trace_layers
-from nbviz.core.state import check_model
+from nbviz.core.state import check_model, device_aside
 from nbviz.core.statistic import Batch, Measured, Statistic, Tree, add_along_tree, merge_trees, tree_sum
 from nbviz.core.trace import find_module
 from nbviz.imaging.dataset import Inputs, check_dataset
@@ -217,6 +217,7 @@ def _bars(one: LayerReport, width: int = 240, height: int = 32) -> str:
     return f'<svg width="{width}" height="{height}" role="img" aria-label="importances">{"".join(bars)}</svg>'
 
 
+@device_aside()
 def report(
     model: nn.Module,
     dataset: Any,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nbviz.core.checkpoint import Saver, key_of, load_found
 from nbviz.core.errors import PictureError, check_whole, line, shown, unknown, warn
 from nbviz.core.scan import Found, Job, Skipped, scan_here, scan_on
-from nbviz.core.state import check_model
+from nbviz.core.state import check_model, device_aside
 from nbviz.core.statistic import Statistic
 from nbviz.core.trace import find_module
 from nbviz.imaging.dataset import Inputs, check_dataset
@@ -113,6 +113,7 @@ def _rows(result: Any) -> Iterator[tuple[str, str]]:
             yield name, f'<td colspan="{_SHOWN + 1}">{escape(shown_here)}</td>'
 
 
+@device_aside()
 def scan(
     model: nn.Module,
     dataset: Any,

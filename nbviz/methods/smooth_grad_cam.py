@@ -93,7 +93,7 @@ def noisy(pictures: Tensor, samples: int, noise: float, seed: int, numbers: Sequ
     drawn = []
     for number in numbers:
         draw = torch.Generator().manual_seed((seed + number * 0x9E3779B97F4A7C15) % 2**63)
-        drawn.append(torch.randn(samples, *pictures.shape[1:], generator=draw))
+        drawn.append(torch.randn(samples, *pictures.shape[1:], generator=draw, dtype=torch.float32))
     flat = pictures.flatten(1)
     spread = noise * (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (pictures.ndim - 1))
     return [pictures + spread * torch.stack([one[i] for one in drawn]).to(pictures) for i in range(samples)]

@@ -69,8 +69,8 @@ class TopK(OfLayer):
     def __init__(self, layer: str, k: int = 9) -> None:
         super().__init__(layer)
         self.k = check_whole("k", k, 1)
-        self.values = torch.empty(0, k)
-        self.numbers = torch.empty(0, k, 2, dtype=torch.int64)  # index, label, then the position
+        self.values = torch.empty(0, k, dtype=torch.float32, device="cpu")
+        self.numbers = torch.empty(0, k, 2, dtype=torch.int64, device="cpu")  # index, label, then the position
 
     def measure(self, batch: Batch) -> Candidates | None:
         """The activations of one batch that are stronger than the weakest of those found so far."""
@@ -113,8 +113,8 @@ class TopK(OfLayer):
         return Strongest(self.values.clone(), indices, positions, labels)
 
     def _make(self, channels: int, axes: int) -> None:
-        self.values = torch.full((channels, self.k), -torch.inf)
-        self.numbers = torch.full((channels, self.k, 2 + axes), -1)
+        self.values = torch.full((channels, self.k), -torch.inf, dtype=torch.float32, device="cpu")
+        self.numbers = torch.full((channels, self.k, 2 + axes), -1, device="cpu")
 
     def _keep(self, channels: Tensor, values: Tensor, numbers: Tensor) -> None:
         """The k best of each channel, of what was there and what has come. With NumPy, which is quicker on few."""
@@ -176,7 +176,7 @@ class Moments(OfLayer):
         super().__init__(layer)
         self.count = 0
         self.sums: Tree = {}
-        self.low = self.high = self.strange = torch.empty(0)
+        self.low = self.high = self.strange = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def measure(self, batch: Batch) -> Moments:
         """The moments of one batch."""
@@ -261,7 +261,7 @@ class Sparsity(OfLayer):
     def __init__(self, layer: str) -> None:
         super().__init__(layer)
         self.pictures = self.values = 0
-        self.zeros = self.silent = torch.zeros(1, dtype=torch.int64)
+        self.zeros = self.silent = torch.zeros(1, dtype=torch.int64, device="cpu")
 
     def measure(self, batch: Batch) -> Sparsity:
         """That of one batch."""
@@ -335,7 +335,7 @@ class Histogram(OfLayer):
 
     def __init__(self, layer: str) -> None:
         super().__init__(layer)
-        self.counts = torch.zeros(1, 2 * self._SIDE + 1, dtype=torch.int64)
+        self.counts = torch.zeros(1, 2 * self._SIDE + 1, dtype=torch.int64, device="cpu")
 
     def measure(self, batch: Batch) -> Histogram:
         """That of one batch."""
@@ -356,7 +356,7 @@ class Histogram(OfLayer):
 
     def result(self) -> HistogramFound:
         """The counts."""
-        steps = torch.arange(self._SIDE + 1)
+        steps = torch.arange(self._SIDE + 1, device="cpu")
         ends = 2.0 ** (self._ENDS[0] + steps // 4) * (1 + steps % 4 / 4)
         return HistogramFound(torch.cat([-ends.flip(0), ends]), self.counts.clone())
 

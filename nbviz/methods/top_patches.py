@@ -16,7 +16,7 @@ from nbviz.core.errors import PictureError, check_choice, check_whole, shown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.local import Start
 from nbviz.core.scan import Skipped
-from nbviz.core.state import check_model
+from nbviz.core.state import check_model, device_aside
 from nbviz.core.trace import Feed, first_name, run
 from nbviz.imaging.dataset import Inputs, check_dataset
 from nbviz.imaging.load import Pictures, Reader
@@ -71,6 +71,7 @@ class StrongestPatches(Strongest):
         """Height and width of a patch: the receptive field, no larger than the picture."""
         return self.layer.patch((0,) * len(self._sides), self._sides)[1]
 
+    @device_aside()
     def patches(self, channel: int) -> Tensor:
         """A channel's patches, strongest first: what each of its positions sees of the picture.
 
@@ -89,6 +90,7 @@ class StrongestPatches(Strongest):
         whole = Pictures(pictures, self._inputs.reader.preprocess, ("",) * len(pictures)).display()
         return self._cut(row, whole, 128)
 
+    @device_aside()
     def reconstructions(self, channel: int, rule: str = "deconvnet") -> Tensor:
         """What of these patches the channel answers to, aligned with them to the pixel.
 
@@ -191,6 +193,7 @@ def _near(maps: Tensor, expected: float) -> float:
 _MOST = 1000  # pictures for each channel
 
 
+@device_aside()
 def top_patches(
     model: nn.Module,
     dataset: Any,

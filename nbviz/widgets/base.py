@@ -41,6 +41,11 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
     _parts: ClassVar[tuple[str, ...]] = ()
     _stales: ClassVar[dict[str, set[str]]] = {}
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = device_aside()(cls.__init__)  # type: ignore[method-assign]
+
     def __init__(self, header: Header, **kwargs: Any) -> None:
         watch_cells()
         self.header = header

@@ -86,7 +86,7 @@ class Regions(OfPictures):
             region = check_region(mask, session.pictures.inputs)
             if len(region) != 1:
                 raise ValueError(f"mask has shape {tuple(region.shape)}; expected one region for all pictures")
-            given = torch.as_tensor(mask)
+            given = torch.as_tensor(mask, device="cpu")
             if given.ndim == 1:
                 box = given.tolist()
             else:

@@ -136,7 +136,9 @@ class Sanity(OfPictures):
         self._before = self._map()
         row = session.row(self.picture)
         before = self._before[row : row + 1]
-        places = torch.linspace(0, self._count, min(_FILM, self._count + 1)).round().long().tolist()
+        places = (
+            torch.linspace(0, self._count, min(_FILM, self._count + 1), dtype=torch.float32).round().long().tolist()
+        )
         self._show_map(0, before, "trained")
         layers: list[str] = []
         ranks, ssims = [torch.ones(1, dtype=torch.float64)], [torch.ones(1, dtype=torch.float64)]
