@@ -32,7 +32,7 @@ class WeightsChanged(Exception):
 
 
 def fingerprint(model: nn.Module, in_full: bool = False) -> Hashable:
-    """What is another one whenever a parameter or buffer has been written to or replaced.
+    """What is another one whenever a parameter or buffer has been written to or replaced, or a module replaced.
 
     Torch counts most writes. Those that it does not count (a fused optimizer, ``.data``, NumPy) are seen by the values:
     of small models all, of larger ones a few of each tensor, which no step of an optimizer leaves as they are.
@@ -42,15 +42,26 @@ def fingerprint(model: nn.Module, in_full: bool = False) -> Hashable:
     model
         Any module.
     in_full
-        Look at all values, of a large model too: 0.5 ms for each million.
+        Look at all values, of a large model too (0.5 ms for each million), and at the modules' own settings.
     """
-    tensors = [
-        t for part in parts(model) for t in (*part._parameters.values(), *part._buffers.values()) if t is not None
-    ]
-    counted = tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+    every = parts(model)
+    tensors = [t for m in every for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+    counted = *map(id, every), *((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
     readable = [t for t in tensors if t.layout is torch.strided and not t.is_meta and not t.is_quantized]
+    if in_full:
+        return counted, _digest(readable), tuple(map(_settings, every))
     small = sum(t.numel() * t.element_size() for t in readable) <= _SMALL
-    return counted, _digest(readable) if in_full or small else _samples(readable)
+    return counted, _digest(readable) if small else _samples(readable)
+
+
+def _settings(module: nn.Module) -> Hashable:
+    """What a module's answer depends on beside its weights: numbers and the like among its attributes, and hooks."""
+    own = vars(module)
+    hooks = tuple(module._forward_hooks), tuple(module._forward_pre_hooks)
+    return hooks, repr([(name, value) for name, value in own.items() if type(value) in _PLAIN and name != "training"])
+
+
+_PLAIN = {bool, int, float, complex, str, tuple, type(None), torch.Size}
 
 
 def _samples(tensors: list[Tensor]) -> Hashable:

@@ -17,7 +17,7 @@ from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import check_choice, check_number, check_whole, shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import Feed, run
-from nbviz.core.weights import steady
+from nbviz.core.weights import Watch, WeightsChanged, steady
 from nbviz.imaging.load import Reader
 from nbviz.imaging.pixels import check_tensor
 from nbviz.imaging.warp import warp
@@ -197,11 +197,33 @@ class Growing:
         self._dtype, self._device = reader.dtype, reader.device
         self._basis = Basis((len(self.channels), reader.channels, *sides), self._draw, reader.device)
         self._adam = torch.optim.Adam([self._basis.spectrum], check_number("rate", rate, 1e-6, 10))
+        self._watch = Watch(self.model)
         self.start = self._values(self._inputs())
 
     @torch.inference_mode(False)
     def step(self) -> None:
-        """One step up."""
+        """One step up.
+
+        Raises
+        ------
+        WeightsChanged
+            When the model is another one than at the start.
+        """
+        try:
+            inputs, gradient = self._gradient()
+        except Exception:
+            if self._watch.is_past():
+                raise WeightsChanged from None
+            raise
+        if self._watch.is_past():
+            raise WeightsChanged
+        self._adam.zero_grad()
+        inputs.backward(-gradient)
+        self._adam.step()
+        self.steps += 1
+
+    def _gradient(self) -> tuple[Tensor, Tensor]:
+        """The pictures as the model gets them, and which way is up."""
         with torch.enable_grad():
             pictures = self._basis.pictures()
             moved = self._moved(pictures) if self.robust else pictures
@@ -218,10 +240,7 @@ class Growing:
         if shut.any():
             opened = pull("deconvnet", activation, seeds, trace.inputs)[0][0]
             gradient = torch.where(shut.view(-1, 1, 1, 1), opened, gradient)
-        self._adam.zero_grad()
-        inputs.backward(-gradient)
-        self._adam.step()
-        self.steps += 1
+        return inputs, gradient
 
     @torch.inference_mode(False)
     def found(self) -> Maximised:

@@ -96,7 +96,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
     def _begin(self, is_trained: bool = False) -> None:
         """Start on what is stale."""
         self._settle(is_trained)
-        self._job = self._work()
+        self._job = self._work() if self._stale or self.header.error else None
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
@@ -141,7 +141,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             self._step()
 
     def _again(self, is_trained: bool = False) -> None:
-        """Start over; what keeps it from that is said in the page."""
+        """Start over if there is anything to do; what keeps it from that is said in the page."""
         try:
             self._begin(is_trained)
         except Exception as error:
@@ -206,8 +206,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         end = time.monotonic() + check_number("seconds", seconds)
         with self._turn():
             # Code that has run meanwhile may have trained the model, and the cause of an error may be gone.
-            if self._job is None and self._open and (self._settle() or self.header.error):
-                self._job = self._work()
+            if self._job is None and self._open:
+                self._again()
             while self._job is not None and time.monotonic() < end:
                 self._step()
 
@@ -241,6 +241,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
     def figure(self) -> Figure:
         """The current view as a matplotlib figure, made without pyplot."""
         with self._turn():
+            self._settle()  # whose error is the caller's
             while True:
                 self.finish()
                 try:

@@ -119,6 +119,8 @@ class Kernels(Pulled):
 
     def _show_all(self) -> Iterator[bool]:
         found = self._kernels()
+        if self.channel_control.max != len(found) - 1:  # a layer that was made wider, or narrower
+            self.channel_control.max = len(found) - 1
         norms, spread = found.flatten(1).norm(dim=1), found.flatten(1).std(1, correction=0)
         of = f"{line(self.layer)} {self._watch.look(in_full=True)}"
         strength, spreads = to_host(norms, spread)

@@ -10,6 +10,8 @@ import traitlets as t
 from torch import nn
 
 from nbviz.core.errors import check_whole, line
+from nbviz.core.state import check_model
+from nbviz.core.weights import WeightsChanged, own_copy
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import grid
@@ -66,7 +68,10 @@ class Maximise(Pulled):
         **options: Any,
     ) -> None:
         steps = check_whole("steps", steps, 1, _MOST_STEPS)
-        self._growing = growing = Growing(model, layer, channels, target, **options)
+        self._arguments: tuple[Any, ...] = layer, channels, target
+        self._options = options
+        self._model, self._growing = check_model(model), self._grow(model)
+        growing = self._growing
         self._under_autocast = context_of_now(growing.start.device)
         names = growing.preprocess.labels or () if labels is None else check_labels(labels)
         kind = "#{}" if layer is not None else "class {}"
@@ -89,6 +94,10 @@ class Maximise(Pulled):
         self._lay_out(ipywidgets.Box([shown]).add_class("nbviz-columns"), "maximise")
         self._start()
 
+    def _grow(self, model: nn.Module) -> Growing:
+        """From the start."""
+        return Growing(model, *self._arguments, **self._options)
+
     @t.validate("steps")
     def _valid_steps(self, proposal: Any) -> int:
         return check_whole("steps", proposal["value"], 1, _MOST_STEPS)
@@ -102,7 +111,11 @@ class Maximise(Pulled):
     def _show_grown(self) -> Iterator[bool]:
         while self._growing.steps < self.steps:
             with self._under_autocast():
-                self._growing.step()
+                try:
+                    self._growing.step()
+                except WeightsChanged:  # from the start, for the weights as they are now
+                    self._growing = self._grow(own_copy(self._model))
+                    self._values = [(0, self._growing.start.float().tolist())]
             yield self._growing.steps % _SHOW_EVERY == 0 and self._show()
         self._show()
         yield False

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import RULES
-from nbviz.core.errors import line, shown, unknown
+from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.trace import Trace, first_name, run
 from nbviz.core.weights import steadily
@@ -94,6 +94,8 @@ class Session(Answers):
         self.forward_passes = 1
         self.every = found
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
+        self._outline = _outline(model)
+        self._unlike = ""  # in what the model has become another one
         sides = tuple(self.pictures.inputs.shape[2:])
         self.axes = len(sides)
         self.depth = sides[0] if self.axes == 3 else 1
@@ -108,6 +110,31 @@ class Session(Answers):
         self._trace = self._nothing = Trace(self.pictures.inputs[:0])
         self._kept: tuple[Any, dict[str, tuple[Tensor, frozenset[str]]]] = (None, {})
         self._look: tuple[tuple[Any, ...], Look] | None = None
+
+    def settle(self, in_full: bool, is_trained: bool = False) -> bool:
+        """As :meth:`Answers.settle <nbviz.widgets.answers.Answers.settle>`.
+
+        Raises
+        ------
+        ModelError
+            When the model's layers are no more what they were.
+        """
+        changed = super().settle(in_full, is_trained)
+        if changed and (outline := _outline(self.model)) != self._outline:
+            found, given = steadily(self.model, lambda model: trace_layers(model, self.batch(0), self.feed))
+            self._unlike = _difference(self.every, found) or self._other_classes(given)
+            if not self._unlike:
+                self._outline = outline
+        elif changed:
+            self._unlike = ""
+        if self._unlike:
+            raise ModelError(f"the model has changed: {self._unlike}; make this widget again (run its cell)")
+        return changed
+
+    def _other_classes(self, given: Any) -> str:
+        scores = self._scores(given)
+        before, now = len(self.labels or ()), 0 if scores is None or scores.shape[1] == 1 else scores.shape[1]
+        return "" if before == now else f"it gives {now} class scores, and gave {before}"
 
     def check_layer(self, name: str) -> str:
         """The layer's name if it has feature maps; otherwise a ValueError that says what does."""
@@ -283,6 +310,27 @@ class Session(Answers):
         ends = layer.field.box(position, self.pictures.inputs.shape[2:])
         first, last = (0, 0, *ends[: self.axes])[-3:], (1, 1, *ends[self.axes :])[-3:]
         return (*first[1:], *last[1:]), range(first[0], last[0])
+
+
+def _outline(model: nn.Module) -> list[Any]:
+    """What a model is made of, but for the values of its weights."""
+    return [
+        (name, type(m), [None if p is None else p.shape for p in m._parameters.values()])
+        for name, m in model.named_modules()
+    ]
+
+
+def _difference(before: Sequence[Layer], now: Sequence[Layer]) -> str:
+    """The first layer that gives something else, in words."""
+    shapes = {layer.name: layer.shape for layer in now}
+    for layer in before:
+        given = shapes.pop(layer.name, None)
+        if given is None:
+            return f"it has no layer {shown(layer.name)} any more"
+        if given != layer.shape:
+            sizes = ("×".join(map(str, shape)) or "a number" for shape in (given, layer.shape))
+            return f"layer {shown(layer.name)} gives {next(sizes)}, and gave {next(sizes)}"
+    return f"it has a new layer {shown(next(iter(shapes)))}" if shapes else ""
 
 
 def fitted(maps: Tensor) -> Tensor:

@@ -1,0 +1,141 @@
+"""torch.set_default_device and set_default_dtype count for the person's own code: nbviz answers as it does without."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nbviz
+
+LAYER = "features.8"
+X = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+DATASET = [(x, i) for i, x in enumerate(X)] * 4
+MODEL = nbviz.bundled.load("fashion")
+
+
+def seen(make: Callable[[], Any]) -> Callable[[], bytes]:
+    """What a widget's figure shows, after a control has moved."""
+
+    def look() -> bytes:
+        view = make()
+        if getattr(view, "layer", "") in getattr(getattr(view, "session", None), "layers", {}):
+            view.layer = "features.5"
+        view.finish()
+        assert view.header.error == ""
+        pixels = io.BytesIO()
+        view.figure().savefig(pixels, format="rgba", dpi=40)
+        view.close()
+        return pixels.getvalue()
+
+    return look
+
+
+CAMS = (
+    *("grad_cam", "grad_cam_pp", "hires_cam", "layer_cam", "xgrad_cam", "score_cam", "ablation_cam"),
+    *("smooth_grad_cam_pp", "guided_grad_cam"),
+)
+FEATURES: dict[str, Callable[[], Any]] = {
+    **{name: lambda name=name: getattr(nbviz, name)(MODEL, X, LAYER, 1) for name in CAMS},
+    "eigen_cam": lambda: nbviz.eigen_cam(MODEL, X, LAYER),
+    "layers": lambda: nbviz.layers(MODEL, X),
+    "feature_maps": lambda: nbviz.feature_maps(MODEL, X, LAYER),
+    "fuse": lambda: nbviz.fuse(nbviz.feature_maps(MODEL, X, LAYER), "pca"),
+    "grid": lambda: nbviz.grid(nbviz.feature_maps(MODEL, X, LAYER)[0][:, None]),
+    "gradient": lambda: nbviz.gradient(MODEL, X, LAYER, [1]),
+    "deconvnet": lambda: nbviz.deconvnet(MODEL, X, LAYER, [1], seed="map"),
+    "guided_backprop": lambda: nbviz.guided_backprop(MODEL, X, LAYER, [1]),
+    "reconstruct": lambda: nbviz.reconstruct(MODEL, X, target=3)["guided"],
+    "integrated_gradients": lambda: nbviz.integrated_gradients(MODEL, X, 1, steps=8),
+    "input_x_gradient": lambda: nbviz.input_x_gradient(MODEL, X, 1),
+    "smooth_grad": lambda: nbviz.smooth_grad(MODEL, X, 1, samples=3),
+    "occlusion": lambda: nbviz.occlusion(MODEL, X, 1, 14, 14).probability,
+    "region_effect": lambda: nbviz.region_effect(MODEL, X, [5, 5, 20, 20]),
+    "invariance": lambda: nbviz.invariance(MODEL, X),
+    "correspondence": lambda: nbviz.correspondence(MODEL, X, [[2, 2, 9, 9]] * 3),
+    "kernels": lambda: nbviz.kernels(MODEL),
+    "frequency_response": lambda: nbviz.frequency_response(nbviz.kernels(MODEL)),
+    "kernel_report": lambda: nbviz.kernel_report(MODEL),
+    "maximise": lambda: nbviz.maximise(MODEL, LAYER, [1], steps=3).pictures,
+    "switched_off": lambda: nbviz.switched_off(MODEL, X, LAYER, [1, 2]),
+    "ablate": lambda: nbviz.ablate(MODEL, DATASET, LAYER),
+    "top_patches": lambda: nbviz.top_patches(MODEL, DATASET, LAYER, k=2).values,
+    "reconstructions": lambda: nbviz.top_patches(MODEL, DATASET, LAYER, k=2).reconstructions(1),
+    "report": lambda: nbviz.report(MODEL, DATASET),
+    "compare": lambda: nbviz.compare(MODEL, nbviz.bundled.load("fashion"), DATASET),
+    "scan": lambda: nbviz.scan(
+        MODEL,
+        DATASET,
+        {name: getattr(nbviz.statistics, name)(LAYER) for name in ("Sparsity", "Correlation", "Moments")},
+    ),
+    "evolution": lambda: nbviz.evolution(MODEL, {"a": MODEL.state_dict()}, X, LAYER, [1])[0].reconstructions,
+    "randomisation": lambda: nbviz.sanity.randomisation(MODEL, X, "gradient"),
+    "deletion_insertion": lambda: nbviz.sanity.deletion_insertion(MODEL, X, nbviz.grad_cam(MODEL, X), steps=4).deletion,
+    "bundled": lambda: next(nbviz.bundled.load("fashion").parameters()).detach(),
+    "FeatureMaps": seen(lambda: nbviz.FeatureMaps(MODEL, X)),
+    "Reconstruction": seen(lambda: nbviz.Reconstruction(MODEL, X)),
+    "explore": seen(lambda: nbviz.explore(MODEL, X)),
+    "ClassActivation": seen(lambda: nbviz.ClassActivation(MODEL, X)),
+    "Occlusion": seen(lambda: nbviz.Occlusion(MODEL, X)),
+    "Regions": seen(lambda: nbviz.Regions(MODEL, X)),
+    "Sanity": seen(lambda: nbviz.Sanity(MODEL, X)),
+    "Invariance": seen(lambda: nbviz.Invariance(MODEL, X)),
+    "Correspondence": seen(lambda: nbviz.Correspondence(MODEL, X)),
+    "Compare": seen(lambda: nbviz.Compare(MODEL, nbviz.bundled.load("fashion"), X)),
+    "Evolution": seen(lambda: nbviz.Evolution(MODEL, {"a": MODEL.state_dict()}, X, LAYER, [1])),
+    "Kernels": seen(lambda: nbviz.Kernels(MODEL)),
+    "Maximise": seen(lambda: nbviz.Maximise(MODEL, LAYER, [1], steps=3)),
+    "Ablation": seen(lambda: nbviz.Ablation(MODEL, X)),
+    "TopPatches": seen(lambda: nbviz.TopPatches(MODEL, DATASET, LAYER, channels=[0, 1])),
+}
+
+
+@pytest.fixture
+def set_defaults() -> Iterator[Callable[[], None]]:
+    def set_both() -> None:
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float16)
+
+    yield set_both
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:.*rectifier")
+@pytest.mark.parametrize("feature", FEATURES)
+def test_no_feature_depends_on_a_default(feature: str, set_defaults: Callable[[], None]) -> None:
+    expected = FEATURES[feature]()
+    set_defaults()
+    found = FEATURES[feature]()
+    if isinstance(expected, Tensor):
+        assert found.dtype == expected.dtype
+        assert found.device == expected.device
+        assert torch.equal(found, expected)
+    else:
+        assert str(found) == str(expected)
+        assert not isinstance(expected, bytes) or found == expected
+
+
+def test_the_models_own_code_has_the_default_device_that_the_person_set() -> None:
+    made: list[torch.device] = []
+
+    class Makes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            made.append(torch.zeros(1).device)
+            return x
+
+    def inputs(x: Tensor) -> Tensor:
+        made.append(torch.zeros(1).device)
+        return x
+
+    torch.set_default_device("meta")
+    try:
+        nbviz.feature_maps(nn.Sequential(Makes()), X, "0", inputs=inputs)
+    finally:
+        torch.set_default_device(None)
+    assert made
+    assert {device.type for device in made} == {"meta"}
