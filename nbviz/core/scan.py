@@ -17,7 +17,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,8 +63,14 @@ class Source(Protocol):
     def load(self, numbers: Sequence[int] | None, workers: int) -> Iterator[Loaded]:
         """These batches (None: all that there are, as they come), read by so many processes beside this one."""
 
+    def parts(self, known: dict[int, Any]) -> Iterator[tuple[str, Any]]:
+        """What tells it from another dataset without reading its pictures, each with a name for people.
+
+        Called again with what is known since, the same values are given where they have not changed.
+        """
+
     def sample(self) -> Iterator[Sequence[Any]]:
-        """A few of the pictures, with all that tells them from those of another dataset."""
+        """A few of the pictures, as the model gets them."""
 
 
 @dataclass
@@ -75,6 +81,15 @@ class Found:
     done: list[tuple[int, int]] = field(default_factory=list)  # ranges of batches, ascending, none touching another
     pictures: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    torn: bool = False  # whether some statistics have taken something in that others have not
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """While inside, all statistics take something in, or it is torn."""
+        self.torn = True
+        with uninterrupted():
+            yield
+            self.torn = False
 
     def add(self, loaded: Loaded) -> None:
         """Note that a batch is done."""
@@ -82,9 +97,10 @@ class Found:
 
     def merge(self, other: Found) -> None:
         """Take in what other batches gave."""
-        for name, statistic in self.statistics.items():
-            statistic.merge(other.statistics[name])
-        self._note(other.done, other.pictures, other.skipped)
+        with self.whole():
+            for name, statistic in self.statistics.items():
+                statistic.merge(other.statistics[name])
+            self._note(other.done, other.pictures, other.skipped)
 
     def _note(self, done: list[tuple[int, int]], pictures: int, skipped: list[Skipped]) -> None:
         joined: list[tuple[int, int]] = []
@@ -133,7 +149,7 @@ class Job:
         """Run the model on a batch and have the statistics take it in."""
         with torch.no_grad():
             measured = self._measure(loaded, found.statistics) if loaded.inputs is not None else {}
-            with uninterrupted():  # a batch is taken in by all statistics or by none
+            with found.whole():
                 for name, what in measured.items():
                     found.statistics[name].update(what)
                 found.add(loaded)
@@ -212,8 +228,7 @@ def scan_here(job: Job, total: Found, parts: Sequence[Sequence[int]] | None, wor
             if found is total:
                 yield total
         if found is not total:
-            with uninterrupted():
-                total.merge(found)
+            total.merge(found)
             yield total
 
 
@@ -259,8 +274,7 @@ def scan_on(
                     asked.append(part)
                     continue
                 needy.discard(worker)
-                with uninterrupted():
-                    total.merge(_restored(job, state))
+                total.merge(_restored(job, state))
                 yield total
             if failed is not None:
                 raise failed

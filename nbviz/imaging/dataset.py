@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from nbviz.core.errors import PictureError, line, shown
 from nbviz.core.scan import Loaded, Skipped
 from nbviz.core.state import lock
+from nbviz.imaging.identity import Known, identity
 from nbviz.imaging.load import Reader, as_path
 
 #: Under which names the items of a dataset, if they are dicts, hold the picture and its class.
@@ -165,11 +166,18 @@ class Inputs(Dataset[Any]):
                 raise loaded
             yield loaded
 
+    def parts(self, known: Known) -> Iterator[tuple[str, Any]]:
+        """The size of batches, what prepares a picture, and what the dataset holds."""
+        yield "batch_size", (self.batch_size, self.count)
+        reader, made = self.reader, self.reader.preprocess
+        yield "preprocess", (made.transform, made.mode, reader.channels, reader.axes, reader.dtype)
+        yield from identity(self.dataset, known)
+
     def sample(self) -> Iterator[tuple[Any, ...]]:
-        """The first picture, the last and one between: each with its index and class, or why it cannot be read."""
+        """The first picture, the last and one between: each with its index and class, if it can be read."""
         for i in sorted({0, len(self) // 2, len(self) - 1}) if len(self) else ():
             item = self[i]
-            yield (item,) if isinstance(item, Skipped) else item
+            yield (i,) if isinstance(item, Skipped) else item
 
     def _stream(self) -> Iterator[Loaded]:
         """All batches of an iterable dataset."""

@@ -256,11 +256,13 @@ def scan(
                     told = time.monotonic()
             complete = True
         except KeyboardInterrupt:
+            if total.torn:
+                raise
             warn(
                 f"the scan was interrupted after {total.pictures} pictures: this is what they gave", InterruptedWarning
             )
         finally:
-            if saver is not None:
+            if saver is not None and not total.torn:  # else the last one written is the best there is
                 saver.save(total, now=True)
     if not total.pictures and total.skipped:
         first = total.skipped[0]
