@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from nbviz.core.digest import digest
 from nbviz.core.errors import line, shown, warn
-from nbviz.core.scan import Found, Job, Skipped
+from nbviz.core.scan import Found, Job, NoClass, Skipped
 from nbviz.core.state import uninterrupted
 
 Key = tuple[tuple[str, str | None], ...]
@@ -62,10 +63,14 @@ def _version(value: Any) -> int | None:
 
 
 def _differences(key: Key, other: Any) -> list[str]:
-    """The parts in which two keys differ, as far as both know them."""
+    """The parts in which two keys differ, as far as both know them; a file may have come since, or gone."""
     one, two = dict(key), dict(other)
-    pairs = {name: (one.get(name, ""), two.get(name, "")) for name in sorted(one.keys() | two.keys())}
-    return [name for name, (a, b) in pairs.items() if a != b and None not in (a, b)]
+    found = []
+    for name in sorted(one.keys() | two.keys()):
+        absent = None if name.endswith("'s file") else ""
+        a, b = one.get(name, absent), two.get(name, absent)
+        found += [name] if a != b and None not in (a, b) else []
+    return found
 
 
 def save_found(found: Found, key: Key, path: Path) -> None:
@@ -77,7 +82,8 @@ def save_found(found: Found, key: Key, path: Path) -> None:
             "version": _VERSION,
             "done": found.done,
             "pictures": found.pictures,
-            "skipped": [(one.index, one.name, one.reason) for one in found.skipped],
+            "skipped": [astuple(one) for one in found.skipped],
+            "no class": [astuple(one) for one in found.no_class.values()],
             "statistics": {name: vars(statistic) for name, statistic in found.statistics.items()},
         }
         written = io.BytesIO()
@@ -121,7 +127,7 @@ def load_found(found: Found, key: Key, path: Path) -> None:
     try:
         content = _content(path)
         others = _differences(key, content["nbviz scan"])
-        done, pictures, skipped = content["done"], content["pictures"], content["skipped"]
+        done, pictures, skipped, no_class = (content[name] for name in ("done", "pictures", "skipped", "no class"))
         states: Mapping[str, dict[str, Any]] = content["statistics"]
     except Exception as error:
         said = line(error, 200)
@@ -137,6 +143,7 @@ def load_found(found: Found, key: Key, path: Path) -> None:
         )
     found.done, found.pictures = [(a, b) for a, b in done], pictures
     found.skipped = [Skipped(*one) for one in skipped]
+    found.no_class = {one[0]: NoClass(*one) for one in no_class}
     for name, statistic in found.statistics.items():
         vars(statistic).update(states[name])
 

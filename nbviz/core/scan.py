@@ -15,7 +15,7 @@ import os
 import pickle
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,7 @@ from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import ModelError, line
 from nbviz.core.intervene import Resumable
 from nbviz.core.state import uninterrupted
-from nbviz.core.statistic import Batch, Statistic
+from nbviz.core.statistic import NAMELESS, Batch, Statistic
 from nbviz.core.trace import Feed, run
 
 
@@ -42,15 +42,38 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class NoClass:
+    """Labels that are no class of the model's, so that their pictures count as without: why, and how many.
+
+    Parameters
+    ----------
+    reason, count
+        Why, and of how many pictures.
+    index, label
+        The first of these pictures, and its label as text.
+    """
+
+    reason: str
+    count: int
+    index: int
+    label: str
+
+
 @dataclass
 class Loaded:
-    """A batch before the model has seen it; without inputs where no picture of it could be read."""
+    """A batch before the model has seen it; without inputs where no picture of it could be read.
+
+    ``classes`` says how many there are of them where a label says it, else 0.
+    """
 
     number: int
     indices: list[int]
     inputs: Tensor | None
     labels: list[int]
     skipped: list[Skipped]
+    classes: list[int] = field(default_factory=list)
+    no_class: list[NoClass] = field(default_factory=list)
 
 
 class Source(Protocol):
@@ -69,6 +92,9 @@ class Source(Protocol):
         Called again with what is known since, the same values are given where they have not changed.
         """
 
+    def classes_named(self) -> int | None:
+        """How many classes there are, where labels are names of which the model's order is not known."""
+
     def sample(self) -> Iterator[Sequence[Any]]:
         """A few of the pictures, as the model gets them."""
 
@@ -81,6 +107,7 @@ class Found:
     done: list[tuple[int, int]] = field(default_factory=list)  # ranges of batches, ascending, none touching another
     pictures: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    no_class: dict[str, NoClass] = field(default_factory=dict)  # by the reason
     torn: bool = False  # whether some statistics have taken something in that others have not
 
     @contextmanager
@@ -93,16 +120,18 @@ class Found:
 
     def add(self, loaded: Loaded) -> None:
         """Note that a batch is done."""
-        self._note([(loaded.number, loaded.number + 1)], len(loaded.indices), loaded.skipped)
+        self._note([(loaded.number, loaded.number + 1)], len(loaded.indices), loaded.skipped, loaded.no_class)
 
     def merge(self, other: Found) -> None:
         """Take in what other batches gave."""
         with self.whole():
             for name, statistic in self.statistics.items():
                 statistic.merge(other.statistics[name])
-            self._note(other.done, other.pictures, other.skipped)
+            self._note(other.done, other.pictures, other.skipped, other.no_class.values())
 
-    def _note(self, done: list[tuple[int, int]], pictures: int, skipped: list[Skipped]) -> None:
+    def _note(
+        self, done: list[tuple[int, int]], pictures: int, skipped: list[Skipped], no_class: Iterable[NoClass]
+    ) -> None:
         joined: list[tuple[int, int]] = []
         for start, stop in sorted([*self.done, *done]):
             touches = bool(joined) and start == joined[-1][1]
@@ -113,11 +142,30 @@ class Found:
         self.skipped += skipped
         if late:
             self.skipped.sort(key=lambda one: one.index)
+        for one in no_class:
+            same = self.no_class.get(one.reason, one)
+            first, count = min(one, same, key=lambda one: one.index), one.count + (same.count if same is not one else 0)
+            self.no_class[one.reason] = replace(first, count=count)
 
     def missing(self, batches: int) -> list[int]:
         """The batches that are not done, of so many."""
         done = {number for start, stop in self.done for number in range(start, stop)}
         return [number for number in range(batches) if number not in done]
+
+
+_GIVEN_NAMES = "whole numbers, or a dataset with an attribute classes: the names in the order of the model's outputs"
+
+
+def _within(loaded: Loaded, classes: int) -> Tensor:
+    """The labels that are one of so many classes, -1 for others, which are noted."""
+    labels = list(loaded.labels)
+    for row, (index, label) in enumerate(zip(loaded.indices, loaded.labels, strict=True)):
+        of = (loaded.classes[row] if loaded.classes else 0) or classes
+        if label >= classes or of != classes:
+            reason = f"one-hot for {of} classes" if of != classes else "no class"
+            loaded.no_class.append(NoClass(f"{reason} where the model has {classes}", 1, index, str(label)))
+            labels[row] = -1
+    return torch.tensor(labels)
 
 
 def _logits(output: Any) -> Any:
@@ -147,12 +195,20 @@ class Job:
 
     def see(self, loaded: Loaded, found: Found) -> None:
         """Run the model on a batch and have the statistics take it in."""
+        nameless = next((one for one in loaded.no_class if one.reason == NAMELESS), None)
+        if nameless is not None and self._needs_labels():
+            raise ValueError(
+                f"picture {nameless.index} has the label {nameless.label}, {NAMELESS}; expected {_GIVEN_NAMES}"
+            )
         with torch.no_grad():
             measured = self._measure(loaded, found.statistics) if loaded.inputs is not None else {}
             with found.whole():
                 for name, what in measured.items():
                     found.statistics[name].update(what)
                 found.add(loaded)
+
+    def _needs_labels(self) -> bool:
+        return any(one.needs_labels for one in self.statistics.values())
 
     def _measure(self, loaded: Loaded, statistics: dict[str, Statistic]) -> dict[str, Any]:
         """What there is to take in of a batch, for each statistic."""
@@ -187,7 +243,16 @@ class Job:
         try:
             if layers or logits:
                 trace = run(self.model, inputs, layers, feed=self.feed, output=logits, grad=grad, use=use)
-                batch.logits = self.check_logits(trace.output) if logits else None
+                if logits:
+                    batch.logits = self.check_logits(trace.output)
+                    classes = batch.logits.shape[1] // max(one.side_by_side for one in statistics.values())
+                    batch.labels = _within(loaded, classes).to(self.device)
+                    named = self.source.classes_named() if self._needs_labels() else None
+                    if named not in (None, classes):
+                        raise ValueError(
+                            f"the labels are {named} names and the model has {classes} classes: which is which is "
+                            f"not known; expected {_GIVEN_NAMES}"
+                        )
                 activations.update(trace.activations)
             for name, one in late.items():
                 measured[name] = one.measure(replace(batch, activations={**activations, **reduced[name]}))
@@ -326,7 +391,7 @@ def _restored(job: Job, state: dict[str, Any]) -> Found:
     found = job.fresh()
     for name, statistic in found.statistics.items():
         vars(statistic).update(state["statistics"][name])
-    return Found(found.statistics, state["done"], state["pictures"], state["skipped"])
+    return Found(found.statistics, state["done"], state["pictures"], state["skipped"], state["no_class"])
 
 
 def _pickled(job: Job) -> bytes:

@@ -7,8 +7,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from operator import index
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nbviz.core.errors import PictureError, line, shown
-from nbviz.core.scan import Loaded, Skipped
+from nbviz.core.scan import Loaded, NoClass, Skipped
 from nbviz.core.state import lock
 from nbviz.imaging.identity import Known, identity
+from nbviz.imaging.labels import Label, Names, class_names, given_label, label_of
 from nbviz.imaging.load import Reader, as_path
 
-#: Under which names the items of a dataset, if they are dicts, hold the picture and its class.
+#: Under which names the items of a dataset, if they are dicts, hold the picture.
 PICTURE_KEYS = ("image", "img", "picture", "pixel_values", "jpg", "png", "jpeg")
-LABEL_KEYS = ("label", "labels", "fine_label", "target", "cls", "class")
 _ACCEPTED = (
     "a folder's path, a torchvision or Hugging Face dataset, anything with a length and items, or an iterable; "
     "its items are pictures, (picture, label) or dicts of these"
@@ -139,6 +138,19 @@ class Inputs(Dataset[Any]):
         self.count = _length(self.dataset)
         self.batches = None if self.count is None else -(-self.count // self.batch_size)
 
+    @cached_property
+    def names(self) -> Names:
+        """The numbers of the classes by name; see :func:`nbviz.imaging.labels.class_names`."""
+        return class_names(self.dataset, self.reader.preprocess.labels)
+
+    def classes_named(self) -> int | None:
+        """How many classes there are, where labels are names that are taken in the order of the alphabet."""
+        return len(self.names.numbers or ()) if self.names.alphabetic else None
+
+    def name(self, i: int) -> str:
+        """What a person finds a picture by."""
+        return _name(self.dataset, i)
+
     def __str__(self) -> str:
         return f"{self.count} pictures of a {type(self.dataset).__name__} by {self.batch_size}"
 
@@ -177,7 +189,7 @@ class Inputs(Dataset[Any]):
         """The first picture, the last and one between: each with its index and class, if it can be read."""
         for i in sorted({0, len(self) // 2, len(self) - 1}) if len(self) else ():
             item = self[i]
-            yield (i,) if isinstance(item, Skipped) else item
+            yield (i,) if isinstance(item, Skipped) else (*item[:2], *item[2])
 
     def _stream(self) -> Iterator[Loaded]:
         """All batches of an iterable dataset."""
@@ -195,7 +207,7 @@ class Inputs(Dataset[Any]):
     def __len__(self) -> int:
         return self.count or 0
 
-    def __getitem__(self, i: int) -> tuple[int, Tensor, int] | Skipped:
+    def __getitem__(self, i: int) -> Item:
         with seeded(i):
             try:
                 item = self.dataset[i]
@@ -203,14 +215,13 @@ class Inputs(Dataset[Any]):
                 return Skipped(i, _name(self.dataset, i), f"{type(error).__name__}: {line(error)}")
             return self._read(i, item)
 
-    def _read(self, i: int, item: Any) -> tuple[int, Tensor, int] | Skipped:
-        """The picture's input (C, H, W) and class, -1 where there is none."""
+    def _read(self, i: int, item: Any) -> Item:
+        """The picture's input (C, H, W) and class."""
         try:
-            picture, label = _picture_and_label(item)
-            found = list(self.reader.read(picture, i))
+            found = list(self.reader.read(_picture(item), i))
             if len(found) != 1:
                 raise PictureError(f"it holds {len(found)} pictures; expected one")
-            return i, found[0][1], label
+            return i, found[0][1], label_of(given_label(item), lambda: self.names.numbers)
         except Exception as error:
             return Skipped(i, _name(self.dataset, i), line(error))
 
@@ -229,7 +240,7 @@ class _Batches:
         return len(self._numbers)
 
 
-def _collated(size: int, items: list[tuple[int, Tensor, int] | Skipped]) -> Loaded | PictureError:
+def _collated(size: int, items: list[Item]) -> Loaded | PictureError:
     """A batch, stacked in the process that reads it: each tensor that goes to another takes a file descriptor."""
     first = items[0]
     try:
@@ -290,28 +301,23 @@ def _name(dataset: Any, i: int) -> str:
     return f"picture {i}"
 
 
-def _picture_and_label(item: Any) -> tuple[Any, int]:
-    label: Any = None
+def _picture(item: Any) -> Any:
+    """The picture in one item."""
     if isinstance(item, Mapping):
         names = [name for name in PICTURE_KEYS if name in item]
         names += [name for name, value in item.items() if isinstance(value, Image.Image)]
         if not names:
             keys = ", ".join(line(name, 40) for name in list(item)[:12])
             raise PictureError(f"an item has the keys {keys}; expected the picture under one of {PICTURE_KEYS}")
-        label = next((item[name] for name in LABEL_KEYS if name in item), None)
-        item = item[names[0]]
-    elif isinstance(item, (tuple, list)):
+        return item[names[0]]
+    if isinstance(item, (tuple, list)):
         if not item:
             raise PictureError(f"an item is empty; expected {_ACCEPTED}")
-        item, label = item[0], (item[1] if len(item) > 1 else None)
-    try:
-        number: Any = label.item() if isinstance(label, (Tensor, np.ndarray)) else label
-        return item, -1 if number is None else max(index(number), -1)
-    except Exception:  # boxes, captions, several classes
-        return item, -1
+        return item[0]
+    return item
 
 
-def _batch(number: int, items: list[tuple[int, Tensor, int] | Skipped]) -> Loaded:
+def _batch(number: int, items: list[Item]) -> Loaded:
     skipped = [item for item in items if isinstance(item, Skipped)]
     read = [item for item in items if not isinstance(item, Skipped)]
     indices, labels = [i for i, _, _ in read], [label for _, _, label in read]
@@ -321,4 +327,11 @@ def _batch(number: int, items: list[tuple[int, Tensor, int] | Skipped]) -> Loade
             f"the pictures {indices[0]} to {indices[-1]} of the dataset have different sizes: "
             f"{', '.join(map(str, shapes[:4]))}; give preprocess= with a resize and a crop to one size, or batch_size=1"
         )
-    return Loaded(number, indices, torch.stack([x for _, x, _ in read]) if read else None, labels, skipped)
+    inputs = torch.stack([x for _, x, _ in read]) if read else None
+    numbers, classes = [label.number for label in labels], [label.classes for label in labels]
+    no_class = [NoClass(label.why, 1, i, label.given) for i, label in zip(indices, labels, strict=True) if label.why]
+    return Loaded(number, indices, inputs, numbers, skipped, classes, no_class)
+
+
+#: A picture's index, input (C, H, W) and class; or why it could not be read.
+Item = tuple[int, Tensor, Label] | Skipped

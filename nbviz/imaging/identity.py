@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from nbviz.core.digest import files
 
-#: By a value's id the folder in which the files lie that it names, if it does, and what is known of it.
-Known = dict[int, tuple[str | None, Any]]
+#: By the id of a list of files' names what is known of them.
+Known = dict[int, tuple[Any, ...]]
 
 
 def identity(dataset: Any, known: Known, name: str = "dataset") -> Iterator[tuple[str, Any]]:
@@ -21,10 +21,11 @@ def identity(dataset: Any, known: Known, name: str = "dataset") -> Iterator[tupl
 
     Names of files go together with how large the files are and what they hold or when they were written. They are
     taken relative to the folder that the dataset names, so that it may be moved. Files that are known already are not
-    looked at again.
+    looked at again. A dataset's plain settings are left out: those that make other pictures show in any of them, and
+    others, such as where it lies and how it reads, do not count.
     """
     if type(dataset) in (list, tuple):
-        yield name, _with_files(dataset, (), known)[1]
+        yield name, _with_files(dataset, (), known)
         return
     if isinstance(dataset, (Tensor, np.ndarray)) or not hasattr(dataset, "__dict__") or _says_itself(dataset):
         yield name, dataset
@@ -33,19 +34,20 @@ def identity(dataset: Any, known: Known, name: str = "dataset") -> Iterator[tupl
     attributes = vars(dataset)
     roots = [os.fspath(one) for one in attributes.values() if _is_there(one, Path.is_dir)]
     told = {attribute: _with_files(value, roots, known) for attribute, value in attributes.items()}
-    used = {root for root, _ in told.values()}
     for attribute, value in attributes.items():
         part = f"{name}.{attribute}"
         inner = value if isinstance(value, (list, tuple)) and 0 < len(value) <= _MOST else [value]
-        if isinstance(value, (str, os.PathLike)) and os.fspath(value) in used:
-            continue  # what counts is what lies in the folder
-        if all(map(_is_dataset, inner)):
+        if isinstance(value, _SETTINGS):
+            if _is_there(value, Path.is_file):
+                yield f"{part}'s file", files([str(value)])
+        elif all(map(_is_dataset, inner)):
             for i, one in enumerate(inner):
                 yield from identity(one, known, part if one is value else f"{part}[{i}]")
         else:
-            yield part, told[attribute][1]
+            yield part, told[attribute]
 
 
+_SETTINGS = (bool, int, float, str, os.PathLike, type(None))
 _MOST = 1000  # datasets in a dataset
 
 
@@ -66,27 +68,22 @@ def _is_there(value: Any, how: Callable[[Path], bool]) -> bool:
         return False
 
 
-def _with_files(value: Any, roots: Sequence[str], known: Known) -> tuple[str | None, Any]:
-    """Names of files, alone or first in a pair, with what is known of the files, and in which folder they lie.
-
-    Anything else is left as it is.
-    """
+def _with_files(value: Any, roots: Sequence[str], known: Known) -> Any:
+    """Names of files, alone or first in a pair, with what is known of the files; anything else as it is."""
     if id(value) not in known:
-        if _is_there(value, Path.is_file):
-            return None, (os.fspath(value), files([os.fspath(value)]))
         names = value.tolist() if isinstance(value, np.ndarray) and value.dtype.kind == "U" else value
         if not isinstance(names, (list, tuple)) or not names:
-            return None, value
+            return value
         firsts = [one[0] if isinstance(one, (list, tuple)) and one else one for one in names]
         if not all(isinstance(one, (str, os.PathLike)) for one in firsts):
-            return None, value
+            return value
         paths: list[str] = [os.fspath(one) for one in firsts]
         folder = next((root for root in ("", *roots) if _is_there(Path(root, paths[0]), Path.is_file)), None)
         if folder is None:
-            return None, value
+            return value
         facts = files([f"{folder}{os.sep}{path}" for path in paths] if folder else paths)
-        root = folder or next((root for root in roots if paths[0].startswith(f"{root}{os.sep}")), None)
+        above = next((f"{root}{os.sep}" for root in roots if paths[0].startswith(f"{root}{os.sep}")), "")
         rest = [one[1:] if isinstance(one, (list, tuple)) else () for one in names]
-        all_known = zip((path.removeprefix(f"{root}{os.sep}") for path in paths), rest, facts, strict=True)
-        known[id(value)] = root, tuple((path, *one, *fact) for path, one, fact in all_known)
+        short = (path.removeprefix(above) for path in paths)
+        known[id(value)] = tuple((path, *one, *fact) for path, one, fact in zip(short, rest, facts, strict=True))
     return known[id(value)]

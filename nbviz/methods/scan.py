@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, is_dataclass
@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from nbviz.core.checkpoint import Saver, key_of, load_found
 from nbviz.core.errors import PictureError, check_whole, line, shown, unknown, warn
-from nbviz.core.scan import Found, Job, Skipped, scan_here, scan_on
+from nbviz.core.scan import Found, Job, NoClass, Skipped, scan_here, scan_on
 from nbviz.core.state import check_model
-from nbviz.core.statistic import Statistic
+from nbviz.core.statistic import NAMELESS, Statistic
 from nbviz.core.trace import find_module
 from nbviz.imaging.dataset import Inputs, check_dataset
+from nbviz.imaging.labels import NO_NAME
 from nbviz.imaging.load import Reader
 from nbviz.methods.arguments import check_channels, check_feed, check_logits
 
@@ -49,12 +50,16 @@ class ScanResult(Mapping[str, Any]):
         Those that could not be read: ``index`` in the dataset, ``name``, ``reason``.
     complete
         Whether the whole dataset was seen.
+    no_class
+        Labels that are no class of the model's, so that their pictures counted as without a label: for each ``reason``
+        how many (``count``), and the first of them (``index``, ``label``).
     """
 
     results: dict[str, Any]
     pictures: int
     skipped: tuple[Skipped, ...] = ()
     complete: bool = True
+    no_class: tuple[NoClass, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.results:
@@ -67,13 +72,19 @@ class ScanResult(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.results)
 
+    @property
+    def without_class(self) -> int:
+        """How many pictures have a label that is no class."""
+        return sum(one.count for one in self.no_class)
+
     def _said(self) -> str:
         return f"{self.pictures:,} pictures" + ("" if self.complete else ", not complete")
 
     def _repr_html_(self) -> str:
         """A table for each statistic: its first channels, and what it has of all together."""
         skipped = f" · {len(self.skipped)} skipped, which could not be read" if self.skipped else ""
-        parts = [f"<div>{self._said()}{skipped}</div>"]
+        wrong = f" · {self.without_class} with a label that is no class" if self.no_class else ""
+        parts = [f"<div>{self._said()}{skipped}{wrong}</div>"]
         for name, result in self.results.items():
             rows = "".join(f"<tr><th>{escape(what)}</th>{cells}</tr>" for what, cells in _rows(result))
             parts.append(f"<table><caption>{escape(line(name, 80))}</caption>{rows}</table>")
@@ -85,6 +96,9 @@ class ScanResult(Mapping[str, Any]):
             lines.append(f"{len(self.skipped)} skipped, which could not be read:")
             lines += [f"  {one.index} {one.name}: {one.reason}" for one in self.skipped[:10]]
             lines += [f"  … ({len(self.skipped)} in all)"] if len(self.skipped) > 10 else []
+        if self.no_class:
+            lines.append(f"{self.without_class} with a label that is no class:")
+            lines += [f"  {one.count}: {one.reason} ({one.index}: {one.label})" for one in self.no_class]
         return "\n".join(lines)
 
 
@@ -208,9 +222,10 @@ def scan(
     """
     reader = Reader.of(model, preprocess)
     model = check_model(model)
+    source = Inputs(check_dataset(dataset), reader, check_whole("batch_size", batch_size, 1))
     job = Job(
         model,
-        Inputs(check_dataset(dataset), reader, check_whole("batch_size", batch_size, 1)),
+        source,
         check_statistics(statistics),
         reader.device,
         check_feed(inputs),
@@ -275,7 +290,24 @@ def scan(
     result = _result(total, complete)
     if watch is not None:
         _told(watch, result)
+    if result.no_class:
+        warn(f"{result.without_class} of {total.pictures} {_listed(result.no_class, source)}", UserWarning)
     return result
+
+
+def _listed(no_class: Sequence[NoClass], source: Inputs) -> str:
+    """What labels that are no class are, each kind with an example, and what would be one."""
+    said = [
+        f"{one.count} {'is' if one.count == 1 else 'are'} {one.reason} ({one.label}, of {source.name(one.index)})"
+        for one in no_class
+    ]
+    accepted = "a whole number from 0, its name or a one-hot vector"
+    wrong = next((one.label for one in no_class if one.reason == NO_NAME), None)
+    if wrong is not None:
+        accepted += f"; {unknown('class', wrong[1:-1], source.names.numbers or ())}"
+    elif any(one.reason == NAMELESS for one in no_class):
+        accepted += " that the dataset's attribute classes has, in the order of the model's outputs"
+    return f"pictures have a label that is no class, and count as without: {'; '.join(said)}; expected {accepted}"
 
 
 def _told(watch: Callable[[ScanResult], None], found: ScanResult) -> Callable[[ScanResult], None] | None:
@@ -326,7 +358,8 @@ def _bar(count: int | None, done: int, shown: bool) -> tqdm[Any]:
 
 def _result(total: Found, complete: bool) -> ScanResult:
     results = {name: statistic.result() for name, statistic in total.statistics.items()}
-    return ScanResult(results, total.pictures, tuple(total.skipped), complete)
+    no_class = tuple(sorted(total.no_class.values(), key=lambda one: one.index))
+    return ScanResult(results, total.pictures, tuple(total.skipped), complete, no_class)
 
 
 def check_statistics(given: Any) -> dict[str, Statistic]:

@@ -109,9 +109,12 @@ def test_pictures_with_labels(kind: str) -> None:
     assert [one.labels for one in found] == [LABELS[:3], LABELS[3:]]
 
 
-@pytest.mark.parametrize("label", [None, "cat", [1, 2], torch.tensor([1, 2]), {"boxes": 1}, 1.5, -3, np.array("x")])
-def test_what_is_no_class_is_no_label(label: Any) -> None:
-    assert loaded([(pictures(1)[0], label)])[0].labels == [-1]
+@pytest.mark.parametrize("label", [[1, 2], torch.tensor([1, 2]), {"boxes": 1}, 1.5, -3])
+def test_what_is_no_class_is_no_label_and_says_why(label: Any) -> None:
+    (found,) = loaded([(pictures(1)[0], label)])
+    assert found.labels == [-1]
+    assert [(one.index, one.count) for one in found.no_class] == [(0, 1)]
+    assert loaded([(pictures(1)[0], None)])[0].no_class == []
 
 
 def test_a_folder(folder: Path) -> None:

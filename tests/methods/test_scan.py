@@ -35,6 +35,7 @@ from nbviz.imaging.dataset import Inputs
 from nbviz.imaging.load import Reader
 from nbviz.methods.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 from tests.methods.test_statistics import same
+from tests.small import Small, labelled, pictures
 
 LAYER = "features.8"
 
@@ -277,18 +278,15 @@ def test_a_scan_killed_at_60_percent_goes_on(net: nn.Module, tmp_path: Path) -> 
 def test_a_finished_checkpoint_is_read_and_nothing_is_run(
     net: Any, dataset: Any, expected: Any, tmp_path: Path
 ) -> None:
-    class Counted(TensorDataset):
-        read = 0
-
-        def __getitem__(self, i: Any) -> Any:
-            self.read += 1  # which does not make it another dataset
-            return super().__getitem__(i)
-
-    path, counted = tmp_path / "scan.pt", Counted(*dataset.tensors)
-    equal(nbviz.scan(net, counted, statistics(), checkpoint=path, progress=False), expected)
-    assert counted.read == len(dataset) + 3
-    equal(nbviz.scan(net, counted, statistics(), checkpoint=path, progress=False), expected)
-    assert counted.read == len(dataset) + 6  # which tell it from another dataset
+    path = tmp_path / "scan.pt"
+    equal(nbviz.scan(net, dataset, statistics(), checkpoint=path, progress=False), expected)
+    unread = Deadly(dataset, str(tmp_path / "none"))
+    read: list[int] = []
+    kept = TensorDataset.__getitem__
+    reads = {"__getitem__": lambda self, i: read.append(i) or kept(self, i)}
+    unread.__class__ = type("TensorDataset", (TensorDataset,), reads)
+    equal(nbviz.scan(net, unread, statistics(), checkpoint=path, progress=False), expected)
+    assert len(read) == 3  # which tell it from another dataset
 
 
 @pytest.mark.parametrize(
@@ -348,6 +346,87 @@ def test_a_checkpoint_that_would_run_code_does_not(net: Any, dataset: Any, tmp_p
     with pytest.raises(ValueError, match="cannot be read as one: .*; expected a file that a scan has written"):
         nbviz.scan(net, dataset, {"top": TopK(LAYER)}, checkpoint="scan.pt", progress=False)
     assert not Path("evil").exists()
+
+
+# Labels
+
+CLOTHES = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "trainer", "bag", "boot"]
+
+
+class Named(TensorDataset):
+    """With names for labels."""
+
+    def __init__(self, dataset: TensorDataset, names: list[str], classes: list[str] | None) -> None:
+        super().__init__(*dataset.tensors)
+        self.names = names
+        if classes is not None:
+            self.classes = classes
+
+    def __getitem__(self, i: Any) -> Any:
+        picture, label = super().__getitem__(i)
+        return picture, self.names[label]
+
+
+FORMS: dict[str, Any] = {
+    "floats": lambda x, y: TensorDataset(x, y.double()),
+    "scalars of NumPy's": lambda x, y: [(one, label) for one, label in zip(x, y.numpy(), strict=True)],
+    "one-hot": lambda x, y: TensorDataset(x, nn.functional.one_hot(y, 10)),
+    "one-hot lists": lambda x, y: [(a, b.tolist()) for a, b in zip(x, nn.functional.one_hot(y, 10), strict=True)],
+    "digits": lambda x, y: [(x[i], str(label) if i % 2 else label) for i, label in enumerate(y.tolist())],
+    "names": lambda x, y: [(one, f"class {label}") for one, label in zip(x, y, strict=True)],
+    "names of the dataset's": lambda x, y: Named(TensorDataset(x, y), CLOTHES, CLOTHES),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("where", ["here", "readers", "executor"])
+def test_a_class_is_one_in_whichever_form(form: str, where: str, net: Any, dataset: Any) -> None:
+    (x, y), options = dataset.tensors, {"here": {}, "readers": {"workers": 1}, "executor": {"executor": Shuffled(0)}}
+    expected = nbviz.scan(net, dataset, {"a": Accuracy()}, progress=False)
+    found = nbviz.scan(net, FORMS[form](x, y), {"a": Accuracy()}, progress=False, **options[where])
+    equal(found, expected)
+    assert found.no_class == ()
+
+
+@pytest.mark.parametrize("executor", [None, Shuffled(0)])
+def test_what_is_no_class_is_counted_and_said(executor: Any, net: Any, dataset: Any, tmp_path: Path) -> None:
+    x, y = dataset.tensors
+    labels: list[Any] = y.tolist()
+    labels[3:7] = [0.5, float("nan"), -5, None]
+    labels[60:62] = [10, [0, 1]]
+    mixed = list(zip(x, labels, strict=True))
+    options: dict[str, Any] = {"progress": False, "checkpoint": tmp_path / "scan.pt"}
+    for _ in range(2):  # as the checkpoint has it, too
+        with pytest.warns(UserWarning, match="no class") as told:
+            found = nbviz.scan(net, mixed, {"a": Accuracy()}, executor=executor, **options)
+        assert found["a"].pictures == len(x) - 6
+        counted = [(one.reason, one.count, one.index, one.label) for one in found.no_class]
+        assert counted == [
+            ("no whole number", 2, 3, "0.5"),
+            ("negative", 1, 5, "-5"),
+            ("no class where the model has 10", 1, 60, "10"),
+            ("one-hot for 2 classes where the model has 10", 1, 61, "1"),
+        ]
+        (said,) = (str(one.message) for one in told)
+        assert said.startswith("5 of 220 pictures have a label that is no class, and count as without: 2 are no whole")
+        assert "(0.5, of picture 3); " in said
+        assert "5 with a label that is no class:\n  2: no whole number (3: 0.5)" in repr(found)
+
+
+def test_names_whose_order_is_not_known_are_refused_where_they_count(net: Any, dataset: Any) -> None:
+    nameless, few = Small(10), [(one, "bag" if i % 2 else "coat") for i, one in enumerate(pictures(12))]
+    unknown = Named(labelled(12, 10), CLOTHES, None)
+    for executor in (None, Shuffled(0)):
+        options: dict[str, Any] = {"progress": False, "executor": executor}
+        with pytest.raises(ValueError, match="picture 0 has the label 'T-shirt', a name, and the order .*; expected "):
+            nbviz.scan(nameless, unknown, {"a": Accuracy()}, **options)
+        with pytest.raises(ValueError, match="the labels are 2 names and the model has 10 classes: .*; expected whole"):
+            nbviz.scan(nameless, few, {"a": Accuracy()}, **options)
+    with pytest.warns(UserWarning, match="12 are a name, and the order of the classes is not known .'T-shirt', of"):
+        assert nbviz.scan(nameless, unknown, {"top": TopK("0")}, progress=False).pictures == 12
+    wrong = Named(dataset, CLOTHES, [*CLOTHES[:9], "boots"])
+    with pytest.warns(UserWarning, match="of no class that is known .'boot', of picture 0.*; did you mean 'boots'"):
+        nbviz.scan(net, wrong, {"a": Accuracy()}, progress=False)
 
 
 # Interrupts, errors, what is left behind
