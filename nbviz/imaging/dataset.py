@@ -45,13 +45,37 @@ def _is_picture(path: Path) -> bool:
 _BY_NAME = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS")  # or, the last two, only with another program's help
 
 
-def _pictures_below(folder: Path) -> list[str]:
-    """The pictures in a folder and those in it, links followed, in the order of their names."""
-    found = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [path for path in (Path(root) / name for name in files) if _is_picture(path)]
-    return list(map(str, sorted(found)))
+def _pictures_below(path: Path, folders: Sequence[Path]) -> list[list[str]]:
+    """The pictures in each of a folder's folders and those below, in the order of their names.
+
+    Links are followed, but each folder is looked into once, and by its own name before any link's: a link to what lies
+    above it has no end, and one beside it would have its pictures counted twice. A link to a picture is one more.
+    """
+    found: list[list[Path]] = [[] for _ in folders]
+    seen = {_place(path)}
+    own = [(i, folder) for i, folder in enumerate(folders) if not folder.is_symlink()]
+    links = [(i, folder) for i, folder in enumerate(folders) if folder.is_symlink()]
+    while own or links:
+        i, folder = own.pop() if own else links.pop(0)
+        try:
+            place, inside = _place(folder), sorted(folder.iterdir())
+        except OSError:  # may not be looked into, or has gone
+            continue
+        if place in seen:
+            continue
+        seen.add(place)
+        for one in filter(_visible, inside):
+            if _is_picture(one):
+                found[i].append(one)
+            elif one.is_dir():
+                (links if one.is_symlink() else own).append((i, one))
+    return [list(map(str, sorted(files))) for files in found]
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    """What a folder is known by, whatever its name."""
+    known = folder.stat()
+    return known.st_dev, known.st_ino
 
 
 class Folder(Dataset[Any]):
@@ -76,7 +100,8 @@ class Folder(Dataset[Any]):
         if not there:
             raise PictureError(f"there is no folder {shown(str(path), 200)}; expected {_ACCEPTED}")
         self.path = str(path)
-        found = {one.name: _pictures_below(one) for one in sorted(path.iterdir()) if _visible(one) and one.is_dir()}
+        below = [one for one in sorted(path.iterdir()) if _visible(one) and one.is_dir()]
+        found = dict(zip((one.name for one in below), _pictures_below(path, below), strict=True))
         self.classes = [name for name, files in found.items() if files]
         # What lies beside the classes' folders belongs to none of them.
         beside = [(str(file), None) for file in sorted(path.iterdir()) if _is_picture(file)]

@@ -129,6 +129,32 @@ def test_a_folder(folder: Path) -> None:
     assert torch.equal(joined(loaded(str(folder / "cat"))), expected()[1:3])
 
 
+def test_links_in_a_folder_are_followed_and_each_folder_is_seen_once(folder: Path, tmp_path_factory: Any) -> None:
+    expected = Folder(folder).samples
+    (folder / "cat" / "itself").symlink_to(folder / "cat")
+    (folder / "cat" / "above").symlink_to(folder)
+    (folder / "cat" / "beside").symlink_to(folder / "dog")
+    (folder / "dog" / "beside").symlink_to(folder / "cat")
+    (folder / "dog" / "nowhere.png").symlink_to(folder / "none.png")
+    (folder / "dog" / "round").symlink_to(folder / "dog" / "round")
+    (folder / "all").symlink_to(folder)
+    (folder / "kitten").symlink_to(folder / "cat")
+    assert Folder(folder).samples == expected
+    assert Folder(folder).classes == ["cat", "dog"]
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    pictures(1)[0].save(elsewhere / "far.png")
+    (folder / "fox").symlink_to(elsewhere)
+    (folder / "dog" / "fox").symlink_to(elsewhere)
+    (folder / "dog" / "also a cat.png").symlink_to(folder / "cat" / "1.png")
+    found = Folder(folder)
+    assert found.classes == ["cat", "dog", "fox"]
+    assert [(str(Path(name).relative_to(folder)), label) for name, label in found.samples] == [
+        *(("0.png", None), ("cat/1.png", 0), ("cat/2.png", 0), ("dog/2broken.png", 1), ("dog/3.png", 1)),
+        *(("dog/4.png", 1), ("dog/also a cat.png", 1), ("fox/far.png", 2)),
+    ]
+    assert len(Folder(folder / "fox").samples) == 1
+
+
 def test_a_folder_without_pictures(tmp_path: Path) -> None:
     with pytest.raises(nbviz.PictureError, match="there is no picture in the folder .*; expected a folder's path"):
         check_dataset(tmp_path)
