@@ -17,7 +17,8 @@ from torch import Tensor
 
 from nbviz.core.digest import digest
 from nbviz.core.errors import line, shown, warn
-from nbviz.core.scan import Found, Job, NoClass, Skipped
+from nbviz.core.found import Found, NoClass, Skipped
+from nbviz.core.scan import Job
 from nbviz.core.state import uninterrupted
 
 Key = tuple[tuple[str, str | None], ...]

@@ -15,8 +15,10 @@ import os
 import pickle
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,53 +29,10 @@ from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import ModelError, line
+from nbviz.core.found import Found, Loaded, NoClass
 from nbviz.core.intervene import Resumable
-from nbviz.core.state import uninterrupted
 from nbviz.core.statistic import NAMELESS, Batch, Statistic
 from nbviz.core.trace import Feed, run
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A picture that could not be read, with its index in the dataset, its name and the reason."""
-
-    index: int
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class NoClass:
-    """Labels that are no class of the model's, so that their pictures count as without: why, and how many.
-
-    Parameters
-    ----------
-    reason, count
-        Why, and of how many pictures.
-    index, label
-        The first of these pictures, and its label as text.
-    """
-
-    reason: str
-    count: int
-    index: int
-    label: str
-
-
-@dataclass
-class Loaded:
-    """A batch before the model has seen it; without inputs where no picture of it could be read.
-
-    ``classes`` says how many there are of them where a label says it, else 0.
-    """
-
-    number: int
-    indices: list[int]
-    inputs: Tensor | None
-    labels: list[int]
-    skipped: list[Skipped]
-    classes: list[int] = field(default_factory=list)
-    no_class: list[NoClass] = field(default_factory=list)
 
 
 class Source(Protocol):
@@ -97,60 +56,6 @@ class Source(Protocol):
 
     def sample(self) -> Iterator[Sequence[Any]]:
         """A few of the pictures, as the model gets them."""
-
-
-@dataclass
-class Found:
-    """What some of the batches gave."""
-
-    statistics: dict[str, Statistic]
-    done: list[tuple[int, int]] = field(default_factory=list)  # ranges of batches, ascending, none touching another
-    pictures: int = 0
-    skipped: list[Skipped] = field(default_factory=list)
-    no_class: dict[str, NoClass] = field(default_factory=dict)  # by the reason
-    torn: bool = False  # whether some statistics have taken something in that others have not
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """While inside, all statistics take something in, or it is torn."""
-        self.torn = True
-        with uninterrupted():
-            yield
-            self.torn = False
-
-    def add(self, loaded: Loaded) -> None:
-        """Note that a batch is done."""
-        self._note([(loaded.number, loaded.number + 1)], len(loaded.indices), loaded.skipped, loaded.no_class)
-
-    def merge(self, other: Found) -> None:
-        """Take in what other batches gave."""
-        with self.whole():
-            for name, statistic in self.statistics.items():
-                statistic.merge(other.statistics[name])
-            self._note(other.done, other.pictures, other.skipped, other.no_class.values())
-
-    def _note(
-        self, done: list[tuple[int, int]], pictures: int, skipped: list[Skipped], no_class: Iterable[NoClass]
-    ) -> None:
-        joined: list[tuple[int, int]] = []
-        for start, stop in sorted([*self.done, *done]):
-            touches = bool(joined) and start == joined[-1][1]
-            joined.append((joined.pop()[0] if touches else start, stop))
-        self.done = joined
-        self.pictures += pictures
-        late = bool(self.skipped and skipped) and skipped[0].index < self.skipped[-1].index
-        self.skipped += skipped
-        if late:
-            self.skipped.sort(key=lambda one: one.index)
-        for one in no_class:
-            same = self.no_class.get(one.reason, one)
-            first, count = min(one, same, key=lambda one: one.index), one.count + (same.count if same is not one else 0)
-            self.no_class[one.reason] = replace(first, count=count)
-
-    def missing(self, batches: int) -> list[int]:
-        """The batches that are not done, of so many."""
-        done = {number for start, stop in self.done for number in range(start, stop)}
-        return [number for number in range(batches) if number not in done]
 
 
 _GIVEN_NAMES = "whole numbers, or a dataset with an attribute classes: the names in the order of the model's outputs"
@@ -289,12 +194,30 @@ def scan_here(job: Job, total: Found, parts: Sequence[Sequence[int]] | None, wor
     for part in parts:
         found = total if len(parts) == 1 else job.fresh()
         for _ in part:
-            job.see(next(batches), found)
+            try:
+                job.see(next(batches), found)
+            except Exception as error:
+                if not (died := _dead_reader(error)):
+                    raise
+                raise RuntimeError(
+                    f"one of the processes that read pictures (workers={workers}) has died: {died}; it was killed, as "
+                    "for want of memory, or a file crashes what reads it. Expected fewer workers, or 0; with "
+                    "checkpoint= a scan goes on from what was done"
+                ) from error
             if found is total:
                 yield total
         if found is not total:
             total.merge(found)
             yield total
+
+
+def _dead_reader(error: BaseException | None) -> str:
+    """What torch says of a process that has died, wherever in our work it said it."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            return line(error)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def scan_on(
@@ -308,6 +231,7 @@ def scan_on(
     sending: set[Future[Any]] = set()  # those that carry the job
     asked: list[Sequence[int]] = []  # parts whose worker has not got it
     needy: set[str] = set()  # the workers that asked for it and are not known to have it by now
+    tries: Counter[int] = Counter()  # by a part's first batch, how often its worker was lost
     with ExitStack() as stack:
         # In a file, which the workers on this machine read once each; those on others ask for it.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nbviz-"))
@@ -315,6 +239,7 @@ def scan_on(
         path.write_bytes(data)
         stack.callback(lambda: [future.cancel() for future in running])
         stack.callback(_held.pop, key, None)  # where the workers are threads of this process
+        stack.enter_context(_saying_who_died())
         while waiting or running or asked:
             while waiting and len(running) < _AT_ONCE:
                 part = waiting.pop()
@@ -332,7 +257,11 @@ def scan_on(
                 try:
                     worker, state = _answer(future)
                 except Exception as error:  # what others found is kept all the same
-                    failed = failed or error
+                    tries[part[0]] += 1
+                    if _kind(error) == "EngineError" and tries[part[0]] < _TRIES:
+                        waiting.append(part)  # ipyparallel has other workers; dask does it again by itself
+                    else:
+                        failed = failed or error
                     continue
                 if state is None:
                     needy.add(worker)
@@ -348,6 +277,29 @@ def scan_on(
                 asked.clear()
 
 
+@contextmanager
+def _saying_who_died() -> Iterator[None]:
+    """What an executor says of workers that are gone, with what happened and what to do."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, BrokenExecutor) and _kind(error) not in _GONE:
+            raise
+        kind = BrokenProcessPool if isinstance(error, BrokenProcessPool) else BrokenExecutor
+        raise kind(
+            f"the executor's workers have died ({_kind(error)}: {line(error)}): killed, as for want of memory, "
+            "crashed, or never started (what a script does by itself has to stand under if __name__ == '__main__':). Expected a "
+            "new executor, or None; with checkpoint= a scan goes on from what was done"
+        ) from error
+
+
+def _kind(error: BaseException) -> str:
+    """An error's name, on whichever machine it came up."""
+    return str(getattr(error, "ename", type(error).__name__))
+
+
+_GONE = ("EngineError", "KilledWorker")  # ipyparallel's and dask's words for a worker that has died
+_TRIES = 3  # of a part whose worker has died
 _AT_ONCE = 256  # parts that are handed to the executor and not yet done
 _held: dict[str, Job] = {}  # in a worker: the job that it has
 
@@ -372,7 +324,14 @@ def _work(key: str, path: str, data: bytes | None, part: Sequence[int], threads:
                 data = Path(path).read_bytes()
         if data is None:
             return worker, None
-        job = pickle.loads(data)
+        try:
+            job = pickle.loads(data)
+        except Exception as error:
+            raise TypeError(
+                f"the model, the dataset or a statistic cannot be made again in the executor's worker: "
+                f"{type(error).__name__}: {line(error, 1000)}; expected classes that a worker can import, from a file "
+                "rather than a notebook (or cloudpickle, if installed), or executor=None"
+            ) from error
         _held.clear()
         _held[key] = job
     found, before = job.fresh(), torch.get_num_threads()

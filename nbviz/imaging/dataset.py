@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nbviz.core.errors import PictureError, line, shown
-from nbviz.core.scan import Loaded, NoClass, Skipped
+from nbviz.core.found import Loaded, NoClass, Skipped
 from nbviz.core.state import lock
 from nbviz.imaging.identity import Known, identity
 from nbviz.imaging.labels import Label, Names, class_names, given_label, label_of
@@ -198,7 +199,7 @@ class Inputs(Dataset[Any]):
             # Its seed would come from the person's random numbers.
             generator=torch.Generator(),
         )
-        for loaded in loader:
+        for loaded in _started(loader):
             if isinstance(loaded, PictureError):
                 raise loaded
             yield loaded
@@ -249,6 +250,17 @@ class Inputs(Dataset[Any]):
             return i, found[0][1], label_of(given_label(item), lambda: self.names.numbers)
         except Exception as error:
             return Skipped(i, _name(self.dataset, i), line(error))
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        return iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # where processes are not forked
+        raise TypeError(
+            f"the dataset or preprocess= cannot be sent to the processes that read pictures "
+            f"(workers={loader.num_workers}): {type(error).__name__}: {line(error, 1000)}; expected what pickle takes, "
+            "or workers=0"
+        ) from error
 
 
 class _Batches:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from nbviz.core.checkpoint import Saver, key_of, load_found
 from nbviz.core.errors import PictureError, check_whole, line, shown, unknown, warn
-from nbviz.core.scan import Found, Job, NoClass, Skipped, scan_here, scan_on
+from nbviz.core.found import Found, NoClass, Skipped
+from nbviz.core.scan import Job, scan_here, scan_on
 from nbviz.core.state import check_model
 from nbviz.core.statistic import NAMELESS, Statistic
 from nbviz.core.trace import find_module

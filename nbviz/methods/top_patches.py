@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from nbviz.core.backward import RULES
 from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import PictureError, check_choice, check_whole, shown
+from nbviz.core.found import Skipped
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.local import Start
-from nbviz.core.scan import Skipped
 from nbviz.core.state import check_model
 from nbviz.core.trace import Feed, first_name, run
 from nbviz.imaging.dataset import Inputs, check_dataset

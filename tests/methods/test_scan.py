@@ -220,11 +220,76 @@ def test_a_pool_that_breaks_leaves_a_checkpoint(net: Any, dataset: Any, expected
     options: dict[str, Any] = {"parts": 7, "progress": False, "checkpoint": checkpoint}
     with (
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
-        pytest.raises(BrokenProcessPool),
+        pytest.raises(BrokenProcessPool, match="workers have died .*: killed, .*; with checkpoint= a scan goes"),
     ):
         nbviz.scan(net, deadly, statistics(), executor=pool, **options)
     assert torch.load(checkpoint, weights_only=True)["pictures"] > 0
     equal(nbviz.scan(net, deadly, statistics(), **options), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_ipyparallel_engine_killed_in_the_middle_changes_nothing(
+    net: Any, dataset: Any, expected: Any, tmp_path: Path
+) -> None:
+    with parallel() as executor:
+        deadly = Deadly(dataset, str(tmp_path / "killed"))
+        found = nbviz.scan(net, deadly, statistics(), executor=executor, parts=7, progress=False)
+    assert (tmp_path / "killed").exists()
+    equal(found, expected)
+
+
+def test_a_reader_that_is_killed_is_said_and_leaves_a_checkpoint(
+    net: Any, dataset: Any, expected: Any, tmp_path: Path
+) -> None:
+    deadly, options = Deadly(dataset, str(tmp_path / "killed")), {"progress": False, "checkpoint": tmp_path / "scan.pt"}
+    with pytest.raises(RuntimeError, match=r"that read pictures \(workers=2\) has died: .*; with checkpoint="):
+        nbviz.scan(net, deadly, statistics(), workers=2, **options)
+    equal(nbviz.scan(net, deadly, statistics(), workers=2, **options), expected)
+
+
+SPAWN = """
+import multiprocessing, sys, torch, nbviz
+from concurrent.futures import ProcessPoolExecutor
+from torch import nn
+sys.modules["cloudpickle"] = None  # as where it is not installed
+class Net(nn.Sequential):
+    pass
+def scanned():
+    class Local(Net):
+        pass
+    kind = Local if sys.argv[1] == "local" else Main if sys.argv[1] == "main" else Net
+    net = kind(nn.Flatten(), nn.Linear(12, 3))
+    dataset = torch.utils.data.TensorDataset(torch.rand(8, 3, 2, 2), torch.arange(8) % 3)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            print(nbviz.scan(net, dataset, {"a": nbviz.statistics.Accuracy()}, executor=pool, progress=False).pictures)
+        except Exception as error:
+            print(type(error).__name__, error)
+if __name__ == "__main__":
+    class Main(Net):
+        pass
+    scanned()
+elif sys.argv[1] == "unguarded":  # in a worker, which may not
+    multiprocessing.get_context("spawn").Process(target=print).start()
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("fine", "8"),
+        ("local", "TypeError the model, the dataset or a statistic cannot be sent to the executor's workers: "),
+        ("main", "TypeError the model, the dataset or a statistic cannot be made again in the executor's worker: "),
+        ("unguarded", "BrokenProcessPool the executor's workers have died "),
+    ],
+)
+def test_what_a_spawned_worker_cannot_have_is_said(kind: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SPAWN)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    call = [sys.executable, str(tmp_path / "script.py"), kind]
+    done = subprocess.run(call, env=environment, check=True, capture_output=True, text=True, timeout=200)
+    assert done.stdout.splitlines()[-1].startswith(said)
+    assert kind == "fine" or "expected " in done.stdout.lower()
 
 
 # Checkpoints
