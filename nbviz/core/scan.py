@@ -288,8 +288,8 @@ def _saying_who_died() -> Iterator[None]:
         kind = BrokenProcessPool if isinstance(error, BrokenProcessPool) else BrokenExecutor
         raise kind(
             f"the executor's workers have died ({_kind(error)}: {line(error)}): killed, as for want of memory, "
-            "crashed, or never started (what a script does by itself has to stand under if __name__ == '__main__':). Expected a "
-            "new executor, or None; with checkpoint= a scan goes on from what was done"
+            "crashed, or never started (a script's own doing stands under if __name__ == '__main__':). Expected a new "
+            "executor, or None; with checkpoint= a scan goes on from what was done"
         ) from error
 
 

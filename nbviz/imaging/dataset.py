@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nbviz.core.errors import PictureError, line, shown
 from nbviz.core.found import Loaded, NoClass, Skipped
-from nbviz.core.state import lock
 from nbviz.imaging.identity import Known, identity
 from nbviz.imaging.labels import Label, Names, class_names, given_label, label_of
 from nbviz.imaging.load import Reader, as_path
+from nbviz.imaging.random_numbers import Alike
 
 #: Under which names the items of a dataset, if they are dicts, hold the picture.
 PICTURE_KEYS = ("image", "img", "picture", "pixel_values", "jpg", "png", "jpeg")
@@ -163,6 +160,7 @@ class Inputs(Dataset[Any]):
     def __post_init__(self) -> None:
         self.count = _length(self.dataset)
         self.batches = None if self.count is None else -(-self.count // self.batch_size)
+        self._alike = Alike()
 
     @cached_property
     def names(self) -> Names:
@@ -222,8 +220,7 @@ class Inputs(Dataset[Any]):
         items: list[Any] = []
         number = 0
         for i, item in enumerate(_given(self.dataset)):
-            with seeded(i):
-                items.append(self._read(i, item))
+            items.append(self._alike.read(i, partial(self._read, i, item)))
             if len(items) == self.batch_size:
                 yield _batch(number, items)
                 items, number = [], number + 1
@@ -234,12 +231,14 @@ class Inputs(Dataset[Any]):
         return self.count or 0
 
     def __getitem__(self, i: int) -> Item:
-        with seeded(i):
-            try:
-                item = self.dataset[i]
-            except Exception as error:
-                return Skipped(i, _name(self.dataset, i), f"{type(error).__name__}: {line(error)}")
-            return self._read(i, item)
+        return self._alike.read(i, partial(self._item, i))
+
+    def _item(self, i: int) -> Item:
+        try:
+            item = self.dataset[i]
+        except Exception as error:
+            return Skipped(i, _name(self.dataset, i), f"{type(error).__name__}: {line(error)}")
+        return self._read(i, item)
 
     def _read(self, i: int, item: Any) -> Item:
         """The picture's input (C, H, W) and class."""
@@ -284,25 +283,6 @@ def _collated(size: int, items: list[Item]) -> Loaded | PictureError:
         return _batch((first.index if isinstance(first, Skipped) else first[0]) // size, items)
     except PictureError as error:
         return error
-
-
-@contextmanager
-def seeded(number: int) -> Iterator[None]:
-    """While inside, random numbers are drawn from a seed of its own; the person's are left as they were.
-
-    So that a transform that crops at random gives the same picture whoever reads it.
-    """
-    with lock:  # these generators are the process's, not a thread's; who is in a model puts them back as well
-        before = random.getstate(), np.random.get_state()  # noqa: NPY002 - the generator that transforms draw from
-        with torch.random.fork_rng(devices=[]):
-            try:
-                torch.default_generator.manual_seed(number)  # not those of other devices
-                np.random.seed(number % 2**32)  # noqa: NPY002
-                random.seed(number)
-                yield
-            finally:
-                random.setstate(before[0])
-                np.random.set_state(before[1])  # noqa: NPY002
 
 
 def _given(dataset: Any) -> Iterator[Any]:

@@ -21,6 +21,7 @@ from nbviz.core.errors import CompiledWarning, PictureError, PictureNotFoundErro
 from nbviz.core.state import check_model, interruptible, is_compiled, uninterrupted
 from nbviz.imaging.pixels import FLOATS, check_tensor
 from nbviz.imaging.preprocess import Preprocess, find_preprocess, input_shape
+from nbviz.imaging.random_numbers import left_alone
 
 Array = np.ndarray[Any, Any]
 _ACCEPTED = "a path, a PIL picture, a NumPy array, a tensor, or a list of these"
@@ -122,7 +123,7 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     inputs: list[Tensor] = []
     names: list[str] = []
     # A preprocess that crops at random draws from numbers of its own.
-    with uninterrupted(), torch.random.fork_rng(devices=[]), interruptible():
+    with uninterrupted(), left_alone(), interruptible():
         for given in images if isinstance(images, (list, tuple)) else [images]:
             for name, x in reader.read(given, len(inputs)):
                 inputs.append(x)

@@ -19,6 +19,7 @@ from nbviz.core.statistic import Statistic
 from nbviz.core.trace import find_module
 from nbviz.imaging.dataset import Inputs, check_dataset
 from nbviz.imaging.load import Reader
+from nbviz.imaging.random_numbers import left_alone
 from nbviz.methods.arguments import check_feed, check_logits
 from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairedAccuracy, PairFound
@@ -228,7 +229,7 @@ def _prepared(reader: Reader) -> Tensor:
     """What a model's own preprocessing makes of a picture with details, in which no two colours or sides are alike."""
     grey = Image.effect_mandelbrot((301, 257), (-2.0, -1.0, 0.5, 1.25), 64)
     probe = Image.merge("RGB", (grey, ImageOps.mirror(grey), ImageOps.flip(grey)))
-    with torch.random.fork_rng(devices=[]):
+    with left_alone():
         return next(reader.read(probe, 0))[1]
 
 

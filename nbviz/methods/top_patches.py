@@ -151,8 +151,7 @@ class StrongestPatches(Strongest):
         return found[0], torch.stack(list(read.values()))
 
     def _load(self, i: int) -> Tensor:
-        with torch.random.fork_rng(devices=[]):  # a transform that draws from the person's random numbers
-            item = self._inputs[i]
+        item = self._inputs[i]
         if isinstance(item, Skipped):
             raise PictureError(f"picture {i} cannot be read any more: {item.reason}; expected what was there before")
         if item[1].shape[1:] != self._sides:
@@ -298,8 +297,7 @@ def first_picture(source: Inputs) -> Tensor:
     """
     tried, first = min(len(source), _TRIED), None
     for i in range(tried):
-        with torch.random.fork_rng(devices=[]):
-            item = source[i]
+        item = source[i]
         if not isinstance(item, Skipped):
             return item[1]
         first = first or item
