@@ -159,7 +159,10 @@ def scan(
         A folder's path (its sub-folders are the classes), a torchvision or Hugging Face dataset, a list, an array or a
         tensor of pictures, or anything else with a length and items; or an iterable, in this process only. Items are
         pictures as :func:`nbviz.load` takes them, (picture, label), or dicts that hold these. A picture that cannot
-        be read is skipped and named in the result.
+        be read is skipped and named in the result. A label is a whole number, a one-hot vector, or a name: one of the
+        dataset's ``classes``, of the model's own, or, where all labels are names, of as many as the model has classes
+        in the order of the alphabet. None and -1 say that there is none; what is anything else (several classes at
+        once among them) counts as none, and is counted and said.
     statistics
         By name, such as ``{"top": nbviz.statistics.TopK("layer3")}``; see :mod:`nbviz.methods.statistics`. They are
         copied: those given stay as they are.
@@ -178,11 +181,15 @@ def scan(
         get it twice), and the executor stays yours to close. At most 256 parts are handed to it at once.
     parts
         Into how many parts the batches are shared out; None takes parts of 8 batches. A worker that is lost costs its
-        part, which dask does again; a process pool or ipyparallel raises, and a checkpoint has the rest.
+        part, which is done again by another; a process pool that has lost one can do nothing more and raises, and a
+        checkpoint has the rest.
     threads
         Of each of the executor's workers; more than one can hang in a process pool that forks.
     checkpoint
-        A file to which what was found is written from time to time, and from which a scan that has ended early goes on.
+        A file to which what was found is written from time to time, and from which a scan that has ended early goes on,
+        in another process too. It is refused where the model, the statistics, a callable (its code, and what it holds)
+        or the dataset (what it holds, its files' names, sizes and content, or of many the times they were written, and
+        three of its pictures) is another, and where a bit of the file has changed.
     progress
         Show a bar with rate and time left.
     watch
@@ -198,7 +205,8 @@ def scan(
     Raises
     ------
     ValueError
-        For an unknown layer, a checkpoint of another scan, numbers out of range, or pictures that differ in size.
+        For an unknown layer, a checkpoint of another scan, numbers out of range, pictures that differ in size, or names
+        for labels whose order is not known, where a statistic needs them.
     PictureError
         When no picture can be read, or those of a batch differ in size (a ValueError).
     ModelError
@@ -210,6 +218,14 @@ def scan(
     -----
     InterruptedWarning
         When the scan was interrupted.
+    UserWarning
+        Where labels are no classes, and where a checkpoint cannot tell whether something is the same.
+
+    Notes
+    -----
+    A dataset or preprocessing that draws random numbers is read with the generators of torch, NumPy and Python set to a
+    seed for each picture, and put back. They are the process's: where another thread draws from them at the same time,
+    read with ``workers=1``. A dataset that draws none leaves them alone.
 
     Examples
     --------
