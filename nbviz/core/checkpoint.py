@@ -3,61 +3,95 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nbviz.core.digest import digest
 from nbviz.core.errors import line, shown, warn
-from nbviz.core.scan import Found, Job, Skipped
+from nbviz.core.found import Found, NoClass, Skipped
+from nbviz.core.scan import Job
 from nbviz.core.state import uninterrupted
 
+Key = tuple[tuple[str, str | None], ...]
 
-def key_of(job: Job) -> str:
-    """What must be the same for a scan to go on from a checkpoint: model, statistics, batches, and what is in them.
 
-    Of the pictures the first, the last and one between are looked at, as the model gets them.
+def key_of(job: Job) -> Key:
+    """What must be the same for a scan to go on from a checkpoint, part by part: model, statistics, batches, pictures.
+
+    A part of the dataset that changes as pictures are read, such as a count or a cache, is None and tells nothing.
+
+    Warns
+    -----
+    UserWarning
+        Where a part holds what no other process could know again.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    fixed = {"model": job.model, "statistics": job.statistics, "inputs=": job.feed, "output=": job.check_logits}
+    key: dict[str, str | None] = {}
+    not_known: dict[str, list[str]] = {}
+    for name, value in fixed.items():
+        key[name], not_known[name] = digest(value)
+    known: dict[int, Any] = {}
+    before = {name: (value, _version(value), *digest(value)) for name, value in job.source.parts(known)}
+    key["three pictures"], _ = digest(list(job.source.sample()))
+    for name, value in job.source.parts(known):
+        was, version, key[name], not_known[name] = before.get(name, (None, None, None, []))
+        unchanged = value is was and version is not None and version == _version(value)
+        if not unchanged and digest(value)[0] != key[name]:
+            key[name], not_known[name] = None, []
+    if said := [f"{name} ({', '.join(kinds)})" for name, kinds in not_known.items() if kinds]:
+        warn(
+            f"the checkpoint cannot tell whether this is the same when the scan goes on: {'; '.join(said)}; when you "
+            "change it, give another path",
+            UserWarning,
+        )
+    return tuple(sorted(key.items()))
 
-    def note(*values: Any) -> None:
-        for value in values:
-            if isinstance(value, Tensor):  # whose text leaves out most of a long one
-                note(f"{value.dtype} {tuple(value.shape)}")
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            else:
-                digest.update(f"{value}\0".encode(errors="replace"))
 
-    for name, value in job.model.state_dict().items():
-        note(name, value)
-    note(repr(job.model), *(getattr(one, "keywords", None) or one for one in (job.check_logits,)))
-    note(getattr(job.feed, "__qualname__", job.feed))
-    for name, statistic in sorted(job.statistics.items()):
-        note(name, type(statistic).__qualname__, *(part for item in vars(statistic).items() for part in item))
-    note(job.source)
-    for picture in job.source.sample():
-        note(*picture)
-    return digest.hexdigest()
+def _version(value: Any) -> int | None:
+    """What is another when a value has changed, if that is known: not to look twice at all that a dataset holds."""
+    if isinstance(value, tuple):
+        return 0
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
 
 
-def save_found(found: Found, key: str, path: Path) -> None:
+def _differences(key: Key, other: Any) -> list[str]:
+    """The parts in which two keys differ, as far as both know them; a file may have come since, or gone."""
+    one, two = dict(key), dict(other)
+    found = []
+    for name in sorted(one.keys() | two.keys()):
+        absent = None if name.endswith("'s file") else ""
+        a, b = one.get(name, absent), two.get(name, absent)
+        found += [name] if a != b and None not in (a, b) else []
+    return found
+
+
+def save_found(found: Found, key: Key, path: Path) -> None:
     """Write what was found, all or nothing: to a file beside it, which then takes its place."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         content = {
             "nbviz scan": key,
+            "version": _VERSION,
             "done": found.done,
             "pictures": found.pictures,
-            "skipped": [(one.index, one.name, one.reason) for one in found.skipped],
+            "skipped": [astuple(one) for one in found.skipped],
+            "no class": [astuple(one) for one in found.no_class.values()],
             "statistics": {name: vars(statistic) for name, statistic in found.statistics.items()},
         }
+        written = io.BytesIO()
+        torch.save(content, written)
         with beside.open("wb") as file:
-            torch.save(content, file)
+            file.write(written.getbuffer())
+            file.write(_seal(written.getbuffer()))
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -67,14 +101,34 @@ def save_found(found: Found, key: str, path: Path) -> None:
         raise
 
 
-def load_found(found: Found, key: str, path: Path) -> None:
+#: Of the content of a checkpoint; one of another is refused.
+_VERSION = 2
+_SEAL_BYTES = 32
+
+
+def _seal(content: Any) -> bytes:
+    """What stands at the end of the file, by which it is known whether a bit of it has changed."""
+    return hashlib.sha256(content).digest()
+
+
+def _content(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    if _seal(memoryview(data)[:-_SEAL_BYTES]) != data[-_SEAL_BYTES:]:
+        raise ValueError("it is damaged, cut short, or was not written by this version")
+    content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if content["version"] != _VERSION:
+        raise ValueError("it was written by another version")
+    return content
+
+
+def load_found(found: Found, key: Key, path: Path) -> None:
     """Read what a scan found before it ended, if it has written anything."""
     if not path.exists():
         return
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        of = content["nbviz scan"]
-        done, pictures, skipped = content["done"], content["pictures"], content["skipped"]
+        content = _content(path)
+        others = _differences(key, content["nbviz scan"])
+        done, pictures, skipped, no_class = (content[name] for name in ("done", "pictures", "skipped", "no class"))
         states: Mapping[str, dict[str, Any]] = content["statistics"]
     except Exception as error:
         said = line(error, 200)
@@ -82,13 +136,15 @@ def load_found(found: Found, key: str, path: Path) -> None:
             f"checkpoint is {shown(str(path))}, which cannot be read as one: {said}; expected a file that a scan has "
             "written, or a path where there is none"
         ) from error
-    if of != key:
+    if others:
         raise ValueError(
             f"checkpoint is {shown(str(path))}, which belongs to a scan with another model, other statistics or "
-            "pictures; expected that of this scan, or a path where there is none"
+            "pictures; expected that of this scan, or a path where there is none. "
+            f"What is another (or was read by another Python): {line(', '.join(others), 300)}"
         )
     found.done, found.pictures = [(a, b) for a, b in done], pictures
     found.skipped = [Skipped(*one) for one in skipped]
+    found.no_class = {one[0]: NoClass(*one) for one in no_class}
     for name, statistic in found.statistics.items():
         vars(statistic).update(states[name])
 
@@ -96,7 +152,7 @@ def load_found(found: Found, key: str, path: Path) -> None:
 class Saver:
     """Writes a checkpoint from time to time: so seldom that it takes a twentieth of the time at most."""
 
-    def __init__(self, key: str, path: Path) -> None:
+    def __init__(self, key: Key, path: Path) -> None:
         self.key, self.path = key, path
         self._next = time.monotonic() + SAVE_SECONDS
 

@@ -15,9 +15,11 @@ import os
 import pickle
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import ExitStack, suppress
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,30 +29,10 @@ from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import ModelError, line
+from nbviz.core.found import Found, Loaded, NoClass
 from nbviz.core.intervene import Resumable
-from nbviz.core.state import uninterrupted
-from nbviz.core.statistic import Batch, Statistic
+from nbviz.core.statistic import NAMELESS, Batch, Statistic
 from nbviz.core.trace import Feed, run
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A picture that could not be read, with its index in the dataset, its name and the reason."""
-
-    index: int
-    name: str
-    reason: str
-
-
-@dataclass
-class Loaded:
-    """A batch before the model has seen it; without inputs where no picture of it could be read."""
-
-    number: int
-    indices: list[int]
-    inputs: Tensor | None
-    labels: list[int]
-    skipped: list[Skipped]
 
 
 class Source(Protocol):
@@ -63,45 +45,32 @@ class Source(Protocol):
     def load(self, numbers: Sequence[int] | None, workers: int) -> Iterator[Loaded]:
         """These batches (None: all that there are, as they come), read by so many processes beside this one."""
 
+    def parts(self, known: dict[int, Any]) -> Iterator[tuple[str, Any]]:
+        """What tells it from another dataset without reading its pictures, each with a name for people.
+
+        Called again with what is known since, the same values are given where they have not changed.
+        """
+
+    def classes_named(self) -> int | None:
+        """How many classes there are, where labels are names of which the model's order is not known."""
+
     def sample(self) -> Iterator[Sequence[Any]]:
-        """A few of the pictures, with all that tells them from those of another dataset."""
+        """A few of the pictures, as the model gets them."""
 
 
-@dataclass
-class Found:
-    """What some of the batches gave."""
+_GIVEN_NAMES = "whole numbers, or a dataset with an attribute classes: the names in the order of the model's outputs"
 
-    statistics: dict[str, Statistic]
-    done: list[tuple[int, int]] = field(default_factory=list)  # ranges of batches, ascending, none touching another
-    pictures: int = 0
-    skipped: list[Skipped] = field(default_factory=list)
 
-    def add(self, loaded: Loaded) -> None:
-        """Note that a batch is done."""
-        self._note([(loaded.number, loaded.number + 1)], len(loaded.indices), loaded.skipped)
-
-    def merge(self, other: Found) -> None:
-        """Take in what other batches gave."""
-        for name, statistic in self.statistics.items():
-            statistic.merge(other.statistics[name])
-        self._note(other.done, other.pictures, other.skipped)
-
-    def _note(self, done: list[tuple[int, int]], pictures: int, skipped: list[Skipped]) -> None:
-        joined: list[tuple[int, int]] = []
-        for start, stop in sorted([*self.done, *done]):
-            touches = bool(joined) and start == joined[-1][1]
-            joined.append((joined.pop()[0] if touches else start, stop))
-        self.done = joined
-        self.pictures += pictures
-        late = bool(self.skipped and skipped) and skipped[0].index < self.skipped[-1].index
-        self.skipped += skipped
-        if late:
-            self.skipped.sort(key=lambda one: one.index)
-
-    def missing(self, batches: int) -> list[int]:
-        """The batches that are not done, of so many."""
-        done = {number for start, stop in self.done for number in range(start, stop)}
-        return [number for number in range(batches) if number not in done]
+def _within(loaded: Loaded, classes: int) -> Tensor:
+    """The labels that are one of so many classes, -1 for others, which are noted."""
+    labels = list(loaded.labels)
+    for row, (index, label) in enumerate(zip(loaded.indices, loaded.labels, strict=True)):
+        of = (loaded.classes[row] if loaded.classes else 0) or classes
+        if label >= classes or of != classes:
+            reason = f"one-hot for {of} classes" if of != classes else "no class"
+            loaded.no_class.append(NoClass(f"{reason} where the model has {classes}", 1, index, str(label)))
+            labels[row] = -1
+    return torch.tensor(labels)
 
 
 def _logits(output: Any) -> Any:
@@ -131,12 +100,20 @@ class Job:
 
     def see(self, loaded: Loaded, found: Found) -> None:
         """Run the model on a batch and have the statistics take it in."""
+        nameless = next((one for one in loaded.no_class if one.reason == NAMELESS), None)
+        if nameless is not None and self._needs_labels():
+            raise ValueError(
+                f"picture {nameless.index} has the label {nameless.label}, {NAMELESS}; expected {_GIVEN_NAMES}"
+            )
         with torch.no_grad():
             measured = self._measure(loaded, found.statistics) if loaded.inputs is not None else {}
-            with uninterrupted():  # a batch is taken in by all statistics or by none
+            with found.whole():
                 for name, what in measured.items():
                     found.statistics[name].update(what)
                 found.add(loaded)
+
+    def _needs_labels(self) -> bool:
+        return any(one.needs_labels for one in self.statistics.values())
 
     def _measure(self, loaded: Loaded, statistics: dict[str, Statistic]) -> dict[str, Any]:
         """What there is to take in of a batch, for each statistic."""
@@ -171,7 +148,16 @@ class Job:
         try:
             if layers or logits:
                 trace = run(self.model, inputs, layers, feed=self.feed, output=logits, grad=grad, use=use)
-                batch.logits = self.check_logits(trace.output) if logits else None
+                if logits:
+                    batch.logits = self.check_logits(trace.output)
+                    classes = batch.logits.shape[1] // max(one.side_by_side for one in statistics.values())
+                    batch.labels = _within(loaded, classes).to(self.device)
+                    named = self.source.classes_named() if self._needs_labels() else None
+                    if named not in (None, classes):
+                        raise ValueError(
+                            f"the labels are {named} names and the model has {classes} classes: which is which is "
+                            f"not known; expected {_GIVEN_NAMES}"
+                        )
                 activations.update(trace.activations)
             for name, one in late.items():
                 measured[name] = one.measure(replace(batch, activations={**activations, **reduced[name]}))
@@ -208,13 +194,30 @@ def scan_here(job: Job, total: Found, parts: Sequence[Sequence[int]] | None, wor
     for part in parts:
         found = total if len(parts) == 1 else job.fresh()
         for _ in part:
-            job.see(next(batches), found)
+            try:
+                job.see(next(batches), found)
+            except Exception as error:
+                if not (died := _dead_reader(error)):
+                    raise
+                raise RuntimeError(
+                    f"one of the processes that read pictures (workers={workers}) has died: {died}; it was killed, as "
+                    "for want of memory, or a file crashes what reads it. Expected fewer workers, or 0; with "
+                    "checkpoint= a scan goes on from what was done"
+                ) from error
             if found is total:
                 yield total
         if found is not total:
-            with uninterrupted():
-                total.merge(found)
+            total.merge(found)
             yield total
+
+
+def _dead_reader(error: BaseException | None) -> str:
+    """What torch says of a process that has died, wherever in our work it said it."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            return line(error)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def scan_on(
@@ -228,6 +231,7 @@ def scan_on(
     sending: set[Future[Any]] = set()  # those that carry the job
     asked: list[Sequence[int]] = []  # parts whose worker has not got it
     needy: set[str] = set()  # the workers that asked for it and are not known to have it by now
+    tries: Counter[int] = Counter()  # by a part's first batch, how often its worker was lost
     with ExitStack() as stack:
         # In a file, which the workers on this machine read once each; those on others ask for it.
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nbviz-"))
@@ -235,6 +239,7 @@ def scan_on(
         path.write_bytes(data)
         stack.callback(lambda: [future.cancel() for future in running])
         stack.callback(_held.pop, key, None)  # where the workers are threads of this process
+        stack.enter_context(_saying_who_died())
         while waiting or running or asked:
             while waiting and len(running) < _AT_ONCE:
                 part = waiting.pop()
@@ -252,15 +257,18 @@ def scan_on(
                 try:
                     worker, state = _answer(future)
                 except Exception as error:  # what others found is kept all the same
-                    failed = failed or error
+                    tries[part[0]] += 1
+                    if _kind(error) == "EngineError" and tries[part[0]] < _TRIES:
+                        waiting.append(part)  # ipyparallel has other workers; dask does it again by itself
+                    else:
+                        failed = failed or error
                     continue
                 if state is None:
                     needy.add(worker)
                     asked.append(part)
                     continue
                 needy.discard(worker)
-                with uninterrupted():
-                    total.merge(_restored(job, state))
+                total.merge(_restored(job, state))
                 yield total
             if failed is not None:
                 raise failed
@@ -269,6 +277,29 @@ def scan_on(
                 asked.clear()
 
 
+@contextmanager
+def _saying_who_died() -> Iterator[None]:
+    """What an executor says of workers that are gone, with what happened and what to do."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, BrokenExecutor) and _kind(error) not in _GONE:
+            raise
+        kind = BrokenProcessPool if isinstance(error, BrokenProcessPool) else BrokenExecutor
+        raise kind(
+            f"the executor's workers have died ({_kind(error)}: {line(error)}): killed, as for want of memory, "
+            "crashed, or never started (a script's own doing stands under if __name__ == '__main__':). Expected a new "
+            "executor, or None; with checkpoint= a scan goes on from what was done"
+        ) from error
+
+
+def _kind(error: BaseException) -> str:
+    """An error's name, on whichever machine it came up."""
+    return str(getattr(error, "ename", type(error).__name__))
+
+
+_GONE = ("EngineError", "KilledWorker")  # ipyparallel's and dask's words for a worker that has died
+_TRIES = 3  # of a part whose worker has died
 _AT_ONCE = 256  # parts that are handed to the executor and not yet done
 _held: dict[str, Job] = {}  # in a worker: the job that it has
 
@@ -293,7 +324,14 @@ def _work(key: str, path: str, data: bytes | None, part: Sequence[int], threads:
                 data = Path(path).read_bytes()
         if data is None:
             return worker, None
-        job = pickle.loads(data)
+        try:
+            job = pickle.loads(data)
+        except Exception as error:
+            raise TypeError(
+                f"the model, the dataset or a statistic cannot be made again in the executor's worker: "
+                f"{type(error).__name__}: {line(error, 1000)}; expected classes that a worker can import, from a file "
+                "rather than a notebook (or cloudpickle, if installed), or executor=None"
+            ) from error
         _held.clear()
         _held[key] = job
     found, before = job.fresh(), torch.get_num_threads()
@@ -312,7 +350,7 @@ def _restored(job: Job, state: dict[str, Any]) -> Found:
     found = job.fresh()
     for name, statistic in found.statistics.items():
         vars(statistic).update(state["statistics"][name])
-    return Found(found.statistics, state["done"], state["pictures"], state["skipped"])
+    return Found(found.statistics, state["done"], state["pictures"], state["skipped"], state["no_class"])
 
 
 def _pickled(job: Job) -> bytes:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from nbviz.core.errors import shown
 
+#: Why a label is no class, where it is a name and it is not known of which class.
+NAMELESS = "a name, and the order of the classes is not known"
+
 
 @dataclass
 class Batch:
@@ -25,7 +28,8 @@ class Batch:
     inputs
         (N, C, H, W) on the model's device.
     labels
-        (N,) int64 on the model's device: their classes, -1 where the dataset says none.
+        (N,) int64 on the model's device: their classes, -1 where the dataset says none; where there are logits, none
+        that the model does not have.
     activations
         Those of the layers that any of the statistics asks for, on the model's device. Not to be written to.
     logits
@@ -70,6 +74,10 @@ class Statistic(ABC):
     #: Whether it needs the gradient of the class scores: they and the activations then have a graph, in which it may go
     #: backwards under ``torch.enable_grad()``, keeping the graph for others.
     grad: bool = False
+    #: Whether it says something of the classes, so that labels whose class is not known are not to be left out.
+    needs_labels: bool = False
+    #: How many models' class scores stand side by side.
+    side_by_side: int = 1
     #: Whether it measures its one layer as soon as this has spoken, so that the activation need not be kept: then
     #: ``measure`` is called before anything else of the batch is known, and must give no part of the activation itself.
     early: bool = False

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import os
-import random
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from operator import index
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nbviz.core.errors import PictureError, line, shown
-from nbviz.core.scan import Loaded, Skipped
-from nbviz.core.state import lock
+from nbviz.core.found import Loaded, NoClass, Skipped
+from nbviz.imaging.identity import Known, identity
+from nbviz.imaging.labels import Label, Names, class_names, given_label, label_of
 from nbviz.imaging.load import Reader, as_path
+from nbviz.imaging.random_numbers import Alike
 
-#: Under which names the items of a dataset, if they are dicts, hold the picture and its class.
+#: Under which names the items of a dataset, if they are dicts, hold the picture.
 PICTURE_KEYS = ("image", "img", "picture", "pixel_values", "jpg", "png", "jpeg")
-LABEL_KEYS = ("label", "labels", "fine_label", "target", "cls", "class")
 _ACCEPTED = (
     "a folder's path, a torchvision or Hugging Face dataset, anything with a length and items, or an iterable; "
     "its items are pictures, (picture, label) or dicts of these"
@@ -45,13 +43,37 @@ def _is_picture(path: Path) -> bool:
 _BY_NAME = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS")  # or, the last two, only with another program's help
 
 
-def _pictures_below(folder: Path) -> list[str]:
-    """The pictures in a folder and those in it, links followed, in the order of their names."""
-    found = []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [path for path in (Path(root) / name for name in files) if _is_picture(path)]
-    return list(map(str, sorted(found)))
+def _pictures_below(path: Path, folders: Sequence[Path]) -> list[list[str]]:
+    """The pictures in each of a folder's folders and those below, in the order of their names.
+
+    Links are followed, but each folder is looked into once, and by its own name before any link's: a link to what lies
+    above it has no end, and one beside it would have its pictures counted twice. A link to a picture is one more.
+    """
+    found: list[list[Path]] = [[] for _ in folders]
+    seen = {_place(path)}
+    own = [(i, folder) for i, folder in enumerate(folders) if not folder.is_symlink()]
+    links = [(i, folder) for i, folder in enumerate(folders) if folder.is_symlink()]
+    while own or links:
+        i, folder = own.pop() if own else links.pop(0)
+        try:
+            place, inside = _place(folder), sorted(folder.iterdir())
+        except OSError:  # may not be looked into, or has gone
+            continue
+        if place in seen:
+            continue
+        seen.add(place)
+        for one in filter(_visible, inside):
+            if _is_picture(one):
+                found[i].append(one)
+            elif one.is_dir():
+                (links if one.is_symlink() else own).append((i, one))
+    return [list(map(str, sorted(files))) for files in found]
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    """What a folder is known by, whatever its name."""
+    known = folder.stat()
+    return known.st_dev, known.st_ino
 
 
 class Folder(Dataset[Any]):
@@ -76,7 +98,8 @@ class Folder(Dataset[Any]):
         if not there:
             raise PictureError(f"there is no folder {shown(str(path), 200)}; expected {_ACCEPTED}")
         self.path = str(path)
-        found = {one.name: _pictures_below(one) for one in sorted(path.iterdir()) if _visible(one) and one.is_dir()}
+        below = [one for one in sorted(path.iterdir()) if _visible(one) and one.is_dir()]
+        found = dict(zip((one.name for one in below), _pictures_below(path, below), strict=True))
         self.classes = [name for name, files in found.items() if files]
         # What lies beside the classes' folders belongs to none of them.
         beside = [(str(file), None) for file in sorted(path.iterdir()) if _is_picture(file)]
@@ -137,6 +160,20 @@ class Inputs(Dataset[Any]):
     def __post_init__(self) -> None:
         self.count = _length(self.dataset)
         self.batches = None if self.count is None else -(-self.count // self.batch_size)
+        self._alike = Alike()
+
+    @cached_property
+    def names(self) -> Names:
+        """The numbers of the classes by name; see :func:`nbviz.imaging.labels.class_names`."""
+        return class_names(self.dataset, self.reader.preprocess.labels)
+
+    def classes_named(self) -> int | None:
+        """How many classes there are, where labels are names that are taken in the order of the alphabet."""
+        return len(self.names.numbers or ()) if self.names.alphabetic else None
+
+    def name(self, i: int) -> str:
+        """What a person finds a picture by."""
+        return _name(self.dataset, i)
 
     def __str__(self) -> str:
         return f"{self.count} pictures of a {type(self.dataset).__name__} by {self.batch_size}"
@@ -160,24 +197,30 @@ class Inputs(Dataset[Any]):
             # Its seed would come from the person's random numbers.
             generator=torch.Generator(),
         )
-        for loaded in loader:
+        for loaded in _started(loader):
             if isinstance(loaded, PictureError):
                 raise loaded
             yield loaded
 
+    def parts(self, known: Known) -> Iterator[tuple[str, Any]]:
+        """The size of batches, what prepares a picture, and what the dataset holds."""
+        yield "batch_size", (self.batch_size, self.count)
+        reader, made = self.reader, self.reader.preprocess
+        yield "preprocess", (made.transform, made.mode, reader.channels, reader.axes, reader.dtype)
+        yield from identity(self.dataset, known)
+
     def sample(self) -> Iterator[tuple[Any, ...]]:
-        """The first picture, the last and one between: each with its index and class, or why it cannot be read."""
+        """The first picture, the last and one between: each with its index and class, if it can be read."""
         for i in sorted({0, len(self) // 2, len(self) - 1}) if len(self) else ():
             item = self[i]
-            yield (item,) if isinstance(item, Skipped) else item
+            yield (i,) if isinstance(item, Skipped) else (*item[:2], *item[2])
 
     def _stream(self) -> Iterator[Loaded]:
         """All batches of an iterable dataset."""
         items: list[Any] = []
         number = 0
         for i, item in enumerate(_given(self.dataset)):
-            with seeded(i):
-                items.append(self._read(i, item))
+            items.append(self._alike.read(i, partial(self._read, i, item)))
             if len(items) == self.batch_size:
                 yield _batch(number, items)
                 items, number = [], number + 1
@@ -187,24 +230,36 @@ class Inputs(Dataset[Any]):
     def __len__(self) -> int:
         return self.count or 0
 
-    def __getitem__(self, i: int) -> tuple[int, Tensor, int] | Skipped:
-        with seeded(i):
-            try:
-                item = self.dataset[i]
-            except Exception as error:
-                return Skipped(i, _name(self.dataset, i), f"{type(error).__name__}: {line(error)}")
-            return self._read(i, item)
+    def __getitem__(self, i: int) -> Item:
+        return self._alike.read(i, partial(self._item, i))
 
-    def _read(self, i: int, item: Any) -> tuple[int, Tensor, int] | Skipped:
-        """The picture's input (C, H, W) and class, -1 where there is none."""
+    def _item(self, i: int) -> Item:
         try:
-            picture, label = _picture_and_label(item)
-            found = list(self.reader.read(picture, i))
+            item = self.dataset[i]
+        except Exception as error:
+            return Skipped(i, _name(self.dataset, i), f"{type(error).__name__}: {line(error)}")
+        return self._read(i, item)
+
+    def _read(self, i: int, item: Any) -> Item:
+        """The picture's input (C, H, W) and class."""
+        try:
+            found = list(self.reader.read(_picture(item), i))
             if len(found) != 1:
                 raise PictureError(f"it holds {len(found)} pictures; expected one")
-            return i, found[0][1], label
+            return i, found[0][1], label_of(given_label(item), lambda: self.names.numbers)
         except Exception as error:
             return Skipped(i, _name(self.dataset, i), line(error))
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    try:
+        return iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # where processes are not forked
+        raise TypeError(
+            f"the dataset or preprocess= cannot be sent to the processes that read pictures "
+            f"(workers={loader.num_workers}): {type(error).__name__}: {line(error, 1000)}; expected what pickle takes, "
+            "or workers=0"
+        ) from error
 
 
 class _Batches:
@@ -221,32 +276,13 @@ class _Batches:
         return len(self._numbers)
 
 
-def _collated(size: int, items: list[tuple[int, Tensor, int] | Skipped]) -> Loaded | PictureError:
+def _collated(size: int, items: list[Item]) -> Loaded | PictureError:
     """A batch, stacked in the process that reads it: each tensor that goes to another takes a file descriptor."""
     first = items[0]
     try:
         return _batch((first.index if isinstance(first, Skipped) else first[0]) // size, items)
     except PictureError as error:
         return error
-
-
-@contextmanager
-def seeded(number: int) -> Iterator[None]:
-    """While inside, random numbers are drawn from a seed of its own; the person's are left as they were.
-
-    So that a transform that crops at random gives the same picture whoever reads it.
-    """
-    with lock:  # these generators are the process's, not a thread's; who is in a model puts them back as well
-        before = random.getstate(), np.random.get_state()  # noqa: NPY002 - the generator that transforms draw from
-        with torch.random.fork_rng(devices=[]):
-            try:
-                torch.default_generator.manual_seed(number)  # not those of other devices
-                np.random.seed(number % 2**32)  # noqa: NPY002
-                random.seed(number)
-                yield
-            finally:
-                random.setstate(before[0])
-                np.random.set_state(before[1])  # noqa: NPY002
 
 
 def _given(dataset: Any) -> Iterator[Any]:
@@ -282,28 +318,23 @@ def _name(dataset: Any, i: int) -> str:
     return f"picture {i}"
 
 
-def _picture_and_label(item: Any) -> tuple[Any, int]:
-    label: Any = None
+def _picture(item: Any) -> Any:
+    """The picture in one item."""
     if isinstance(item, Mapping):
         names = [name for name in PICTURE_KEYS if name in item]
         names += [name for name, value in item.items() if isinstance(value, Image.Image)]
         if not names:
             keys = ", ".join(line(name, 40) for name in list(item)[:12])
             raise PictureError(f"an item has the keys {keys}; expected the picture under one of {PICTURE_KEYS}")
-        label = next((item[name] for name in LABEL_KEYS if name in item), None)
-        item = item[names[0]]
-    elif isinstance(item, (tuple, list)):
+        return item[names[0]]
+    if isinstance(item, (tuple, list)):
         if not item:
             raise PictureError(f"an item is empty; expected {_ACCEPTED}")
-        item, label = item[0], (item[1] if len(item) > 1 else None)
-    try:
-        number: Any = label.item() if isinstance(label, (Tensor, np.ndarray)) else label
-        return item, -1 if number is None else max(index(number), -1)
-    except Exception:  # boxes, captions, several classes
-        return item, -1
+        return item[0]
+    return item
 
 
-def _batch(number: int, items: list[tuple[int, Tensor, int] | Skipped]) -> Loaded:
+def _batch(number: int, items: list[Item]) -> Loaded:
     skipped = [item for item in items if isinstance(item, Skipped)]
     read = [item for item in items if not isinstance(item, Skipped)]
     indices, labels = [i for i, _, _ in read], [label for _, _, label in read]
@@ -313,4 +344,11 @@ def _batch(number: int, items: list[tuple[int, Tensor, int] | Skipped]) -> Loade
             f"the pictures {indices[0]} to {indices[-1]} of the dataset have different sizes: "
             f"{', '.join(map(str, shapes[:4]))}; give preprocess= with a resize and a crop to one size, or batch_size=1"
         )
-    return Loaded(number, indices, torch.stack([x for _, x, _ in read]) if read else None, labels, skipped)
+    inputs = torch.stack([x for _, x, _ in read]) if read else None
+    numbers, classes = [label.number for label in labels], [label.classes for label in labels]
+    no_class = [NoClass(label.why, 1, i, label.given) for i, label in zip(indices, labels, strict=True) if label.why]
+    return Loaded(number, indices, inputs, numbers, skipped, classes, no_class)
+
+
+#: A picture's index, input (C, H, W) and class; or why it could not be read.
+Item = tuple[int, Tensor, Label] | Skipped

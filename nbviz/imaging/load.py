@@ -17,11 +17,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from nbviz.core.chunks import in_chunks
-from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import CompiledWarning, PictureError, PictureNotFoundError, line, shown, warn
 from nbviz.core.state import check_model, device_aside, is_compiled
 from nbviz.imaging.pixels import FLOATS, check_tensor
 from nbviz.imaging.preprocess import Preprocess, find_preprocess, input_shape
+from nbviz.imaging.random_numbers import left_alone
 
 Array = np.ndarray[Any, Any]
 _ACCEPTED = "a path, a PIL picture, a NumPy array, a tensor, or a list of these"
@@ -56,12 +56,22 @@ class Pictures:
             Which three of the channels are shown as red, green and blue; of another number their mean is shown in
             grey. None takes the first three, or all where there are fewer.
         """
-        shown = self.preprocess.undo(self.inputs)
-        if bands is not None or shown.shape[1] > 3:
-            shown = shown[:, [0, 1, 2] if bands is None else list(bands)]
-        if shown.shape[1] > 3 or (shown.shape[1] < 3 and shown.ndim > 3):
-            shown = shown.mean(1, keepdim=True).expand(-1, 3, *shown.shape[2:])
-        return (shown * 255).round().to(torch.uint8).cpu()
+        undo, count = self.preprocess.undoing(self.inputs), self.inputs.shape[1]
+        chosen = list(bands) if bands is not None else [0, 1, 2] if count > 3 else list(range(count))
+        grey = len(chosen) > 3 or (len(chosen) < 3 and self.inputs.ndim > 3)
+        sides = self.inputs.shape[2:]
+        result = torch.empty((len(self.inputs), 3 if grey else len(chosen), *sides), dtype=torch.uint8)
+        # Of a large picture only some rows are fractions at a time: each step makes a copy of them.
+        rows = max(1, _AT_ONCE * sides[0] // max(self.inputs.numel(), 1))
+        for start in range(0, sides[0], rows):
+            part = slice(start, start + rows)
+            shown = undo(self.inputs[:, :, part])[:, chosen]
+            shown = shown.mean(1, keepdim=True) if grey else shown
+            result[:, :, part] = (shown * 255).round().to(torch.uint8)
+        return result
+
+
+_AT_ONCE = 1 << 22  # numbers
 
 
 def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
@@ -123,7 +133,7 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     inputs: list[Tensor] = []
     names: list[str] = []
     # A preprocess that crops at random draws from numbers of its own.
-    with device_aside(), OwnDraws():
+    with device_aside(), left_alone():
         for given in images if isinstance(images, (list, tuple)) else [images]:
             for name, x in reader.read(given, len(inputs)):
                 inputs.append(x)

@@ -154,8 +154,13 @@ def quantise(
 _LEAST = 1e-35  # above zero, and 255 times its inverse is still a float32
 
 
+_AT_ONCE = 1 << 22  # numbers
+
+
 def shrink(maps: Tensor, side: int | None) -> Tensor:
     """Maps (..., H, W) averaged over square blocks, so far that the longer side is still at least ``side``.
+
+    Whole numbers become fractions where they are averaged, some rows of blocks at a time.
 
     Examples
     --------
@@ -166,7 +171,11 @@ def shrink(maps: Tensor, side: int | None) -> Tensor:
     if block == 1:
         return maps
     tiles = maps.reshape(-1, 1, *maps.shape[-2:])
-    small = torch.nn.functional.avg_pool2d(tiles, block, ceil_mode=True, count_include_pad=False)
+    rows = block * max(1, _AT_ONCE // max(1, block * tiles[:, :, :1].numel()))
+    exact = (torch.float32, torch.float64)
+    parts = (part if part.dtype in exact else part.float() for part in tiles.split(rows, 2))
+    means = [torch.nn.functional.avg_pool2d(one, block, ceil_mode=True, count_include_pad=False) for one in parts]
+    small = means[0] if len(means) == 1 else torch.cat(means, 2)
     return small.reshape(*maps.shape[:-2], *small.shape[-2:])
 
 

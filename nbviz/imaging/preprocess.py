@@ -85,19 +85,23 @@ class Preprocess:
         Where mean and std are unknown and the values leave [0, 1], each picture's own range is
         stretched to [0, 1].
         """
+        return self.undoing(inputs)(inputs)
+
+    def undoing(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        """What :meth:`undo` does with these inputs, for any rows of them."""
         inputs = check_tensor("inputs", inputs, "(N, C, H, W)").detach()
         if inputs.ndim not in (3, 4, 5) or 0 in inputs.shape or inputs.is_complex():
             what = f"{inputs.dtype} {tuple(inputs.shape)}"
             raise ValueError(f"inputs is {what}; expected real (N, C, H, W), none of them empty")
-        inputs = inputs.float()
         each = [-1, *[1] * (inputs.ndim - 1)]
-        known = self._scale(inputs)
+        known = self._scale(inputs[:, :, :0].float())
         if known is not None:
-            return (inputs * known[1] + known[0]).clamp(0, 1)
-        low, high = inputs.flatten(1).amin(1).view(each), inputs.flatten(1).amax(1).view(each)
+            mean, std = known
+            return lambda part: (part.detach().float() * std).add_(mean).clamp_(0, 1)
+        low, high = (end.float().view(each) for end in (inputs.flatten(1).amin(1), inputs.flatten(1).amax(1)))
         if float(low.min()) >= 0 and float(high.max()) <= 1:
-            return inputs
-        return (inputs - low) / (high - low).clamp(min=1e-12)
+            return lambda part: part.detach().float()
+        return lambda part: (part.detach().float() - low).div_((high - low).clamp(min=1e-12))
 
     def redo(self, pictures: Tensor) -> Tensor:
         """The model's inputs (N, C, H, W) for pictures of the same shape in [0, 1].

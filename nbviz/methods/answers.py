@@ -53,7 +53,7 @@ class Accuracy(Measured):
     (True, 1000)
     """
 
-    logits = True
+    logits = needs_labels = True
 
     def __init__(self) -> None:
         self.losses: Tree = {}
@@ -171,7 +171,7 @@ class Ablation(OfLayer):
     (1.0, [1.0, 0.5], [0, 1])
     """
 
-    logits, early = True, False
+    logits, needs_labels, early = True, True, False
 
     def __init__(
         self,

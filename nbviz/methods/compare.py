@@ -11,7 +11,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import check_whole, line, shown
 from nbviz.core.layers import Layers, trace_layers
 from nbviz.core.shadow import shadow_of
@@ -20,6 +19,7 @@ from nbviz.core.statistic import Statistic
 from nbviz.core.trace import find_module
 from nbviz.imaging.dataset import Inputs, check_dataset
 from nbviz.imaging.load import Reader
+from nbviz.imaging.random_numbers import left_alone
 from nbviz.methods.arguments import check_feed, check_logits
 from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairedAccuracy, PairFound
@@ -157,7 +157,6 @@ def compare(
     >>> images, labels = nbviz.bundled.fashion_test()
     >>> dataset = torch.utils.data.TensorDataset(images[:200, None], labels[:200])
     >>> model = nbviz.bundled.load("fashion")
-    >>> import copy
     >>> worse = copy.deepcopy(model)
     >>> _ = nn.init.zeros_(worse.features[12].weight)
     >>> found = compare(worse, model, dataset, ["features.3", "features.8"], progress=False)
@@ -231,7 +230,7 @@ def _prepared(reader: Reader) -> Tensor:
     """What a model's own preprocessing makes of a picture with details, in which no two colours or sides are alike."""
     grey = Image.effect_mandelbrot((301, 257), (-2.0, -1.0, 0.5, 1.25), 64)
     probe = Image.merge("RGB", (grey, ImageOps.mirror(grey), ImageOps.flip(grey)))
-    with OwnDraws():
+    with left_alone():
         return next(reader.read(probe, 0))[1]
 
 

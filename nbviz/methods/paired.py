@@ -130,7 +130,8 @@ class PairedAccuracy(Measured):
     Memory: 48 bytes.
     """
 
-    logits = True
+    logits = needs_labels = True
+    side_by_side = 2
 
     def __init__(self) -> None:
         self.counts = torch.zeros(4, dtype=torch.int64, device="cpu")  # neither, only b, only a, both

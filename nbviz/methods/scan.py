@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, is_dataclass
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from nbviz.core.checkpoint import Saver, key_of, load_found
 from nbviz.core.errors import PictureError, check_whole, line, shown, unknown, warn
-from nbviz.core.scan import Found, Job, Skipped, scan_here, scan_on
+from nbviz.core.found import Found, NoClass, Skipped
+from nbviz.core.scan import Job, scan_here, scan_on
 from nbviz.core.state import check_model, device_aside
-from nbviz.core.statistic import Statistic
+from nbviz.core.statistic import NAMELESS, Statistic
 from nbviz.core.trace import find_module
 from nbviz.imaging.dataset import Inputs, check_dataset
+from nbviz.imaging.labels import NO_NAME
 from nbviz.imaging.load import Reader
 from nbviz.methods.arguments import check_channels, check_feed, check_logits
 
@@ -49,12 +51,16 @@ class ScanResult(Mapping[str, Any]):
         Those that could not be read: ``index`` in the dataset, ``name``, ``reason``.
     complete
         Whether the whole dataset was seen.
+    no_class
+        Labels that are no class of the model's, so that their pictures counted as without a label: for each ``reason``
+        how many (``count``), and the first of them (``index``, ``label``).
     """
 
     results: dict[str, Any]
     pictures: int
     skipped: tuple[Skipped, ...] = ()
     complete: bool = True
+    no_class: tuple[NoClass, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.results:
@@ -67,13 +73,19 @@ class ScanResult(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.results)
 
+    @property
+    def without_class(self) -> int:
+        """How many pictures have a label that is no class."""
+        return sum(one.count for one in self.no_class)
+
     def _said(self) -> str:
         return f"{self.pictures:,} pictures" + ("" if self.complete else ", not complete")
 
     def _repr_html_(self) -> str:
         """A table for each statistic: its first channels, and what it has of all together."""
         skipped = f" · {len(self.skipped)} skipped, which could not be read" if self.skipped else ""
-        parts = [f"<div>{self._said()}{skipped}</div>"]
+        wrong = f" · {self.without_class} with a label that is no class" if self.no_class else ""
+        parts = [f"<div>{self._said()}{skipped}{wrong}</div>"]
         for name, result in self.results.items():
             rows = "".join(f"<tr><th>{escape(what)}</th>{cells}</tr>" for what, cells in _rows(result))
             parts.append(f"<table><caption>{escape(line(name, 80))}</caption>{rows}</table>")
@@ -85,6 +97,9 @@ class ScanResult(Mapping[str, Any]):
             lines.append(f"{len(self.skipped)} skipped, which could not be read:")
             lines += [f"  {one.index} {one.name}: {one.reason}" for one in self.skipped[:10]]
             lines += [f"  … ({len(self.skipped)} in all)"] if len(self.skipped) > 10 else []
+        if self.no_class:
+            lines.append(f"{self.without_class} with a label that is no class:")
+            lines += [f"  {one.count}: {one.reason} ({one.index}: {one.label})" for one in self.no_class]
         return "\n".join(lines)
 
 
@@ -145,7 +160,10 @@ def scan(
         A folder's path (its sub-folders are the classes), a torchvision or Hugging Face dataset, a list, an array or a
         tensor of pictures, or anything else with a length and items; or an iterable, in this process only. Items are
         pictures as :func:`nbviz.load` takes them, (picture, label), or dicts that hold these. A picture that cannot
-        be read is skipped and named in the result.
+        be read is skipped and named in the result. A label is a whole number, a one-hot vector, or a name: one of the
+        dataset's ``classes``, of the model's own, or, where all labels are names, of as many as the model has classes
+        in the order of the alphabet. None and -1 say that there is none; what is anything else (several classes at
+        once among them) counts as none, and is counted and said.
     statistics
         By name, such as ``{"top": nbviz.statistics.TopK("layer3")}``; see :mod:`nbviz.methods.statistics`. They are
         copied: those given stay as they are.
@@ -164,11 +182,15 @@ def scan(
         get it twice), and the executor stays yours to close. At most 256 parts are handed to it at once.
     parts
         Into how many parts the batches are shared out; None takes parts of 8 batches. A worker that is lost costs its
-        part, which dask does again; a process pool or ipyparallel raises, and a checkpoint has the rest.
+        part, which is done again by another; a process pool that has lost one can do nothing more and raises, and a
+        checkpoint has the rest.
     threads
         Of each of the executor's workers; more than one can hang in a process pool that forks.
     checkpoint
-        A file to which what was found is written from time to time, and from which a scan that has ended early goes on.
+        A file to which what was found is written from time to time, and from which a scan that has ended early goes on,
+        in another process too. It is refused where the model, the statistics, a callable (its code, and what it holds)
+        or the dataset (what it holds, its files' names, sizes and content, or of many the times they were written, and
+        three of its pictures) is another, and where a bit of the file has changed.
     progress
         Show a bar with rate and time left.
     watch
@@ -184,7 +206,8 @@ def scan(
     Raises
     ------
     ValueError
-        For an unknown layer, a checkpoint of another scan, numbers out of range, or pictures that differ in size.
+        For an unknown layer, a checkpoint of another scan, numbers out of range, pictures that differ in size, or names
+        for labels whose order is not known, where a statistic needs them.
     PictureError
         When no picture can be read, or those of a batch differ in size (a ValueError).
     ModelError
@@ -196,6 +219,14 @@ def scan(
     -----
     InterruptedWarning
         When the scan was interrupted.
+    UserWarning
+        Where labels are no classes, and where a checkpoint cannot tell whether something is the same.
+
+    Notes
+    -----
+    A dataset or preprocessing that draws random numbers is read with the generators of torch, NumPy and Python set to a
+    seed for each picture, and put back. They are the process's: where another thread draws from them at the same time,
+    read with ``workers=1``. A dataset that draws none leaves them alone.
 
     Examples
     --------
@@ -209,9 +240,10 @@ def scan(
     """
     reader = Reader.of(model, preprocess)
     model = check_model(model)
+    source = Inputs(check_dataset(dataset), reader, check_whole("batch_size", batch_size, 1))
     job = Job(
         model,
-        Inputs(check_dataset(dataset), reader, check_whole("batch_size", batch_size, 1)),
+        source,
         check_statistics(statistics),
         reader.device,
         check_feed(inputs),
@@ -257,11 +289,13 @@ def scan(
                     told = time.monotonic()
             complete = True
         except KeyboardInterrupt:
+            if total.torn:
+                raise
             warn(
                 f"the scan was interrupted after {total.pictures} pictures: this is what they gave", InterruptedWarning
             )
         finally:
-            if saver is not None:
+            if saver is not None and not total.torn:  # else the last one written is the best there is
                 saver.save(total, now=True)
     if not total.pictures and total.skipped:
         first = total.skipped[0]
@@ -274,7 +308,24 @@ def scan(
     result = _result(total, complete)
     if watch is not None:
         _told(watch, result)
+    if result.no_class:
+        warn(f"{result.without_class} of {total.pictures} {_listed(result.no_class, source)}", UserWarning)
     return result
+
+
+def _listed(no_class: Sequence[NoClass], source: Inputs) -> str:
+    """What labels that are no class are, each kind with an example, and what would be one."""
+    said = [
+        f"{one.count} {'is' if one.count == 1 else 'are'} {one.reason} ({one.label}, of {source.name(one.index)})"
+        for one in no_class
+    ]
+    accepted = "a whole number from 0, its name or a one-hot vector"
+    wrong = next((one.label for one in no_class if one.reason == NO_NAME), None)
+    if wrong is not None:
+        accepted += f"; {unknown('class', wrong[1:-1], source.names.numbers or ())}"
+    elif any(one.reason == NAMELESS for one in no_class):
+        accepted += " that the dataset's attribute classes has, in the order of the model's outputs"
+    return f"pictures have a label that is no class, and count as without: {'; '.join(said)}; expected {accepted}"
 
 
 def _told(watch: Callable[[ScanResult], None], found: ScanResult) -> Callable[[ScanResult], None] | None:
@@ -325,7 +376,8 @@ def _bar(count: int | None, done: int, shown: bool) -> tqdm[Any]:
 
 def _result(total: Found, complete: bool) -> ScanResult:
     results = {name: statistic.result() for name, statistic in total.statistics.items()}
-    return ScanResult(results, total.pictures, tuple(total.skipped), complete)
+    no_class = tuple(sorted(total.no_class.values(), key=lambda one: one.index))
+    return ScanResult(results, total.pictures, tuple(total.skipped), complete, no_class)
 
 
 def check_statistics(given: Any) -> dict[str, Statistic]:

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import RULES
 from nbviz.core.chunks import in_chunks
-from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import PictureError, check_choice, check_whole, shown
+from nbviz.core.found import Skipped
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.local import Start
-from nbviz.core.scan import Skipped
 from nbviz.core.state import check_model, device_aside
 from nbviz.core.trace import Feed, first_name, run
 from nbviz.imaging.dataset import Inputs, check_dataset
@@ -154,8 +153,7 @@ class StrongestPatches(Strongest):
         return found[0], torch.stack(list(read.values()))
 
     def _load(self, i: int) -> Tensor:
-        with OwnDraws():  # a transform that draws from the person's random numbers
-            item = self._inputs[i]
+        item = self._inputs[i]
         if isinstance(item, Skipped):
             raise PictureError(f"picture {i} cannot be read any more: {item.reason}; expected what was there before")
         if item[1].shape[1:] != self._sides:
@@ -302,8 +300,7 @@ def first_picture(source: Inputs) -> Tensor:
     """
     tried, first = min(len(source), _TRIED), None
     for i in range(tried):
-        with OwnDraws():
-            item = source[i]
+        item = source[i]
         if not isinstance(item, Skipped):
             return item[1]
         first = first or item

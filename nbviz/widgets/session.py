@@ -337,7 +337,7 @@ def fitted(maps: Tensor) -> Tensor:
     """Maps (C, H, W) of any dtype, averaged over blocks where they are much larger than what a page shows."""
     if max(maps.shape[-2:]) < 2 * LARGE:
         return maps
-    small = shrink(maps.float(), LARGE)
+    small = shrink(maps, LARGE)
     return small if maps.is_floating_point() else small.round().to(maps.dtype)
 
 
@@ -353,11 +353,9 @@ def information(session: Session, compiled: bool) -> str:
 
 def thumbs(session: Session, size: int = 96) -> list[dict[str, Any]]:
     """The pictures in small; of volumes the slice in the middle, of signals all that a curve can show."""
-    small = session.plane(session.display, session.depth // 2)
+    small = fitted(session.plane(session.display, session.depth // 2))
     scale = min(1.0, size / max(small.shape[-2:]))
-    if session.axes == 1:
-        small = fitted(small)
-    elif scale < 1:
+    if session.axes > 1 and scale < 1:
         shape = [max(1, round(scale * side)) for side in small.shape[-2:]]
         small = torch.nn.functional.interpolate(small.float(), shape, mode="bilinear", antialias=True)
     pixels = small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

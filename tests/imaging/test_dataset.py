@@ -109,9 +109,12 @@ def test_pictures_with_labels(kind: str) -> None:
     assert [one.labels for one in found] == [LABELS[:3], LABELS[3:]]
 
 
-@pytest.mark.parametrize("label", [None, "cat", [1, 2], torch.tensor([1, 2]), {"boxes": 1}, 1.5, -3, np.array("x")])
-def test_what_is_no_class_is_no_label(label: Any) -> None:
-    assert loaded([(pictures(1)[0], label)])[0].labels == [-1]
+@pytest.mark.parametrize("label", [[1, 2], torch.tensor([1, 2]), {"boxes": 1}, 1.5, -3])
+def test_what_is_no_class_is_no_label_and_says_why(label: Any) -> None:
+    (found,) = loaded([(pictures(1)[0], label)])
+    assert found.labels == [-1]
+    assert [(one.index, one.count) for one in found.no_class] == [(0, 1)]
+    assert loaded([(pictures(1)[0], None)])[0].no_class == []
 
 
 def test_a_folder(folder: Path) -> None:
@@ -124,6 +127,32 @@ def test_a_folder(folder: Path) -> None:
     assert (skipped.index, Path(skipped.name)) == (3, folder / "dog" / "2broken.png")
     assert "no picture that can be read" in skipped.reason
     assert torch.equal(joined(loaded(str(folder / "cat"))), expected()[1:3])
+
+
+def test_links_in_a_folder_are_followed_and_each_folder_is_seen_once(folder: Path, tmp_path_factory: Any) -> None:
+    expected = Folder(folder).samples
+    (folder / "cat" / "itself").symlink_to(folder / "cat")
+    (folder / "cat" / "above").symlink_to(folder)
+    (folder / "cat" / "beside").symlink_to(folder / "dog")
+    (folder / "dog" / "beside").symlink_to(folder / "cat")
+    (folder / "dog" / "nowhere.png").symlink_to(folder / "none.png")
+    (folder / "dog" / "round").symlink_to(folder / "dog" / "round")
+    (folder / "all").symlink_to(folder)
+    (folder / "kitten").symlink_to(folder / "cat")
+    assert Folder(folder).samples == expected
+    assert Folder(folder).classes == ["cat", "dog"]
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    pictures(1)[0].save(elsewhere / "far.png")
+    (folder / "fox").symlink_to(elsewhere)
+    (folder / "dog" / "fox").symlink_to(elsewhere)
+    (folder / "dog" / "also a cat.png").symlink_to(folder / "cat" / "1.png")
+    found = Folder(folder)
+    assert found.classes == ["cat", "dog", "fox"]
+    assert [(str(Path(name).relative_to(folder)), label) for name, label in found.samples] == [
+        *(("0.png", None), ("cat/1.png", 0), ("cat/2.png", 0), ("dog/2broken.png", 1), ("dog/3.png", 1)),
+        *(("dog/4.png", 1), ("dog/also a cat.png", 1), ("fox/far.png", 2)),
+    ]
+    assert len(Folder(folder / "fox").samples) == 1
 
 
 def test_a_folder_without_pictures(tmp_path: Path) -> None:

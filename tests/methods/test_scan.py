@@ -35,6 +35,7 @@ from nbviz.imaging.dataset import Inputs
 from nbviz.imaging.load import Reader
 from nbviz.methods.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 from tests.methods.test_statistics import same
+from tests.small import Small, labelled, pictures
 
 LAYER = "features.8"
 
@@ -219,11 +220,76 @@ def test_a_pool_that_breaks_leaves_a_checkpoint(net: Any, dataset: Any, expected
     options: dict[str, Any] = {"parts": 7, "progress": False, "checkpoint": checkpoint}
     with (
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
-        pytest.raises(BrokenProcessPool),
+        pytest.raises(BrokenProcessPool, match="workers have died .*: killed, .*; with checkpoint= a scan goes"),
     ):
         nbviz.scan(net, deadly, statistics(), executor=pool, **options)
     assert torch.load(checkpoint, weights_only=True)["pictures"] > 0
     equal(nbviz.scan(net, deadly, statistics(), **options), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_ipyparallel_engine_killed_in_the_middle_changes_nothing(
+    net: Any, dataset: Any, expected: Any, tmp_path: Path
+) -> None:
+    with parallel() as executor:
+        deadly = Deadly(dataset, str(tmp_path / "killed"))
+        found = nbviz.scan(net, deadly, statistics(), executor=executor, parts=7, progress=False)
+    assert (tmp_path / "killed").exists()
+    equal(found, expected)
+
+
+def test_a_reader_that_is_killed_is_said_and_leaves_a_checkpoint(
+    net: Any, dataset: Any, expected: Any, tmp_path: Path
+) -> None:
+    deadly, options = Deadly(dataset, str(tmp_path / "killed")), {"progress": False, "checkpoint": tmp_path / "scan.pt"}
+    with pytest.raises(RuntimeError, match=r"that read pictures \(workers=2\) has died: .*; with checkpoint="):
+        nbviz.scan(net, deadly, statistics(), workers=2, **options)
+    equal(nbviz.scan(net, deadly, statistics(), workers=2, **options), expected)
+
+
+SPAWN = """
+import multiprocessing, sys, torch, nbviz
+from concurrent.futures import ProcessPoolExecutor
+from torch import nn
+sys.modules["cloudpickle"] = None  # as where it is not installed
+class Net(nn.Sequential):
+    pass
+def scanned():
+    class Local(Net):
+        pass
+    kind = Local if sys.argv[1] == "local" else Main if sys.argv[1] == "main" else Net
+    net = kind(nn.Flatten(), nn.Linear(12, 3))
+    dataset = torch.utils.data.TensorDataset(torch.rand(8, 3, 2, 2), torch.arange(8) % 3)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            print(nbviz.scan(net, dataset, {"a": nbviz.statistics.Accuracy()}, executor=pool, progress=False).pictures)
+        except Exception as error:
+            print(type(error).__name__, error)
+if __name__ == "__main__":
+    class Main(Net):
+        pass
+    scanned()
+elif sys.argv[1] == "unguarded":  # in a worker, which may not
+    multiprocessing.get_context("spawn").Process(target=print).start()
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("fine", "8"),
+        ("local", "TypeError the model, the dataset or a statistic cannot be sent to the executor's workers: "),
+        ("main", "TypeError the model, the dataset or a statistic cannot be made again in the executor's worker: "),
+        ("unguarded", "BrokenProcessPool the executor's workers have died "),
+    ],
+)
+def test_what_a_spawned_worker_cannot_have_is_said(kind: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SPAWN)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    call = [sys.executable, str(tmp_path / "script.py"), kind]
+    done = subprocess.run(call, env=environment, check=True, capture_output=True, text=True, timeout=200)
+    assert done.stdout.splitlines()[-1].startswith(said)
+    assert kind == "fine" or "expected " in done.stdout.lower()
 
 
 # Checkpoints
@@ -345,6 +411,87 @@ def test_a_checkpoint_that_would_run_code_does_not(net: Any, dataset: Any, tmp_p
     with pytest.raises(ValueError, match="cannot be read as one: .*; expected a file that a scan has written"):
         nbviz.scan(net, dataset, {"top": TopK(LAYER)}, checkpoint="scan.pt", progress=False)
     assert not Path("evil").exists()
+
+
+# Labels
+
+CLOTHES = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "trainer", "bag", "boot"]
+
+
+class Named(TensorDataset):
+    """With names for labels."""
+
+    def __init__(self, dataset: TensorDataset, names: list[str], classes: list[str] | None) -> None:
+        super().__init__(*dataset.tensors)
+        self.names = names
+        if classes is not None:
+            self.classes = classes
+
+    def __getitem__(self, i: Any) -> Any:
+        picture, label = super().__getitem__(i)
+        return picture, self.names[label]
+
+
+FORMS: dict[str, Any] = {
+    "floats": lambda x, y: TensorDataset(x, y.double()),
+    "scalars of NumPy's": lambda x, y: [(one, label) for one, label in zip(x, y.numpy(), strict=True)],
+    "one-hot": lambda x, y: TensorDataset(x, nn.functional.one_hot(y, 10)),
+    "one-hot lists": lambda x, y: [(a, b.tolist()) for a, b in zip(x, nn.functional.one_hot(y, 10), strict=True)],
+    "digits": lambda x, y: [(x[i], str(label) if i % 2 else label) for i, label in enumerate(y.tolist())],
+    "names": lambda x, y: [(one, f"class {label}") for one, label in zip(x, y, strict=True)],
+    "names of the dataset's": lambda x, y: Named(TensorDataset(x, y), CLOTHES, CLOTHES),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("where", ["here", "readers", "executor"])
+def test_a_class_is_one_in_whichever_form(form: str, where: str, net: Any, dataset: Any) -> None:
+    (x, y), options = dataset.tensors, {"here": {}, "readers": {"workers": 1}, "executor": {"executor": Shuffled(0)}}
+    expected = nbviz.scan(net, dataset, {"a": Accuracy()}, progress=False)
+    found = nbviz.scan(net, FORMS[form](x, y), {"a": Accuracy()}, progress=False, **options[where])
+    equal(found, expected)
+    assert found.no_class == ()
+
+
+@pytest.mark.parametrize("executor", [None, Shuffled(0)])
+def test_what_is_no_class_is_counted_and_said(executor: Any, net: Any, dataset: Any, tmp_path: Path) -> None:
+    x, y = dataset.tensors
+    labels: list[Any] = y.tolist()
+    labels[3:7] = [0.5, float("nan"), -5, None]
+    labels[60:62] = [10, [0, 1]]
+    mixed = list(zip(x, labels, strict=True))
+    options: dict[str, Any] = {"progress": False, "checkpoint": tmp_path / "scan.pt"}
+    for _ in range(2):  # as the checkpoint has it, too
+        with pytest.warns(UserWarning, match="no class") as told:
+            found = nbviz.scan(net, mixed, {"a": Accuracy()}, executor=executor, **options)
+        assert found["a"].pictures == len(x) - 6
+        counted = [(one.reason, one.count, one.index, one.label) for one in found.no_class]
+        assert counted == [
+            ("no whole number", 2, 3, "0.5"),
+            ("negative", 1, 5, "-5"),
+            ("no class where the model has 10", 1, 60, "10"),
+            ("one-hot for 2 classes where the model has 10", 1, 61, "1"),
+        ]
+        (said,) = (str(one.message) for one in told)
+        assert said.startswith("5 of 220 pictures have a label that is no class, and count as without: 2 are no whole")
+        assert "(0.5, of picture 3); " in said
+        assert "5 with a label that is no class:\n  2: no whole number (3: 0.5)" in repr(found)
+
+
+def test_names_whose_order_is_not_known_are_refused_where_they_count(net: Any, dataset: Any) -> None:
+    nameless, few = Small(10), [(one, "bag" if i % 2 else "coat") for i, one in enumerate(pictures(12))]
+    unknown = Named(labelled(12, 10), CLOTHES, None)
+    for executor in (None, Shuffled(0)):
+        options: dict[str, Any] = {"progress": False, "executor": executor}
+        with pytest.raises(ValueError, match="picture 0 has the label 'T-shirt', a name, and the order .*; expected "):
+            nbviz.scan(nameless, unknown, {"a": Accuracy()}, **options)
+        with pytest.raises(ValueError, match="the labels are 2 names and the model has 10 classes: .*; expected whole"):
+            nbviz.scan(nameless, few, {"a": Accuracy()}, **options)
+    with pytest.warns(UserWarning, match="12 are a name, and the order of the classes is not known .'T-shirt', of"):
+        assert nbviz.scan(nameless, unknown, {"top": TopK("0")}, progress=False).pictures == 12
+    wrong = Named(dataset, CLOTHES, [*CLOTHES[:9], "boots"])
+    with pytest.warns(UserWarning, match="of no class that is known .'boot', of picture 0.*; did you mean 'boots'"):
+        nbviz.scan(net, wrong, {"a": Accuracy()}, progress=False)
 
 
 # Interrupts, errors, what is left behind
