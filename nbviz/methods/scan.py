@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from nbviz.core.checkpoint import Saver, key_of, load_found
-from nbviz.core.errors import PictureError, check_whole, line, shown, unknown, warn
+from nbviz.core.errors import ModelError, PictureError, check_whole, line, shown, unknown, warn
 from nbviz.core.found import Found, NoClass, Skipped
 from nbviz.core.scan import Job, scan_here, scan_on
 from nbviz.core.state import check_model, device_aside
 from nbviz.core.statistic import NAMELESS, Statistic
 from nbviz.core.trace import find_module
+from nbviz.core.weights import fingerprint
 from nbviz.imaging.dataset import Inputs, check_dataset
 from nbviz.imaging.labels import NO_NAME
 from nbviz.imaging.load import Reader
@@ -267,7 +268,7 @@ def scan(
     if watch is not None and not callable(watch):
         raise TypeError(f"watch is {type(watch).__name__}; expected a callable that takes a ScanResult, or None")
     parts = None if parts is None else check_whole("parts", parts, 1)
-    total, saver = job.fresh(), None
+    total, saver, weights = job.fresh(), None, fingerprint(model)
     if checkpoint is not None:
         if job.source.batches is None:
             raise TypeError("an iterable dataset has no checkpoints; expected one with a length and items")
@@ -279,6 +280,12 @@ def scan(
         try:
             told = time.monotonic()
             for _ in news:
+                if executor is None and fingerprint(model) != weights:
+                    total.torn = True  # the last batch may be of other weights
+                    raise ModelError(
+                        f"the weights of {type(model).__name__} were changed while it was scanned, by another thread or "
+                        "the dataset; expected a model at rest, or a copy of it (copy.deepcopy)"
+                    )
                 bar.update(total.pictures + len(total.skipped) - bar.n)
                 if not total.pictures and len(total.skipped) >= _HOPELESS:
                     break

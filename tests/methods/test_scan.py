@@ -25,11 +25,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import nbviz
 from nbviz.core import scan as core
 from nbviz.core.checkpoint import key_of
+from nbviz.core.errors import ModelError
 from nbviz.core.statistic import Batch, Statistic
 from nbviz.imaging.dataset import Inputs
 from nbviz.imaging.load import Reader
@@ -659,3 +660,57 @@ def test_widgets_may_work_between_batches(net: nn.Module, dataset: TensorDataset
     assert done.is_set()
     assert found.pictures < 100_000
     thread.join()
+
+
+def test_a_model_that_is_trained_meanwhile_is_refused_and_its_checkpoint_holds_nothing_of_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    pictures = torch.rand(24, 1, 8, 8)
+
+    class Trains(Dataset):
+        changes = True
+
+        def __len__(self) -> int:
+            return len(pictures)
+
+        def __getitem__(self, i: int) -> torch.Tensor:
+            if i == 13 and self.changes:
+                net[0].weight.data.add_(1)
+            return pictures[i]
+
+    dataset, path = Trains(), tmp_path / "scan"
+    before = net[0].weight.detach().clone()
+    options = {"batch_size": 4, "progress": False, "checkpoint": path}
+    with pytest.raises(ModelError, match="were changed while it was scanned"):
+        nbviz.scan(net, dataset, nbviz.statistics.Moments("1"), **options)
+    net[0].weight.data.copy_(before)
+    Trains.changes = False
+    found = nbviz.scan(net, dataset, nbviz.statistics.Moments("1"), **options)
+    again = nbviz.scan(net, dataset, nbviz.statistics.Moments("1"), batch_size=4, progress=False)
+    assert repr(found) == repr(again)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # that it has several threads
+def test_readers_that_are_forked_while_another_thread_is_in_nbviz_read() -> None:
+    model = nbviz.bundled.load("fashion")
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            nbviz.feature_maps(model, torch.rand(2, 1, 28, 28), "features.8")
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        dataset = [(torch.rand(1, 28, 28), 0)] * 64
+        for _ in range(int(os.environ.get("NBVIZ_ROUNDS", "5"))):
+            found = nbviz.scan(
+                nbviz.bundled.load("fashion"), dataset, nbviz.statistics.Accuracy(), workers=2, progress=False
+            )
+            assert found.pictures == 64
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
