@@ -52,7 +52,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
 
     def _lay_out(self, shown: ipywidgets.Box, kind: str) -> None:
         """Put the header above the rest; from now on it says so when a control there waits for the kernel."""
-        self.header.controls = [f"IPY_MODEL_{control.model_id}" for control in _controls(shown)]
+        self.header.controls = [f"IPY_MODEL_{w.model_id}" for w in (self.header, *_controls(shown))]
         self.children = [self.header, shown]
         self.add_class(f"nbviz-{kind}")
 
@@ -93,9 +93,12 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         """Draw parts again."""
         if not self._open:
             return
+        parts = parts & set(self._parts)
+        with self.header.hold_sync():  # in one message, before what may be a long wait and a long pass
+            self.header.stale = sorted(self._stale | parts)
+            self.header.state = "working"
         with self._turn():
-            self._stale |= parts & set(self._parts)
-            self.header.stale = sorted(self._stale)
+            self._stale |= parts
             if self._stepping:  # the chunk that made this change goes on to what it made stale
                 return
             # At once and in full view of the front end, which sends a control's next change only when
@@ -156,7 +159,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         end = time.monotonic() + check_number("seconds", seconds)
         with self._turn():
             if self._job is None and self.header.error and self._open:  # its cause may be gone
-                self._job = self._work()
+                self._job, self.header.state = self._work(), "working"
             while self._job is not None and time.monotonic() < end:
                 self._step()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import traitlets as t
 from nbviz.core.state import uninterrupted
 from nbviz.imaging.encode import Array, decode, encode
 from nbviz.imaging.pixels import colour_table
+from nbviz.widgets.heartbeat import beat_for
 
 _STATIC = Path(__file__).parent / "static"
 #: The colour maps that a person can choose from in the page.
@@ -35,9 +37,9 @@ class View(anywidget.AnyWidget):
 class Header(View):
     """Which model, what the last change cost, whether the kernel is at work; errors and notes; the pulling."""
 
-    _script = ("header.js",)
+    _script = ("kernel.js", "header.js")
     _css = (_STATIC / "nbviz.css").read_text(encoding="utf-8")
-    # All written by the kernel, but for the last.
+    # All written by the kernel, but for the last two.
     title = t.Unicode().tag(sync=True)
     info = t.Unicode().tag(sync=True)
     cost = t.Unicode().tag(sync=True)
@@ -46,9 +48,24 @@ class Header(View):
     error = t.Unicode().tag(sync=True)
     note = t.Unicode().tag(sync=True)
     code = t.Unicode().tag(sync=True)  # the call that gives this view
-    controls = t.List(t.Unicode()).tag(sync=True)  # the models whose changes the kernel must answer
+    controls = t.List(t.Unicode()).tag(sync=True)  # its own model, then those whose changes the kernel must answer
     chunk = t.Int().tag(sync=True)  # number of the last chunk of work that was sent
     painted = t.Int().tag(sync=True)  # written by the page: the last chunk that is on the screen
+    hears = t.Bool(default_value=False).tag(sync=True)  # written by the page: whether it listens for a sign of life
+
+    @contextmanager
+    def says_working(self) -> Iterator[None]:
+        """Say so while something is made that is not one of the widget's parts."""
+        before, self.state = self.state, "working"
+        try:
+            yield
+        finally:
+            self.state = before
+
+    @t.observe("hears")
+    def _heard(self, change: Any) -> None:
+        if change.new:
+            beat_for(self)
 
 
 class Strip(View):
