@@ -15,10 +15,13 @@ import ipywidgets
 from nbviz.core.errors import check_number, line
 from nbviz.export.figure import Panel, check_figure_path, draw_figure, save_figure
 from nbviz.widgets.cells import between_cells, watch_cells
+from nbviz.widgets.reruns import watch_reruns
 from nbviz.widgets.views import Boxes, ChannelGrid, Header, Region, Strip
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+watch_reruns()  # before the first widget is made, as parts of it are before it
 
 _CHUNK = 0.05  # seconds of work, at least, before the page is shown what there is
 _BEFORE_DISPLAY = 1.5  # seconds of work at most before the first picture is shown

@@ -111,6 +111,26 @@ function render({ model, el }) {
     }
   });
 
+  /** The cell was run again, and the models go, with all views of them: what is on the screen stays as a still picture. */
+  const keep = () => {
+    let root = /** @type {HTMLElement | null | undefined} */ (el.closest(".nbviz"));
+    for (let outer = root; outer; outer = outer.parentElement?.closest(".nbviz")) root = outer;
+    if (!root?.isConnected || root.dataset.kept || !model.get("state").startsWith("closed")) return;
+    root.dataset.kept = "true"; // of its headers one is enough
+    const still = /** @type {HTMLElement} */ (root.cloneNode(true));
+    for (const tag of ["canvas", "select", "input"]) {
+      const copies = still.querySelectorAll(tag);
+      root.querySelectorAll(tag).forEach((/** @type {any} */ from, i) => {
+        const to = /** @type {any} */ (copies[i]);
+        if (tag !== "canvas") to.value = from.value;
+        else if (from.width && from.height) to.getContext("2d").drawImage(from, 0, 0);
+      });
+    }
+    still.inert = true;
+    (root.closest(".jp-OutputArea-output") ?? root).after(still);
+  };
+  model.on("comm:close", keep);
+
   const painted = async () => {
     const chunk = model.get("chunk");
     // After the views have heard of the chunk, which may be later than this one, and have drawn it.
@@ -142,6 +162,7 @@ function render({ model, el }) {
     clearTimeout(slowing);
     kernel.end();
     model.off("comm_live_update", tell);
+    model.off("comm:close", keep);
     ends.forEach((end) => end());
     controls.forEach((control) => control.off(MOVED, moved));
   };
