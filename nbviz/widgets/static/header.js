@@ -127,7 +127,9 @@ function render({ model, el }) {
       });
     }
     still.inert = true;
-    (root.closest(".jp-OutputArea-output") ?? root).after(still);
+    const output = root.closest(".jp-OutputArea-output"); // which JupyterLab hides with the view
+    if (output) output.after(make("div", { className: output.className }, still));
+    else root.after(still);
   };
   model.on("comm:close", keep);
 
