@@ -75,7 +75,7 @@ def _close_unheld(made: list[Any]) -> None:
             widget.comm = None
             parted.append((weakref.ref(widget), isinstance(widget, Header), comm, waiting))
         family.clear()
-        del widget
+        widget = None
         gc.collect()
         closed = []
         for ref, is_header, comm, waiting in parted:

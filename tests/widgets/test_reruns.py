@@ -149,6 +149,13 @@ def test_other_cells_and_widgets_are_left_alone(shell: Shell) -> None:
     assert models(shell) == 2
 
 
+def test_what_was_closed_by_hand_is_closed(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        shell.run(f"{VIEW}view.close()")
+    assert models(shell) == 1
+    assert "Error" not in capsys.readouterr().err
+
+
 def test_without_cells_nothing_is_replaced(shell: Shell) -> None:
     for _ in range(2):
         shell.run(LAST, None)
