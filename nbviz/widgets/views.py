@@ -6,18 +6,20 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anywidget
 import numpy as np
 import traitlets as t
 
 from nbviz.core.state import uninterrupted
-from nbviz.imaging.encode import Array, decode, encode
+from nbviz.imaging.encode import Array, decode, encode, jpeg
 from nbviz.imaging.pixels import colour_table
 from nbviz.widgets.heartbeat import beat_for
 
 _STATIC = Path(__file__).parent / "static"
+_THUMBS = 16  # pictures in a block of the strip: about what is in view
+_PIXELATED = 64  # pixels of a longer side up to which the page shows single pixels
 #: The colour maps that a person can choose from in the page.
 COLOURS = ("viridis", "magma", "inferno", "cividis", "gray", "turbo", "coolwarm")
 _TABLES = {name: colour_table(name).tobytes() for name in COLOURS}
@@ -68,15 +70,67 @@ class Header(View):
             beat_for(self)
 
 
+class SmallPictures(Protocol):
+    """What the strip shows: names and small pictures."""
+
+    names: list[str]
+    plot: bool
+
+    def pixels(self, places: slice) -> Array:
+        """Some of the pictures, uint8 (N, h, w, C)."""
+
+
 class Strip(View):
-    """The pictures to choose from, and the predictions for the chosen one."""
+    """The pictures to choose from, and the predictions for the chosen one.
+
+    The pictures go to the page in blocks, the first at once and each other when it comes into view.
+    """
 
     _script = ("strip.js",)
-    thumbs: t.List[Any] = t.List().tag(sync=True)  # name, shape (h, w), data (RGB) of each picture
+    names: t.List[Any] = t.List().tag(sync=True)  # of all pictures
+    plot = t.Bool(default_value=False).tag(sync=True)  # whether they are signals, drawn as curves
+    block = t.Int(_THUMBS).tag(sync=True)  # how many pictures are in a block
+    wanted: t.List[Any] = t.List().tag(sync=True)  # written by the page: the blocks that have come into view
     picture = t.Int().tag(sync=True)  # written by both
     caption = t.Unicode("Prediction").tag(sync=True)  # above the predictions
     # Written by the kernel: (label, probability), or (label, probability, what it was before).
     predictions: t.List[Any] = t.List().tag(sync=True)
+
+    def __init__(self, thumbs: SmallPictures | None = None, **kwargs: Any) -> None:
+        self._thumbs = thumbs
+        count = 0 if thumbs is None else len(thumbs.names)
+        # Before the base class opens the comm, which asks once which traits there are.
+        self.add_traits(**{f"block_{i}": t.Dict().tag(sync=True) for i in range(math.ceil(count / _THUMBS))})
+        super().__init__(**kwargs)
+        if thumbs is not None:
+            self.thumbs = thumbs
+
+    @property
+    def thumbs(self) -> SmallPictures | None:
+        """The pictures in small."""
+        return self._thumbs
+
+    @thumbs.setter
+    def thumbs(self, thumbs: SmallPictures) -> None:
+        self._thumbs, self.names, self.plot = thumbs, thumbs.names, thumbs.plot
+        sent = [i for i in range(math.ceil(len(self.names) / _THUMBS)) if i == 0 or getattr(self, f"block_{i}")]
+        for block in sent:
+            self._send_block(block)
+
+    @t.observe("wanted")
+    def _come_into_view(self, change: Any) -> None:
+        for block in change.new:
+            if getattr(self, f"block_{block}", None) == {}:  # it is the page that asks: not what there is none of
+                self._send_block(block)
+
+    def _send_block(self, block: int) -> None:
+        if self._thumbs is None:
+            return
+        pixels = self._thumbs.pixels(slice(_THUMBS * block, _THUMBS * (block + 1)))
+        # A photograph's losses are not seen at this size; what is shown pixel by pixel has none.
+        photographs = not self.plot and max(pixels.shape[1:3]) > _PIXELATED
+        sent = {"shape": list(pixels.shape), "jpegs": list(map(jpeg, pixels))} if photographs else encode(pixels)
+        self.set_trait(f"block_{block}", sent)
 
 
 class ChannelGrid(View):
