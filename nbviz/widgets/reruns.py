@@ -23,6 +23,7 @@ _CLOSED = "closed: its cell was run again"  # in the still picture that the page
 _watched: list[Any] = []  # the shell whose cells are followed
 _begun: list[set[str]] = []  # of each cell that is running, outermost first, the widgets that there were before
 _made: dict[str, list[weakref.ref[Any]]] = {}  # by the cell's id, all widgets that its runs have made
+_numbers: dict[str, list[int]] = {}  # of these runs, as in Out
 
 
 def watch_reruns() -> None:
@@ -47,11 +48,12 @@ def _end(result: Any) -> None:
         return
     earlier = _made.get(cell, [])
     if earlier:
-        _close_unheld([ref() for ref in earlier if _lives(ref)])
+        _close_unheld(earlier, _numbers.pop(cell, []))
     new = [weakref.ref(widget) for name, widget in list(_instances.items()) if name not in before]
     kept = list(filter(_lives, earlier))
-    if any(map(_is_ours, (ref() for ref in (*kept, *new)))):
+    if any(_is_ours(ref()) for ref in (*kept, *new)):
         _made[cell] = kept + new
+        _numbers.setdefault(cell, []).append(result.execution_count)
     else:
         _made.pop(cell, None)
 
@@ -60,11 +62,17 @@ def _lives(ref: weakref.ref[Any]) -> bool:
     return getattr(ref(), "comm", None) is not None
 
 
-def _close_unheld(made: list[Any]) -> None:
+def _close_unheld(made: list[weakref.ref[Any]], numbers: list[int]) -> None:
     """Close those of nbviz, and the boxes around them, that nobody holds but ipywidgets and IPython's history."""
-    family = _family(made)
-    made.clear()
-    _forget_outputs(set(family))
+    _part_with(_family(made), [])
+    # What the person's own slider calls may do so, or an output that is no widget: these were replaced as well.
+    if any(_lives(ref) and _is_ours(ref()) for ref in made):
+        _part_with(_family(made, alone=False), numbers)
+
+
+def _part_with(family: dict[int, Any], numbers: list[int]) -> None:
+    """Close those of some widgets that live on only because they are open, or in Out, of which some go by number."""
+    _forget_outputs(set(family), numbers)
     with lock:  # what another thread draws of one ends first
         parted = []
         for widget in family.values():
@@ -92,10 +100,13 @@ def _close_unheld(made: list[Any]) -> None:
         comm.close()
 
 
-def _family(made: Iterable[Any]) -> dict[int, Any]:
-    """Those of nbviz, all that they are made of, and the boxes in which they were put with what else is in these."""
-    known = {id(widget): widget for widget in made}
-    family = {key: widget for key, widget in known.items() if _is_ours(widget)}
+def _family(made: Iterable[weakref.ref[Any]], alone: bool = True) -> dict[int, Any]:
+    """Those of nbviz, all that they are made of, and the boxes in which they were put with what else is in these.
+
+    Not alone, also all others.
+    """
+    known = {id(ref()): ref() for ref in made if _lives(ref)}
+    family = {key: widget for key, widget in known.items() if not alone or _is_ours(widget)}
     grown = 0
     while len(family) > grown:
         grown = len(family)
@@ -121,25 +132,22 @@ def _widgets_in(value: Any, depth: int = 4) -> Iterator[Any]:
             yield from _widgets_in(inner, depth - 1)
 
 
-def _forget_outputs(family: set[int]) -> None:
-    """Take from IPython's history of outputs what holds one of these."""
+def _forget_outputs(family: set[int], numbers: list[int]) -> None:
+    """Take from IPython's history of outputs those with these numbers, and what holds one of some widgets."""
     shell = _watched[0]
     history, hook = shell.user_ns.get("_oh", {}), shell.displayhook
-
-    def holds(value: Any) -> bool:
-        return any(id(widget) in family for widget in _widgets_in(value))
-
     outputs = {f"_{number}": value for number, value in history.items()}
     outputs |= {name: getattr(hook, name, None) for name in ("_", "__", "___")}
+    replaced = [f"_{number}" for number in numbers]
     for name, value in outputs.items():
-        if not holds(value):
+        last = hasattr(hook, name) and any(value is outputs.get(one) for one in replaced)
+        if not (last or name in replaced or any(id(widget) in family for widget in _widgets_in(value))):
             continue
-        if hasattr(hook, name):
-            setattr(hook, name, None)
-        else:
-            del history[int(name[1:])]
         for names in (shell.user_ns, shell.user_ns_hidden):
             if names.get(name) is value:  # else it is the person's own
                 names.pop(name)
         if hasattr(hook, name):
+            setattr(hook, name, None)
             shell.user_ns.setdefault(name, None)
+        else:
+            del history[int(name[1:])]

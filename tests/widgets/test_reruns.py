@@ -37,6 +37,7 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     shell = Shell()
     monkeypatch.setattr(reruns, "get_ipython", lambda: shell)
     monkeypatch.setattr(reruns, "_made", {})
+    monkeypatch.setattr(reruns, "_numbers", {})
     monkeypatch.setattr(reruns, "_watched", [])
     reruns.watch_reruns()
     reruns._begun.clear()
@@ -63,8 +64,25 @@ def models(shell: Shell) -> int:
         f"{MAKE}box = ipywidgets.HBox([ipywidgets.VBox([nbviz.FeatureMaps(model, images)])])\nbox",
         f"{MAKE}def show():\n    display(nbviz.FeatureMaps(model, images))\nshow()",
         f"{VIEW}view.observe(lambda change: print(view.channel), 'channel')",
+        f"{VIEW}slider = ipywidgets.IntSlider()\n"
+        "slider.observe(lambda change, view=view: setattr(view, 'channel', change.new), 'value')\nslider",
+        f"{MAKE}a = nbviz.explore(model, images)\nb = nbviz.FeatureMaps(model, images)\n"
+        "ipywidgets.jslink((a.channel_control, 'value'), (b.channel_control, 'value'))\n"
+        "ipywidgets.link((a, 'channel'), (b, 'channel'))",
     ],
-    ids=["bound", "last", "bound-and-last", "other-views", "tuple", "box", "nested-box", "displayed", "observed"],
+    ids=[
+        "bound",
+        "last",
+        "bound-and-last",
+        "other-views",
+        "tuple",
+        "box",
+        "nested-box",
+        "displayed",
+        "observed",
+        "tied",
+        "linked",
+    ],
 )
 def test_a_cell_run_again_holds_one_model(shell: Shell, source: str) -> None:
     for _ in range(3):

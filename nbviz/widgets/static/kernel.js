@@ -1,6 +1,6 @@
 // Whether the kernel of a widget is there: as its host says, and by the sign of life that it gives to the page.
 
-const SILENCE = 450; // ms without a sign of life; the kernel gives one every 200
+const SILENCE = [450, 4000]; // ms without a sign of life, of which the kernel gives one every 200; longer once that was wrong
 const GONE = ["dead", "terminating", "restarting", "autorestarting"];
 
 /** Follow a widget's kernel.
@@ -10,16 +10,17 @@ function followKernel(manager, changed) {
   const kernel = manager.kernel;
   let heardAt = 0;
   let silent = false;
+  let patience = SILENCE[0];
   /** @type {any} */
   let timer;
   const check = () => {
-    const left = heardAt + SILENCE - performance.now();
+    const left = heardAt + patience - performance.now();
     if (left > 0) timer = setTimeout(check, left);
     // What came while the page itself was busy is heard first.
     else
       timer = setTimeout(() => {
         timer = undefined;
-        if (performance.now() - heardAt < SILENCE) return check();
+        if (performance.now() - heardAt < patience) return check();
         silent = true;
         changed();
       });
@@ -30,6 +31,7 @@ function followKernel(manager, changed) {
     timer ??= setTimeout(check);
     if (silent) {
       silent = false;
+      patience = Math.min(2 * patience, SILENCE[1]); // it was only slow, or far away
       changed();
     }
   };
