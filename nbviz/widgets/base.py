@@ -67,6 +67,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self._job = self._work()
         try:
             with self._turn():
+                if (strip := getattr(self, "strip", None)) is not None:
+                    strip.send(0)
                 self._step(raise_errors=True)
         except BaseException:  # nobody has it, to close it
             self.close()
@@ -96,12 +98,11 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         """Draw parts again."""
         if not self._open:
             return
-        parts = parts & set(self._parts)
-        with self.header.hold_sync():  # in one message, before what may be a long wait and a long pass
-            self.header.stale = sorted(self._stale | parts)
-            self.header.state = "working"
         with self._turn():
-            self._stale |= parts
+            self._stale |= parts & set(self._parts)
+            with self.header.hold_sync():  # in one message, before a pass that may be long
+                self.header.stale = sorted(self._stale)
+                self.header.state = "working"
             if self._stepping:  # the chunk that made this change goes on to what it made stale
                 return
             # At once and in full view of the front end, which sends a control's next change only when

@@ -83,7 +83,7 @@ class SmallPictures(Protocol):
 class Strip(View):
     """The pictures to choose from, and the predictions for the chosen one.
 
-    The pictures go to the page in blocks, the first at once and each other when it comes into view.
+    The pictures go to the page in blocks, each when it comes into view.
     """
 
     _script = ("strip.js",)
@@ -113,17 +113,18 @@ class Strip(View):
     @thumbs.setter
     def thumbs(self, thumbs: SmallPictures) -> None:
         self._thumbs, self.names, self.plot = thumbs, thumbs.names, thumbs.plot
-        sent = [i for i in range(math.ceil(len(self.names) / _THUMBS)) if i == 0 or getattr(self, f"block_{i}")]
-        for block in sent:
-            self._send_block(block)
+        for block in range(math.ceil(len(self.names) / _THUMBS)):
+            if getattr(self, f"block_{block}"):
+                self.send(block)
 
     @t.observe("wanted")
     def _come_into_view(self, change: Any) -> None:
         for block in change.new:
             if getattr(self, f"block_{block}", None) == {}:  # it is the page that asks: not what there is none of
-                self._send_block(block)
+                self.send(block)
 
-    def _send_block(self, block: int) -> None:
+    def send(self, block: int) -> None:
+        """Send the pictures of a block."""
         if self._thumbs is None:
             return
         pixels = self._thumbs.pixels(slice(_THUMBS * block, _THUMBS * (block + 1)))

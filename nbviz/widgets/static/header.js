@@ -70,7 +70,8 @@ function render({ model, el }) {
       state.textContent = text;
       state.dataset.state = el.dataset.state;
     }
-    dim(lost || kernel.silent() || unanswered); // of what the kernel has not heard, the page can't tell what it changes
+    // Of a change that waits, it is not known what it changes.
+    dim(lost || kernel.silent() || el.dataset.state === "waiting");
   }
   // Not by a CSS transition with a delay: the page would draw frames all the while, and take the kernel's time.
   /** Dim what is of an earlier state, or all of it. @param {boolean} all */
