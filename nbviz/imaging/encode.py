@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 Array = np.ndarray[Any, Any]
@@ -93,6 +95,30 @@ def encode(pixels: Array) -> dict[str, Any]:
     worth_it = len(_deflate(raw[middle : middle + _PROBE])) < _WORTH_IT * min(len(raw), _PROBE)
     data = min(raw, _deflate(raw), key=len) if worth_it else raw
     return {"shape": list(pixels.shape), "data": data, "deflated": data is not raw}
+
+
+def jpeg(pixels: Array) -> bytes:
+    r"""A photograph for the page, about a tenth of its pixels' bytes.
+
+    Parameters
+    ----------
+    pixels
+        uint8 (H, W, C) with 1 or 3 channels.
+
+    Returns
+    -------
+    bytes
+        A JPEG file, which browsers read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> jpeg(np.zeros((96, 96, 3), np.uint8))[:2]
+    b'\xff\xd8'
+    """
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def decode(encoded: Mapping[str, Any]) -> Array:

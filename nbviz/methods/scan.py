@@ -283,8 +283,8 @@ def scan(
                 if executor is None and fingerprint(model) != weights:
                     total.torn = True  # the last batch may be of other weights
                     raise ModelError(
-                        f"the weights of {type(model).__name__} were changed while it was scanned, by another thread or "
-                        "the dataset; expected a model at rest, or a copy of it (copy.deepcopy)"
+                        f"the weights of {type(model).__name__} were changed while it was scanned, by another thread "
+                        "or the dataset; expected a model at rest, or a copy of it (copy.deepcopy)"
                     )
                 bar.update(total.pictures + len(total.skipped) - bar.n)
                 if not total.pictures and len(total.skipped) >= _HOPELESS:

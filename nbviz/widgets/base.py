@@ -18,10 +18,13 @@ from nbviz.core.weights import WeightsChanged
 from nbviz.export.figure import Panel, check_figure_path, draw_figure, save_figure
 from nbviz.widgets.answers import Answers
 from nbviz.widgets.cells import between_cells, cells_run, watch_cells
+from nbviz.widgets.reruns import watch_reruns
 from nbviz.widgets.views import Boxes, ChannelGrid, Header, Region, Strip
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+watch_reruns()  # before the first widget is made, as parts of it are before it
 
 _CHUNK = 0.05  # seconds of work, at least, before the page is shown what there is
 _BEFORE_DISPLAY = 1.5  # seconds of work at most before the first picture is shown
@@ -61,7 +64,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
 
     def _lay_out(self, shown: ipywidgets.Box, kind: str) -> None:
         """Put the header above the rest; from now on it says so when a control there waits for the kernel."""
-        self.header.controls = [f"IPY_MODEL_{control.model_id}" for control in _controls(shown)]
+        self.header.controls = [f"IPY_MODEL_{w.model_id}" for w in (self.header, *_controls(shown))]
         self.children = [self.header, shown]
         self.add_class(f"nbviz-{kind}")
 
@@ -73,6 +76,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         try:
             with self._turn():
                 self._begin()
+                if (strip := getattr(self, "strip", None)) is not None:
+                    strip.send(0)
                 self._step(raise_errors=True)
         except BaseException:  # nobody has it, to close it
             self.close()
@@ -132,7 +137,9 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             return
         with self._turn():
             self._stale |= parts & set(self._parts)
-            self.header.stale = sorted(self._stale)
+            with self.header.hold_sync():  # in one message, before a pass that may be long
+                self.header.stale = sorted(self._stale)
+                self.header.state = "working"
             if self._stepping:  # the chunk that made this change goes on to what it made stale
                 return
             # At once and in full view of the front end, which sends a control's next change only when
@@ -146,6 +153,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             self._begin(is_trained)
         except Exception as error:
             self._failed(error)
+        else:
+            self.header.state = "ready" if self._job is None else "working"
 
     def _painted(self, change: Any) -> None:
         with self._turn():
@@ -178,8 +187,6 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         except WeightsChanged:  # by another thread: from the start, on a copy that is not trained
             self._stale = set(self._parts)
             self._again(is_trained=True)
-            if self._job is not None:
-                self.header.state = "working"
         except Exception as error:
             if raise_errors and self._parts[0] in self._stale:  # nothing can be shown
                 raise

@@ -23,7 +23,8 @@ from nbviz.widgets.answers import compared
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import filled_panels, tiles_panel
 from nbviz.widgets.memory import forget_beyond_limit
-from nbviz.widgets.session import Session, information, thumbs
+from nbviz.widgets.session import Session, information
+from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
 _SIDES = ("a", "b")
@@ -101,7 +102,7 @@ class Compare(Pulled):
         picture = check_index("picture", picture, len(a.display))
         super().__init__(_header(self.sessions, models))
         group = uuid.uuid4().hex
-        self.strip = Strip(thumbs=thumbs(a), caption="Prediction: a → b")
+        self.strip = Strip(thumbs=Thumbs(a), caption="Prediction: a → b")
         self.grids = [ChannelGrid(group=group, scale="shared", order="index", large=False) for _ in _SIDES]
         self.panels = Panels(
             [{"title": "All channels fused, on one scale", "cells": [{"slot": s} for s in (*_SIDES, "difference")]}],

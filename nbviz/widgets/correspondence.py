@@ -17,7 +17,8 @@ from nbviz.methods.correspondence import CorrespondenceFound, check_boxes, corre
 from nbviz.methods.invariance import layers_of
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.figures import plot_panel
-from nbviz.widgets.session import Session, information, thumbs
+from nbviz.widgets.session import Session, information
+from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.views import Boxes, Header, Plot
 
 
@@ -75,7 +76,9 @@ class Correspondence(Pulled):
         info = information(session, is_compiled(model))
         super().__init__(Header(title=line(type(session.model).__name__), info=info))
         self.drawing = Boxes(
-            pictures=thumbs(session, 320), size=list(session.size), title="Drag over the same part in each picture"
+            pictures=list(Thumbs(session, 320)),
+            size=list(session.size),
+            title="Drag over the same part in each picture",
         )
         self.plot = Plot(
             title="Share of features whose change differs in sign between pictures: lower where the part corresponds",

@@ -66,10 +66,12 @@ class Explorer(Instrument):
             if self.view == VIEWS[0]:
                 self.children = [self.view_control, *self._own]
                 return
+            header = self._others[change.old].header if change.old in self._others else self.header
             try:
-                if self.view not in self._others:
-                    self._others[self.view] = self._make(self.view)
-                self._others[self.view].picture = self.picture
+                with header.says_working():
+                    if self.view not in self._others:
+                        self._others[self.view] = self._make(self.view)
+                    self._others[self.view].picture = self.picture
                 self.children = [self.view_control, self._others[self.view]]
             except Exception as error:
                 self.view = VIEWS[0]

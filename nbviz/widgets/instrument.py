@@ -17,7 +17,8 @@ from nbviz.methods.arguments import check_index, check_indices
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets.parts import NOUNS, Parts
-from nbviz.widgets.session import RULE_CAPTIONS, TILES, Session, information, thumbs
+from nbviz.widgets.session import RULE_CAPTIONS, TILES, Session, information
+from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip
 
 CAUTION = (
@@ -98,7 +99,7 @@ class Instrument(Parts):
         super().__init__(Header(title=line(type(self.session.model).__name__), info=info))
         self._pick_strongest = channel is None
         group = uuid.uuid4().hex
-        self.strip = Strip(thumbs=thumbs(self.session))
+        self.strip = Strip(thumbs=Thumbs(self.session))
         self.grid = ChannelGrid(group=group)
         plots = self.session.axes == 1
         self.panels = Panels(self._rows(), group=group, controls=["contrast"], note=CAUTION, plots=plots)
@@ -252,7 +253,7 @@ class Instrument(Parts):
             else:  # new options choose their first
                 self.bands_control.options = [_choice(self.bands), *self.bands_control.options]
             self.session.show_bands(self.bands)
-            self.strip.thumbs = thumbs(self.session)
+            self.strip.thumbs = Thumbs(self.session)
 
     def _zoomed(self, change: Any) -> None:
         """The page has larger tiles than before: send them with more pixels, if there are more."""

@@ -12,7 +12,8 @@ from nbviz.core.errors import line
 from nbviz.core.state import is_compiled
 from nbviz.methods.arguments import check_index
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.session import Session, information, thumbs
+from nbviz.widgets.session import Session, information
+from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.views import Header, Strip
 
 
@@ -44,7 +45,7 @@ class OfPictures(Pulled):
         picture = check_index("picture", picture, len(session.display))
         info = information(session, is_compiled(model))
         super().__init__(Header(title=line(type(session.model).__name__), info=info))
-        self.strip = Strip(thumbs=thumbs(session), caption=caption)
+        self.strip = Strip(thumbs=Thumbs(session), caption=caption)
         self.picture = picture
         t.link((self, "picture"), (self.strip, "picture"))
 

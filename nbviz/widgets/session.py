@@ -349,17 +349,3 @@ def information(session: Session, compiled: bool) -> str:
     mode += " · compiled, shown eager" if compiled else ""
     where = f"{pictures.inputs.device} · {dtype} · {mode}"
     return f"{len(session.layers)} layers · {where} · input: {line(pictures.preprocess.source)}"
-
-
-def thumbs(session: Session, size: int = 96) -> list[dict[str, Any]]:
-    """The pictures in small; of volumes the slice in the middle, of signals all that a curve can show."""
-    small = fitted(session.plane(session.display, session.depth // 2))
-    scale = min(1.0, size / max(small.shape[-2:]))
-    if session.axes > 1 and scale < 1:
-        shape = [max(1, round(scale * side)) for side in small.shape[-2:]]
-        small = torch.nn.functional.interpolate(small.float(), shape, mode="bilinear", antialias=True)
-    pixels = small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return [
-        {"name": line(name), "shape": list(p.shape), "data": p.tobytes(), "plot": session.axes == 1}
-        for name, p in zip(session.pictures.names, pixels, strict=True)
-    ]

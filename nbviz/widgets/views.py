@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anywidget
 import numpy as np
 import traitlets as t
 
 from nbviz.core.state import uninterrupted
-from nbviz.imaging.encode import Array, decode, encode
+from nbviz.imaging.encode import Array, decode, encode, jpeg
 from nbviz.imaging.pixels import colour_table
+from nbviz.widgets.heartbeat import beat_for
 
 _STATIC = Path(__file__).parent / "static"
+_THUMBS = 16  # pictures in a block of the strip: about what is in view
+_PIXELATED = 64  # pixels of a longer side up to which the page shows single pixels
 #: The colour maps that a person can choose from in the page.
 COLOURS = ("viridis", "magma", "inferno", "cividis", "gray", "turbo", "coolwarm")
 _TABLES = {name: colour_table(name).tobytes() for name in COLOURS}
@@ -35,9 +39,9 @@ class View(anywidget.AnyWidget):
 class Header(View):
     """Which model, what the last change cost, whether the kernel is at work; errors and notes; the pulling."""
 
-    _script = ("header.js",)
+    _script = ("kernel.js", "header.js")
     _css = (_STATIC / "nbviz.css").read_text(encoding="utf-8")
-    # All written by the kernel, but for the last.
+    # All written by the kernel, but for the last two.
     title = t.Unicode().tag(sync=True)
     info = t.Unicode().tag(sync=True)
     cost = t.Unicode().tag(sync=True)
@@ -46,20 +50,88 @@ class Header(View):
     error = t.Unicode().tag(sync=True)
     note = t.Unicode().tag(sync=True)
     code = t.Unicode().tag(sync=True)  # the call that gives this view
-    controls = t.List(t.Unicode()).tag(sync=True)  # the models whose changes the kernel must answer
+    controls = t.List(t.Unicode()).tag(sync=True)  # its own model, then those whose changes the kernel must answer
     chunk = t.Int().tag(sync=True)  # number of the last chunk of work that was sent
     painted = t.Int().tag(sync=True)  # written by the page: the last chunk that is on the screen
+    hears = t.Bool(default_value=False).tag(sync=True)  # written by the page: whether it listens for a sign of life
+
+    @contextmanager
+    def says_working(self) -> Iterator[None]:
+        """Say so while something is made that is not one of the widget's parts."""
+        before, self.state = self.state, "working"
+        try:
+            yield
+        finally:
+            self.state = before
+
+    @t.observe("hears")
+    def _heard(self, change: Any) -> None:
+        if change.new:
+            beat_for(self)
+
+
+class SmallPictures(Protocol):
+    """What the strip shows: names and small pictures."""
+
+    names: list[str]
+    plot: bool
+
+    def pixels(self, places: slice) -> Array:
+        """Some of the pictures, uint8 (N, h, w, C)."""
 
 
 class Strip(View):
-    """The pictures to choose from, and the predictions for the chosen one."""
+    """The pictures to choose from, and the predictions for the chosen one.
+
+    The pictures go to the page in blocks, each when it comes into view.
+    """
 
     _script = ("strip.js",)
-    thumbs: t.List[Any] = t.List().tag(sync=True)  # name, shape (h, w), data (RGB) of each picture
+    names: t.List[Any] = t.List().tag(sync=True)  # of all pictures
+    plot = t.Bool(default_value=False).tag(sync=True)  # whether they are signals, drawn as curves
+    block = t.Int(_THUMBS).tag(sync=True)  # how many pictures are in a block
+    wanted: t.List[Any] = t.List().tag(sync=True)  # written by the page: the blocks that have come into view
     picture = t.Int().tag(sync=True)  # written by both
     caption = t.Unicode("Prediction").tag(sync=True)  # above the predictions
     # Written by the kernel: (label, probability), or (label, probability, what it was before).
     predictions: t.List[Any] = t.List().tag(sync=True)
+
+    def __init__(self, thumbs: SmallPictures | None = None, **kwargs: Any) -> None:
+        self._thumbs = thumbs
+        count = 0 if thumbs is None else len(thumbs.names)
+        # Before the base class opens the comm, which asks once which traits there are.
+        self.add_traits(**{f"block_{i}": t.Dict().tag(sync=True) for i in range(math.ceil(count / _THUMBS))})
+        super().__init__(**kwargs)
+        if thumbs is not None:
+            self.thumbs = thumbs
+
+    @property
+    def thumbs(self) -> SmallPictures | None:
+        """The pictures in small."""
+        return self._thumbs
+
+    @thumbs.setter
+    def thumbs(self, thumbs: SmallPictures) -> None:
+        self._thumbs, self.names, self.plot = thumbs, thumbs.names, thumbs.plot
+        for block in range(math.ceil(len(self.names) / _THUMBS)):
+            if getattr(self, f"block_{block}"):
+                self.send(block)
+
+    @t.observe("wanted")
+    def _come_into_view(self, change: Any) -> None:
+        for block in change.new:
+            if getattr(self, f"block_{block}", None) == {}:  # it is the page that asks: not what there is none of
+                self.send(block)
+
+    def send(self, block: int) -> None:
+        """Send the pictures of a block."""
+        if self._thumbs is None:
+            return
+        pixels = self._thumbs.pixels(slice(_THUMBS * block, _THUMBS * (block + 1)))
+        # A photograph's losses are not seen at this size; what is shown pixel by pixel has none.
+        photographs = not self.plot and max(pixels.shape[1:3]) > _PIXELATED
+        sent = {"shape": list(pixels.shape), "jpegs": list(map(jpeg, pixels))} if photographs else encode(pixels)
+        self.set_trait(f"block_{block}", sent)
 
 
 class ChannelGrid(View):

@@ -109,6 +109,7 @@ def lab_server(home: Path, *, subshells: bool) -> Iterator[LabServer]:
         "IPYTHONDIR": str(home / "ipython"),
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_PATH": str(Path(__file__).parents[2]),  # nbviz's extension as it is here
         "JUPYTER_PREFER_ENV_PATH": "1",
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
         "JUPYTERLAB_SETTINGS_DIR": str(server.settings),
@@ -183,13 +184,23 @@ class Notebook:
             document = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in source])
         # Without a kernel's name JupyterLab would ask for one.
         document.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        name = f"{time.monotonic_ns()}.ipynb"
-        nbformat.write(document, self.server.folder / name)
-        self.page.goto(f"{self.server.url}/lab/tree/{name}?token={TOKEN}&reset")
+        self.name = f"{time.monotonic_ns()}.ipynb"
+        nbformat.write(document, self.server.folder / self.name)
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the notebook as it was last saved, with the kernel that it has or a new one."""
+        self.page.goto(f"{self.server.url}/lab/tree/{self.name}?token={TOKEN}&reset")
+        count = len(nbformat.read(self.server.folder / self.name, as_version=4).cells)
         self.wait_for(
             PANEL + "return panel?.content?.widgets?.length === count && kernel?.status === 'idle'",
-            count=len(document.cells),
+            count=count,
         )
+
+    def save(self) -> nbformat.NotebookNode:
+        """Write the notebook to its file; what is in there."""
+        self.page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+        return nbformat.read(self.server.folder / self.name, as_version=4)
 
     # What was said
 

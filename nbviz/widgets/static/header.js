@@ -3,7 +3,7 @@
 
 const PATIENCE = 400; // ms after which an unanswered control is said to wait
 const MOVED = ["value", "index", "picture", "off", "box", "boxes", "mask"].map((name) => `change:${name}`).join(" ");
-const DIMMED_AFTER = 300; // ms: most changes are drawn sooner
+const SLOW = 300; // ms after which it is said that the kernel works, and old pictures are dimmed: most are drawn sooner
 
 /** @param {string} text */
 function copyOld(text) {
@@ -16,10 +16,11 @@ function copyOld(text) {
 
 /** @param {{model: Model, el: HTMLElement}} context */
 function render({ model, el }) {
-  let waiting = 0;
   /** @type {any} */
-  let dimming;
-  let gone = false;
+  let waiting;
+  /** @type {any} */
+  let slowing;
+  let ended = false;
   const title = make("strong");
   const info = make("span", { className: "nbviz-info" });
   const cost = make("span", { className: "nbviz-cost" });
@@ -51,45 +52,87 @@ function render({ model, el }) {
     note.hidden = !model.get("note");
     code.hidden = !model.get("code");
   };
-  /** @param {string} text */
-  const say = (text) => {
-    state.textContent = text;
-    state.dataset.state = text.split(":")[0];
-    el.dataset.state = state.dataset.state ?? "";
-  };
+  /** The header's own model, of which the host says whether its kernel still knows it. @type {any} */
+  let own;
+  let unanswered = false; // a control has moved, and the kernel has not said a word since
+  let slow = false; // it has been at work for a while
+  const gone = () => own?.comm_live === false && (wasLive || unanswered);
+  /** Say what is true now. */
+  function tell() {
+    const told = model.get("state");
+    const lost = kernel.gone() || gone();
+    let text = told;
+    if (lost) text = "no kernel: run the cell again";
+    else if (kernel.silent()) text = "no kernel answers";
+    else if (unanswered) text = kernel.busy() ? "waiting: a cell is running" : "waiting: the kernel is busy";
+    el.dataset.state = text.split(":")[0].replace(" answers", "");
+    if (text !== "working" || slow || state.dataset.state !== "ready") {
+      state.textContent = text;
+      state.dataset.state = el.dataset.state;
+    }
+    // Of a change that waits, it is not known what it changes.
+    dim(lost || kernel.silent() || el.dataset.state === "waiting");
+  }
+  // Not by a CSS transition with a delay: the page would draw frames all the while, and take the kernel's time.
+  /** Dim what is of an earlier state, or all of it. @param {boolean} all */
+  function dim(all) {
+    const root = /** @type {HTMLElement | null} */ (el.closest(".nbviz"));
+    const stale = model.get("stale");
+    const dimmed = (root?.dataset.stale ?? "").split(" ").filter((part) => stale.includes(part));
+    if (root) root.dataset.stale = all ? "all" : (slow ? stale : dimmed).join(" ");
+  }
   const answered = () => {
     clearTimeout(waiting);
-    say(model.get("state"));
-    const stale = model.get("stale");
-    const dimmed = dim((/** @type {string} */ part) => stale.includes(part));
-    // Not by a CSS transition with a delay: the page would draw frames all the while, and take the kernel's time.
-    if (stale.some((/** @type {string} */ part) => !dimmed.includes(part))) dimming ||= setTimeout(dim, DIMMED_AFTER);
-    if (!stale.length) dimming = clearTimeout(dimming);
+    unanswered = false;
+    if (model.get("state") !== "working" && !model.get("stale").length) slowing = clearTimeout(slowing);
+    else slowing ||= setTimeout(() => ((slow = true), tell()), SLOW);
+    if (!slowing) slow = false;
+    tell();
   };
-  /** Dim what is of an earlier state: no more than is dimmed already, or all of it. @param {any} [still] */
-  function dim(still) {
-    const root = /** @type {HTMLElement | null} */ (el.closest(".nbviz"));
-    const dimmed = still ? (root?.dataset.stale ?? "").split(" ").filter(still) : model.get("stale");
-    if (root) root.dataset.stale = dimmed.join(" ");
-    if (!still) dimming = undefined;
-    return dimmed;
-  }
   // A control that moved in the page, with no word from the kernel: it is busy with a cell, or far away.
   const moved = () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => {
-      const alive = controls.every((control) => control.comm_live !== false);
-      say(alive ? "waiting: the kernel is busy" : "no kernel: run the cell again");
-    }, PATIENCE);
+    waiting = setTimeout(() => ((unanswered = true), tell()), PATIENCE);
   };
+  const kernel = followKernel(model.widget_manager, tell);
+  model.on("comm_live_update", tell);
   /** @type {any[]} */
   const controls = [];
-  for (const reference of model.get("controls"))
-    model.widget_manager.get_model(reference.replace("IPY_MODEL_", "")).then((control) => {
-      if (gone) return;
+  let wasLive = kernel.known; // a saved page that never had a kernel shows what was saved: no less for that
+  model.get("controls").forEach(async (/** @type {string} */ reference, /** @type {number} */ i) => {
+    const control = await model.widget_manager.get_model(reference.replace("IPY_MODEL_", ""));
+    if (ended) return;
+    if (i === 0) {
+      own = control;
+      wasLive ||= own.comm_live !== false;
+      tell();
+    } else {
       controls.push(control);
       control.on(MOVED, moved);
-    });
+    }
+  });
+
+  /** The cell was run again, and the models go, with all views of them: what is on the screen stays as a still picture. */
+  const keep = () => {
+    let root = /** @type {HTMLElement | null | undefined} */ (el.closest(".nbviz"));
+    for (let outer = root; outer; outer = outer.parentElement?.closest(".nbviz")) root = outer;
+    if (!root?.isConnected || root.dataset.kept || !model.get("state").startsWith("closed")) return;
+    root.dataset.kept = "true"; // of its headers one is enough
+    const still = /** @type {HTMLElement} */ (root.cloneNode(true));
+    for (const tag of ["canvas", "select", "input"]) {
+      const copies = still.querySelectorAll(tag);
+      root.querySelectorAll(tag).forEach((/** @type {any} */ from, i) => {
+        const to = /** @type {any} */ (copies[i]);
+        if (tag !== "canvas") to.value = from.value;
+        else if (from.width && from.height) to.getContext("2d").drawImage(from, 0, 0);
+      });
+    }
+    still.inert = true;
+    const output = root.closest(".jp-OutputArea-output"); // which JupyterLab hides with the view
+    if (output) output.after(make("div", { className: output.className }, still));
+    else root.after(still);
+  };
+  model.on("comm:close", keep);
 
   const painted = async () => {
     const chunk = model.get("chunk");
@@ -100,8 +143,10 @@ function render({ model, el }) {
     requestAnimationFrame(() =>
       requestAnimationFrame(() => {
         el.dataset.chunk = String(chunk);
-        if (gone || chunk !== model.get("chunk") || chunk === model.get("painted")) return;
+        if (ended || chunk !== model.get("chunk")) return;
+        if (chunk === model.get("painted") && model.get("hears") === kernel.hears) return;
         model.set("painted", chunk);
+        model.set("hears", kernel.hears);
         model.save_changes();
       }),
     );
@@ -115,9 +160,12 @@ function render({ model, el }) {
     }),
   ];
   return () => {
-    gone = true;
+    ended = true;
     clearTimeout(waiting);
-    clearTimeout(dimming);
+    clearTimeout(slowing);
+    kernel.end();
+    model.off("comm_live_update", tell);
+    model.off("comm:close", keep);
     ends.forEach((end) => end());
     controls.forEach((control) => control.off(MOVED, moved));
   };
