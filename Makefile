@@ -15,7 +15,7 @@ COVERAGE_ARGS ?=
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
-EXTENSION := $(wildcard labextensions/nbviz/*.json labextensions/nbviz/static/*)
+EXTENSION := $(wildcard nbviz/labextension/*.json nbviz/labextension/static/*)
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 
 .PHONY: lab test lint bench coverage clean system-packages
