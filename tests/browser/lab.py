@@ -109,7 +109,6 @@ def lab_server(home: Path, *, subshells: bool) -> Iterator[LabServer]:
         "IPYTHONDIR": str(home / "ipython"),
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_DATA_DIR": str(home / "data"),
-        "JUPYTER_PATH": str(Path(__file__).parents[2]),  # nbviz's extension as it is here
         "JUPYTER_PREFER_ENV_PATH": "1",
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
         "JUPYTERLAB_SETTINGS_DIR": str(server.settings),
