@@ -128,10 +128,11 @@ def own_copy(model: nn.Module) -> nn.Module:
 
 def is_being_changed(model: nn.Module) -> bool:
     """Whether another thread is in an optimizer's step, or in a forward pass that updates statistics of the model."""
-    own = threading.get_ident()
     modules: set[int] | None = None
-    for thread, frame in sys._current_frames().items():
-        at: Any = frame if thread != own else None
+    frames: dict[int, Any] = sys._current_frames()
+    # Not even by a name: a frame that refers to itself lives on, with all that is below it, until it is collected.
+    frames.pop(threading.get_ident(), None)
+    for at in frames.values():
         while at is not None:
             if at.f_code is _STEP:
                 return True

@@ -172,11 +172,13 @@ def shrink(maps: Tensor, side: int | None) -> Tensor:
         return maps
     tiles = maps.reshape(-1, 1, *maps.shape[-2:])
     rows = block * max(1, _AT_ONCE // max(1, block * tiles[:, :, :1].numel()))
-    exact = (torch.float32, torch.float64)
-    parts = (part if part.dtype in exact else part.float() for part in tiles.split(rows, 2))
-    means = [torch.nn.functional.avg_pool2d(one, block, ceil_mode=True, count_include_pad=False) for one in parts]
-    small = means[0] if len(means) == 1 else torch.cat(means, 2)
-    return small.reshape(*maps.shape[:-2], *small.shape[-2:])
+    dtype = maps.dtype if maps.dtype in (torch.float32, torch.float64) else torch.float32
+    sides = [-(-side // block) for side in maps.shape[-2:]]
+    # Made first: what is kept between two large pieces of memory keeps the second from taking the place of the first.
+    small = tiles.new_empty(len(tiles), 1, *sides, dtype=dtype)
+    for part, mean in zip(tiles.split(rows, 2), small.split(rows // block, 2), strict=True):
+        mean.copy_(torch.nn.functional.avg_pool2d(part.to(dtype), block, ceil_mode=True, count_include_pad=False))
+    return small.reshape(*maps.shape[:-2], *sides)
 
 
 def cut(maps: Tensor, corner: Sequence[int], size: Sequence[int], fill: float = 0.0) -> Tensor:

@@ -192,12 +192,13 @@ class Parts(Pulled):
         for rule in RULES:
             start = time.perf_counter()
             maps, met = self.session.reconstruction(self.picture, self.layer, channel, rule, self.seed)
-            largest = torch.nan_to_num(maps[0].float(), 0.0, 0.0, 0.0).abs().amax()
+            largest = _largest(maps[0])
             nothing = "" if bool(largest > 0) else ": zero everywhere"
             part = caption = RULE_CAPTIONS[rule] + nothing
             if self.session.depth > 1 and not nothing and not bool(self.session.plane(maps, self.plane).any()):
                 caption += ": zero in this slice"
             self._show_panel(rule, "signed", maps[0], largest, box, at, caption, part)
+            del maps  # as large as the picture: not beside the next one
             spent += 1000 * (time.perf_counter() - start)
             if rule != RULES[-1]:
                 yield False
@@ -260,3 +261,10 @@ class Parts(Pulled):
         known = ((name, value) for name, value in self._costs.items() if value is not None)
         times = ((name, f"{ms:.0f} ms" if ms < 10_000 else f"{ms / 1000:.0f} s") for name, ms in known)
         self.header.cost = " · ".join(f"{name} {time}" for name, time in times)
+
+
+def _largest(maps: torch.Tensor) -> torch.Tensor:
+    """The largest absolute value that is finite; of a large picture, without a copy of it."""
+    low, high = maps.aminmax()
+    largest = torch.maximum(-low, high).float()
+    return largest if bool(largest.isfinite()) else torch.nan_to_num(maps.float(), 0.0, 0.0, 0.0).abs().amax()

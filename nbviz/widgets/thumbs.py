@@ -30,11 +30,9 @@ class Thumbs:
 
     def pixels(self, places: slice) -> Array:
         """Some of them, uint8 (N, h, w, C)."""
-        small = self._session.plane(self._display[places], self._session.depth // 2)
+        small = fitted(self._session.plane(self._display[places], self._session.depth // 2))
         scale = min(1.0, self._size / max(small.shape[-2:]))
-        if self.plot:
-            small = fitted(small)
-        elif scale < 1:
+        if not self.plot and scale < 1:
             shape = [max(1, round(scale * side)) for side in small.shape[-2:]]
             small = torch.nn.functional.interpolate(small.float(), shape, mode="bilinear", antialias=True)
         pixels: Array = small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -319,3 +321,21 @@ def test_another_thread_that_uses_the_model_is_not_disturbed():
     assert failed == []
     assert calls[0] > 0
     assert wrong == [0]
+
+
+def test_a_look_at_other_threads_keeps_nothing_alive():
+    """A frame that refers to itself would keep all that its callers have."""
+
+    class Large:
+        pass
+
+    def work() -> weakref.ref[Large]:
+        large = Large()
+        is_being_changed(small())
+        return weakref.ref(large)
+
+    gc.disable()
+    try:
+        assert work()() is None
+    finally:
+        gc.enable()
