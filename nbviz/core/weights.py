@@ -132,7 +132,8 @@ def is_being_changed(model: nn.Module) -> bool:
     frames: dict[int, Any] = sys._current_frames()
     # Not even by a name: a frame that refers to itself lives on, with all that is below it, until it is collected.
     frames.pop(threading.get_ident(), None)
-    for at in frames.values():
+    for top in frames.values():
+        at = top
         while at is not None:
             if at.f_code is _STEP:
                 return True
