@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import copy
 import copyreg
+import io
 import logging
+import queue
+import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from concurrent.futures import Executor
 from enum import Enum
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
@@ -32,7 +36,17 @@ Result = TypeVar("Result")
 _SHARED = (
     *(bool, int, float, complex, str, bytes, type(None), type, range, slice, Enum, BuiltinFunctionType, ModuleType),
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.Stream, torch.fx.Graph),
-    *(torch.optim.Optimizer, torch.utils.data.Dataset, torch.utils.data.DataLoader, logging.Logger),
+    *(torch.optim.Optimizer, torch.utils.data.Dataset, torch.utils.data.DataLoader, logging.Logger, io.IOBase),
+    # Of which a copy would wait for what happens to the original.
+    *(
+        threading.Thread,
+        threading.Event,
+        threading.Condition,
+        threading.Semaphore,
+        threading.Barrier,
+        queue.Queue,
+        Executor,
+    ),
 )
 #: So many objects may hang on one that is no module and no container: a larger structure (a trainer that a model
 #: refers to) is shared as it is.
@@ -184,7 +198,14 @@ class _Copier:
         if how is None:
             return value
         found = self.copies.get(id(value), self)
-        return how(self, value) if found is self else found
+        if found is not self:
+            return found
+        try:
+            return how(self, value)
+        except _TooMuch:
+            raise
+        except Exception:  # a container of the person's own that refuses to be copied or changed
+            return self.note(value, value)
 
     def fill(self, module: nn.Module, shadow: nn.Module) -> None:
         own = vars(shadow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import types
 import weakref
@@ -231,6 +232,47 @@ def locked():
     return Locked()
 
 
+def that_logs():
+    class Logs(nn.Module):
+        """Hands what it sees to a thread, through a queue that is soon full."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 1)
+            self.writer = types.SimpleNamespace(queue=queue.Queue(1), done=threading.Event())
+            threading.Thread(target=self.follow, args=[self.writer], daemon=True).start()
+
+        @staticmethod
+        def follow(writer):
+            for _ in range(40):
+                writer.queue.get()
+            writer.done.set()
+
+        def forward(self, x):
+            for _ in range(20):
+                self.writer.queue.put(x.shape, timeout=20)
+            return self.conv(x)
+
+    return Logs()
+
+
+def with_containers_of_its_own():
+    class Frozen(dict):
+        def __setitem__(self, key, value):
+            raise TypeError("frozen")
+
+        def __copy__(self):
+            raise TypeError("frozen")
+
+    class Few(list):
+        def __init__(self, a, b):
+            super().__init__([a, b])
+
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout())
+    net.frozen, net.few = Frozen(a=[1]), Few([1], [2])
+    return net
+
+
 def tied():
     net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Dropout(), nn.Conv2d(1, 1, 1))
     net[2].weight = net[0].weight
@@ -300,7 +342,18 @@ def made_in_inference_mode():
 
 ODD = [
     *(Counting, Blocks, with_parent, patched_by_a_closure, patched_around_the_old, patched_by_a_global_name),
-    *(hooked_by_a_closure, decorated, locked, tied, with_a_keyed_dict, pruned, spectral, old_spectral),
+    *(
+        hooked_by_a_closure,
+        decorated,
+        locked,
+        that_logs,
+        with_containers_of_its_own,
+        tied,
+        with_a_keyed_dict,
+        pruned,
+        spectral,
+        old_spectral,
+    ),
     *(old_weight_norm, with_slots, in_parallel, made_in_inference_mode),
 ]
 
