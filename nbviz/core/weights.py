@@ -110,6 +110,11 @@ def own_copy(model: nn.Module) -> nn.Module:
     ModelError
         When another thread changes them without a pause.
     """
+    return _copy_of_one_state(model)[0]
+
+
+def _copy_of_one_state(model: nn.Module) -> tuple[nn.Module, Hashable]:
+    """The copy, and the fingerprint that the model had."""
     end = time.monotonic() + _PATIENCE
     while True:
         in_use, before = is_being_changed(model), fingerprint(model)
@@ -117,7 +122,7 @@ def own_copy(model: nn.Module) -> nn.Module:
         time.sleep(1e-5)  # whoever is in the middle of a change, and waits for Python, gets on with it
         late = time.monotonic() > end
         if (not in_use or late) and before == fingerprint(model):
-            return copied
+            return copied, before
         if late:
             raise ModelError(
                 f"another thread changes the weights of {type(model).__name__} all the time; expected a model at rest, "
@@ -158,7 +163,8 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.state = model, 0
-        self._seen, self._in_full = fingerprint(model), fingerprint(model, in_full=True)
+        self._seen = fingerprint(model)
+        self._in_full: Hashable = fingerprint(model, in_full=True)
 
     def look(self, in_full: bool = False) -> int:
         """The state as it is now; ``in_full``, also what a glance at large weights may miss."""
@@ -169,6 +175,14 @@ class Watch:
                 self.state += 1
             self._seen, self._in_full = seen, found
         return self.state
+
+    def copy(self) -> nn.Module:
+        """A copy of the model, whose weights are those of ``state`` from now on."""
+        copied, seen = _copy_of_one_state(self.model)
+        if seen != self._seen:
+            self.state += 1
+            self._seen, self._in_full = seen, None  # which the model may have left again
+        return copied
 
     def is_past(self) -> bool:
         """Whether the weights have changed since the last look, or are about to."""

@@ -15,7 +15,7 @@ from nbviz.core.errors import line
 from nbviz.core.intervene import Resumable
 from nbviz.core.state import check_model, device_aside, persons_device
 from nbviz.core.trace import run
-from nbviz.core.weights import Watch, WeightsChanged, is_being_changed, own_copy
+from nbviz.core.weights import Watch, WeightsChanged, is_being_changed
 from nbviz.imaging.load import Pictures, load
 from nbviz.imaging.pixels import check_tensor
 from nbviz.imaging.preprocess import check_labels
@@ -114,8 +114,7 @@ class Answers:
         before = self._watch.state
         self._watch.look(in_full)
         if is_trained or is_being_changed(self.model):
-            self.subject = own_copy(self.model)
-            self._watch.look()
+            self.subject = self._watch.copy()
         elif self._watch.state != before:
             self.subject = self.model
         return self._watch.state != before
