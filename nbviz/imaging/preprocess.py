@@ -98,7 +98,8 @@ class Preprocess:
         if known is not None:
             mean, std = known
             return lambda part: (part.detach().float() * std).add_(mean).clamp_(0, 1)
-        low, high = (end.float().view(each) for end in (inputs.flatten(1).amin(1), inputs.flatten(1).amax(1)))
+        flat = inputs.flatten(1).float() if inputs.element_size() == 1 else inputs.flatten(1)  # float8 has no least
+        low, high = flat.amin(1).float().view(each), flat.amax(1).float().view(each)
         if float(low.min()) >= 0 and float(high.max()) <= 1:
             return lambda part: part.detach().float()
         return lambda part: (part.detach().float() - low).div_((high - low).clamp(min=1e-12))

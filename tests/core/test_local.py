@@ -138,9 +138,12 @@ def test_it_equals_the_full_pass_on_random_networks(steps, size, rule, data):
     model = Random(steps)
     inputs = torch.randn(2, 4, *size)
     try:
-        shape = run(model, inputs, ["last"]).activations["last"].shape
+        seen = run(model, inputs, [*(f"steps.{i}.0" for i in range(len(steps))), "last"]).activations
     except RuntimeError:  # a step that leaves nothing of the picture
         return
+    if not all(one.isfinite().all() for one in seen.values()):  # a window that sees nothing but padding has no switch
+        return
+    shape = seen["last"].shape
     place = st.tuples(
         st.integers(0, 1), st.integers(0, shape[1] - 1), st.integers(0, shape[2] - 1), st.integers(0, shape[3] - 1)
     )

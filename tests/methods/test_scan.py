@@ -682,11 +682,11 @@ def test_a_model_that_is_trained_meanwhile_is_refused_and_its_checkpoint_holds_n
     before = net[0].weight.detach().clone()
     options = {"batch_size": 4, "progress": False, "checkpoint": path}
     with pytest.raises(ModelError, match="were changed while it was scanned"):
-        nbviz.scan(net, dataset, nbviz.statistics.Moments("1"), **options)
+        nbviz.scan(net, dataset, {"moments": nbviz.statistics.Moments("1")}, **options)
     net[0].weight.data.copy_(before)
     Trains.changes = False
-    found = nbviz.scan(net, dataset, nbviz.statistics.Moments("1"), **options)
-    again = nbviz.scan(net, dataset, nbviz.statistics.Moments("1"), batch_size=4, progress=False)
+    found = nbviz.scan(net, dataset, {"moments": nbviz.statistics.Moments("1")}, **options)
+    again = nbviz.scan(net, dataset, {"moments": nbviz.statistics.Moments("1")}, batch_size=4, progress=False)
     assert repr(found) == repr(again)
 
 
@@ -706,9 +706,7 @@ def test_readers_that_are_forked_while_another_thread_is_in_nbviz_read() -> None
     try:
         dataset = [(torch.rand(1, 28, 28), 0)] * 64
         for _ in range(int(os.environ.get("NBVIZ_ROUNDS", "5"))):
-            found = nbviz.scan(
-                nbviz.bundled.load("fashion"), dataset, nbviz.statistics.Accuracy(), workers=2, progress=False
-            )
+            found = nbviz.scan(model, dataset, {"right": nbviz.statistics.Accuracy()}, workers=2, progress=False)
             assert found.pictures == 64
     finally:
         stop.set()
