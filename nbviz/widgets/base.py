@@ -101,7 +101,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
     def _begin(self, is_trained: bool = False) -> None:
         """Start on what is stale."""
         self._settle(is_trained)
-        self._job = self._work() if self._stale or self.header.error else None
+        self._job = self._work()
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
@@ -148,13 +148,13 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             self._step()
 
     def _again(self, is_trained: bool = False) -> None:
-        """Start over if there is anything to do; what keeps it from that is said in the page."""
+        """Start over; what keeps it from that is said in the page."""
         try:
             self._begin(is_trained)
         except Exception as error:
             self._failed(error)
         else:
-            self.header.state = "ready" if self._job is None else "working"
+            self.header.state = "working"
 
     def _painted(self, change: Any) -> None:
         with self._turn():
@@ -212,11 +212,18 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         """Do the work that is left without waiting for a page, for about ``seconds`` at most."""
         end = time.monotonic() + check_number("seconds", seconds)
         with self._turn():
-            # Code that has run meanwhile may have trained the model, and the cause of an error may be gone.
             if self._job is None and self._open:
-                self._again()
+                self._take_up()
             while self._job is not None and time.monotonic() < end:
                 self._step()
+
+    def _take_up(self) -> None:
+        """Work again if code that has run meanwhile has trained the model, or an error has left something undone."""
+        try:
+            if self._settle() or self._stale or self.header.error:
+                self._job, self.header.state = self._work(), "working"
+        except Exception as error:
+            self._failed(error)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

