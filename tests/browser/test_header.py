@@ -1,4 +1,4 @@
-"""What the header says of the kernel is soon true, whatever happens to it: within half a second on a machine at rest."""
+"""What the header says of the kernel is soon true, whatever happens to it: in half a second where nothing else runs."""
 
 from __future__ import annotations
 
