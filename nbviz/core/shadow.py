@@ -388,7 +388,7 @@ class _How(dict[type, Callable[[_Copier, Any], Any] | None]):
         )
         other = _Copier.thing if kind.__dictoffset__ or "__slots__" in vars(kind) else None
         how = next((how for kinds, how in known if issubclass(kind, kinds)), other)
-        if how not in (_Copier.module, _Copier.thing):  # a person's classes are not kept alive
+        if kind.__module__ != "__main__":  # a notebook's classes are not kept alive
             self[kind] = how
         return how
 

@@ -7,6 +7,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,8 +22,7 @@ from nbviz.core.state import device_aside, eager, parts
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
-#: Weights of so many bytes are looked at in full each time; of more, a few values of each tensor.
-_SMALL = 1 << 20
+#: Values of a tensor that are looked at each time.
 _SAMPLES = 8
 #: How long a state of the weights is waited for that no other thread is about to change.
 _PATIENCE = 2.0
@@ -36,23 +36,26 @@ def fingerprint(model: nn.Module, in_full: bool = False) -> Hashable:
     """What is another one whenever a parameter or buffer has been written to or replaced, or a module replaced.
 
     Torch counts most writes. Those that it does not count (a fused optimizer, ``.data``, NumPy) are seen by the values:
-    of small models all, of larger ones a few of each tensor, which no step of an optimizer leaves as they are.
+    a few of each module's first weight, which no step of an optimizer leaves as they are.
 
     Parameters
     ----------
     model
         Any module.
     in_full
-        Look at all values, of a large model too (0.5 ms for each million), and at the modules' own settings.
+        Look at all values (0.5 ms for each million), and at the modules' own settings.
     """
     every = parts(model)
     tensors = [t for m in every for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
     counted = *map(id, every), *((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-    readable = [t for t in tensors if t.layout is torch.strided and not t.is_meta and not t.is_quantized]
     if in_full:
-        return counted, _digest(readable), tuple(map(_settings, every))
-    small = sum(t.numel() * t.element_size() for t in readable) <= _SMALL
-    return counted, _digest(readable) if small else _samples(readable)
+        return counted, _digest(list(filter(_is_readable, tensors))), tuple(map(_settings, every))
+    first = (next(iter(m._parameters.values()), None) for m in every if m._parameters)
+    return counted, _samples([t for t in first if t is not None and _is_readable(t)])
+
+
+def _is_readable(t: Tensor) -> bool:
+    return t.layout is torch.strided and not t.is_meta and not t.is_quantized
 
 
 def _settings(module: nn.Module) -> Hashable:
@@ -68,12 +71,12 @@ _PLAIN = {bool, int, float, complex, str, tuple, type(None), torch.Size}
 def _samples(tensors: list[Tensor]) -> Hashable:
     """A few values of each tensor, in one copy from each device."""
     groups: dict[Any, list[Tensor]] = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), suppress(RuntimeError):  # of a tensor that is larger than its memory
         for t in tensors:
-            if (count := t.numel()) and not t.storage_offset():
+            if count := t.numel():
                 taken = min(count, _SAMPLES)
-                if t.untyped_storage().nbytes() >= count * t.element_size():  # else it is expanded
-                    groups.setdefault((t.dtype, t.device), []).append(t.as_strided((taken,), (count // taken,)))
+                groups.setdefault((t.dtype, t.device), []).append(t.as_strided((taken,), (count // taken,)))
+    with torch.inference_mode():
         return tuple(torch.cat(group).view(torch.uint8).cpu().numpy().tobytes() for group in groups.values())
 
 
@@ -92,14 +95,18 @@ def _digest(tensors: list[Tensor]) -> Hashable:
     return tuple(zlib.crc32(np.ascontiguousarray(one).data) for one in found)
 
 
-def _sums(raw: Any) -> tuple[Any, Any, Any]:
-    """Of bytes in rows: the sum of each column, which every change alters, and of each row, which an exchange does."""
+def _sums(raw: Any) -> tuple[Any, Any]:
+    """Of bytes in rows the sum of each column, and the rest.
+
+    It is exact, so that every change of a value alters it; and no weights are as long as a row, so that those that
+    change places come into other columns.
+    """
     count = len(raw) // _ROW * _ROW
     rows = raw[:count].view(torch.int64 if isinstance(raw, Tensor) else np.int64).reshape(-1, _ROW // 8)
-    return rows.sum(0), rows.sum(1), raw[count:]
+    return rows.sum(0), raw[count:]
 
 
-_ROW = 4096
+_ROW = 8 * 509  # a prime
 
 
 def own_copy(model: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ import glob
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,9 +132,11 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     reader = Reader.of(model, preprocess)
     inputs: list[Tensor] = []
     names: list[str] = []
-    # A preprocess that crops at random draws from numbers of its own.
-    with device_aside(), left_alone():
-        for given in images if isinstance(images, (list, tuple)) else [images]:
+    items = images if isinstance(images, (list, tuple)) else [images]
+    # A preprocess that crops at random draws from numbers of its own; a tensor is not prepared.
+    prepares = not all(isinstance(item, Tensor) for item in items)
+    with device_aside(), left_alone() if prepares else nullcontext():
+        for given in items:
             for name, x in reader.read(given, len(inputs)):
                 inputs.append(x)
                 names.append(name)

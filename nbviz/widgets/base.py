@@ -212,18 +212,10 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         """Do the work that is left without waiting for a page, for about ``seconds`` at most."""
         end = time.monotonic() + check_number("seconds", seconds)
         with self._turn():
-            if self._job is None and self._open:
-                self._take_up()
+            if self._job is None and self._open and (self._stale or self.header.error):  # its cause may be gone
+                self._again()
             while self._job is not None and time.monotonic() < end:
                 self._step()
-
-    def _take_up(self) -> None:
-        """Work again if code that has run meanwhile has trained the model, or an error has left something undone."""
-        try:
-            if self._settle() or self._stale or self.header.error:
-                self._job, self.header.state = self._work(), "working"
-        except Exception as error:
-            self._failed(error)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -286,6 +278,8 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is not None:
             with self._turn():
+                if self._job is None and self._open:  # code that has run meanwhile may have trained the model
+                    self._again()
                 self.finish(_BEFORE_DISPLAY)
                 if not self.header.error:
                     png = io.BytesIO()
