@@ -19,6 +19,10 @@ from nbviz.core.state import parts
 from nbviz.imaging.pixels import check_tensor
 
 
+#: Those of which torch finds the least and the greatest value.
+_HAVE_ENDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """A model's preprocessing and the names of its outputs.
@@ -98,7 +102,8 @@ class Preprocess:
         if known is not None:
             mean, std = known
             return lambda part: (part.detach().float() * std).add_(mean).clamp_(0, 1)
-        flat = inputs.flatten(1).float() if inputs.element_size() == 1 else inputs.flatten(1)  # float8 has no least
+        flat = inputs.flatten(1)
+        flat = flat if flat.dtype in _HAVE_ENDS else flat.float()
         low, high = flat.amin(1).float().view(each), flat.amax(1).float().view(each)
         if float(low.min()) >= 0 and float(high.max()) <= 1:
             return lambda part: part.detach().float()
