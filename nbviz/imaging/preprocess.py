@@ -18,7 +18,6 @@ from nbviz.core.errors import PictureError, check_choice, line, shown
 from nbviz.core.state import parts
 from nbviz.imaging.pixels import check_tensor
 
-
 #: Those of which torch finds the least and the greatest value.
 _HAVE_ENDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
