@@ -59,7 +59,7 @@ def between_cells(say: Callable[[], None]) -> Iterator[None]:
 
 
 def cells_run() -> int:
-    """How many cells have begun so far; one that is running may have changed anything since, and counts anew."""
+    """How often cells have begun or ended; one that is running may have changed anything since, and counts anew."""
     global _count  # noqa: PLW0603 - of the one shell
     if _running or not _watched:
         _count += 1
@@ -92,6 +92,8 @@ def _begin(info: Any) -> None:
 
 
 def _end(result: Any) -> None:
+    global _count  # noqa: PLW0603
+    _count += 1  # what it did after a widget last looked is to be seen
     # An empty cell ends without having begun.
     for info in (result.info, None):
         if any(begun is info for begun in _running):

@@ -141,7 +141,7 @@ def test_it_equals_the_full_pass_on_random_networks(steps, size, rule, data):
         seen = run(model, inputs, [*(f"steps.{i}.0" for i in range(len(steps))), "last"]).activations
     except RuntimeError:  # a step that leaves nothing of the picture
         return
-    if not all(one.isfinite().all() for one in seen.values()):  # a window that sees nothing but padding has no switch
+    if not all(one.isfinite().all() for one in seen.values()):  # a window of padding alone: the full pass, see below
         return
     shape = seen["last"].shape
     place = st.tuples(
@@ -223,3 +223,13 @@ def test_it_keeps_no_graph_and_changes_no_mode():
             assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
         assert not maps.requires_grad
         assert maps.grad_fn is None
+
+
+def test_a_window_that_sees_nothing_but_padding_is_left_to_the_full_pass():
+    """It has no switch, and where torch then sends the signal is torch's affair."""
+    x = torch.rand(1, 1, 1, 1, requires_grad=True)
+    y = nn.functional.max_pool2d(x * 1, 2, stride=1, padding=1, dilation=2).relu()
+    assert pull_local("deconvnet", y, [Start(0, 0, (0, 0), 1.0)], x) is None
+    wide = torch.rand(1, 1, 8, 8, requires_grad=True)
+    y = nn.functional.max_pool2d(wide * 1, 2, stride=1, padding=1, dilation=2)
+    local.pull_local("deconvnet", y, [Start(0, 0, (0, 0), 1.0)], wide)

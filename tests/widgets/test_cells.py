@@ -151,3 +151,16 @@ def test_in_no_order_do_cells_and_chunks_wait_for_each_other_for_ever(
         return turns(ran, drawn, own)
 
     assert schedules.walk(actors, lock, idle) > 500
+
+
+def test_what_a_cell_did_after_it_last_used_a_widget_is_seen_when_a_control_moves(shell: InteractiveShell) -> None:
+    shell.run_cell(
+        "model = nbviz.bundled.load('fashion')\n"
+        "view = nbviz.explore(model, torch.rand(2, 1, 28, 28), layer='features.8', channel=0); view.finish()\n"
+        "list(model.parameters())[-2].detach().numpy()[3, 5] += 50"
+    ).raise_error()
+    view, model = shell.user_ns["view"], shell.user_ns["model"]
+    view.picture = 1
+    view.finish()
+    expected = model.eval()(view.session.pictures.inputs[1:])[0].softmax(0).max()
+    assert view.strip.predictions[0][1] == pytest.approx(float(expected.detach()), abs=1e-6)
