@@ -54,3 +54,4 @@ def test_cells_run_beside_pictures_that_grow(notebook: Callable[..., Notebook]) 
     )
     for _ in range(max(10, ROUNDS // 5)):
         run_beside(book)
+        assert "features.0" in book.cell_output_text(1)
