@@ -133,8 +133,8 @@ def load(model: nn.Module, images: Any, preprocess: Any = None) -> Pictures:
     inputs: list[Tensor] = []
     names: list[str] = []
     items = images if isinstance(images, (list, tuple)) else [images]
-    # A preprocess that crops at random draws from numbers of its own; a tensor is not prepared.
-    prepares = not all(isinstance(item, Tensor) for item in items)
+    # A preprocess that crops at random draws from numbers of its own; a tensor of floats is not prepared.
+    prepares = not all(isinstance(item, Tensor) and item.dtype in FLOATS for item in items)
     with device_aside(), left_alone() if prepares else nullcontext():
         for given in items:
             for name, x in reader.read(given, len(inputs)):

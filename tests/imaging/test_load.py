@@ -561,3 +561,10 @@ def test_the_pictures_of_one_array_have_one_scale(dtype):
     assert both[0].unique().tolist() == [round(100 / 257)]
     assert torch.equal(both[1], alone[0])
     assert nbviz.load(net, torch.from_numpy(np.stack([dark[0], light[0]])).permute(0, 3, 1, 2)).display().equal(both)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32, torch.float64])
+def test_a_preprocess_that_draws_leaves_torchs_random_numbers(net, dtype):
+    before = torch.get_rng_state()
+    load(net, torch.zeros(3, 4, 5, dtype=dtype), preprocess=lambda _: torch.rand(3, 4, 5))
+    assert torch.equal(torch.get_rng_state(), before)
