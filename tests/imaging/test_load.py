@@ -566,5 +566,5 @@ def test_the_pictures_of_one_array_have_one_scale(dtype):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32, torch.float64])
 def test_a_preprocess_that_draws_leaves_torchs_random_numbers(net, dtype):
     before = torch.get_rng_state()
-    load(net, torch.zeros(3, 4, 5, dtype=dtype), preprocess=lambda _: torch.rand(3, 4, 5))
+    nbviz.load(net, torch.zeros(3, 4, 5, dtype=dtype), preprocess=lambda _: torch.rand(3, 4, 5))
     assert torch.equal(torch.get_rng_state(), before)
