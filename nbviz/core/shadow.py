@@ -214,8 +214,14 @@ class _Copier:
             kind = type(value)
             if _HOW[kind] is None:
                 continue
-            # Most are empty dicts of hooks, which no two modules have in common.
-            own[name] = kind() if name in _OWN and not value else self.copied(value)
+            if name not in _OWN:
+                own[name] = self.copied(value)
+            elif not value:  # most are empty dicts of hooks, which no two modules have in common
+                own[name] = kind()
+            elif name == "_modules" and kind is dict and all(id(m) in self.copies for m in value.values()):
+                own[name] = self.note(value, {key: self.copies[id(m)] for key, m in value.items()})
+            else:
+                own[name] = self.copied(value)
         own["_compiled_call_impl"] = None
         if type(shadow) is _Eager:
             own.pop("forward", None)
@@ -228,7 +234,7 @@ class _Copier:
 
     def tensor(self, value: Tensor) -> Any:
         """A weight is shared, and so is what belongs to a graph; all others are the shadow's own."""
-        is_weight = isinstance(value, nn.Parameter) or value.requires_grad
+        is_weight = value.requires_grad or isinstance(value, nn.Parameter)
         if value.is_inference() or (is_weight and self.own_weights):  # no graph can hold one made in inference mode
             new = value.detach().clone()
             if isinstance(value, nn.Parameter):
@@ -270,6 +276,11 @@ class _Copier:
         return self.note(value, new)
 
     def tuple(self, value: tuple[Any, ...]) -> Any:
+        for item in value:
+            if _HOW[type(item)] is not None:
+                break
+        else:
+            return value
         own = [self.copied(item) for item in value]
         if all(a is b for a, b in zip(own, value, strict=True)):
             return value
