@@ -4,7 +4,7 @@
 #   make test      lint, then every test                     (PYTEST_ARGS="-k grid", ...)
 #   make lint      ruff, mypy, import contracts
 #   make bench     measure nbviz against its peers and floors, in the kernel and in JupyterLab
-#   make coverage  try every model of torchvision and many of timm, and write tests/coverage/README.md
+#   make coverage  try every model of torchvision and many of timm, and write tests/zoo/README.md
 #   make clean     remove .venv and all caches
 
 PYTHON ?= python3
@@ -36,7 +36,7 @@ bench: .venv/test.stamp system-packages
 	$(BIN)/python -m tests.benchmarks
 
 coverage: .venv/test.stamp
-	$(BIN)/python -m tests.coverage $(COVERAGE_ARGS)
+	$(BIN)/python -m tests.zoo $(COVERAGE_ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -12,12 +12,9 @@ if TYPE_CHECKING:
     from nbviz.core.errors import NoRectifierWarning as NoRectifierWarning
     from nbviz.core.errors import PictureError as PictureError
     from nbviz.export.tensorboard import log as log
-    from nbviz.imaging.load import load as load
     from nbviz.imaging.pixels import grid as grid
     from nbviz.imaging.pixels import overlay as overlay
-    from nbviz.imaging.preprocess import Preprocess as Preprocess
     from nbviz.methods import sanity as sanity
-    from nbviz.methods import statistics as statistics
     from nbviz.methods.ablation import AblationTable as AblationTable
     from nbviz.methods.ablation import ablate as ablate
     from nbviz.methods.ablation import switched_off as switched_off
@@ -58,12 +55,15 @@ if TYPE_CHECKING:
     from nbviz.methods.reconstruct import reconstruct as reconstruct
     from nbviz.methods.report import Report as Report
     from nbviz.methods.report import report as report
-    from nbviz.methods.scan import InterruptedWarning as InterruptedWarning
-    from nbviz.methods.scan import ScanResult as ScanResult
-    from nbviz.methods.scan import scan as scan
     from nbviz.methods.smooth_grad_cam import smooth_grad_cam_pp as smooth_grad_cam_pp
     from nbviz.methods.top_patches import StrongestPatches as StrongestPatches
     from nbviz.methods.top_patches import top_patches as top_patches
+    from nbviz.pictures.load import load as load
+    from nbviz.pictures.preprocess import Preprocess as Preprocess
+    from nbviz.scanning import statistics as statistics
+    from nbviz.scanning.scan import InterruptedWarning as InterruptedWarning
+    from nbviz.scanning.scan import ScanResult as ScanResult
+    from nbviz.scanning.scan import scan as scan
     from nbviz.widgets.ablation import Ablation as Ablation
     from nbviz.widgets.class_activation import ClassActivation as ClassActivation
     from nbviz.widgets.compare import Compare as Compare
@@ -120,7 +120,7 @@ _HOMES = {
     "hires_cam": "nbviz.methods.cam",
     "input_x_gradient": "nbviz.methods.attribution",
     "integrated_gradients": "nbviz.methods.attribution",
-    "InterruptedWarning": "nbviz.methods.scan",
+    "InterruptedWarning": "nbviz.scanning.scan",
     "invariance": "nbviz.methods.invariance",
     "Invariance": "nbviz.widgets.invariance",
     "kernel_report": "nbviz.methods.kernels",
@@ -128,7 +128,7 @@ _HOMES = {
     "Kernels": "nbviz.widgets.kernels",
     "layer_cam": "nbviz.methods.cam",
     "layers": "nbviz.methods.layers",
-    "load": "nbviz.imaging.load",
+    "load": "nbviz.pictures.load",
     "log": "nbviz.export.tensorboard",
     "maximise": "nbviz.methods.maximise",
     "Maximise": "nbviz.widgets.maximise",
@@ -140,7 +140,7 @@ _HOMES = {
     "Occlusion": "nbviz.widgets.occlusion",
     "overlay": "nbviz.imaging.pixels",
     "PictureError": "nbviz.core.errors",
-    "Preprocess": "nbviz.imaging.preprocess",
+    "Preprocess": "nbviz.pictures.preprocess",
     "reconstruct": "nbviz.methods.reconstruct",
     "Reconstruction": "nbviz.widgets.reconstruction",
     "Recorder": "nbviz.methods.evolution",
@@ -150,14 +150,14 @@ _HOMES = {
     "Report": "nbviz.methods.report",
     "sanity": "nbviz.methods.sanity",
     "Sanity": "nbviz.widgets.sanity",
-    "scan": "nbviz.methods.scan",
-    "ScanResult": "nbviz.methods.scan",
+    "scan": "nbviz.scanning.scan",
+    "ScanResult": "nbviz.scanning.scan",
     "ScanView": "nbviz.widgets.scan_view",
     "score_cam": "nbviz.methods.cam_without_gradient",
     "set_memory_limit": "nbviz.widgets.memory",
     "smooth_grad": "nbviz.methods.attribution",
     "smooth_grad_cam_pp": "nbviz.methods.smooth_grad_cam",
-    "statistics": "nbviz.methods.statistics",
+    "statistics": "nbviz.scanning.statistics",
     "StrongestPatches": "nbviz.methods.top_patches",
     "switched_off": "nbviz.methods.ablation",
     "top_patches": "nbviz.methods.top_patches",

@@ -37,17 +37,17 @@ import nbviz
 from nbviz.core.backward import RULES, UNPOOLING
 from nbviz.core.errors import PictureNotFoundError, shown
 from nbviz.core.state import lock
-from nbviz.core.statistic import Statistic
-from nbviz.imaging.fill import FILLS as FILLED
-from nbviz.imaging.load import Pictures
 from nbviz.methods.cam import GRADIENT_MAPS
 from nbviz.methods.correspondence import FILLS
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.invariance import TRANSFORMS
 from nbviz.methods.maximise import OBJECTIVES
 from nbviz.methods.reconstruct import SEEDS
-from nbviz.methods.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
-from nbviz.widgets.instrument import Instrument
+from nbviz.pictures.fill import FILLS as FILLED
+from nbviz.pictures.load import Pictures
+from nbviz.scanning.statistic import Statistic
+from nbviz.scanning.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
+from nbviz.widgets.layer_widget import Instrument
 from nbviz.widgets.session import TILES
 from nbviz.widgets.views import View
 

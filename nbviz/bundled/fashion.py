@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nbviz.imaging.preprocess import Preprocess
+from nbviz.pictures.preprocess import Preprocess
 
 #: What the ten outputs mean, in order (the names that Fashion-MNIST's authors give them).
 CLASSES = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.bundled.installed import installed_file
-from nbviz.imaging.preprocess import Preprocess
+from nbviz.pictures.preprocess import Preprocess
 
 #: What the original network subtracts from red, green and blue in 0-255.
 MEAN = (122.679, 116.669, 104.007)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from numbers import Integral, Real
-from typing import Any
 
 
 class ModelError(RuntimeError):
@@ -56,40 +53,6 @@ def unknown(kind: str, given: object, accepted: Iterable[str]) -> ValueError:
     hint = f"; did you mean {near[0]!r}?" if near else "."
     first = ", ".join(names[:12]) + (f", … ({len(names)} in all)" if len(names) > 12 else "")
     return ValueError(f"no {kind} {line(given)!r}{hint} Accepted: {first}")
-
-
-def check_choice(kind: str, given: Any, accepted: Iterable[str]) -> str:
-    """The name given, if it is one of those accepted."""
-    names = list(accepted)
-    # A list or an array in its place cannot be looked up, or is not one thing or the other.
-    if not isinstance(given, str) or given not in names:
-        raise unknown(kind, given, names)
-    return given
-
-
-def check_whole(name: str, given: Any, least: int, most: int = sys.maxsize) -> int:
-    """The whole number given, if it lies between two."""
-    if isinstance(given, bool) or not isinstance(given, Integral):
-        raise TypeError(f"{name} is {shown(given)}; expected a whole number")
-    whole = int(given)
-    if whole < least:
-        raise ValueError(f"{name} is {shown(given)}; expected at least {least}")
-    if whole > most:
-        raise ValueError(f"{name} is {shown(given)}; expected at most {most}")
-    return whole
-
-
-def check_number(name: str, given: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    """The same for any real number."""
-    try:
-        number = float(given) if isinstance(given, Real) else None
-    except OverflowError:
-        number = math.nan
-    if number is None:
-        raise TypeError(f"{name} is {shown(given)}; expected a number")
-    if not least <= number <= most:  # which a NaN is not
-        raise ValueError(f"{name} is {shown(given)}; expected {least:g} to {most:g}")
-    return number
 
 
 def shown(given: object, most: int = 80) -> str:

@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_feed, check_maps
 from nbviz.core.backward import RULES
-from nbviz.core.errors import check_choice, check_whole, line, shown
+from nbviz.core.checks import check_choice, check_indices, check_real, check_tensor, check_whole
+from nbviz.core.errors import line, shown
 from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model
 from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import centre, check_tensor, grid, overlay
-from nbviz.methods.arguments import check_feed, check_indices, check_maps, check_real
+from nbviz.imaging.pixels import centre, grid, overlay
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.invariance import layers_of
 from nbviz.methods.kernels import convolutions, kernels
 from nbviz.methods.reconstruct import project
+from nbviz.pictures.load import load
 
 _MOST = 64  # channels of a grid
 _LAYERS = 3  # where none are named

@@ -12,19 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbviz.core.errors import check_number, check_whole, shown, unknown
-
-#: The float dtypes that torch computes with everywhere.
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def check_tensor(name: str, given: object, expected: str) -> Tensor:
-    """The tensor given, if it is one whose numbers can be looked at."""
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{name} is {type(given).__name__}; expected a tensor {expected}")
-    if given.is_nested or given.layout is not torch.strided or given.is_quantized or given.is_meta:
-        raise TypeError(f"{name} is a sparse, nested, quantised or meta tensor; expected a dense one with values")
-    return given
+from nbviz.core.checks import FLOATS, check_number, check_tensor, check_whole
+from nbviz.core.errors import shown, unknown
 
 
 def grid(

@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_channels, check_feed, check_logits
+from nbviz.core.checks import check_choice, check_indices, check_tensor, check_whole
 from nbviz.core.chunks import in_chunks, joined, kept_together
-from nbviz.core.errors import check_choice, check_whole
-from nbviz.core.intervene import Resumable
+from nbviz.core.resume import Resumable, switch_off
 from nbviz.core.state import device_aside
 from nbviz.core.weights import steady
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import check_tensor
-from nbviz.methods.answers import Ablation, AblationFound, switch_off
-from nbviz.methods.arguments import check_channels, check_feed, check_indices, check_logits
-from nbviz.methods.scan import scan
-from nbviz.methods.statistics import Moments
+from nbviz.pictures.load import load
+from nbviz.scanning.answers import Ablation, AblationFound
+from nbviz.scanning.scan import scan
+from nbviz.scanning.statistics import Moments
 
 #: What a channel that is switched off becomes, or that all others are switched off.
 MODES = ("zero", "mean", "keep")
@@ -30,7 +29,7 @@ MODES = ("zero", "mean", "keep")
 class AblationTable(AblationFound):
     """How well the model does without each channel; shows as a table, most redundant channel first.
 
-    Beside the fields of :class:`nbviz.methods.answers.AblationFound`:
+    Beside the fields of :class:`nbviz.scanning.answers.AblationFound`:
 
     Parameters
     ----------

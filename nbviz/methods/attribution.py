@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_feed, check_logits, check_target
 from nbviz.core.backward import pull
+from nbviz.core.checks import check_number, check_tensor, check_whole
 from nbviz.core.chunks import in_chunks, joined, kept_together
-from nbviz.core.errors import check_number, check_whole, warn
+from nbviz.core.errors import warn
 from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import check_tensor
-from nbviz.methods.arguments import check_feed, check_logits, check_target
 from nbviz.methods.smooth_grad_cam import noisy
+from nbviz.pictures.load import load
 
 #: From what gives each of some points (N, C, H, W), and a weight for each, to the weighted sum of the gradients of the
 #: classes' scores at them.

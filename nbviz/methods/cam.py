@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_logits, check_target
 from nbviz.core.backward import NO_GRADIENT, pull
+from nbviz.core.checks import check_choice, check_real
 from nbviz.core.chunks import in_chunks, joined, kept_together
-from nbviz.core.errors import ModelError, check_choice, shown
+from nbviz.core.errors import ModelError, shown
 from nbviz.core.trace import Feed, run
 from nbviz.core.weights import steady
-from nbviz.methods.arguments import check_logits, check_real, check_target
-from nbviz.methods.tokens import Arrange, checked
+from nbviz.methods.cam_layers import Arrange, checked
 
 
 def _sum(maps: Tensor) -> Tensor:

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_logits, check_target
+from nbviz.core.checks import check_real, check_whole
 from nbviz.core.chunks import in_chunks, joined, kept_together
-from nbviz.core.errors import check_whole, shown
-from nbviz.core.intervene import Resumable
+from nbviz.core.errors import shown
+from nbviz.core.resume import Resumable, switch_off
 from nbviz.core.state import check_model
 from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.methods.answers import switch_off
-from nbviz.methods.arguments import check_logits, check_real, check_target
 from nbviz.methods.cam import each
-from nbviz.methods.tokens import Arrange, checked
+from nbviz.methods.cam_layers import Arrange, checked
 
 
 @steady

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nbviz.core.statistic import Batch, Measured, Tree, add_along_tree, merge_trees, tree_sum
+from nbviz.scanning.statistic import Batch, Measured, Tree, add_along_tree, merge_trees, tree_sum
 
 
 class CKA(Measured):

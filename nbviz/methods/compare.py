@@ -11,20 +11,21 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from nbviz.core.errors import check_whole, line, shown
+from nbviz.core.arguments import check_feed, check_logits
+from nbviz.core.checks import check_whole
+from nbviz.core.errors import line, shown
 from nbviz.core.layers import Layers, trace_layers
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model, device_aside
-from nbviz.core.statistic import Statistic
 from nbviz.core.trace import find_module
-from nbviz.imaging.dataset import Inputs, check_dataset
-from nbviz.imaging.load import Reader
-from nbviz.imaging.random_numbers import left_alone
-from nbviz.methods.arguments import check_feed, check_logits
 from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairedAccuracy, PairFound
-from nbviz.methods.scan import scan
 from nbviz.methods.top_patches import first_picture
+from nbviz.pictures.load import Reader
+from nbviz.pictures.random_numbers import left_alone
+from nbviz.scanning.dataset import Inputs, check_dataset
+from nbviz.scanning.scan import scan
+from nbviz.scanning.statistic import Statistic
 
 
 class Pair(nn.Module):

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_channels, check_feed
+from nbviz.core.checks import check_choice, check_tensor, check_whole
 from nbviz.core.chunks import in_chunks, kept_together
-from nbviz.core.errors import check_choice, check_whole, line, shown
+from nbviz.core.errors import line, shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.imaging.fill import FILLS, filling
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import check_tensor
-from nbviz.methods.arguments import check_channels, check_feed
 from nbviz.methods.invariance import layers_of
+from nbviz.pictures.fill import FILLS, filling
+from nbviz.pictures.load import load
 
 
 @dataclass(frozen=True, repr=False)

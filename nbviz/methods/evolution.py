@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_feed, check_maps
 from nbviz.core.backward import RULES
-from nbviz.core.errors import ModelError, check_choice, line, shown
+from nbviz.core.checks import check_choice, check_indices, check_real, check_tensor
+from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model
 from nbviz.core.trace import Trace, find_module, run, submodule
 from nbviz.core.weights import steady
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import check_tensor
-from nbviz.methods.arguments import check_feed, check_indices, check_maps, check_real
 from nbviz.methods.reconstruct import project
+from nbviz.pictures.load import load
 
 
 @dataclass(frozen=True, repr=False)

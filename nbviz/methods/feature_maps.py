@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_feed, check_maps
+from nbviz.core.checks import FLOATS, check_choice, check_indices, check_tensor
 from nbviz.core.chunks import in_chunks, joined, kept_together
-from nbviz.core.errors import check_choice
 from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import FLOATS, check_tensor
-from nbviz.methods.arguments import check_feed, check_indices, check_maps
+from nbviz.pictures.load import load
 
 
 @steady

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_channels, check_feed, check_logits, check_target
+from nbviz.core.checks import check_choice, check_number, check_tensor
 from nbviz.core.chunks import in_chunks, kept_together
-from nbviz.core.errors import check_choice, check_number, shown
+from nbviz.core.errors import shown
 from nbviz.core.layers import trace_layers
 from nbviz.core.state import check_model
 from nbviz.core.trace import Feed, find_modules, run
 from nbviz.core.weights import steady
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import check_tensor
-from nbviz.imaging.warp import warp
-from nbviz.methods.arguments import check_channels, check_feed, check_logits, check_target
+from nbviz.pictures.load import load
+from nbviz.pictures.warp import warp
 
 #: What is done to the picture, and in which units.
 TRANSFORMS = {"down": "pixels", "across": "pixels", "scale": "times", "angle": "degrees"}

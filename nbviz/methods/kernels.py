@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.errors import check_number, check_whole, line, shown
+from nbviz.core.checks import check_indices, check_number, check_tensor, check_whole
+from nbviz.core.errors import line, shown
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model
 from nbviz.core.trace import find_module, submodule
 from nbviz.core.weights import steady
-from nbviz.imaging.pixels import check_tensor
-from nbviz.methods.arguments import check_indices
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 

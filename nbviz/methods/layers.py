@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from nbviz.core.arguments import check_feed
 from nbviz.core.layers import Layers, trace_layers
 from nbviz.core.weights import steady
-from nbviz.imaging.load import load
-from nbviz.methods.arguments import check_feed
+from nbviz.pictures.load import load
 
 
 @steady

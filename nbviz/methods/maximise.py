@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_channels, check_feed, check_logits
 from nbviz.core.backward import pull
+from nbviz.core.checks import check_choice, check_indices, check_number, check_real, check_tensor, check_whole
 from nbviz.core.draws import OwnDraws
-from nbviz.core.errors import check_choice, check_number, check_whole, shown
+from nbviz.core.errors import shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import Feed, run
 from nbviz.core.weights import Watch, WeightsChanged, steady
-from nbviz.imaging.load import Reader
-from nbviz.imaging.pixels import check_tensor
-from nbviz.imaging.warp import warp
-from nbviz.methods.arguments import check_channels, check_feed, check_indices, check_logits, check_real
+from nbviz.pictures.load import Reader
+from nbviz.pictures.warp import warp
 
 #: What is made large: a channel's mean over its positions, or the position in the middle alone.
 OBJECTIVES = ("channel", "neuron")

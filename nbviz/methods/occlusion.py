@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_feed, check_logits, check_maps, check_target
+from nbviz.core.checks import check_index, check_tensor, check_whole
 from nbviz.core.chunks import in_chunks, kept_together
-from nbviz.core.errors import check_whole, shown
+from nbviz.core.errors import shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import Feed, Trace, find_module, run
 from nbviz.core.weights import steady
-from nbviz.imaging.fill import filling
-from nbviz.imaging.load import Pictures, load
-from nbviz.imaging.pixels import check_tensor
-from nbviz.methods.arguments import check_feed, check_index, check_logits, check_maps, check_target
+from nbviz.pictures.fill import filling
+from nbviz.pictures.load import Pictures, load
 
 _AT_ONCE = 16  # pictures in one forward pass
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from nbviz.core.statistic import Batch, Measured
-from nbviz.methods.answers import check_classes
+from nbviz.scanning.answers import check_classes
+from nbviz.scanning.statistic import Batch, Measured
 
 
 @dataclass(frozen=True)

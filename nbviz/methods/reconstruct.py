@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_feed, check_logits, check_maps, check_target
 from nbviz.core.backward import RULES, UNPOOLING, pull
+from nbviz.core.checks import check_choice, check_indices, check_real, check_tensor
 from nbviz.core.chunks import in_chunks, joined, kept_together
-from nbviz.core.errors import NoRectifierWarning, check_choice, shown, warn
-from nbviz.core.local import Start, pull_local
+from nbviz.core.errors import NoRectifierWarning, shown, warn
+from nbviz.core.local_backward import Start, pull_local
 from nbviz.core.state import alone, interruptible
 from nbviz.core.trace import Trace, run
 from nbviz.core.weights import steady
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import check_tensor
-from nbviz.methods.arguments import check_feed, check_indices, check_logits, check_maps, check_real, check_target
+from nbviz.pictures.load import load
 
 #: Where a reconstruction starts in a channel's map.
 SEEDS = ("max", "map", "unit")

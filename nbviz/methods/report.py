@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbviz.core.errors import check_number, check_whole, line, shown
+from nbviz.core.arguments import check_feed
+from nbviz.core.checks import check_number, check_whole
+from nbviz.core.errors import line, shown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import check_model, device_aside
-from nbviz.core.statistic import Batch, Measured, Statistic, Tree, add_along_tree, merge_trees, tree_sum
 from nbviz.core.trace import find_module
-from nbviz.imaging.dataset import Inputs, check_dataset
-from nbviz.imaging.load import Reader
-from nbviz.methods.answers import Ablation, Accuracy, check_classes
-from nbviz.methods.arguments import check_feed
 from nbviz.methods.kernels import KernelReport, convolutions, kernel_report
-from nbviz.methods.scan import scan
-from nbviz.methods.statistics import Correlation, Moments, MomentsFound, Sparsity, SparsityFound
 from nbviz.methods.top_patches import first_picture
+from nbviz.pictures.load import Reader
+from nbviz.scanning.answers import Ablation, Accuracy, check_classes
+from nbviz.scanning.dataset import Inputs, check_dataset
+from nbviz.scanning.scan import scan
+from nbviz.scanning.statistic import Batch, Measured, Statistic, Tree, add_along_tree, merge_trees, tree_sum
+from nbviz.scanning.statistics import Correlation, Moments, MomentsFound, Sparsity, SparsityFound
 
 
 class Importance(Measured):

@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nbviz.core.arguments import check_feed, check_logits, check_target
+from nbviz.core.checks import check_choice, check_tensor, check_whole
 from nbviz.core.chunks import in_chunks, joined
-from nbviz.core.errors import ModelError, check_choice, check_whole, line, shown
+from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.state import check_model
 from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.imaging.fill import FILLS, filling
-from nbviz.imaging.load import load
-from nbviz.imaging.pixels import check_tensor
-from nbviz.methods.arguments import check_feed, check_logits, check_target
 from nbviz.methods.attribution import input_x_gradient, integrated_gradients, smooth_grad
 from nbviz.methods.cam import GRADIENT_MAPS, grad_cam, grad_cam_pp, hires_cam, layer_cam, xgrad_cam
 from nbviz.methods.deconvnet import deconvnet
@@ -34,6 +32,8 @@ from nbviz.methods.gradient import gradient
 from nbviz.methods.guided_backprop import guided_backprop
 from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.methods.occlusion import Variants
+from nbviz.pictures.fill import FILLS, filling
+from nbviz.pictures.load import load
 
 Method = Callable[..., Tensor]
 #: The methods that may be given by name: (model, images, target=) to a map for each picture.

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.errors import check_number, check_whole
+from nbviz.core.arguments import check_logits, check_target
+from nbviz.core.checks import check_number, check_whole
 from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.methods.arguments import check_logits, check_target
 from nbviz.methods.cam import _alpha, _sum, backward, each, in_full
-from nbviz.methods.tokens import checked
+from nbviz.methods.cam_layers import checked
 
 
 @steady

@@ -9,21 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_feed, check_maps
 from nbviz.core.backward import RULES
+from nbviz.core.checks import check_choice, check_index, check_indices, check_real, check_whole
 from nbviz.core.chunks import in_chunks
-from nbviz.core.errors import PictureError, check_choice, check_whole, shown
-from nbviz.core.found import Skipped
+from nbviz.core.errors import PictureError, shown
 from nbviz.core.layers import Layer, trace_layers
-from nbviz.core.local import Start
+from nbviz.core.local_backward import Start
 from nbviz.core.state import check_model, device_aside
 from nbviz.core.trace import Feed, first_name, run
-from nbviz.imaging.dataset import Inputs, check_dataset
-from nbviz.imaging.load import Pictures, Reader
 from nbviz.imaging.pixels import cut
-from nbviz.methods.arguments import check_feed, check_index, check_indices, check_maps, check_real
 from nbviz.methods.reconstruct import project, warn_without_rectifiers
-from nbviz.methods.scan import scan
-from nbviz.methods.statistics import Strongest, TopK
+from nbviz.pictures.load import Pictures, Reader
+from nbviz.scanning.dataset import Inputs, check_dataset
+from nbviz.scanning.found import Skipped
+from nbviz.scanning.scan import scan
+from nbviz.scanning.statistics import Strongest, TopK
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +32,7 @@ class StrongestPatches(Strongest):
     """For each channel its strongest activations, each in another picture, and what is to be seen there.
 
     Beside the fields ``values``, ``indices``, ``positions`` and ``labels`` of
-    :class:`nbviz.methods.statistics.Strongest`, whose rows are those of ``channels``:
+    :class:`nbviz.scanning.statistics.Strongest`, whose rows are those of ``channels``:
 
     Parameters
     ----------

@@ -9,12 +9,12 @@ import ipywidgets
 import traitlets as t
 from torch import nn
 
+from nbviz.core.checks import check_indices
 from nbviz.core.errors import shown
 from nbviz.export.figure import Panel
 from nbviz.methods.ablation import AblationTable
-from nbviz.methods.arguments import check_indices
-from nbviz.widgets.figures import grid_panel, picture_panel, plot_panel
-from nbviz.widgets.instrument import Instrument
+from nbviz.widgets.figure_panels import grid_panel, picture_panel, plot_panel
+from nbviz.widgets.layer_widget import Instrument
 from nbviz.widgets.views import Plot
 
 

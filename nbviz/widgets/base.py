@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipywidgets
 
-from nbviz.core.errors import check_number, line
+from nbviz.core.checks import check_number
+from nbviz.core.errors import line
 from nbviz.core.state import device_aside
 from nbviz.core.weights import WeightsChanged
 from nbviz.export.figure import Panel, check_figure_path, draw_figure, save_figure
-from nbviz.widgets.answers import Answers
 from nbviz.widgets.cells import between_cells, cells_run, watch_cells
+from nbviz.widgets.predictions import Answers
 from nbviz.widgets.reruns import watch_reruns
 from nbviz.widgets.views import Boxes, ChannelGrid, Header, Region, Strip
 

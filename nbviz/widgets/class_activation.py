@@ -10,19 +10,19 @@ import torch
 import traitlets as t
 from torch import Tensor, nn
 
-from nbviz.core.errors import check_choice, line
+from nbviz.core.checks import check_choice, check_index
+from nbviz.core.errors import line
 from nbviz.core.trace import first_name
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.arguments import check_index
 from nbviz.methods.cam import GRADIENT_MAPS, class_activation
+from nbviz.methods.cam_layers import find_maps, map_layers
 from nbviz.methods.cam_without_gradient import ablation_cam, cam, eigen_cam, score_cam
 from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.methods.smooth_grad_cam import smooth_grad_cam_pp
-from nbviz.methods.tokens import find_maps, map_layers
-from nbviz.widgets.figures import filled_panels
-from nbviz.widgets.of_pictures import OfPictures, answering
+from nbviz.widgets.figure_panels import filled_panels
+from nbviz.widgets.picture_widget import OfPictures, answering
 from nbviz.widgets.views import Panels
 
 #: What a person reads for the names of the methods; those of the first row cost one pass together.

@@ -11,18 +11,18 @@ import torch
 import traitlets as t
 from torch import Tensor, nn
 
+from nbviz.core.checks import check_index
 from nbviz.core.errors import line, shown
 from nbviz.core.state import is_compiled, lock
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.arguments import check_index
 from nbviz.methods.compare import Comparison
 from nbviz.methods.feature_maps import fuse
-from nbviz.widgets.answers import compared
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.figures import filled_panels, tiles_panel
+from nbviz.widgets.figure_panels import filled_panels, tiles_panel
 from nbviz.widgets.memory import forget_beyond_limit
+from nbviz.widgets.predictions import compared
 from nbviz.widgets.session import Session, information
 from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.views import ChannelGrid, Header, Panels, Strip

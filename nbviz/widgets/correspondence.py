@@ -16,7 +16,7 @@ from nbviz.imaging.encode import channels_last
 from nbviz.methods.correspondence import CorrespondenceFound, check_boxes, correspondence
 from nbviz.methods.invariance import layers_of
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.figures import plot_panel
+from nbviz.widgets.figure_panels import plot_panel
 from nbviz.widgets.session import Session, information
 from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.views import Boxes, Header, Plot

@@ -12,17 +12,17 @@ import torch
 import traitlets as t
 from torch import nn
 
+from nbviz.core.checks import check_index
 from nbviz.core.errors import line, shown
 from nbviz.core.state import check_model
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last, to_host
-from nbviz.imaging.load import Pictures
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.imaging.preprocess import find_preprocess
-from nbviz.methods.arguments import check_index
 from nbviz.methods.evolution import Moment, evolution
+from nbviz.pictures.load import Pictures
+from nbviz.pictures.preprocess import find_preprocess
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.figures import filled_panels, plot_panel
+from nbviz.widgets.figure_panels import filled_panels, plot_panel
 from nbviz.widgets.session import fitted
 from nbviz.widgets.views import Header, Panels, Plot
 

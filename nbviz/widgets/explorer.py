@@ -11,12 +11,12 @@ import traitlets as t
 from torch import nn
 
 from nbviz import bundled
-from nbviz.core.errors import check_choice
+from nbviz.core.checks import check_choice
 from nbviz.export.figure import Panel
-from nbviz.imaging.preprocess import find_preprocess
+from nbviz.pictures.preprocess import find_preprocess
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.figures import fused_panel, grid_panel, predictions_panel, reconstruction_panels
-from nbviz.widgets.instrument import Instrument
+from nbviz.widgets.figure_panels import fused_panel, grid_panel, predictions_panel, reconstruction_panels
+from nbviz.widgets.layer_widget import Instrument
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

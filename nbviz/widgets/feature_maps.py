@@ -8,8 +8,8 @@ import ipywidgets
 import traitlets as t
 
 from nbviz.export.figure import Panel
-from nbviz.widgets.figures import fused_panel, grid_panel
-from nbviz.widgets.instrument import Instrument
+from nbviz.widgets.figure_panels import fused_panel, grid_panel
+from nbviz.widgets.layer_widget import Instrument
 
 
 class FeatureMaps(Instrument):

@@ -10,13 +10,13 @@ import ipywidgets
 import traitlets as t
 from torch import nn
 
-from nbviz.core.errors import check_choice, check_number, line
+from nbviz.core.checks import check_choice, check_index, check_number
+from nbviz.core.errors import line
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
-from nbviz.methods.arguments import check_index
 from nbviz.methods.invariance import TRANSFORMS, InvarianceFound, along, amounts_of, layers_of, moved_by
-from nbviz.widgets.figures import filled_panels, plot_panel
-from nbviz.widgets.of_pictures import OfPictures, answering
+from nbviz.widgets.figure_panels import filled_panels, plot_panel
+from nbviz.widgets.picture_widget import OfPictures, answering
 from nbviz.widgets.views import Panels, Plot
 
 _NAMES = {"down": "shift down", "across": "shift across", "scale": "scale", "angle": "turn"}

@@ -11,6 +11,7 @@ import torch
 import traitlets as t
 from torch import Tensor, nn
 
+from nbviz.core.checks import check_index
 from nbviz.core.errors import line
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model
@@ -18,10 +19,9 @@ from nbviz.core.weights import Watch
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.arguments import check_index
 from nbviz.methods.kernels import check_kernels_layer, convolutions, frequency_response, kernel_report, kernels
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.figures import filled_panels, tiles_panel
+from nbviz.widgets.figure_panels import filled_panels, tiles_panel
 from nbviz.widgets.views import ChannelGrid, Header, Panels
 
 

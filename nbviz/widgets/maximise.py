@@ -9,17 +9,18 @@ import ipywidgets
 import traitlets as t
 from torch import nn
 
-from nbviz.core.errors import check_whole, line
+from nbviz.core.checks import check_whole
+from nbviz.core.errors import line
 from nbviz.core.state import check_model
 from nbviz.core.weights import WeightsChanged, own_copy
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import grid
-from nbviz.imaging.preprocess import check_labels
 from nbviz.methods.maximise import Growing, Maximised
-from nbviz.widgets.answers import context_of_now
+from nbviz.pictures.preprocess import check_labels
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.figures import filled_panels, plot_panel
+from nbviz.widgets.figure_panels import filled_panels, plot_panel
+from nbviz.widgets.predictions import context_of_now
 from nbviz.widgets.views import Header, Panels, Plot
 
 _COLUMNS = 4

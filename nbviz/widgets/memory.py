@@ -6,7 +6,7 @@ import atexit
 import weakref
 from typing import Protocol
 
-from nbviz.core.errors import check_whole
+from nbviz.core.checks import check_whole
 from nbviz.core.state import lock
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import traitlets as t
 from torch import Tensor, nn
 
-from nbviz.core.errors import check_choice, check_whole, line
+from nbviz.core.checks import check_choice, check_index, check_whole
+from nbviz.core.errors import line
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
-from nbviz.imaging.fill import FILLS
-from nbviz.methods.arguments import check_index
 from nbviz.methods.occlusion import Piece, Squares
-from nbviz.widgets.figures import filled_panels
-from nbviz.widgets.of_pictures import OfPictures, answering
+from nbviz.pictures.fill import FILLS
+from nbviz.widgets.figure_panels import filled_panels
+from nbviz.widgets.picture_widget import OfPictures, answering
 from nbviz.widgets.views import Panels
 
 #: matplotlib's "tab10": for the most frequent class, the next, and so on; all others are grey.

@@ -7,8 +7,8 @@ from typing import ClassVar
 import ipywidgets
 
 from nbviz.export.figure import Panel
-from nbviz.widgets.figures import picture_panel, reconstruction_panels
-from nbviz.widgets.instrument import Instrument
+from nbviz.widgets.figure_panels import picture_panel, reconstruction_panels
+from nbviz.widgets.layer_widget import Instrument
 
 
 class Reconstruction(Instrument):

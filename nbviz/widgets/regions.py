@@ -13,12 +13,13 @@ import torch
 import traitlets as t
 from torch import Tensor, nn
 
-from nbviz.core.errors import check_choice, shown
+from nbviz.core.checks import check_choice
+from nbviz.core.errors import shown
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
-from nbviz.imaging.fill import FILLS, filling
 from nbviz.methods.occlusion import check_region
-from nbviz.widgets.of_pictures import OfPictures, answering
+from nbviz.pictures.fill import FILLS, filling
+from nbviz.widgets.picture_widget import OfPictures, answering
 from nbviz.widgets.views import Panels, Region
 
 

@@ -10,7 +10,8 @@ import torch
 import traitlets as t
 from torch import Tensor, nn
 
-from nbviz.core.errors import check_choice, check_whole, line
+from nbviz.core.checks import check_choice, check_whole
+from nbviz.core.errors import line
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
@@ -22,8 +23,8 @@ from nbviz.methods.sanity import (
     spearman,
     ssim,
 )
-from nbviz.widgets.figures import filled_panels, plot_panel
-from nbviz.widgets.of_pictures import OfPictures, answering
+from nbviz.widgets.figure_panels import filled_panels, plot_panel
+from nbviz.widgets.picture_widget import OfPictures, answering
 from nbviz.widgets.views import Panels, Plot
 
 _FILM, _ROW = 10, 5  # maps, in all and in a row

@@ -11,18 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import SHAPES, check_maps
 from nbviz.core.backward import RULES
+from nbviz.core.checks import check_real
 from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.trace import Trace, first_name, run
 from nbviz.core.weights import steadily
 from nbviz.imaging.encode import Array, to_host
 from nbviz.imaging.pixels import centre, cut, quantise, shrink
-from nbviz.methods.arguments import SHAPES, check_maps, check_real
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
-from nbviz.widgets.answers import Answers
 from nbviz.widgets.memory import remember
+from nbviz.widgets.predictions import Answers
 
 #: What a person reads for the names of the rules.
 RULE_CAPTIONS = {"gradient": "gradient", "deconvnet": "deconvnet", "guided": "guided backprop"}
@@ -112,7 +113,7 @@ class Session(Answers):
         self._look: tuple[tuple[Any, ...], Look] | None = None
 
     def settle(self, in_full: bool, is_trained: bool = False) -> bool:
-        """As :meth:`Answers.settle <nbviz.widgets.answers.Answers.settle>`.
+        """As :meth:`Answers.settle <nbviz.widgets.predictions.Answers.settle>`.
 
         Raises
         ------

@@ -13,16 +13,16 @@ import torch
 import traitlets as t
 from torch import nn
 
+from nbviz.core.checks import check_index
 from nbviz.core.errors import NoRectifierWarning, line, shown
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
-from nbviz.imaging.load import Reader
 from nbviz.imaging.pixels import centre, grid
-from nbviz.methods.arguments import check_index
 from nbviz.methods.top_patches import StrongestPatches, top_patches
-from nbviz.widgets.answers import context_of_now
+from nbviz.pictures.load import Reader
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.figures import filled_panels
+from nbviz.widgets.figure_panels import filled_panels
+from nbviz.widgets.predictions import context_of_now
 from nbviz.widgets.views import Header, Panels
 
 _ROWS = 4  # channels on a page

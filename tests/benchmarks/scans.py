@@ -19,11 +19,11 @@ from torch import nn
 from torch.utils.data import ConcatDataset, TensorDataset
 
 import nbviz
-from nbviz.core.scan import Job
-from nbviz.core.statistic import Batch, Statistic
-from nbviz.imaging.dataset import Inputs
-from nbviz.imaging.load import Reader
-from nbviz.methods.statistics import Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
+from nbviz.pictures.load import Reader
+from nbviz.scanning.dataset import Inputs
+from nbviz.scanning.jobs import Job
+from nbviz.scanning.statistic import Batch, Statistic
+from nbviz.scanning.statistics import Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 from tests.benchmarks.kernel import network
 from tests.benchmarks.table import count, row
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nbviz import bundled
-from nbviz.imaging.preprocess import find_preprocess
+from nbviz.pictures.preprocess import find_preprocess
 
 
 @pytest.fixture

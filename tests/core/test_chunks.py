@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import nbviz
-from nbviz.core import local
+from nbviz.core import local_backward as local
 from nbviz.core.chunks import in_chunks, out_of_memory
 from nbviz.core.errors import ModelError
 from nbviz.methods import reconstruct as methods

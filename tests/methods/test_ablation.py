@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import nbviz
-from nbviz.methods.statistics import Ablation
-from tests.methods.test_statistics import same
+from nbviz.scanning.statistics import Ablation
+from tests.scanning.test_statistics import same
 
 LAYER = "features.8"  # 64 channels
 

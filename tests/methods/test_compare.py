@@ -23,7 +23,7 @@ import nbviz
 from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairFound
 from tests.methods.test_ablation import Interrupting, Stream, changed
-from tests.methods.test_statistics import same
+from tests.scanning.test_statistics import same
 
 
 @cache

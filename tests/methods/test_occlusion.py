@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import nbviz
-from nbviz.imaging.fill import FILLS, filling
-from nbviz.imaging.preprocess import Preprocess
+from nbviz.pictures.fill import FILLS, filling
+from nbviz.pictures.preprocess import Preprocess
 from tests.methods.test_cam import CATS, FACE, as_it_is
 from tests.small import Weighted
 

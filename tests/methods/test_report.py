@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 import nbviz
 from nbviz.methods.report import Importance, LayerReport
 from tests.methods.test_ablation import Interrupting, Stream, changed
-from tests.methods.test_statistics import same
+from tests.scanning.test_statistics import same
 
 LAYERS = [f"features.{i}" for i in (1, 3, 6, 8, 11, 13)]
 

@@ -10,8 +10,6 @@ from skimage.metrics import structural_similarity
 from torch import nn
 
 import nbviz
-from nbviz.imaging.fill import FILLS, filling
-from nbviz.imaging.preprocess import Preprocess
 from nbviz.methods.destroy import destroyed, layers_with_weights
 from nbviz.methods.sanity import (
     METHODS,
@@ -21,6 +19,8 @@ from nbviz.methods.sanity import (
     spearman,
     ssim,
 )
+from nbviz.pictures.fill import FILLS, filling
+from nbviz.pictures.preprocess import Preprocess
 from tests.small import Weighted
 
 X = torch.rand(2, 3, 10, 9, generator=torch.Generator().manual_seed(0))

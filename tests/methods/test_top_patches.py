@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import nbviz
 from nbviz.core.backward import RULES
-from nbviz.methods.statistics import Strongest
+from nbviz.scanning.statistics import Strongest
 from tests.methods.test_ablation import Interrupting
 
 

@@ -14,7 +14,7 @@ import nbviz
 from nbviz.core.backward import RULES
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.widgets.instrument import Instrument
+from nbviz.widgets.layer_widget import Instrument
 
 WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
 

@@ -20,7 +20,7 @@ from nbviz.core.backward import BackwardRule
 from nbviz.core.state import lock
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.widgets.instrument import Instrument
+from nbviz.widgets.layer_widget import Instrument
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
 WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import nbviz
 from nbviz.imaging.encode import decode
-from nbviz.imaging.warp import warp
+from nbviz.pictures.warp import warp
 from tests.small import Ran, Small, pictures
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]

@@ -28,7 +28,7 @@ from nbviz.imaging.pixels import centre, quantise, shrink
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets import memory
-from nbviz.widgets.instrument import Instrument
+from nbviz.widgets.layer_widget import Instrument
 from nbviz.widgets.session import TILES
 
 MOVES = 10_000
@@ -66,7 +66,7 @@ PAGE: dict[tuple[str, str], tuple[list[Any], Any]] = {
 }
 #: Where a chunk is interrupted or fails.
 PLACES = [
-    *("nbviz.widgets.session.run", "nbviz.widgets.answers.run", "nbviz.widgets.session.project"),
+    *("nbviz.widgets.session.run", "nbviz.widgets.predictions.run", "nbviz.widgets.session.project"),
     "nbviz.widgets.session.to_host",
     *("nbviz.widgets.parts.centre", "nbviz.widgets.parts.quantise", "nbviz.widgets.parts.channels_last"),
     *("nbviz.widgets.views.encode", "nbviz.core.backward.torch.autograd.grad"),

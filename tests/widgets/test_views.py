@@ -12,7 +12,7 @@ import traitlets as t
 
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import colour_table
-from nbviz.widgets.figures import filled_panels, plot_panel, tiles_panel
+from nbviz.widgets.figure_panels import filled_panels, plot_panel, tiles_panel
 from nbviz.widgets.views import Boxes, ChannelGrid, Panels, Plot, Region, Strip
 
 

@@ -25,8 +25,8 @@ from nbviz.core.backward import RULES
 from nbviz.core.state import lock
 from nbviz.imaging.encode import decode, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.widgets.figures import grid_panel, predictions_panel, reconstruction_panels
-from nbviz.widgets.instrument import Instrument
+from nbviz.widgets.figure_panels import grid_panel, predictions_panel, reconstruction_panels
+from nbviz.widgets.layer_widget import Instrument
 
 WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
 

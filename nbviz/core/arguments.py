@@ -1,0 +1,133 @@
+"""Checks that all methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbviz.core.checks import check_indices, check_real, check_tensor
+from nbviz.core.errors import ModelError, line, shown, unknown
+from nbviz.core.trace import Feed, Trace
+
+#: The shape of pictures, and of feature maps, by how many dimensions it has.
+SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+
+
+def check_maps(trace: Trace, layer: str) -> Tensor:
+    """The layer's activation if it is (N, C, H, W) for N pictures, or has as many dimensions as they have."""
+    activation, ndim = trace.activations[layer], trace.inputs.ndim
+    if activation.ndim != ndim or 0 in activation.shape:
+        raise ValueError(
+            f"layer {shown(layer)} gives {tuple(activation.shape)}; expected feature maps {SHAPES[ndim]} "
+            "(nbviz.layers lists the shapes)"
+        )
+    if len(activation) != len(trace.inputs):
+        raise ValueError(
+            f"layer {shown(layer)} gives {len(activation)} maps for {len(trace.inputs)} picture(s), as for windows, "
+            f"crops or regions; expected feature maps {SHAPES[ndim]} (nbviz.layers lists the shapes)"
+        )
+    return activation
+
+
+def check_channels(layer: str, activation: Tensor, pictures: int) -> Tensor:
+    """The layer's activation if it has channels for each of some pictures, in maps or not: (N, C, ...)."""
+    check_real(check_tensor(f"layer {shown(layer)}'s output", activation, "(N, C, ...)"), f"layer {shown(layer)}")
+    if activation.ndim < 2 or 0 in activation.shape or len(activation) != pictures:
+        raise ValueError(
+            f"layer {shown(layer)} gives {tuple(activation.shape)} for {pictures} picture(s); expected "
+            "(N, C, ...): channels of each picture (nbviz.layers lists the shapes)"
+        )
+    return activation
+
+
+def check_feed(inputs: Any) -> Feed:
+    """The argument ``inputs`` of all methods, if it is a callable or None."""
+    if inputs is not None and not callable(inputs):
+        raise TypeError(
+            f"inputs is {type(inputs).__name__}; expected a callable from the pictures (N, C, H, W) to what the model "
+            "is called with, such as lambda pictures: (pictures, mask)"
+        )
+    return inputs  # type: ignore[no-any-return]
+
+
+def check_logits(output: Any, pick: Any = None) -> Tensor:
+    """The model's output, or the part of it that ``pick`` names, if it is (N, classes).
+
+    Parameters
+    ----------
+    output
+        What the model gives.
+    pick
+        The argument ``output`` of all methods: a key or an attribute's name, an index, a callable, or None.
+
+    Examples
+    --------
+    >>> check_logits({"out": torch.zeros(1, 3), "aux": None}, "out")
+    tensor([[0., 0., 0.]])
+    """
+    if callable(pick):
+        try:
+            output = pick(output)
+        except Exception as error:
+            raise ModelError(
+                f"output= failed on the model's {type(output).__name__}: {type(error).__name__}: {line(error, 1000)}"
+            ) from error
+    elif pick is not None:
+        output = _part(output, pick)
+    if not isinstance(output, Tensor):
+        keys = _keys(output)
+        hint = f" (output={shown(keys[0])}, for example)" if keys else ""
+        raise TypeError(
+            f"the model gives a {type(output).__name__}; expected class scores (N, classes): "
+            f"say with output= where they are{hint}, or name a layer"
+        )
+    if output.ndim != 2 or 0 in output.shape:
+        raise ValueError(
+            f"the model gives {tuple(output.shape)}; expected class scores (N, classes): "
+            "say with output= how to get them, or name a layer"
+        )
+    return check_real(output, "the model")
+
+
+def _part(output: Any, pick: Any) -> Any:
+    if isinstance(pick, bool) or not isinstance(pick, (str, int)):
+        raise TypeError(f"output is {type(pick).__name__}; expected a key, an attribute's name, an index or a callable")
+    keys = _keys(output)
+    if pick in keys:
+        return output[pick]
+    if isinstance(output, (tuple, list)) and isinstance(pick, int) and -len(output) <= pick < 0:
+        return output[pick]
+    if isinstance(pick, str) and not isinstance(output, Tensor) and hasattr(output, pick):
+        return getattr(output, pick)
+    if keys:
+        raise unknown("output", pick, keys)
+    raise ValueError(
+        f"no output {shown(pick)}: the model gives a {type(output).__name__}, which has no parts; "
+        "expected a callable from it, or None"
+    )
+
+
+def _keys(output: Any) -> list[Any]:
+    """How the parts of a model's output are asked for."""
+    if isinstance(output, Mapping):
+        return list(output)
+    if isinstance(output, (tuple, list)):
+        return list(range(len(output)))
+    return []
+
+
+def check_target(target: Any, logits: Tensor, part: Sequence[int], n: int) -> Tensor:
+    """One class for each of some of n pictures, whose logits are given: the predicted one where target is None."""
+    if target is None:
+        return logits.argmax(1)
+    if isinstance(target, (set, frozenset)):
+        raise TypeError(
+            f"target is a {type(target).__name__}, which has no order; expected a class, or one for each picture"
+        )
+    chosen = check_indices("class", target, logits.shape[1])
+    if len(chosen) not in (1, n):
+        raise ValueError(f"target has {len(chosen)} classes for {n} picture(s); expected one, or one for each picture")
+    return torch.tensor([chosen[i if len(chosen) > 1 else 0] for i in part], device=logits.device)

@@ -1,0 +1,1 @@
+"""What comes in: pictures from files, arrays and tensors, as a model's input."""

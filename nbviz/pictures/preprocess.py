@@ -1,0 +1,305 @@
+"""How a picture becomes a model's input, found from the model, and how it is undone for display."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from numbers import Real
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from nbviz.core.checks import check_choice, check_tensor
+from nbviz.core.errors import PictureError, line, shown
+from nbviz.core.state import parts
+
+#: Those of which torch finds the least and the greatest value.
+_HAVE_ENDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """A model's preprocessing and the names of its outputs.
+
+    A model of your own may carry one as its attribute ``nbviz_preprocess``; the bundled ones do.
+
+    Parameters
+    ----------
+    transform
+        From a PIL picture of the given mode to a float tensor (C, H, W), the model's input. Where the model takes
+        other than 1 or 3 channels, or signals or volumes, from a tensor (C, H, W), (C, L) or (C, D, H, W).
+    mode
+        The PIL mode that ``transform`` takes: ``"RGB"`` or ``"L"`` (grey).
+    mean, std
+        What ``transform`` subtracts and divides by, per channel, in units of [0, 1]; None where
+        there is no such step or it is not known.
+    labels
+        The names of the outputs, in order.
+    source
+        Where this was found, for people to read.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> halve = Preprocess(lambda picture: torch.zeros(3, *picture.size[::-1]), source="an example")
+    >>> halve(Image.new("L", (5, 4))).shape
+    torch.Size([3, 4, 5])
+    """
+
+    transform: Callable[[Any], Tensor]
+    mode: str = "RGB"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    source: str = "given"
+
+    def __post_init__(self) -> None:
+        transform: Any = self.transform
+        if not callable(transform):
+            raise TypeError(f"transform is {shown(transform)}; expected a callable from a PIL picture to (C, H, W)")
+        check_choice("mode", self.mode, ("RGB", "L"))
+        if not isinstance(self.source, str):
+            raise TypeError(f"source is {shown(self.source)}; expected a string")
+        # The other fields may be given as lists or arrays, too.
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _check_numbers(name, getattr(self, name)))
+        object.__setattr__(self, "labels", None if self.labels is None else check_labels(self.labels))
+
+    def __call__(self, picture: Any) -> Tensor:
+        """The model's input (C, H, W) for one PIL picture of any mode, or for a tensor."""
+        if isinstance(picture, Tensor):
+            return self.transform(picture)
+        if not isinstance(picture, Image.Image):
+            raise TypeError(f"picture is {type(picture).__name__}; expected a PIL picture or a tensor")
+        try:
+            converted = picture.convert(self.mode)
+        except Exception as error:  # a file that is cut off or closed, a palette that is none
+            raise PictureError(f"the picture cannot be read: {line(error)}; expected a whole one") from error
+        return self.transform(converted)
+
+    def undo(self, inputs: Tensor) -> Tensor:
+        """Pictures (N, C, H, W), signals or volumes in [0, 1] from a model's inputs of the same shape.
+
+        Where mean and std are unknown and the values leave [0, 1], each picture's own range is
+        stretched to [0, 1].
+        """
+        return self.undoing(inputs)(inputs)
+
+    def undoing(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        """What :meth:`undo` does with these inputs, for any rows of them."""
+        inputs = check_tensor("inputs", inputs, "(N, C, H, W)").detach()
+        if inputs.ndim not in (3, 4, 5) or 0 in inputs.shape or inputs.is_complex():
+            what = f"{inputs.dtype} {tuple(inputs.shape)}"
+            raise ValueError(f"inputs is {what}; expected real (N, C, H, W), none of them empty")
+        each = [-1, *[1] * (inputs.ndim - 1)]
+        known = self._scale(inputs[:, :, :0].float())
+        if known is not None:
+            mean, std = known
+            return lambda part: (part.detach().float() * std).add_(mean).clamp_(0, 1)
+        flat = inputs.flatten(1)
+        flat = flat if flat.dtype in _HAVE_ENDS else flat.float()
+        low, high = flat.amin(1).float().view(each), flat.amax(1).float().view(each)
+        if float(low.min()) >= 0 and float(high.max()) <= 1:
+            return lambda part: part.detach().float()
+        return lambda part: (part.detach().float() - low).div_((high - low).clamp(min=1e-12))
+
+    def redo(self, pictures: Tensor) -> Tensor:
+        """The model's inputs (N, C, H, W) for pictures of the same shape in [0, 1].
+
+        Where mean and std are unknown, the pictures themselves.
+
+        Examples
+        --------
+        >>> halve = Preprocess(lambda picture: torch.zeros(1, 2, 2), mean=(0.5,), std=(0.25,))
+        >>> halve.redo(torch.tensor([[[[0.5, 1.0]]]])).flatten().tolist()
+        [0.0, 2.0]
+        """
+        known = self._scale(pictures)
+        return pictures if known is None else (pictures - known[0]) / known[1]
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and std in the shape (1, C, 1, 1), if they are known and fit."""
+        if self.mean is None or self.std is None or not {len(self.mean), len(self.std)} <= {1, like.shape[1]}:
+            return None
+        shape = [1, -1, *[1] * (like.ndim - 2)]
+        return like.new_tensor(self.mean).view(shape), like.new_tensor(self.std).view(shape)
+
+
+def check_labels(given: Any) -> tuple[str, ...]:
+    """The names of a model's outputs as text."""
+    try:
+        names = given.tolist() if hasattr(given, "tolist") else given
+        if isinstance(names, (list, tuple)):
+            return tuple(map(str, names))
+    except Exception:  # of an object's own making
+        pass
+    raise TypeError(f"labels is a {type(given).__name__}; expected a list of names, one for each output")
+
+
+def _check_numbers(name: str, given: Any) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    try:
+        numbers = given.tolist() if hasattr(given, "tolist") else given
+        if isinstance(numbers, (list, tuple)) and all(isinstance(n, Real) and math.isfinite(n) for n in numbers):
+            return tuple(map(float, numbers))
+    except Exception:  # of an object's own making, or a number too large for a float
+        pass
+    raise TypeError(f"{name} is {shown(given)}; expected a number for each channel, or None")
+
+
+def find_preprocess(model: nn.Module, preprocess: Any = None) -> Preprocess:
+    """The preprocessing that belongs to a model.
+
+    Parameters
+    ----------
+    model
+        Looked at in this order: its attribute ``nbviz_preprocess``, its timm configuration, the
+        torchvision weights that fit its class and size; of a DataParallel, those of its ``module``.
+        A model that is none of these takes pictures as they are, in [0, 1].
+    preprocess
+        Given by the person: a callable from a PIL picture to a tensor (C, H, W), such as
+        ``weights.transforms()``. It goes before what is found; the labels found are kept.
+
+    Raises
+    ------
+    TypeError
+        When ``preprocess`` is given and cannot be called.
+    """
+    found = _found(model)
+    if preprocess is None:
+        return found
+    if isinstance(preprocess, Preprocess):
+        return preprocess if preprocess.labels else replace(preprocess, labels=found.labels)
+    if not callable(preprocess):
+        raise TypeError(
+            f"preprocess is {type(preprocess).__name__}; expected a callable from a PIL picture to a tensor "
+            "(C, H, W), such as weights.transforms()"
+        )
+    mean, std = _normalisation(preprocess)
+    return Preprocess(preprocess, found.mode, mean, std, found.labels)
+
+
+def input_shape(model: nn.Module) -> tuple[int, int]:
+    """What a model's first convolution takes: how many channels, and along how many axes it slides; else 3 and 2.
+
+    Examples
+    --------
+    >>> input_shape(nn.Sequential(nn.ReLU(), nn.Conv1d(8, 4, 3))), input_shape(nn.Linear(2, 2))
+    ((8, 1), (3, 2))
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            return module.in_channels, len(module.kernel_size)
+    return 3, 2
+
+
+def takes_pictures(model: nn.Module) -> bool:
+    """Whether a model takes pictures in grey or in colour; otherwise more bands, signals or volumes."""
+    channels, axes = input_shape(model)
+    return axes == 2 and channels in (1, 3)
+
+
+def _found(model: nn.Module) -> Preprocess:
+    own = getattr(model, "nbviz_preprocess", None)
+    if isinstance(own, Preprocess):
+        return own
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _found(model.module)
+    if not takes_pictures(model):
+        return (_torchvision(model) if input_shape(model) == (3, 3) else None) or _plain(model)
+    return _timm(model) or _torchvision(model) or _plain(model)
+
+
+def _plain(model: nn.Module) -> Preprocess:
+    channels, axes = input_shape(model)
+    mode = "L" if channels == 1 else "RGB"
+    kind = {1: "signals", 3: "volumes"}.get(axes) or {1: "grey", 3: "RGB"}.get(channels, f"{channels} bands")
+    return Preprocess(_plain_transform, mode, source=f"none known: {kind} in [0, 1] (give preprocess= to change)")
+
+
+def _plain_transform(picture: Image.Image | Tensor) -> Tensor:
+    """To [0, 1] from uint8, uint16 and bool; float as it is."""
+    if not isinstance(picture, Tensor):
+        from torchvision.transforms.functional import to_tensor
+
+        result: Tensor = to_tensor(picture)
+        return result
+    if picture.is_floating_point():
+        return picture
+    return picture.float() / {torch.bool: 1, torch.uint8: 255}.get(picture.dtype, 65535)
+
+
+def _timm(model: nn.Module) -> Preprocess | None:
+    if not isinstance(getattr(model, "pretrained_cfg", None), dict):
+        return None
+    try:
+        data = importlib.import_module("timm.data")
+    except ImportError:  # a model that only looks like timm's
+        return None
+    config = data.resolve_data_config({}, model=model)
+    if grey := input_shape(model)[0] == 1:  # the configuration may still be that of the weights for three channels
+        config.update({name: (sum(config[name]) / len(config[name]),) for name in ("mean", "std")})
+    labels = _imagenet_labels() if getattr(model, "num_classes", None) == 1000 else None
+    transform, mode = data.create_transform(**config, is_training=False), "L" if grey else "RGB"
+    return Preprocess(transform, mode, tuple(config["mean"]), tuple(config["std"]), labels, "timm's configuration")
+
+
+def _torchvision(model: nn.Module) -> Preprocess | None:
+    """torchvision keeps no note of a model's weights: take the default ones of the builder of its size."""
+    module = type(model).__module__
+    if not module.startswith("torchvision.models."):
+        return None
+    modules = parts(model)
+    size = sum(p.numel() for p in {p for m in modules for p in m._parameters.values() if p is not None})
+    outputs = [m.out_features for m in modules if isinstance(m, nn.Linear)]
+    outputs = outputs or [m.out_channels for m in modules if isinstance(m, nn.Conv2d)]
+    return _of_size(module, size, outputs[-1] if outputs else None)
+
+
+@cache
+def _of_size(module: str, size: int, outputs: int | None) -> Preprocess | None:
+    if not (every := _weights_of(module)):
+        return None
+    weights = min(every, key=lambda one: abs(one.meta["num_params"] - size))
+    transform = weights.transforms()
+    mean, std = _normalisation(transform)
+    names = tuple(weights.meta.get("categories") or ())
+    labels = names if outputs == len(names) else None
+    return Preprocess(transform, "RGB", mean, std, labels, f"torchvision's {weights}")
+
+
+@cache
+def _weights_of(module: str) -> list[Any]:
+    """All weights of the networks that a module of torchvision's builds, the default ones first."""
+    from torchvision import models
+
+    names = [name for name in models.list_models() if models.get_model_builder(name).__module__ == module]
+    kinds = [models.get_model_weights(name) for name in names]
+    default = [one for kind in kinds for one in kind if one is kind.DEFAULT]
+    return default + [one for kind in kinds for one in kind if one is not kind.DEFAULT]
+
+
+def _normalisation(transform: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and std of the last normalisation in a torchvision transform, however deep it lies."""
+    try:
+        for step in reversed(list(getattr(transform, "transforms", None) or [])):
+            if (found := _normalisation(step)) != (None, None):
+                return found
+        mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
+        if mean is not None and std is not None:
+            return tuple(torch.as_tensor(mean).flatten().tolist()), tuple(torch.as_tensor(std).flatten().tolist())
+    except Exception:  # something else that goes by these names
+        pass
+    return None, None
+
+
+def _imagenet_labels() -> tuple[str, ...]:
+    from torchvision.models import AlexNet_Weights
+
+    return tuple(AlexNet_Weights.DEFAULT.meta["categories"])

@@ -1,0 +1,173 @@
+"""What a scan has found, in a file from which it can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nbviz.core.errors import line, shown, warn
+from nbviz.core.state import uninterrupted
+from nbviz.scanning.digest import digest
+from nbviz.scanning.found import Found, NoClass, Skipped
+from nbviz.scanning.jobs import Job
+
+Key = tuple[tuple[str, str | None], ...]
+
+
+def key_of(job: Job) -> Key:
+    """What must be the same for a scan to go on from a checkpoint, part by part: model, statistics, batches, pictures.
+
+    A part of the dataset that changes as pictures are read, such as a count or a cache, is None and tells nothing.
+
+    Warns
+    -----
+    UserWarning
+        Where a part holds what no other process could know again.
+    """
+    fixed = {"model": job.model, "statistics": job.statistics, "inputs=": job.feed, "output=": job.check_logits}
+    key: dict[str, str | None] = {}
+    not_known: dict[str, list[str]] = {}
+    for name, value in fixed.items():
+        key[name], not_known[name] = digest(value)
+    known: dict[int, Any] = {}
+    before = {name: (value, _version(value), *digest(value)) for name, value in job.source.parts(known)}
+    key["three pictures"], _ = digest(list(job.source.sample()))
+    for name, value in job.source.parts(known):
+        was, version, key[name], not_known[name] = before.get(name, (None, None, None, []))
+        unchanged = value is was and version is not None and version == _version(value)
+        if not unchanged and digest(value)[0] != key[name]:
+            key[name], not_known[name] = None, []
+    if said := [f"{name} ({', '.join(kinds)})" for name, kinds in not_known.items() if kinds]:
+        warn(
+            f"the checkpoint cannot tell whether this is the same when the scan goes on: {'; '.join(said)}; when you "
+            "change it, give another path",
+            UserWarning,
+        )
+    return tuple(sorted(key.items()))
+
+
+def _version(value: Any) -> int | None:
+    """What is another when a value has changed, if that is known: not to look twice at all that a dataset holds."""
+    if isinstance(value, tuple):
+        return 0
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else None
+
+
+def _differences(key: Key, other: Any) -> list[str]:
+    """The parts in which two keys differ, as far as both know them; a file may have come since, or gone."""
+    one, two = dict(key), dict(other)
+    found = []
+    for name in sorted(one.keys() | two.keys()):
+        absent = None if name.endswith("'s file") else ""
+        a, b = one.get(name, absent), two.get(name, absent)
+        found += [name] if a != b and None not in (a, b) else []
+    return found
+
+
+def save_found(found: Found, key: Key, path: Path) -> None:
+    """Write what was found, all or nothing: to a file beside it, which then takes its place."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        content = {
+            "nbviz scan": key,
+            "version": _VERSION,
+            "done": found.done,
+            "pictures": found.pictures,
+            "skipped": [astuple(one) for one in found.skipped],
+            "no class": [astuple(one) for one in found.no_class.values()],
+            "statistics": {name: vars(statistic) for name, statistic in found.statistics.items()},
+        }
+        written = io.BytesIO()
+        torch.save(content, written)
+        with beside.open("wb") as file:
+            file.write(written.getbuffer())
+            file.write(_seal(written.getbuffer()))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
+#: Of the content of a checkpoint; one of another is refused.
+_VERSION = 2
+_SEAL_BYTES = 32
+
+
+def _seal(content: Any) -> bytes:
+    """What stands at the end of the file, by which it is known whether a bit of it has changed."""
+    return hashlib.sha256(content).digest()
+
+
+def _content(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    if _seal(memoryview(data)[:-_SEAL_BYTES]) != data[-_SEAL_BYTES:]:
+        raise ValueError("it is damaged, cut short, or was not written by this version")
+    content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if content["version"] != _VERSION:
+        raise ValueError("it was written by another version")
+    return content
+
+
+def load_found(found: Found, key: Key, path: Path) -> None:
+    """Read what a scan found before it ended, if it has written anything."""
+    if not path.exists():
+        return
+    try:
+        content = _content(path)
+        others = _differences(key, content["nbviz scan"])
+        done, pictures, skipped, no_class = (content[name] for name in ("done", "pictures", "skipped", "no class"))
+        states: Mapping[str, dict[str, Any]] = content["statistics"]
+    except Exception as error:
+        said = line(error, 200)
+        raise ValueError(
+            f"checkpoint is {shown(str(path))}, which cannot be read as one: {said}; expected a file that a scan has "
+            "written, or a path where there is none"
+        ) from error
+    if others:
+        raise ValueError(
+            f"checkpoint is {shown(str(path))}, which belongs to a scan with another model, other statistics or "
+            "pictures; expected that of this scan, or a path where there is none. "
+            f"What is another (or was read by another Python): {line(', '.join(others), 300)}"
+        )
+    found.done, found.pictures = [(a, b) for a, b in done], pictures
+    found.skipped = [Skipped(*one) for one in skipped]
+    found.no_class = {one[0]: NoClass(*one) for one in no_class}
+    for name, statistic in found.statistics.items():
+        vars(statistic).update(states[name])
+
+
+class Saver:
+    """Writes a checkpoint from time to time: so seldom that it takes a twentieth of the time at most."""
+
+    def __init__(self, key: Key, path: Path) -> None:
+        self.key, self.path = key, path
+        self._next = time.monotonic() + SAVE_SECONDS
+
+    def save(self, found: Found, now: bool = False) -> None:
+        """Write if it is time."""
+        start = time.monotonic()
+        if now or start >= self._next:
+            try:
+                with uninterrupted():
+                    save_found(found, self.key, self.path)
+            except OSError as error:  # for which what was found is not to be lost
+                warn(f"the checkpoint {shown(str(self.path))} cannot be written: {line(error, 200)}", UserWarning)
+            end = time.monotonic()
+            self._next = end + max(SAVE_SECONDS, 20 * (end - start))
+
+
+#: The least time between two checkpoints.
+SAVE_SECONDS = 10.0

@@ -1,0 +1,324 @@
+"""A checkpoint goes on with its own scan in whichever process; another's, or one with a bit changed, is refused."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
+from torchvision import datasets as torchvision_datasets
+
+import nbviz
+from nbviz.scanning.statistics import Accuracy, Moments, TopK
+from tests.scanning.test_statistics import same
+from tests.small import Small, labelled, pictures
+
+FLIPS = min(int(os.environ.get("NBVIZ_FUZZ", "100")), 10_000)
+ROOT = Path(__file__).parents[2]
+
+
+def scanned(path: Path, model: nn.Module | None = None, dataset: Any = None, **options: Any) -> nbviz.ScanResult:
+    statistics = {"accuracy": Accuracy(), "top": TopK("0", 2), "moments": Moments("2")}
+    dataset = labelled() if dataset is None else dataset
+    options = {"batch_size": 4, "progress": False, **options}
+    return nbviz.scan(model or Small(), dataset, statistics, checkpoint=path, **options)
+
+
+def refused(path: Path, what: str, *arguments: Any, **options: Any) -> None:
+    with pytest.raises(ValueError, match=f"belongs to a scan with another .*; expected .* What is another .*: {what}"):
+        scanned(path, *arguments, **options)
+
+
+# The file
+
+
+def test_a_flipped_bit_or_a_cut_is_refused(tmp_path: Path) -> None:
+    path, draw = tmp_path / "scan.pt", random.Random(0)
+    expected = scanned(path)
+    whole = path.read_bytes()
+    for n in range(FLIPS):
+        data = bytearray(whole)
+        if n % 10 == 9:
+            data = data[: draw.randrange(len(data))]
+        else:
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="cannot be read as one: .*; expected a file that a scan has written"):
+            scanned(path)
+    path.write_bytes(whole)
+    found = scanned(path)
+    assert all(same(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"none", b"PK\3\4", bytes(100)])
+def test_what_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "scan.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as one: it is damaged, cut short, or was not written by this"):
+        scanned(tmp_path / "scan.pt")
+
+
+# The same scan in a new process
+
+SCRIPT = """
+import functools, os, signal, sys, threading, torch, nbviz
+from torch import nn
+from nbviz.scanning import checkpoint
+torch.set_num_threads(1)
+checkpoint.SAVE_SECONDS = 0.01
+WEIGHT = torch.linspace(1, 2, 4)
+
+class Net(nn.Module):  # whose repr holds an address
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.act, self.out = nn.Conv2d(3, 4, 3), (lambda x: x.relu()), nn.Linear(4, 4)
+    def forward(self, x):
+        return {"out": self.out(self.act(self.conv(x)).mean((2, 3)))}
+    def __repr__(self):
+        return object.__repr__(self)
+
+class Pictures(torch.utils.data.TensorDataset):
+    read, lock = 0, threading.Lock()
+    def __getitem__(self, i):
+        self.read += 1
+        if self.read == 600 and sys.argv[2] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(i)
+
+def weighted(output, weight):
+    return output["out"] * weight
+
+class Preprocess:
+    def __call__(self, picture):
+        return picture
+
+x = torch.rand(1000, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+dataset = Pictures(x, torch.arange(1000) % 4)
+given = {
+    "lambda": {"output": lambda output: output["out"] * WEIGHT},
+    "partial": {"output": functools.partial(weighted, weight=WEIGHT)},
+    "preprocess": {"output": "out", "inputs": lambda x: (x,), "preprocess": Preprocess()},
+}[sys.argv[4]]
+found = nbviz.scan(
+    Net(), dataset, {"a": nbviz.statistics.Accuracy()}, batch_size=8, checkpoint=sys.argv[1], progress=False, **given
+)
+torch.save({"read": dataset.read, "loss": found["a"].loss, "pictures": found.pictures}, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("kind", ["lambda", "partial", "preprocess"])
+def test_a_scan_with_code_of_the_scripts_own_goes_on_in_a_new_process(kind: str, tmp_path: Path) -> None:
+    script, reports = tmp_path / "scan.py", [tmp_path / "one.pt", tmp_path / "other.pt"]
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(checkpoint: str, how: str, report: Path) -> int:
+        call = [sys.executable, str(script), str(tmp_path / checkpoint), how, str(report), kind]
+        return subprocess.run(call, env=environment, check=False).returncode
+
+    assert run("scan.pt", "killed", reports[0]) != 0
+    assert run("scan.pt", "again", reports[0]) == 0
+    assert run("new.pt", "again", reports[1]) == 0
+    again, whole = map(torch.load, reports)
+    assert again["pictures"] == whole["pictures"] == 1000
+    assert again["loss"] == whole["loss"]
+    assert again["read"] < whole["read"] == 1003
+
+
+def test_the_same_code_written_twice_is_the_same(tmp_path: Path) -> None:
+    def feed(scale: float) -> Any:
+        return lambda x: (x * scale,)
+
+    path = tmp_path / "scan.pt"
+    scanned(path, inputs=feed(2.0), output=lambda output: output + 1)
+    scanned(path, inputs=feed(2.0), output=lambda output: output + 1)
+
+
+# Another scan
+
+
+class Scaled:
+    def __init__(self, scale: float) -> None:
+        self.scale, self.lock = scale, threading.Lock()
+
+    def __call__(self, x: Any) -> Any:
+        return (x * self.scale,)
+
+    def twice(self, x: Any) -> Any:
+        return (x * self.scale * 2,)
+
+
+def scaled(x: Any, scale: float = 1.0) -> Any:
+    return (x * scale,)
+
+
+def within(scale: float) -> Any:
+    return lambda x: (x * scale,)
+
+
+def applied(act: nn.Module) -> Any:
+    return lambda x: (act(x),)
+
+
+SCALE, TABLE = 1.0, {"scale": 1.0}
+FEEDS: dict[str, tuple[Any, Any]] = {
+    "constants": (lambda x: (x * 1.0,), lambda x: (x * 2.0,)),
+    "operations": (lambda x: (x * 1.5,), lambda x: (x + 1.5,)),
+    "globals": (lambda x: (x * SCALE,), lambda x: (x * TABLE["scale"],)),
+    "defaults": (lambda x, scale=1.0: (x * scale,), lambda x, scale=2.0: (x * scale,)),
+    "closures": (within(1.0), within(2.0)),
+    "inner functions": (lambda x: ((lambda y: y * 1.0)(x),), lambda x: ((lambda y: y * 2.0)(x),)),
+    "partials": (functools.partial(scaled, scale=1.0), functools.partial(scaled, scale=2.0)),
+    "objects": (Scaled(1.0), Scaled(2.0)),
+    "methods": (Scaled(1.0).twice, Scaled(2.0).twice),
+    "other methods": (Scaled(1.0).twice, Scaled(1.0).__call__),
+    "modules": (applied(nn.Identity()), applied(nn.ReLU())),
+}
+
+
+@pytest.mark.parametrize("kind", FEEDS)
+def test_another_callable_is_refused(kind: str, tmp_path: Path) -> None:
+    one, other = FEEDS[kind]
+    scanned(tmp_path / "scan.pt", inputs=one)
+    scanned(tmp_path / "scan.pt", inputs=one)
+    refused(tmp_path / "scan.pt", "inputs=$", inputs=other)
+    scanned(tmp_path / "output.pt", output=lambda output: one(output)[0])
+    refused(tmp_path / "output.pt", "output=$", output=lambda output: other(output)[0])
+
+
+def test_a_global_that_a_callable_uses_is_part_of_it(tmp_path: Path, monkeypatch: Any) -> None:
+    feed = FEEDS["globals"]
+    for i, one in enumerate(feed):
+        scanned(tmp_path / f"{i}.pt", inputs=one)
+    monkeypatch.setattr(sys.modules[__name__], "SCALE", 2.0)
+    monkeypatch.setitem(TABLE, "scale", 2.0)
+    for i, one in enumerate(feed):
+        refused(tmp_path / f"{i}.pt", "inputs=$", inputs=one)
+
+
+class WithFactor(Small):
+    def __init__(self, factor: float, act: Any = None) -> None:
+        super().__init__()
+        self.factor, self.act = factor, act
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(x) * self.factor
+
+
+def test_what_a_model_holds_beside_its_weights_is_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "scan.pt"
+    scanned(path, WithFactor(1.0, lambda x: x))
+    scanned(path, WithFactor(1.0, lambda x: x).eval())
+    refused(path, "model$", WithFactor(2.0, lambda x: x))
+    refused(path, "model$", WithFactor(1.0, lambda x: -x))
+    hooked = WithFactor(1.0, lambda x: x)
+    hooked[2].register_forward_hook(lambda _module, _inputs, output: output * 2)
+    refused(path, "model$", hooked)
+
+
+def files_of(folder: Path, changed: int | None = None, kind: str = "bmp", many: int = 12) -> Path:
+    """Pictures in a folder for each of four classes, of which one may be another of the same size."""
+    for i in range(many):
+        place = folder / "abcd"[i % 4]
+        place.mkdir(parents=True, exist_ok=True)
+        draw = np.random.default_rng(i + 1000 * (i == changed))
+        Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).save(place / f"{i}.{kind}")
+    return folder
+
+
+class Listed:
+    """Names of files relative to a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.names = str(folder), [str(one.relative_to(folder)) for one in sorted(folder.rglob("*.bmp"))]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> Any:
+        return Path(self.root) / self.names[i], "abcd".index(self.names[i][0])
+
+
+def opened(path: Path) -> Image.Image:
+    """Of a file, which is closed by now."""
+    picture = Image.open(path)
+    picture.load()
+    return picture
+
+
+DATASETS: dict[str, Any] = {
+    "a folder": lambda folder: folder,
+    "ImageFolder": torchvision_datasets.ImageFolder,
+    "a subset": lambda folder: Subset(torchvision_datasets.ImageFolder(folder), range(12)),
+    "paths": lambda folder: sorted(folder.rglob("*.bmp")),
+    "pairs": lambda folder: [(str(one), 1) for one in sorted(folder.rglob("*.bmp"))],
+    "opened": lambda folder: [opened(one) for one in sorted(folder.rglob("*.bmp"))],
+    "arrays": lambda folder: [np.asarray(Image.open(one)) for one in sorted(folder.rglob("*.bmp"))],
+    "relative names": Listed,
+}
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_another_picture_among_them_is_refused_and_the_same_files_elsewhere_are_not(kind: str, tmp_path: Path) -> None:
+    """Not one of the three that are looked at, of as many bytes, under the same name."""
+    make = DATASETS[kind]
+    scanned(tmp_path / "scan.pt", dataset=make(files_of(tmp_path / "one")))
+    if kind not in ("paths", "pairs"):  # which name no folder that could have moved
+        scanned(tmp_path / "scan.pt", dataset=make(files_of(tmp_path / "copy")))
+    scanned(tmp_path / "scan.pt", dataset=make(files_of(tmp_path / "one")))  # written again
+    refused(tmp_path / "scan.pt", "dataset", dataset=make(files_of(tmp_path / "one", changed=4)))
+
+
+def test_large_files_are_told_apart_by_when_they_were_written(tmp_path: Path, monkeypatch: Any) -> None:
+    from nbviz.scanning import digest
+
+    monkeypatch.setattr(digest, "_READ", 100)
+    folder = files_of(tmp_path / "one")
+    scanned(tmp_path / "scan.pt", dataset=folder)
+    scanned(tmp_path / "scan.pt", dataset=folder)
+    os.utime(folder / "a" / "4.bmp", (1, 1))
+    refused(tmp_path / "scan.pt", "dataset.samples", dataset=folder)
+
+
+def test_other_tensors_labels_and_transforms_are_refused(tmp_path: Path) -> None:
+    path, folder, x = tmp_path / "scan.pt", files_of(tmp_path / "one"), pictures(12)
+    scanned(path, dataset=TensorDataset(x, torch.arange(12) % 4))
+    other = x.clone()
+    other[4, 1, 2, 3] += 0.1
+    refused(path, "dataset.tensors", dataset=TensorDataset(other, torch.arange(12) % 4))
+    refused(path, "dataset.tensors", dataset=TensorDataset(x, (torch.arange(12) % 4).index_fill(0, torch.tensor(4), 3)))
+    make, path = torchvision_datasets.ImageFolder, tmp_path / "folder.pt"
+    scanned(path, dataset=make(folder, target_transform=lambda y: y))
+    scanned(path, dataset=make(folder, target_transform=lambda y: y))
+    refused(path, "dataset.target_transform", dataset=make(folder, target_transform=lambda y: {2: 3}.get(y, y)))
+
+
+def test_what_no_other_process_could_know_again_is_said_before_the_work(tmp_path: Path) -> None:
+    letters = (letter for letter in "ab")
+    with pytest.warns(UserWarning, match=r"cannot tell whether this .*: inputs= \(generator\); when you"):
+        scanned(tmp_path / "scan.pt", inputs=lambda x: (x, letters)[:1])
+
+
+def test_a_statistic_that_fails_half_way_leaves_no_half_in_the_checkpoint(tmp_path: Path) -> None:
+    class Fails(Moments):
+        def update(self, batch: Any) -> None:
+            if self.count > 1500:
+                raise RuntimeError("no")
+            super().update(batch)
+
+    options: dict[str, Any] = {"batch_size": 4, "progress": False, "checkpoint": tmp_path / "scan.pt"}
+    statistics = {"accuracy": Accuracy(), "fails": Fails("2")}
+    with pytest.raises(RuntimeError, match="no"):
+        nbviz.scan(Small(), labelled(), statistics, **options)
+    assert not (tmp_path / "scan.pt").exists()  # the accuracy has a batch that the other has not

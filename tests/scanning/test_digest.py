@@ -1,0 +1,52 @@
+"""A digest is the same in every process, whatever it is of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import collections, enum, functools, operator, pathlib, random, re, threading
+import numpy as np, torch
+from torch import nn
+from torchvision import models, transforms
+from nbviz.scanning.digest import digest
+
+FACTOR, TABLE = torch.ones(3), {"a": [1, 2], "s": {"x", "y", "zz"}}
+def helper(x): return x * TABLE["a"][0]
+class Mode(enum.Enum): A, B = 1, 2
+class Call:
+    __slots__ = ("s", "lock", "me")
+    def __init__(self, s): self.s, self.lock, self.me = s, threading.Lock(), self
+    def __call__(self, x): return helper(x) * self.s
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.f, self.scale = nn.Conv2d(3, 4, 3), lambda x: x * FACTOR, 2.0
+torch.manual_seed(0)
+all_of_them = [
+    lambda o: o["out"] * FACTOR, functools.partial(helper, x=3), Call(3), Call(2).__call__, Net(), pathlib.Path("a/b"),
+    Mode.A, Mode, re.compile("a"), collections.deque([1, 2]), operator.itemgetter(1), random.Random(1), torch.relu,
+    np.random.default_rng(0), models.ResNet18_Weights.DEFAULT.transforms(), transforms.Compose([transforms.ToTensor()]),
+    str.lower, np.array(["a", None], object), {"a", "b", "c"}, functools.lru_cache(helper), torch.eye(3).to_sparse(),
+    torch.zeros(2, dtype=torch.complex64).conj(), torch.ones(1, 3).expand(10**9, 3), models.resnet18(), np.float32(2),
+    torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), torch.empty(0, 3), torch.tensor(3), np.array(3),
+]
+found = [digest(one) for one in all_of_them]
+assert len({one for one, _ in found}) == len(found)
+assert all(unknown == [] for _, unknown in found), found
+print(*(one for one, _ in found))
+"""
+
+
+def test_it_is_the_same_in_every_process_and_another_for_each_value(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    said = []
+    for seed in "12":
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": seed}
+        call = [sys.executable, "-W", "ignore", str(tmp_path / "script.py")]
+        said.append(subprocess.run(call, env=environment, check=True, capture_output=True, text=True).stdout)
+    assert said[0] == said[1]
+    assert len(said[0].split()) == 29
