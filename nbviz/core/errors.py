@@ -13,6 +13,10 @@ class ModelError(RuntimeError):
     """The model itself cannot do what was asked: its forward pass failed, or no gradient reaches the picture."""
 
 
+class EndlessError(ModelError):
+    """A model that calls nbviz on itself in its own forward pass, in each of them."""
+
+
 class PictureError(ValueError):
     """A picture that cannot be read, or does not fit the model."""
 

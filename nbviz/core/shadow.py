@@ -10,15 +10,20 @@ from __future__ import annotations
 import copy
 import copyreg
 import io
+import itertools
 import logging
 import queue
+import random
 import threading
+import warnings
 import weakref
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
@@ -27,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.draws import OwnDraws, draw_again, drawn_so_far
-from nbviz.core.errors import ModelError
+from nbviz.core.errors import EndlessError
 from nbviz.core.state import alone, device_aside, eagerly, parts
 
 Result = TypeVar("Result")
@@ -47,6 +52,11 @@ _SHARED = (
         queue.Queue,
         Executor,
     ),
+)
+#: What a use of it changes.
+_GO_ON = (
+    *(bytearray, array, random.Random, np.random.Generator, np.random.RandomState),
+    *(itertools.count, itertools.cycle),
 )
 #: So many objects may hang on one that is no module and no container: a larger structure (a trainer that a model
 #: refers to) is shared as it is.
@@ -80,7 +90,7 @@ def in_shadow(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:
     global _depth  # noqa: PLW0603 - of the one thread that has the lock
     with alone(), torch.inference_mode(False), eagerly():
         if _depth >= _DEEPEST:
-            raise ModelError(
+            raise EndlessError(
                 f"{type(model).__name__} calls nbviz on itself in its own forward pass (in a hook, inputs= or the "
                 "like), and so without end; expected hooks that do not, or that are off meanwhile"
             )
@@ -108,10 +118,24 @@ def _own_draws(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:
     # This pass has drawn, or another thread meanwhile; a pass that draws from generators of its own knows.
     with OwnDraws(states=before) as draws:
         again = work(shadow_of(model))
+    ended = drawn_so_far(model)
+    if draws.used and ended != after:
+        # Another thread still draws; or the model seeds torch's own generator, and the same each time.
+        with OwnDraws(states=before):
+            work(shadow_of(model))
+        if drawn_so_far(model) == ended:
+            draw_again(before)
+            return result
     _draws[model] = draws.used
     if draws.used and drawn_so_far(model) == after:
         draw_again(before)
     return again if draws.used else result
+
+
+def held_by(model: nn.Module) -> list[Any]:
+    """All that hangs on a model and that a shadow has of its own: modules, weights, containers, functions, objects."""
+    with torch.inference_mode(False), torch.no_grad():
+        return _Copier(model, own_weights=False).originals
 
 
 def shadow_of(model: nn.Module, own_weights: bool = False) -> nn.Module:
@@ -180,9 +204,14 @@ class _Copier:
         self.shadows = [_empty(module) for module in tree]  # first, so that whatever refers to one finds its shadow
         self.originals += tree
         self.copies.update(zip(map(id, tree), self.shadows, strict=True))
+        self.storages: dict[int, Tensor] = {}  # of the tensors copied: some look at the memory of others
         for module, shadow in zip(tree, self.shadows, strict=True):
             self.fill(module, shadow)
-            vars(shadow)["training"] = False  # not .eval(): a subclass may do more there
+        for module, shadow in zip(tree, self.shadows, strict=True):
+            vars(shadow)["training"] = False
+            if module.training and type(shadow).train is not nn.Module.train:  # a subclass may do more there
+                with suppress(Exception):
+                    shadow.train(False)
 
     def note(self, value: Any, new: Any) -> Any:
         self.originals.append(value)
@@ -222,6 +251,9 @@ class _Copier:
                 own[name] = self.note(value, {key: self.copies[id(m)] for key, m in value.items()})
             else:
                 own[name] = self.copied(value)
+        for name in copyreg._slotnames(type(module)):  # type: ignore[attr-defined]
+            if hasattr(module, name):
+                object.__setattr__(shadow, name, self.copied(getattr(module, name)))
         own["_compiled_call_impl"] = None
         if type(shadow) is _Eager:
             own.pop("forward", None)
@@ -241,8 +273,23 @@ class _Copier:
                 new = nn.Parameter(new, value.requires_grad)
             else:
                 new.requires_grad_(value.requires_grad)
-            return self.note(value, new)
-        return self.note(value, value if is_weight else value.clone())
+        elif is_weight:
+            return self.note(value, value)
+        elif value.layout is not torch.strided or value.is_quantized or value.is_nested:
+            new = value.clone()
+        else:
+            memory = value.untyped_storage()
+            if (whole := self.storages.get(memory._cdata)) is not None:
+                new = torch.empty(0, dtype=value.dtype, device=value.device)
+                new.set_(whole.untyped_storage(), value.storage_offset(), value.shape, value.stride())
+            else:
+                new = value.clone()
+                if new.stride() == value.stride() and memory.nbytes() == new.untyped_storage().nbytes():
+                    self.storages[memory._cdata] = new
+        self.note(value, new)
+        if own := value.__dict__:
+            new.__dict__.update({name: self.copied(item) for name, item in own.items()})
+        return new
 
     def dict(self, value: dict[Any, Any]) -> Any:
         new = self.note(value, copy.copy(value) if type(value) not in _PLAIN else value.copy())
@@ -250,13 +297,23 @@ class _Copier:
             if type(item) is Hook:
                 del new[key]
                 continue
-            own_key = key if type(key) is str else self.copied(key)
+            own_key = key if type(key) is str else self.key(key)
             own = item if _HOW[type(item)] is None else self.copied(item)
             if own_key is not key:
                 del new[key]
                 new[own_key] = own
             elif own is not item:
                 new[key] = own
+        return self.with_attributes(value, new)
+
+    def key(self, key: Any) -> Any:
+        """A key of a dict, which may be the id of what has been copied."""
+        return id(self.copies[key]) if type(key) is int and key in self.copies else self.copied(key)
+
+    def with_attributes(self, value: Any, new: Any) -> Any:
+        """A copied container, with copies of what a subclass keeps beside its items."""
+        for name, item in getattr(value, "__dict__", {}).items():
+            new.__dict__[name] = self.copied(item)
         return new
 
     def list(self, value: list[Any] | deque[Any]) -> Any:
@@ -265,7 +322,7 @@ class _Copier:
             own = self.copied(item)
             if own is not item:
                 new[i] = own
-        return new
+        return self.with_attributes(value, new)
 
     def set(self, value: set[Any]) -> Any:
         items = list(value)
@@ -292,10 +349,30 @@ class _Copier:
     def generator(self, value: torch.Generator) -> Any:
         return self.note(value, value.clone_state())
 
+    def state(self, value: Any) -> Any:
+        """What goes on from where it is: another's copy, bytes, random numbers, a counter."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of iterators, which newer versions of Python share
+            return self.note(value, copy.deepcopy(value))
+
     def reference(self, value: weakref.ref[Any]) -> Any:
         target = value()
-        own = self.copies.get(id(target), target)
+        if isinstance(value, weakref.WeakMethod):
+            own = self.copied(target)
+            return value if own is target or own is None else self.note(value, weakref.WeakMethod(own))
+        # A hook's handle refers to the module's dict of hooks, which may be still to be copied.
+        own = self.copied(target) if type(target) in _PLAIN else self.copies.get(id(target), target)
         return value if own is target else self.note(value, weakref.ref(own))
+
+    def proxy(self, value: Any) -> Any:
+        target = value.__init__.__self__
+        own = self.copies.get(id(target), target)
+        return value if own is target else self.note(value, weakref.proxy(own))
+
+    def cached(self, value: Any) -> Any:
+        """A function in ``lru_cache``."""
+        own = self.copied(value.__wrapped__)
+        return value if own is value.__wrapped__ else self.note(value, lru_cache(**value.cache_parameters())(own))
 
     def method(self, value: MethodType) -> Any:
         own, function = self.copied(value.__self__), self.copied(value.__func__)
@@ -307,48 +384,72 @@ class _Copier:
         return self.note(value, type(value)(own[0], *own[1], **own[2]))
 
     def function(self, value: FunctionType) -> Any:
-        """The same, but for one that reaches the model: by its closure, its defaults, or a global name."""
+        """The same, but for one with a closure, defaults or attributes, or a global name for a part of the model."""
         self.note(value, value)  # as long as it is being looked at: functions may refer to each other
         cells = value.__closure__ or ()
-        closure = [self.reaching(cell, _content(cell)) for cell in cells]
-        defaults = self.reaching(value.__defaults__, value.__defaults__)
-        keywords = self.reaching(value.__kwdefaults__, value.__kwdefaults__)
-        attributes = {name: self.reaching(item, item) for name, item in vars(value).items()}
+        contents = [content_of(cell) for cell in cells]
+        closure = [self.within_reason(content) for content in contents]
+        defaults = self.within_reason(value.__defaults__)
+        keywords = self.within_reason(value.__kwdefaults__)
+        attributes = {name: self.within_reason(item) for name, item in vars(value).items()}
         names = {}
-        if value.__globals__.get("__name__", "").split(".")[0] not in _LIBRARIES:
+        if not is_library(value.__globals__.get("__name__", "")):
             used = {name: value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__}
-            found = {name: self.reaching(item, item) for name, item in used.items()}
+            found = {name: self.copied(item) for name, item in used.items() if self.reaches(item, 4)}
             names = {name: item for name, item in found.items() if item is not used[name]}
-        before = (*cells, value.__defaults__, value.__kwdefaults__, *vars(value).values())
+        before = (*contents, value.__defaults__, value.__kwdefaults__, *vars(value).values())
         after = (*closure, defaults, keywords, *attributes.values())
         if not names and all(a is b for a, b in zip(before, after, strict=True)):
             return value
         new = FunctionType(
             value.__code__, {**value.__globals__, **names} if names else value.__globals__, value.__name__, defaults,
-            tuple(one if one is cell else _cell(one) for one, cell in zip(closure, cells, strict=True)) or None,
+            tuple(map(_cell, closure)) or None,
         )  # fmt: skip
         new.__kwdefaults__, new.__qualname__ = keywords, value.__qualname__
         vars(new).update(attributes)
         self.copies[id(value)] = new
         return new
 
-    def reaching(self, holder: Any, content: Any) -> Any:
-        """A copy of what a function refers to if a module is found in it; otherwise what holds it, as it is."""
-        return self.copied(content) if self.reaches(content, 2) else holder
+    def within_reason(self, value: Any) -> Any:
+        """A copy, unless more hangs on the value than is worth one."""
+        outermost, noted = self.room is None, len(self.originals)
+        if outermost:
+            self.room = _MOST
+        try:
+            return self.copied(value)
+        except _TooMuch:
+            if not outermost:
+                raise
+            self.forget(noted)
+            return value
+        finally:
+            if outermost:
+                self.room = None
+
+    def forget(self, noted: int) -> None:
+        """Let go of the copies since then."""
+        for other in self.originals[noted:]:
+            self.copies.pop(id(other), None)
 
     def reaches(self, value: Any, depth: int) -> bool:
-        """Whether a part of the model is in it, or in a function, so many containers deep."""
+        """Whether a part of the model is in it, or in a function, so many containers or objects deep."""
         if isinstance(value, nn.Module):
             return id(value) in self.copies
-        if isinstance(value, MethodType):
-            return self.reaches(value.__self__, depth)
         if isinstance(value, FunctionType):
             return self.copied(value) is not value
-        if depth and isinstance(value, (list, tuple, set)):
-            return any(self.reaches(item, depth - 1) for item in list(value))
-        if depth and isinstance(value, dict):
-            return any(self.reaches(item, depth - 1) for item in list(value.values()))
-        return isinstance(value, partial) and self.reaches((value.func, value.args, value.keywords), 2)
+        if not depth or isinstance(value, _SHARED):
+            return False
+        if isinstance(value, MethodType):
+            inner: Any = (value.__self__,)
+        elif isinstance(value, (list, tuple, set)):
+            inner = value
+        elif isinstance(value, dict):
+            inner = value.values()
+        elif isinstance(value, partial):
+            inner = (value.func, *value.args, *value.keywords.values())
+        else:
+            inner = getattr(value, "__dict__", {}).values()
+        return any(self.reaches(item, depth - 1) for item in list(inner))
 
     def thing(self, value: Any) -> Any:
         """Any other object: its attributes are copied, if Python can make one of its kind."""
@@ -365,8 +466,7 @@ class _Copier:
         except Exception as error:
             if isinstance(error, _TooMuch) and not outermost:
                 raise
-            for other in self.originals[noted:]:
-                self.copies.pop(id(other), None)
+            self.forget(noted)
             self.room = _MOST
             return self.note(value, value)
         finally:
@@ -375,7 +475,12 @@ class _Copier:
 
 
 #: Whose functions reach nobody's model by a global name.
-_LIBRARIES = {"torch", "torchvision", "timm", "transformers", "numpy", "nbviz", "functools", "contextlib"}
+_LIBRARIES = {"builtins", "torch", "torchvision", "timm", "transformers", "numpy", "nbviz", "functools", "contextlib"}
+
+
+def is_library(module: str) -> bool:
+    """Whether a module's functions and classes are nobody's own."""
+    return module.split(".")[0] in _LIBRARIES
 
 
 class _How(dict[type, Callable[[_Copier, Any], Any] | None]):
@@ -396,6 +501,9 @@ class _How(dict[type, Callable[[_Copier, Any], Any] | None]):
             (np.ndarray, _Copier.array),
             (torch.Generator, _Copier.generator),
             (weakref.ref, _Copier.reference),
+            (weakref.ProxyTypes, _Copier.proxy),
+            (type(lru_cache(len)), _Copier.cached),
+            (_GO_ON, _Copier.state),
         )
         other = _Copier.thing if kind.__dictoffset__ or "__slots__" in vars(kind) else None
         how = next((how for kinds, how in known if issubclass(kind, kinds)), other)
@@ -428,7 +536,8 @@ def _cell(content: Any) -> Any:
     return (lambda: content).__closure__[0]  # type: ignore[index]
 
 
-def _content(cell: Any) -> Any:
+def content_of(cell: Any) -> Any:
+    """What is in a cell of a closure."""
     try:
         return cell.cell_contents
     except ValueError:  # empty as yet

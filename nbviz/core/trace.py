@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
-from nbviz.core.errors import ModelError, PictureError, line, shown, unknown
+from nbviz.core.errors import EndlessError, ModelError, PictureError, line, shown, unknown
 from nbviz.core.shadow import Hook, in_shadow
 from nbviz.core.state import as_given, check_model, interruptible
 
@@ -213,6 +213,8 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
     try:
         with as_given():
             given = inputs if feed is None else feed(inputs)
+    except EndlessError:
+        raise
     except Exception as error:
         raise ModelError(
             f"inputs= failed on pictures of shape {tuple(inputs.shape)}: {type(error).__name__}: {line(error, 1000)}"
@@ -225,6 +227,8 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
             if isinstance(given, dict):
                 return forward(**given)
             return forward(*given) if isinstance(given, tuple) else forward(given)
+    except EndlessError:
+        raise
     except Exception as error:
         first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
         name, takes = (first[0], first[1].in_channels) if first is not None else ("", 0)

@@ -6,9 +6,11 @@ import sys
 import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from functools import wraps
+from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.errors import ModelError
-from nbviz.core.shadow import shadow_of
+from nbviz.core.shadow import content_of, held_by, is_library, shadow_of
 from nbviz.core.state import device_aside, eager, parts
 
 P = ParamSpec("P")
@@ -43,13 +45,14 @@ def fingerprint(model: nn.Module, in_full: bool = False) -> Hashable:
     model
         Any module.
     in_full
-        Look at all values (0.5 ms for each million), and at the modules' own settings.
+        Look at all values (0.5 ms for each million), and at all else that hangs on the model.
     """
     every = parts(model)
     tensors = [t for m in every for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
     counted = *map(id, every), *((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
     if in_full:
-        return counted, _digest(list(filter(_is_readable, tensors))), tuple(map(_settings, every))
+        held = held_by(model)
+        return counted, _digest([t for t in held if isinstance(t, Tensor) and _is_readable(t)]), _settings(held)
     first = (next(iter(m._parameters.values()), None) for m in every if m._parameters)
     return counted, _samples([t for t in first if t is not None and _is_readable(t)])
 
@@ -58,14 +61,48 @@ def _is_readable(t: Tensor) -> bool:
     return t.layout is torch.strided and not t.is_meta and not t.is_quantized
 
 
-def _settings(module: nn.Module) -> Hashable:
-    """What a module's answer depends on beside its weights: numbers and the like among its attributes, and hooks."""
-    own = vars(module)
-    hooks = tuple(module._forward_hooks), tuple(module._forward_pre_hooks)
-    return hooks, repr([(name, value) for name, value in own.items() if type(value) in _PLAIN and name != "training"])
+def _settings(held: list[Any]) -> Hashable:
+    """What a model's answer depends on beside its weights: all else that hangs on it, as far as it can be seen."""
+    found: list[Any] = []
+    for value in held:
+        kind = type(value)
+        if isinstance(value, nn.Module):
+            hooks = *value._forward_hooks.values(), *value._forward_pre_hooks.values()
+            found += (id(value), _class(kind), tuple(map(id, hooks)), _plain_of(vars(value)))
+        elif isinstance(value, Tensor):
+            found.append((id(value), value.data_ptr() if _is_readable(value) else 0))
+        elif isinstance(value, np.ndarray):
+            found += (value.shape, None if value.dtype.hasobject else zlib.crc32(np.ascontiguousarray(value).data))
+        elif isinstance(value, FunctionType):
+            cells = map(content_of, value.__closure__ or ())
+            found += (id(value.__code__), _plain_of(enumerate(cells)), _plain_of(enumerate(value.__defaults__ or ())))
+        elif isinstance(value, (dict, list, tuple, set, frozenset, deque)):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            found += (kind.__name__, _plain_of(items))
+        else:
+            found += (id(value), _plain_of(getattr(value, "__dict__", {})))
+    return tuple(found)
 
 
-_PLAIN = {bool, int, float, complex, str, tuple, type(None), torch.Size}
+_PLAIN = {bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device}
+
+
+def _plain_of(items: Any) -> str:
+    """Of names and values those that are numbers and the like, or tuples of them; and which functions there are."""
+    pairs = list(items.items() if isinstance(items, dict) else items)
+    plain = [(k, v) for k, v in pairs if k != "training" and _is_plain(v)]
+    return repr((plain, [(k, id(v)) for k, v in pairs if callable(v) and not isinstance(v, nn.Module)]))
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN or (type(value) is tuple and all(map(_is_plain, value)))
+
+
+def _class(kind: type) -> Hashable:
+    """A class, and what is set in it: of the person's own; a library's does not change."""
+    own = [one for one in kind.__mro__ if not is_library(one.__module__)]
+    functions = tuple(id(value) for one in own for value in vars(one).values() if isinstance(value, FunctionType))
+    return id(kind), functions, *(_plain_of([*vars(one).items()]) for one in own)
 
 
 def _samples(tensors: list[Tensor]) -> Hashable:
@@ -139,25 +176,37 @@ def _copy_of_one_state(model: nn.Module) -> tuple[nn.Module, Hashable]:
 
 
 def is_being_changed(model: nn.Module) -> bool:
-    """Whether another thread is in an optimizer's step, or in a forward pass that updates statistics of the model."""
-    modules: set[int] | None = None
+    """Whether another thread is in an optimizer's step of the model, or a forward pass that updates its statistics."""
+    modules: list[nn.Module] | None = None
     frames: dict[int, Any] = sys._current_frames()
     # Not even by a name: a frame that refers to itself lives on, with all that is below it, until it is collected.
     frames.pop(threading.get_ident(), None)
     for top in frames.values():
         at = top
         while at is not None:
-            if at.f_code is _STEP:
-                return True
-            if at.f_code is _CALL:
-                if modules is None:
-                    found = parts(model)
-                    modules = {id(part) for part in found} if any(part._buffers for part in found) else set()
-                module = at.f_locals.get("self") if modules else None
-                if module is not None and id(module) in modules and module.training:
+            if at.f_code is _STEP or at.f_code is _CALL:
+                modules = parts(model) if modules is None else modules
+                changes = _steps if at.f_code is _STEP else _updates
+                if changes(at.f_locals, modules):
                     return True
             at = at.f_back
     return False
+
+
+def _steps(running: dict[str, Any], modules: list[nn.Module]) -> bool:
+    """Whether an optimizer, in the middle of a step, has weights of these modules."""
+    optimizer = running.get("self") or next(iter(running.get("args", ())), None)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return False
+    own = {id(p) for module in modules for p in module._parameters.values() if p is not None}
+    return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+
+
+def _updates(running: dict[str, Any], modules: list[nn.Module]) -> bool:
+    """Whether a module in the middle of a call is one of these in training mode, and there are statistics to update."""
+    module = running.get("self")
+    is_trained = isinstance(module, nn.Module) and module.training and any(one is module for one in modules)
+    return is_trained and any(one._buffers for one in modules)
 
 
 #: What every optimizer's step runs in, and every module's forward pass.
@@ -182,6 +231,11 @@ class Watch:
                 self.state += 1
             self._seen, self._in_full = seen, found
         return self.state
+
+    @property
+    def settings(self) -> Hashable:
+        """What else the model's answer depended on when it was last looked at in full."""
+        return self._in_full[2] if isinstance(self._in_full, tuple) else None
 
     def copy(self) -> nn.Module:
         """A copy of the model, whose weights are those of ``state`` from now on."""

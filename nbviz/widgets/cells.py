@@ -2,7 +2,8 @@
 
 JupyterLab sends a control's change to a *subshell*: another thread of the kernel, which runs beside the
 person's cell. An observer on such a thread waits until no cell runs, since the cell may be training the
-very model. All other threads are the person's own, and wait for nothing but the lock on all models.
+very model. All other threads are the person's own, also that of a subshell that runs a cell (JupyterLab's subshell
+console), and wait for nothing but the lock on all models.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nbviz.core.state import lock
 
 _idle = threading.Event()
 _idle.set()
-_running: list[Any] = []  # the infos of the cells that have begun, outermost first
+_running: list[tuple[Any, int]] = []  # of the cells that have begun, outermost first: their infos, on which thread
 _watched: list[Any] = []  # the shell whose cells are followed
 _count = 0
 
@@ -43,7 +44,9 @@ def between_cells(say: Callable[[], None]) -> Iterator[None]:
     A thread that has the lock already goes on with it: a cell that begins waits for the lock, and would wait for ever
     for a thread that kept it and waited for the cell.
     """
-    must_wait = threading.current_thread().name.startswith("subshell-") and not lock._is_owned()  # type: ignore[attr-defined]
+    own = threading.get_ident()
+    is_observer = threading.current_thread().name.startswith("subshell-") and all(own != at for _, at in _running)
+    must_wait = is_observer and not lock._is_owned()  # type: ignore[attr-defined]
     if not lock.acquire(blocking=False):
         say()
         lock.acquire()
@@ -85,7 +88,7 @@ def watch_cells() -> None:
 def _begin(info: Any) -> None:
     global _count  # noqa: PLW0603
     _count += 1
-    _running.append(info)
+    _running.append((info, threading.get_ident()))
     _idle.clear()
     with lock:  # an observer that is in a model finishes its chunk first
         pass
@@ -96,8 +99,8 @@ def _end(result: Any) -> None:
     _count += 1  # what it did after a widget last looked is to be seen
     # An empty cell ends without having begun.
     for info in (result.info, None):
-        if any(begun is info for begun in _running):
-            _running[:] = [begun for begun in _running if begun is not info]
+        if any(begun is info for begun, _ in _running):
+            _running[:] = [cell for cell in _running if cell[0] is not info]
             break
     if not _running:
         _idle.set()

@@ -95,7 +95,7 @@ class Session(Answers):
         self.forward_passes = 1
         self.every = found
         self.layers = {layer.name: layer for layer in found if layer.has_maps}
-        self._outline = _outline(model)
+        self._outline: tuple[Any, Any] = _outline(model), self._watch.settings
         self._unlike = ""  # in what the model has become another one
         sides = tuple(self.pictures.inputs.shape[2:])
         self.axes = len(sides)
@@ -121,9 +121,8 @@ class Session(Answers):
             When the model's layers are no more what they were.
         """
         changed = super().settle(in_full, is_trained)
-        if changed and (outline := _outline(self.model)) != self._outline:
-            found, given = steadily(self.model, lambda model: trace_layers(model, self.batch(0), self.feed))
-            self._unlike = _difference(self.every, found) or self._other_classes(given)
+        if changed and (outline := (_outline(self.model), self._watch.settings)) != self._outline:
+            self._unlike = self._became_another(outline[0])
             if not self._unlike:
                 self._outline = outline
         elif changed:
@@ -131,6 +130,22 @@ class Session(Answers):
         if self._unlike:
             raise ModelError(f"the model has changed: {self._unlike}; make this widget again (run its cell)")
         return changed
+
+    def _became_another(self, outline: Any) -> str:
+        """In what it cannot be followed, in words; otherwise its layers are taken as they are now."""
+        before, now = ({kind for *_, kinds in one for kind in kinds} for one in (self._outline[0], outline))
+        if now - before:
+            known, new = (", ".join(sorted(f"{dtype} on {device}" for dtype, device in one)) for one in (before, now))
+            return f"its weights are {new}, and were {known}".replace("torch.", "")
+        try:
+            found, given = steadily(self.model, lambda model: trace_layers(model, self.batch(0), self.feed))
+        except Exception as error:  # of itself no sign of another model: the next pass will say so, too
+            shapes = ([own for *_, own, _ in one] for one in (self._outline[0], outline))
+            return "" if next(shapes) == next(shapes) else line(error, 300)
+        unlike = _difference(self.every, found) or self._other_classes(given)
+        if not unlike:
+            self.every, self.layers = found, {layer.name: layer for layer in found if layer.has_maps}
+        return unlike
 
     def _other_classes(self, given: Any) -> str:
         scores = self._scores(given)
@@ -313,11 +328,12 @@ class Session(Answers):
         return (*first[1:], *last[1:]), range(first[0], last[0])
 
 
-def _outline(model: nn.Module) -> list[Any]:
-    """What a model is made of, but for the values of its weights."""
+def _outline(model: nn.Module) -> Any:
+    """Of each module its name, its class, and the shapes and the kinds of its weights."""
     return [
-        (name, type(m), [None if p is None else p.shape for p in m._parameters.values()])
+        (name, type(m), [p.shape for p in own], [(p.dtype, p.device) for p in own])
         for name, m in model.named_modules()
+        for own in [[p for p in m._parameters.values() if p is not None]]
     ]
 
 

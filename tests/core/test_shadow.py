@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import itertools
 import logging
 import queue
+import random
 import threading
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +29,8 @@ from nbviz.core.trace import run
 
 X = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 FEW = ["alexnet", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v3_small", "resnet18", "swin_t", "vit_b_32"]
+
+CALLED: list[Any] = []
 
 
 class Counting(nn.Module):
@@ -96,11 +103,11 @@ def test_of_torchvisions_networks_all_is_equal_to_the_bit_and_no_module_of_their
     )
     with torch.no_grad():
         expected = net(x)
-    called = []
+    CALLED.clear()
 
     def noted(forward):
         def call(self, *args, **options):
-            called.append(self)
+            CALLED.append(self)  # a global name: what a closure holds, the shadow has of its own
             return forward(self, *args, **options)
 
         return call
@@ -110,8 +117,9 @@ def test_of_torchvisions_networks_all_is_equal_to_the_bit_and_no_module_of_their
     own = set(map(id, net.modules()))
     with torch.no_grad():
         assert torch.equal(in_shadow(net, lambda shadow: shadow(x)), expected)
-    assert called
-    assert not own & set(map(id, called))
+    assert CALLED
+    assert not own & set(map(id, CALLED))
+    CALLED.clear()
     shadow = shadow_of(net)
     assert all(a is b for a, b in zip(net.parameters(), shadow.parameters(), strict=True))
     assert all(a is not b for a, b in zip(net.buffers(), shadow.buffers(), strict=True))
@@ -404,16 +412,16 @@ def test_weights_that_are_shared_within_the_model_are_so_in_a_copy():
 
 def test_a_hook_that_calls_nbviz_on_the_model_is_answered():
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
-    found, asks = [], [True]
+    asks = [True]  # which the shadow has of its own, and so the shadow that the hook has made of that
 
     def hook(_module, args, _output):
         if asks and asks.pop():
-            found.append(run(net, args[0] + 1, ["0", "1"]).activations["0"])
+            CALLED.append(run(net, args[0] + 1, ["0", "1"]).activations["0"])
 
     expected, other = (run(net, x, ["0"]).activations["0"] for x in (X, X + 1))
     net[0].register_forward_hook(hook)
     assert torch.equal(run(net, X, ["1"]).activations["1"], expected.relu())
-    assert torch.equal(found[0], other)
+    assert torch.equal(CALLED.pop(), other)
 
 
 def test_inputs_that_call_nbviz_on_the_model_are_answered():
@@ -426,7 +434,7 @@ def test_inputs_that_call_nbviz_on_the_model_are_answered():
 def test_a_hook_that_calls_nbviz_without_end_is_refused(snapshot):
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
     net[1].register_forward_hook(lambda *_: run(net, X, ["0"], output=True))
-    with snapshot(net), pytest.raises(ModelError, match="calls nbviz on itself in its own forward pass"):
+    with snapshot(net), pytest.raises(ModelError, match="^Sequential calls nbviz on itself in its own forward pass"):
         run(net, X, ["1"], output=True)
 
 
@@ -465,3 +473,167 @@ def test_what_another_thread_draws_meanwhile_is_not_drawn_again():
         run(net, X, ["0"])
     thread.join()
     assert torch.equal(torch.cat(drawn), expected)
+
+
+class Odd:
+    """Modules that a shadow has to follow by other ways than attributes; what each notes down is its own."""
+
+    @staticmethod
+    def one_shot_hook():
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
+        handle = net[0].register_forward_hook(lambda _m, _i, o: (handle.remove(), 2 * o)[1])
+        return net, lambda: len(net[0]._forward_hooks)
+
+    @staticmethod
+    def one_shot_hook_of_a_later_module():
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
+        handle = net[1].register_forward_hook(lambda _m, _i, o: 3 * o)
+        net[0].register_forward_hook(lambda _m, _i, _o: handle.remove())
+        return net, lambda: len(net[1]._forward_hooks)
+
+    @staticmethod
+    def closures():
+        net, seen, count = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()), [], 0
+        meter = types.SimpleNamespace(n=0)
+
+        def hook(_module, _args, _output):
+            nonlocal count
+            seen.append(1)
+            count += 1
+            meter.n += 1
+
+        net[0].register_forward_hook(hook)
+        return net, lambda: (seen, count, meter)
+
+    @staticmethod
+    def iterators():
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
+        net.signs, net.random = itertools.cycle([1, -1]), random.Random(0)
+        net.numbers, net.bytes = np.random.default_rng(0), bytearray(b"a")
+        forward = nn.Sequential.forward
+
+        def patched(self, x):
+            self.bytes.extend(b"b")
+            return forward(self, x) * next(self.signs) + self.random.random() + self.numbers.random()
+
+        net.forward = types.MethodType(patched, net)
+        return net, lambda: (net.random.getstate(), net.numbers.bit_generator.state, bytes(net.bytes))
+
+    @staticmethod
+    def buffers_in_one_memory():
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
+        net.register_buffer("all", torch.ones(4))
+        net.part = net.all[:2]
+        forward = nn.Sequential.forward
+
+        def patched(self, x):
+            self.part.mul_(5)
+            return forward(self, x) * self.all[0]
+
+        net.forward = types.MethodType(patched, net)
+        return net, net.all.tolist
+
+    @staticmethod
+    def deep_in_containers():
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout(0.9))
+        holder = {"a": {"b": [{"c": net[1]}]}}
+        net[0].register_forward_hook(lambda _m, _i, o: holder["a"]["b"][0]["c"](o))
+        return net.train(), lambda: net.training
+
+    @staticmethod
+    def object_in_a_closure():
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout(0.9))
+        trainer = types.SimpleNamespace(net=net)
+        net.forward = lambda x: trainer.net[1](trainer.net[0](x))
+        return net.train(), lambda: net.training
+
+    @staticmethod
+    def own_train():
+        class Net(nn.Sequential):
+            def train(self, mode=True):
+                self.noisy = mode
+                return super().train(mode)
+
+            def forward(self, x):
+                return super().forward(x) * (7 if self.noisy else 1)
+
+        net = Net(nn.Conv2d(1, 2, 1), nn.ReLU())
+        return net.train(), lambda: net.noisy
+
+    @staticmethod
+    def references():
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout(0.9))
+        net.first, net.second = [weakref.proxy(net[0])], weakref.WeakMethod(net[1].forward)
+        net.forward = functools.lru_cache(types.MethodType(lambda self, x: self.second()(self.first[0](x)), net))
+        return net.train(), lambda: net.training
+
+    @staticmethod
+    def slots():
+        class Scaled(nn.Module):
+            __slots__ = ("scale",)
+
+            def forward(self, x):
+                self.scale += 1
+                return x * self.scale
+
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), Scaled())
+        net[1].scale = 1
+        return net, lambda: net[1].scale
+
+    @staticmethod
+    def attributes_of_a_tensor_and_a_dict():
+        class Settings(dict):
+            pass
+
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout(0.9))
+        net.register_buffer("by", torch.ones(1))
+        net.by.extra, net.settings = [2.0], Settings()
+        net.settings.last = net[1]
+        net.forward = types.MethodType(lambda self, x: self.settings.last(self[0](x)) * self.by.extra[0], net)
+        return net.train(), lambda: net.training
+
+    @staticmethod
+    def keys_that_are_ids():
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
+        net.factors = {id(net[0]): 3}
+        net.forward = types.MethodType(lambda self, x: self[0](x) * self.factors[id(self[0])], net)
+        return net, lambda: net.training
+
+    @staticmethod
+    def seeds():
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
+
+        def patched(self, x):
+            torch.manual_seed(7)
+            return self[0](x) + torch.rand(1)
+
+        net.forward = types.MethodType(patched, net)
+        return net, lambda: torch.get_rng_state().tolist()
+
+    @staticmethod
+    def sets_the_state():
+        net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
+        net.state = torch.get_rng_state()
+
+        def patched(self, x):
+            torch.set_rng_state(self.state)
+            return self[0](x) + torch.rand(1)
+
+        net.forward = types.MethodType(patched, net)
+        torch.rand(1)
+        return net, lambda: torch.get_rng_state().tolist()
+
+
+ODD = [name for name in vars(Odd) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_whatever_hangs_on_a_model_is_the_shadows_own_and_the_answer_that_of_eval_mode(name):
+    net, notes = getattr(Odd, name)()
+    x = torch.rand(1, 1, 3, 3)
+    before = copy.deepcopy(notes())
+    answers = [in_shadow(net, lambda shadow: shadow(x)).detach() for _ in range(3)]
+    assert notes() == before
+    expected = net.eval()(x).detach()
+    for answer in answers:
+        assert torch.equal(answer, expected)

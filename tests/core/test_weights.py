@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import types
 import weakref
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -126,6 +128,72 @@ def test_weights_that_are_views_of_one_tensor_have_a_fingerprint():
     assert fingerprint(net, in_full=True) != before
 
 
+@pytest.fixture
+def another_thread():
+    """Without which nobody could change the weights meanwhile."""
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
+class Settings:
+    k = 1.0
+
+
+class Everything(nn.Module):
+    """A model whose answer depends on all kinds of things."""
+
+    factor = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.by, self.items, self.named = nn.Conv2d(1, 3, 3), torch.ones(1), [1.0], {"k": 1.0}
+        self.settings, self.array, self.how = Settings(), np.ones(1, np.float32), torch.relu
+        self.space, self.hidden, self.last = types.SimpleNamespace(a=[1.0]), [nn.Conv2d(3, 3, 1)], nn.Identity()
+
+    def forward(self, x):
+        return self.last(self.hidden[0](self.how(self.c(x)) * self.by))
+
+
+class Twice(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+#: Ways to change a model's answer beside its weights.
+BESIDE = {
+    "a plain tensor in place": lambda net: net.by.data.fill_(-3),
+    "another plain tensor": lambda net: setattr(net, "by", torch.zeros(1)),
+    "a list": lambda net: net.items.__setitem__(0, 2.0),
+    "a dict": lambda net: net.named.update(k=2.0),
+    "an object": lambda net: setattr(net.settings, "k", 2.0),
+    "in an object's list": lambda net: net.space.a.__setitem__(0, 2.0),
+    "an array": lambda net: net.array.__setitem__(0, 2.0),
+    "a function": lambda net: setattr(net, "how", torch.sigmoid),
+    "a class attribute": lambda net: setattr(type(net), "factor", 2.0),
+    "a method of the class": lambda net: setattr(type(net), "forward", lambda self, x: self.c(x)),
+    "another class": lambda net: setattr(net.c, "__class__", Twice),
+    "a module in a list": lambda net: net.hidden[0].weight.data.mul_(2),
+    "a patched forward": lambda net: setattr(net.c, "forward", types.MethodType(Twice.forward, net.c)),
+    "a stride": lambda net: setattr(net.c, "stride", (2, 2)),
+    "a hook": lambda net: net.last.register_forward_hook(lambda _m, _i, o: -o),
+}
+
+
+@pytest.mark.parametrize("change", BESIDE)
+def test_in_full_what_else_an_answer_depends_on_is_seen(change):
+    own = type("Own", (Everything,), {})  # whose attributes no other test sees
+    net = own()
+    watch = Watch(net)
+    assert watch.look(in_full=True) == 0
+    BESIDE[change](net)
+    assert watch.look(in_full=True) == 1
+    assert watch.look(in_full=True) == 1
+
+
 def test_work_that_nobody_disturbs_is_done_once_and_on_the_model():
     net, seen = small(), []
     steadily(net, seen.append)
@@ -133,7 +201,7 @@ def test_work_that_nobody_disturbs_is_done_once_and_on_the_model():
     assert seen[0] is net
 
 
-def test_work_on_weights_that_change_meanwhile_is_done_again_on_a_copy():
+def test_work_on_weights_that_change_meanwhile_is_done_again_on_a_copy(another_thread):
     net, seen = small(), []
 
     def work(model: nn.Module) -> Tensor:
@@ -146,7 +214,7 @@ def test_work_on_weights_that_change_meanwhile_is_done_again_on_a_copy():
     assert [one is net for one in seen] == [True, False]
 
 
-def test_an_error_of_weights_that_change_meanwhile_is_no_error():
+def test_an_error_of_weights_that_change_meanwhile_is_no_error(another_thread):
     net = small()
 
     def work(model: nn.Module) -> str:
@@ -197,6 +265,8 @@ def test_a_step_of_an_optimizer_in_another_thread_is_known():
     thread.start()
     inside.wait(20)
     assert is_being_changed(net)
+    assert not is_being_changed(small())  # which is another model
+    assert not is_being_changed(own_copy(small()))
     leave.set()
     thread.join()
     assert not is_being_changed(net)

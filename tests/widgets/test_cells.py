@@ -57,6 +57,16 @@ def test_a_subshell_waits_for_the_cell_that_made_the_widget_and_says_so(shell: I
     assert shell.user_ns["view"].panels.current.split()[2] == "1"
 
 
+def test_a_cell_that_a_subshell_runs_does_not_wait_for_itself(shell: InteractiveShell) -> None:
+    shell.run_cell(MAKE).raise_error()
+    cell = "view.channel = 2; made = nbviz.FeatureMaps(view.session.model, view.session.pictures.inputs); view.figure()"
+    thread = on_thread("subshell-1", lambda: shell.run_cell(cell))
+    thread.join(30)
+    assert not thread.is_alive()
+    assert cells._idle.is_set()
+    assert shell.user_ns["view"].channel == 2
+
+
 def test_a_cell_waits_for_a_chunk_that_is_being_drawn(shell: InteractiveShell) -> None:
     shell.run_cell(MAKE).raise_error()
     entered, leave = threading.Event(), threading.Event()

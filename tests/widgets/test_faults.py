@@ -106,16 +106,19 @@ def test_an_error_leaves_no_mark_and_the_widget_says_so_and_goes_on(
         view.close()
 
 
+CALLS: list[int] = []
+
+
 @pytest.mark.parametrize("kind", WIDGETS)
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_widget_whose_first_picture_fails_leaves_nothing(
     kind: Any, error: type[BaseException], net: nn.Sequential, images: Tensor, snapshot: Snapshot
 ) -> None:
-    calls: list[int] = []
+    CALLS.clear()
 
     def fail(*_: Any) -> None:
-        calls.append(1)
-        if len(calls) == 2:  # the first finds the layers
+        CALLS.append(1)  # a global name: what a closure holds, each pass has of its own
+        if len(CALLS) == 2:  # the first finds the layers
             raise error("out of tune")
 
     net[3].register_forward_hook(fail)

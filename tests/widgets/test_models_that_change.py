@@ -93,6 +93,8 @@ REBUILT: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
         lambda net: rebuilt(net, 0, nn.Conv2d(1, 8, 3), nn.Linear(128, 3)),
         r"layer '0' gives 8×14×14, and gave 4×14×14",
     ),
+    "a stride": (lambda net: setattr(net[0], "stride", (2, 2)), "the model has changed"),
+    "other weights": (lambda net: net.double(), "its weights are float64 on cpu, and were float32 on cpu"),
     "a new head": (lambda net: net.__setitem__(4, nn.Linear(64, 7)), r"layer '4' gives 7, and gave 3"),
     "one more": (lambda net: net.append(nn.Identity()), r"it has a new layer '5'"),
     "one less": (lambda net: net.__delitem__(4), r"it has no layer '4' any more"),
