@@ -108,6 +108,14 @@ def test_a_kernel_that_is_busy_in_python_is_not_missed(notebook: Callable[..., N
         """header => {
             window.seen = new Set();
             new MutationObserver(() => seen.add(header.dataset.state)).observe(header, {attributes: true});
+            let last = performance.now();
+            window.longest = 0;
+            const {kernel} = jupyterapp.shell.currentWidget.context.sessionContext.session;
+            kernel.iopubMessage.connect((_, m) => {
+                if (m.content.transient?.display_id !== "nbviz-alive") return;
+                longest = Math.max(longest, performance.now() - last);
+                last = performance.now();
+            });
         }"""
     )
     book.add_and_run("end = time.monotonic() + 3\nwhile time.monotonic() < end: sum(range(1000))", wait=False)
@@ -119,7 +127,8 @@ def test_a_kernel_that_is_busy_in_python_is_not_missed(notebook: Callable[..., N
     book.wait_run()
     widget = ready(book)
     assert kernel(book, "view.channel") == 1
-    assert "no kernel" not in book.page.evaluate("[...seen]")
+    # On a machine that is overloaded, half a second may pass without a sign of life.
+    assert "no kernel" not in book.page.evaluate("[...seen]") or book.page.evaluate("longest") > 450
 
 
 @once
