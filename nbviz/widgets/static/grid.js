@@ -1,23 +1,111 @@
 // The grid of all channels of a layer. Colour, scale, order, zoom, hover and pick stay in the page.
 
+import { paint, paintByTable, paintCurves, release } from "./paint.js";
+import { palette } from "./pixels.js";
+import {
+  bytes,
+  choices,
+  context2d,
+  floats,
+  follow,
+  hear,
+  inflate,
+  inTurn,
+  make,
+  referred,
+  short,
+  tell,
+  together,
+  towards,
+} from "./shared.js";
+
+/** @import { Look, Place, Tiles } from "./paint.js" */
+/** @import { Encoded, Model, Slider } from "./shared.js" */
+
+/** @typedef {"index" | "strongest" | "spread" | "redundant"} Order */
+/** @typedef {"each" | "shared"} Scale */
+
+/** What the tiles are; empty at first.
+ * @typedef {{key: number, kind: "map" | "signed", of: string, shape: number[], strength: DataView, spread: DataView,
+ *   plots: boolean, ends?: [number, number]}} Header */
+
+/** Some of the tiles. @typedef {Encoded & {channels: number[], low: DataView, high: DataView}} Block */
+
+/** @typedef {object} Own
+ * @property {Header | {shape?: undefined}} tiles
+ * @property {number} sent
+ * @property {Record<string, DataView>} tables
+ * @property {string} title
+ * @property {string} group
+ * @property {string} cmap
+ * @property {number} contrast
+ * @property {Scale} scale
+ * @property {Order} order
+ * @property {number[]} ranking
+ * @property {boolean} large
+ * @property {boolean} switches
+ * @property {number[]} off
+ * @property {number} channel
+ * @property {string} slider
+ * @property {number} side */
+
+/** @typedef {Own & Record<`block_${number}`, Block>} Traits */
+
+/** @typedef {Tiles & {key: number, of: string, whole: number[], strength: Float32Array, spread: Float32Array,
+ *   blocks: Block[]}} Ranked */
+
 const GAP = 3;
 const MAX_HEIGHT = 400;
 
-/** @param {{model: Model, el: HTMLElement}} context */
+/** Before the first tiles have come. @returns {Ranked} */
+const none = () => ({
+  ...{ key: 0, kind: "map", of: "", count: 0, h: 1, w: 1, whole: [1, 1], channels: 1, plots: false },
+  ...{ low: new Float32Array(), high: new Float32Array(), strength: new Float32Array(), spread: new Float32Array() },
+  ...{ data: new Uint8Array(), have: new Uint8Array(), blocks: [], fresh: new Set() },
+});
+
+/** The channels in the order in which they are shown.
+ * @param {Pick<Ranked, "count" | "strength" | "spread">} tiles @param {Order} by @param {number[]} ranking */
+export function ordered({ count, strength, spread }, by, ranking) {
+  if (by === "redundant" && ranking.length === count) return [...ranking];
+  const order = Array.from({ length: count }, (_, i) => i);
+  const key = { index: null, strongest: strength, spread, redundant: null }[by];
+  return key ? order.sort((a, b) => key[b] - key[a] || a - b) : order;
+}
+
+/** The value that a byte of a channel stands for.
+ * @param {Pick<Tiles, "kind" | "low" | "high">} tiles @param {number} channel @param {number} byte */
+export const valueIn = ({ kind, low, high }, channel, byte) =>
+  kind === "signed"
+    ? ((byte - 128) / 127) * high[channel]
+    : low[channel] + (byte / 255) * (high[channel] - low[channel]);
+
+/** How many tiles stand side by side after a step of the zoom: out (1) or in (-1).
+ * @param {number} columns @param {number} by */
+export const zoomed = (columns, by) => Math.max(1, Math.min(32, columns + by * Math.max(1, Math.round(columns / 5))));
+
+/** Where a key takes from one of so many tiles: nowhere at the ends. Null if it is no such key.
+ * @param {string} key @param {number} place @param {number} count @param {number} columns */
+export function stepped(key, place, count, columns) {
+  const to = towards(key, place, count, columns);
+  return to === null || (to >= 0 && to < count) ? to : place;
+}
+
+/** @param {{model: Model<Traits>, el: HTMLElement}} context */
 async function render({ model, el }) {
   // The picked channel is the slider's value where there is a slider: one truth, and no second message for it.
   const reference = model.get("slider");
-  /** @type {Model} */
-  const owner = reference ? await model.widget_manager.get_model(reference.replace("IPY_MODEL_", "")) : model;
-  const trait = reference ? "value" : "channel";
-  const picked = () => owner.get(trait);
+  /** @type {Model<Slider> | null} */
+  const slider = reference ? await referred(model, reference) : null;
+  const picked = () => (slider ? slider.get("value") : model.get("channel"));
   /** @param {number} channel */
   const pick = (channel) => {
-    owner.set(trait, channel);
-    if (reference) owner.save_changes();
+    if (slider) {
+      slider.set("value", channel);
+      slider.save_changes();
+    } else model.set("channel", channel);
   };
-  /** @type {Tiles & {key: number, of: string, whole: number[], strength: Float32Array, spread: Float32Array, blocks: any[]}} */
-  let tiles;
+  let tiles = none();
   let contrast = model.get("contrast");
   /** @type {number[]} */
   let order = [];
@@ -32,7 +120,7 @@ async function render({ model, el }) {
       ["spread", "largest standard deviation over the positions first"],
       .../** @type {[string, string][]} */ (model.get("ranking").length ? [["redundant", "most redundant first"]] : []),
     ],
-    (name) => model.set("order", name),
+    (name) => model.set("order", /** @type {Order} */ (name)),
   );
   const scales = choices(
     "Scale",
@@ -40,18 +128,17 @@ async function render({ model, el }) {
       ["each", "each channel from its own lowest to its own highest value"],
       ["shared", "all channels on one scale"],
     ],
-    (name) => model.set("scale", name),
+    (name) => model.set("scale", /** @type {Scale} */ (name)),
   );
-  const colours = /** @type {HTMLSelectElement} */ (
-    make("select", { title: "Colour map", "aria-label": "Colour map", onchange: () => model.set("cmap", colours.value) })
-  );
+  const colours = make("select", { title: "Colour map", "aria-label": "Colour map" });
+  colours.addEventListener("change", () => model.set("cmap", colours.value));
   const zooms = make(
     "span",
     { className: "nbviz-choices", role: "group", "aria-label": "Zoom" },
     make("button", { type: "button", textContent: "−", title: "smaller tiles", onclick: () => zoom(1) }),
     make("button", { type: "button", textContent: "+", title: "larger tiles", onclick: () => zoom(-1) }),
   );
-  const canvas = /** @type {HTMLCanvasElement} */ (make("canvas"));
+  const canvas = make("canvas");
   const spacer = make("div");
   const tip = make("div", { className: "nbviz-tip", hidden: true });
   const scroller = make(
@@ -67,7 +154,7 @@ async function render({ model, el }) {
   );
   const caption = make("div", { className: "nbviz-caption" });
   const title = make("div", { className: "nbviz-caption" });
-  const large = /** @type {HTMLCanvasElement} */ (make("canvas", { className: "nbviz-large" }));
+  const large = make("canvas", { className: "nbviz-large" });
   const largeCaption = make("figcaption");
   const bar = make("div", { className: "nbviz-bar" }, orders.group, scales.group, colours, zooms);
   const switches = model.get("switches");
@@ -79,14 +166,19 @@ async function render({ model, el }) {
   /** @param {number} channel */
   const toggle = (channel) => {
     const off = model.get("off");
-    switchTo(off.includes(channel) ? off.filter((/** @type {number} */ one) => one !== channel) : [...off, channel]);
+    switchTo(off.includes(channel) ? off.filter((one) => one !== channel) : [...off, channel]);
   };
   if (switches)
     bar.append(
       make(
         "span",
         { className: "nbviz-choices", role: "group", "aria-label": "Switches" },
-        make("button", { type: "button", textContent: "all on", title: "switch all channels on", onclick: () => switchTo([]) }),
+        make("button", {
+          type: "button",
+          textContent: "all on",
+          title: "switch all channels on",
+          onclick: () => switchTo([]),
+        }),
         make("button", {
           type: "button",
           textContent: "invert",
@@ -126,12 +218,6 @@ async function render({ model, el }) {
     return { channel: order[place], down, across };
   }
 
-  /** @param {number} channel @param {number} step of 0..255 */
-  const valueOf = (channel, step) =>
-    tiles.kind === "signed"
-      ? ((step - 128) / 127) * tiles.high[channel]
-      : tiles.low[channel] + (step / 255) * (tiles.high[channel] - tiles.low[channel]);
-
   const reduced = () => tiles.h < tiles.whole[0] || tiles.w < tiles.whole[1];
 
   /** The value under the pointer: of a signed tile in colours that of the strongest of them.
@@ -139,19 +225,21 @@ async function render({ model, el }) {
   function valueAt({ channel, down, across }) {
     const { h, w, channels, data } = tiles;
     const pixel = (channel * h + Math.floor(down * h)) * w + Math.floor(across * w);
-    const values = [...data.subarray(pixel * channels, (pixel + 1) * channels)].map((q) => valueOf(channel, q));
+    const values = [...data.subarray(pixel * channels, (pixel + 1) * channels)].map((byte) =>
+      valueIn(tiles, channel, byte),
+    );
     return values.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a));
   }
 
   /** @returns {Look} */
   const look = () => ({
-    table: palette(model.get("tables")[model.get("cmap")]),
+    table: palette(bytes(model.get("tables")[model.get("cmap")])),
     shared: model.get("scale") === "shared",
     contrast,
   });
 
   function draw() {
-    if (!tiles?.count) return;
+    if (!tiles.count) return;
     const { width, tile, height, rows } = layout();
     const total = rows * (height + GAP) - GAP;
     const view = Math.min(total, MAX_HEIGHT);
@@ -170,8 +258,13 @@ async function render({ model, el }) {
       const [x, y] = [(i % columns) * (tile + GAP), row * (height + GAP) - scroller.scrollTop];
       return { channel, x: x * ratio, y: y * ratio, width: tile * ratio, height: height * ratio };
     });
-    const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-    const by = paint(context, tiles, places.filter(({ channel }) => tiles.have[channel]), look());
+    const context = context2d(canvas);
+    const by = paint(
+      context,
+      tiles,
+      places.filter(({ channel }) => tiles.have[channel]),
+      look(),
+    );
     const off = new Set(switches ? model.get("off") : []);
     for (const { channel, x, y, width: w, height: h } of places) {
       if (!off.has(channel)) continue;
@@ -180,7 +273,10 @@ async function render({ model, el }) {
       context.strokeStyle = "#9aa0a6";
       context.lineWidth = 1.5 * ratio;
       context.beginPath();
-      for (const [from, to] of [[0.25, 0.75], [0.75, 0.25]]) {
+      for (const [from, to] of [
+        [0.25, 0.75],
+        [0.75, 0.25],
+      ]) {
         context.moveTo(x + from * w, y + 0.25 * h);
         context.lineTo(x + to * w, y + 0.75 * h);
       }
@@ -205,7 +301,7 @@ async function render({ model, el }) {
     scales.show(model.get("scale"));
     colours.value = model.get("cmap");
     el.dataset.painted = String(++painted);
-    el.dataset.channel = picked();
+    el.dataset.channel = String(picked());
     if (switches) el.dataset.off = String(off.size);
     el.dataset.cmap = model.get("cmap");
     el.dataset.by = by;
@@ -223,7 +319,7 @@ async function render({ model, el }) {
     const channel = Math.min(picked(), tiles.count - 1);
     if (!tiles.have[channel]) return;
     [large.width, large.height] = tiles.plots ? [480, 160] : [w, h];
-    const context = /** @type {CanvasRenderingContext2D} */ (large.getContext("2d"));
+    const context = context2d(large);
     const place = { channel, x: 0, y: 0, width: large.width, height: large.height };
     (tiles.plots ? paintCurves : paintByTable)(context, tiles, [place], { ...look(), shared: false });
     large.style.imageRendering = w <= 128 && !tiles.plots ? "pixelated" : "auto";
@@ -233,13 +329,7 @@ async function render({ model, el }) {
   }
 
   function arrange() {
-    if (!tiles) return;
-    /** @type {Record<string, Float32Array | null>} */
-    const keys = { index: null, strongest: tiles.strength, spread: tiles.spread };
-    const key = keys[model.get("order")];
-    order = Array.from({ length: tiles.count }, (_, i) => i);
-    if (model.get("order") === "redundant" && model.get("ranking").length === tiles.count) order = [...model.get("ranking")];
-    if (key) order.sort((a, b) => key[b] - key[a] || a - b);
+    order = ordered(tiles, model.get("order"), model.get("ranking"));
     draw();
   }
 
@@ -252,18 +342,22 @@ async function render({ model, el }) {
     next(async () => {
       queued = false;
       const header = model.get("tiles");
-      const blocks = [];
-      for (let left = model.get("sent"); left > 0; left -= blocks.at(-1).channels.length)
-        blocks.push(model.get(`block_${blocks.length}`));
       if (!header.shape) return;
-      const known = header.key === tiles?.key ? tiles.blocks : [];
+      /** @type {Block[]} */
+      const blocks = [];
+      for (let left = model.get("sent"); left > 0; ) {
+        const block = model.get(`block_${blocks.length}`);
+        blocks.push(block);
+        left -= block.channels.length;
+      }
+      const known = header.key === tiles.key ? tiles.blocks : [];
       const came = blocks.filter((block, i) => block !== known[i]);
       const pixels = await Promise.all(came.map(inflate));
       // Before the first block, the size of the tiles to come is not known.
       const shape = came[0]?.shape ?? [0, 1, 1];
-      if (header.key !== tiles?.key || (came.length && !tiles.blocks.length)) begin(header, shape);
+      if (header.key !== tiles.key || (came.length && !tiles.blocks.length)) begin(header, shape);
       tiles.blocks = blocks;
-      came.forEach((block, i) => fill(block, pixels[i]));
+      for (const [i, block] of came.entries()) fill(block, pixels[i]);
       arrange();
       el.dataset.shape = header.shape.join("×");
       el.dataset.there = String(tiles.have.reduce((a, b) => a + b, 0));
@@ -271,22 +365,38 @@ async function render({ model, el }) {
     });
   }
 
-  /** Start on other tiles. @param {any} header @param {number[]} shape of a block */
+  /** Start on other tiles. @param {Header} header @param {number[]} shape of a block */
   function begin({ key, kind, of, shape, strength, spread, plots, ends }, [, h, w, channels = 1]) {
     const before = tiles;
     const [count, ...whole] = shape;
     const nothing = { low: new Float32Array(count), high: new Float32Array(count), have: new Uint8Array(count) };
     const ranks = { strength: floats(strength), spread: floats(spread) };
     const data = new Uint8Array(count * h * w * channels);
-    tiles = { key, kind, of, count, h, w, whole, channels, data, plots, ends, ...nothing, ...ranks, blocks: [], fresh: new Set() };
-    if (before?.of === of && h >= before.h && w >= before.w) magnify(before);
+    tiles = {
+      key,
+      kind,
+      of,
+      count,
+      h,
+      w,
+      whole,
+      channels,
+      data,
+      plots,
+      ends,
+      ...nothing,
+      ...ranks,
+      blocks: [],
+      fresh: new Set(),
+    };
+    if (before.of === of && h >= before.h && w >= before.w) magnify(before);
     else tip.hidden = true;
     release(before);
-    if (side() < model.get("side") && before && before.of !== of) {
+    if (side() < model.get("side") && before.count && before.of !== of) {
       model.set("side", side());
       model.save_changes();
     }
-    if (before?.count === count) return;
+    if (before.count === count) return;
     columns = Math.max(1, Math.min(8, Math.ceil(Math.sqrt(count))));
     scroller.scrollTop = 0;
   }
@@ -308,11 +418,11 @@ async function render({ model, el }) {
       }
   }
 
-  /** @param {any} block @param {Uint8Array} pixels */
+  /** @param {Block} block @param {Uint8Array} pixels */
   function fill({ channels, low, high }, pixels) {
     const size = tiles.h * tiles.w * tiles.channels;
     const ends = [floats(low), floats(high)];
-    channels.forEach((/** @type {number} */ channel, /** @type {number} */ i) => {
+    channels.forEach((channel, i) => {
       tiles.data.set(pixels.subarray(i * size, (i + 1) * size), channel * size);
       [tiles.low[channel], tiles.high[channel]] = [ends[0][i], ends[1][i]];
       tiles.have[channel] = 1;
@@ -322,7 +432,7 @@ async function render({ model, el }) {
 
   /** @param {number} by */
   function zoom(by) {
-    columns = Math.max(1, Math.min(32, columns + by * Math.max(1, Math.round(columns / 5))));
+    columns = zoomed(columns, by);
     draw();
     reveal();
   }
@@ -349,7 +459,9 @@ async function render({ model, el }) {
     tip.style.left = `${Math.min(event.clientX - box.left + 12, box.width - tip.offsetWidth)}px`;
     tip.style.top = `${event.clientY - box.top + 14}px`;
   });
-  scroller.addEventListener("mouseleave", () => (tip.hidden = true));
+  scroller.addEventListener("mouseleave", () => {
+    tip.hidden = true;
+  });
   scroller.addEventListener("click", (event) => {
     const at = under(event);
     if (!at) return;
@@ -366,15 +478,13 @@ async function render({ model, el }) {
     { passive: false },
   );
   scroller.addEventListener("keydown", (event) => {
-    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+    if (!tiles.count) return; // nothing to pick yet
     const place = order.indexOf(picked());
-    if (event.key in moves) {
-      const to = place + moves[/** @type {keyof moves} */ (event.key)];
-      if (to >= 0 && to < tiles.count) pick(order[to]);
+    const to = stepped(event.key, place, tiles.count, columns);
+    if (to !== null) {
+      if (to !== place) pick(order[to]);
       reveal();
-    } else if (event.key === "Home") pick(order[0]);
-    else if (event.key === "End") pick(order[tiles.count - 1]);
-    else if (switches && (event.key === " " || event.key === "Enter")) toggle(picked());
+    } else if (switches && (event.key === " " || event.key === "Enter")) toggle(picked());
     else if (event.key === "+" || event.key === "=") zoom(-1);
     else if (event.key === "-") zoom(1);
     else return;
@@ -383,17 +493,21 @@ async function render({ model, el }) {
     event.stopPropagation();
   });
 
-  for (const name of Object.keys(model.get("tables"))) colours.append(make("option", { value: name, textContent: name }));
-  const ends = [
+  const chosen = () => {
+    draw();
+    if (tiles.count) reveal();
+  };
+  for (const name of Object.keys(model.get("tables")))
+    colours.append(make("option", { value: name, textContent: name }));
+  const end = together([
     follow(model, ["tiles", "sent"], receive),
     follow(model, ["order", "ranking"], arrange),
     follow(model, ["off"], draw),
     follow(model, ["scale"], draw),
-    follow(model, ["title"], () => (title.textContent = model.get("title"))),
-    follow(owner, [trait], () => {
-      draw();
-      if (tiles) reveal();
+    follow(model, ["title"], () => {
+      title.textContent = model.get("title");
     }),
+    slider ? follow(slider, ["value"], chosen) : follow(model, ["channel"], chosen),
     follow(model, ["cmap"], () => {
       draw();
       tell(model, "cmap", model.get("cmap"));
@@ -402,13 +516,13 @@ async function render({ model, el }) {
       contrast = value;
       draw();
     }),
-  ];
+  ]);
   const resized = new ResizeObserver(draw);
   resized.observe(scroller);
   return () => {
     resized.disconnect();
     release(tiles);
-    ends.forEach((end) => end());
+    end();
   };
 }
 

@@ -1,24 +1,45 @@
 // The line on top: which model, what the last change cost, whether the kernel is at work; errors and notes below it.
 // It also asks the kernel for the next chunk once the page has painted the last.
 
+import { followKernel } from "./kernel.js";
+import { context2d, follow, make, page, referred, together } from "./shared.js";
+
+/** @import { Model } from "./shared.js" */
+
+/** @typedef {object} Traits
+ * @property {string} title
+ * @property {string} info
+ * @property {string} cost
+ * @property {string} state
+ * @property {string[]} stale
+ * @property {string} error
+ * @property {string} note
+ * @property {string} code
+ * @property {string[]} controls
+ * @property {number} chunk
+ * @property {number} painted
+ * @property {boolean} hears */
+
+/** @typedef {ReturnType<typeof setTimeout> | undefined} Timer */
+
 const PATIENCE = 400; // ms after which an unanswered control is said to wait
 const MOVED = ["value", "index", "picture", "off", "box", "boxes", "mask"].map((name) => `change:${name}`).join(" ");
 const SLOW = 300; // ms after which it is said that the kernel works, and old pictures are dimmed: most are drawn sooner
 
 /** @param {string} text */
 function copyOld(text) {
-  const area = /** @type {HTMLTextAreaElement} */ (make("textarea", { value: text }));
+  const area = make("textarea", { value: text });
   document.body.append(area);
   area.select();
   document.execCommand("copy");
   area.remove();
 }
 
-/** @param {{model: Model, el: HTMLElement}} context */
+/** @param {{model: Model<Traits>, el: HTMLElement}} context */
 function render({ model, el }) {
-  /** @type {any} */
+  /** @type {Timer} */
   let waiting;
-  /** @type {any} */
+  /** @type {Timer} */
   let slowing;
   let ended = false;
   const title = make("strong");
@@ -34,13 +55,19 @@ function render({ model, el }) {
       if (navigator.clipboard) await navigator.clipboard.writeText(model.get("code"));
       else copyOld(model.get("code")); // a page that did not come over https or from this machine
       code.textContent = "Copied";
-      setTimeout(() => (code.textContent = "Copy code"), 1500);
+      setTimeout(() => {
+        code.textContent = "Copy code";
+      }, 1500);
     },
   });
   const error = make("div", { className: "nbviz-error", role: "alert" });
   const note = make("div", { className: "nbviz-note" });
   el.classList.add("nbviz-header");
-  el.append(make("div", { className: "nbviz-bar" }, title, info, make("span", { className: "nbviz-space" }), cost, code, state), error, note);
+  el.append(
+    make("div", { className: "nbviz-bar" }, title, info, make("span", { className: "nbviz-space" }), cost, code, state),
+    error,
+    note,
+  );
 
   const show = () => {
     title.textContent = model.get("title");
@@ -52,7 +79,8 @@ function render({ model, el }) {
     note.hidden = !model.get("note");
     code.hidden = !model.get("code");
   };
-  /** The header's own model, of which the host says whether its kernel still knows it. @type {any} */
+  /** The header's own model, of which the host says whether its kernel still knows it.
+   * @type {Model<object> | undefined} */
   let own;
   let unanswered = false; // a control has moved, and the kernel has not said a word since
   let slow = false; // it has been at work for a while
@@ -76,7 +104,8 @@ function render({ model, el }) {
   // Not by a CSS transition with a delay: the page would draw frames all the while, and take the kernel's time.
   /** Dim what is of an earlier state, or all of it. @param {boolean} all */
   function dim(all) {
-    const root = /** @type {HTMLElement | null} */ (el.closest(".nbviz"));
+    /** @type {HTMLElement | null} */
+    const root = el.closest(".nbviz");
     const stale = model.get("stale");
     const dimmed = (root?.dataset.stale ?? "").split(" ").filter((part) => stale.includes(part));
     if (root) root.dataset.stale = all ? "all" : (slow ? stale : dimmed).join(" ");
@@ -84,23 +113,33 @@ function render({ model, el }) {
   const answered = () => {
     clearTimeout(waiting);
     unanswered = false;
-    if (model.get("state") !== "working" && !model.get("stale").length) slowing = clearTimeout(slowing);
-    else slowing ||= setTimeout(() => ((slow = true), tell()), SLOW);
-    if (!slowing) slow = false;
+    if (model.get("state") !== "working" && !model.get("stale").length) {
+      clearTimeout(slowing);
+      slowing = undefined;
+      slow = false;
+    } else
+      slowing ||= setTimeout(() => {
+        slow = true;
+        tell();
+      }, SLOW);
     tell();
   };
   // A control that moved in the page, with no word from the kernel: it is busy with a cell, or far away.
   const moved = () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => ((unanswered = true), tell()), PATIENCE);
+    waiting = setTimeout(() => {
+      unanswered = true;
+      tell();
+    }, PATIENCE);
   };
   const kernel = followKernel(model.widget_manager, tell);
   model.on("comm_live_update", tell);
-  /** @type {any[]} */
+  /** @type {Model<object>[]} */
   const controls = [];
   let wasLive = kernel.known; // a saved page that never had a kernel shows what was saved: no less for that
-  model.get("controls").forEach(async (/** @type {string} */ reference, /** @type {number} */ i) => {
-    const control = await model.widget_manager.get_model(reference.replace("IPY_MODEL_", ""));
+  model.get("controls").forEach(async (reference, i) => {
+    /** @type {Model<object>} */
+    const control = await referred(model, reference);
     if (ended) return;
     if (i === 0) {
       own = control;
@@ -112,19 +151,24 @@ function render({ model, el }) {
     }
   });
 
-  /** The cell was run again, and the models go, with all views of them: what is on the screen stays as a still picture. */
+  /** The cell was run again, and the models go, with all views of them: what is on the screen stays as a still
+   * picture. */
   const keep = () => {
-    let root = /** @type {HTMLElement | null | undefined} */ (el.closest(".nbviz"));
-    for (let outer = root; outer; outer = outer.parentElement?.closest(".nbviz")) root = outer;
+    /** @type {HTMLElement | null} */
+    let root = el.closest(".nbviz");
+    for (let outer = root; outer; outer = outer.parentElement?.closest(".nbviz") ?? null) root = outer;
     if (!root?.isConnected || root.dataset.kept || !model.get("state").startsWith("closed")) return;
     root.dataset.kept = "true"; // of its headers one is enough
     const still = /** @type {HTMLElement} */ (root.cloneNode(true));
-    for (const tag of ["canvas", "select", "input"]) {
+    // What a clone lacks.
+    const canvases = still.querySelectorAll("canvas");
+    root.querySelectorAll("canvas").forEach((from, i) => {
+      if (from.width && from.height) context2d(canvases[i]).drawImage(from, 0, 0);
+    });
+    for (const tag of /** @type {("select" | "input")[]} */ (["select", "input"])) {
       const copies = still.querySelectorAll(tag);
-      root.querySelectorAll(tag).forEach((/** @type {any} */ from, i) => {
-        const to = /** @type {any} */ (copies[i]);
-        if (tag !== "canvas") to.value = from.value;
-        else if (from.width && from.height) to.getContext("2d").drawImage(from, 0, 0);
+      root.querySelectorAll(tag).forEach((from, i) => {
+        copies[i].value = from.value;
       });
     }
     still.inert = true;
@@ -151,14 +195,14 @@ function render({ model, el }) {
       }),
     );
   };
-  const ends = [
+  const end = together([
     follow(model, ["title", "info", "cost", "error", "note", "code"], show),
     follow(model, ["state", "stale"], answered),
     follow(model, ["chunk"], () => {
       answered();
       painted();
     }),
-  ];
+  ]);
   return () => {
     ended = true;
     clearTimeout(waiting);
@@ -166,8 +210,8 @@ function render({ model, el }) {
     kernel.end();
     model.off("comm_live_update", tell);
     model.off("comm:close", keep);
-    ends.forEach((end) => end());
-    controls.forEach((control) => control.off(MOVED, moved));
+    end();
+    for (const control of controls) control.off(MOVED, moved);
   };
 }
 

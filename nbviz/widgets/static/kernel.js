@@ -1,17 +1,37 @@
 // Whether the kernel of a widget is there: as its host says, and by the sign of life that it gives to the page.
 
-const SILENCE = [450, 4000]; // ms without a sign of life, of which the kernel gives one every 200; longer once that was wrong
+// ms without a sign of life, of which the kernel gives one every 200; longer once that was wrong
+const SILENCE = [450, 4000];
 const GONE = ["dead", "terminating", "restarting", "autorestarting"];
 
+/** @import { Manager } from "./shared.js" */
+
+/** @template T
+ * @typedef {{connect(slot: (sender: unknown, value: T) => void): void,
+ *   disconnect(slot: (sender: unknown, value: T) => void): void}} Signal */
+
+/** A message from the kernel, as far as it is read here.
+ * @typedef {{content?: {transient?: {display_id?: string}}}} Message */
+
+/** A connection to a kernel: JupyterLab's, or that of a host that has less.
+ * @typedef {object} Kernel
+ * @property {string} [status]
+ * @property {string} [connectionStatus]
+ * @property {boolean} [isDisposed]
+ * @property {Signal<unknown>} [statusChanged]
+ * @property {Signal<unknown>} [connectionStatusChanged]
+ * @property {Signal<unknown>} [disposed]
+ * @property {Signal<Message>} [iopubMessage] */
+
 /** Follow a widget's kernel.
- * @param {any} manager the host's widget manager; some tell what kernel they have
+ * @param {Manager} manager
  * @param {() => void} changed called when the answers below may be others */
-function followKernel(manager, changed) {
+export function followKernel(manager, changed) {
   const kernel = manager.kernel;
   let heardAt = 0;
   let silent = false;
   let patience = SILENCE[0];
-  /** @type {any} */
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
   let timer;
   const check = () => {
     const left = heardAt + patience - performance.now();
@@ -25,7 +45,7 @@ function followKernel(manager, changed) {
         changed();
       });
   };
-  const heard = (/** @type {any} */ _, /** @type {any} */ message) => {
+  const heard = (/** @type {unknown} */ _, /** @type {Message} */ message) => {
     if (!heardAt && message.content?.transient?.display_id !== "nbviz-alive") return; // it may never give one
     heardAt = performance.now();
     timer ??= setTimeout(check);
@@ -35,15 +55,21 @@ function followKernel(manager, changed) {
       changed();
     }
   };
-  const signals = [kernel?.statusChanged, kernel?.connectionStatusChanged, kernel?.disposed, manager.context?.sessionContext?.kernelChanged];
+  const signals = [
+    kernel?.statusChanged,
+    kernel?.connectionStatusChanged,
+    kernel?.disposed,
+    manager.context?.sessionContext?.kernelChanged,
+  ];
   for (const signal of signals) signal?.connect(changed);
   kernel?.iopubMessage?.connect(heard);
   return {
     known: Boolean(kernel),
     hears: Boolean(kernel?.iopubMessage),
     busy: () => kernel?.status === "busy",
-    silent: () => silent || (Boolean(kernel) && kernel.connectionStatus !== "connected"),
-    gone: () => Boolean(kernel) && (manager.kernel !== kernel || kernel.isDisposed || GONE.includes(kernel.status)),
+    silent: () => silent || (!!kernel && kernel.connectionStatus !== "connected"),
+    gone: () =>
+      !!kernel && (manager.kernel !== kernel || !!kernel.isDisposed || GONE.includes(kernel.status ?? "unknown")),
     end: () => {
       clearTimeout(timer);
       for (const signal of signals) signal?.disconnect(changed);

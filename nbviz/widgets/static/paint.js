@@ -1,22 +1,30 @@
 // Draws the tiles of a grid: by a WebGL2 shader where the graphics card does that, else by a table look-up.
 
-/** @typedef {{kind: "map" | "signed", count: number, h: number, w: number, channels: number, data: Uint8Array,
+import { colour, css, curves, tones } from "./pixels.js";
+import { context2d, page } from "./shared.js";
+
+/** ``channels`` is 1 for values, and 1 or 3 for colours around grey; ``fresh`` are those that the texture lacks.
+ * @typedef {{kind: "map" | "signed", count: number, h: number, w: number, channels: number, data: Uint8Array,
  *   have: Uint8Array, low: Float32Array, high: Float32Array, texture?: WebGLTexture | null, fresh: Set<number>,
- *   plots: boolean, ends?: [number, number]}} Tiles
- * ``channels`` is 1 for values, and 1 or 3 for colours around grey; ``fresh`` are those that the texture lacks. */
-/** @typedef {{channel: number, x: number, y: number, width: number, height: number}} Place in pixels of the canvas */
-/** @typedef {{table: Uint32Array, shared: boolean, contrast: number}} Look */
+ *   plots: boolean, ends?: [number, number]}} Tiles */
+/** In pixels of the canvas.
+ * @typedef {{channel: number, x: number, y: number, width: number, height: number}} Place */
+/** @typedef {{table: Uint32Array<ArrayBuffer>, shared: boolean, contrast: number}} Look */
+/** @typedef {{gl: WebGL2RenderingContext, canvas: HTMLCanvasElement, layers: number, side: number,
+ *   at(uniform: string): WebGLUniformLocation | null}} Shader */
+/** What the scale reads of the tiles.
+ * @typedef {Pick<Tiles, "kind" | "count" | "have" | "low" | "high" | "ends">} Scaled */
 
 /** For each channel, factor and shift that take its bytes to the scale on which it is shown.
- * @param {Tiles} tiles @param {boolean} shared */
-function scaling(tiles, shared) {
+ * @param {Scaled} tiles @param {boolean} shared @returns {(channel: number) => [number, number]} */
+export function scaling(tiles, shared) {
   let [low, high] = tiles.ends ?? [Infinity, -Infinity]; // given where several grids have one scale
   for (let k = 0; k < tiles.count; k++) {
     if (!tiles.have[k]) continue;
     low = Math.min(low, tiles.low[k]);
     high = Math.max(high, tiles.high[k]);
   }
-  return (/** @type {number} */ channel) => {
+  return (channel) => {
     const [own, top] = [tiles.low[channel], tiles.high[channel]];
     if (tiles.kind === "signed") return shared ? [top / (high || 1), 0] : [1, 0];
     // A channel without extent (a global pooling) has its colour from where it lies among all.
@@ -25,61 +33,60 @@ function scaling(tiles, shared) {
   };
 }
 
+/** From a byte of a channel to its step on the scale, which may lie outside 0..255.
+ * @param {Scaled} tiles @param {Pick<Look, "shared" | "contrast">} look */
+export function levels(tiles, { shared, contrast }) {
+  const scale = scaling(tiles, shared);
+  return (/** @type {number} */ channel) => {
+    const [factor, shift] = scale(channel);
+    return tiles.kind === "signed"
+      ? (/** @type {number} */ byte) => 128 + (byte - 128) * contrast * factor
+      : (/** @type {number} */ byte) => factor * byte + shift;
+  };
+}
+
 /** By table look-up, on the 2D canvas.
  * @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look */
-function paintByTable(context, tiles, places, { table, shared, contrast }) {
+export function paintByTable(context, tiles, places, look) {
   const { h, w, channels } = tiles;
-  const scale = scaling(tiles, shared);
+  const level = levels(tiles, look);
+  const size = h * w * channels;
   const across = Math.ceil(Math.sqrt(places.length)) || 1;
   const image = new ImageData(across * w, Math.max(1, Math.ceil(places.length / across)) * h);
-  const pixels = new Uint32Array(image.data.buffer);
-  const own = new Uint32Array(256);
-  const clamp = new Uint8ClampedArray(256);
   places.forEach(({ channel }, place) => {
-    const [factor, shift] = scale(channel);
-    const signed = tiles.kind === "signed";
-    for (let q = 0; q < 256; q++) {
-      clamp[q] = signed ? 128 + (q - 128) * contrast * factor : factor * q + shift;
-      own[q] = signed ? 0xff000000 | (clamp[q] * 0x010101) : table[clamp[q]];
-    }
-    let from = channel * h * w * channels;
-    const corner = Math.floor(place / across) * h * image.width + (place % across) * w;
-    for (let y = 0; y < h; y++) {
-      let to = corner + y * image.width;
-      if (channels === 1) for (let x = 0; x < w; x++) pixels[to++] = own[tiles.data[from++]];
-      else
-        for (let x = 0; x < w; x++, from += 3)
-          pixels[to++] =
-            0xff000000 | (clamp[tiles.data[from + 2]] << 16) | (clamp[tiles.data[from + 1]] << 8) | clamp[tiles.data[from]];
-    }
+    const own = tones(level(channel), tiles.kind === "signed" ? undefined : look.table);
+    const [top, left] = [Math.floor(place / across) * h, (place % across) * w];
+    colour(image, top, left, tiles.data.subarray(channel * size, (channel + 1) * size), [h, w, channels], own);
   });
-  const native = (page.native ??= document.createElement("canvas"));
+  page.native ??= document.createElement("canvas");
+  const native = page.native;
   native.width = image.width;
   native.height = image.height;
-  native.getContext("2d").putImageData(image, 0, 0);
+  context2d(native).putImageData(image, 0, 0);
   context.imageSmoothingEnabled = places.length > 0 && places[0].width < w;
-  context.imageSmoothingQuality = places.length > 0 && 2 * places[0].width < w ? "high" : "low"; // which is enough to halve
+  // High is enough to halve.
+  context.imageSmoothingQuality = places.length > 0 && 2 * places[0].width < w ? "high" : "low";
   places.forEach(({ x, y, width, height }, place) => {
     context.drawImage(native, (place % across) * w, Math.floor(place / across) * h, w, h, x, y, width, height);
   });
 }
 
-/** Signals, as curves. @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look */
-function paintCurves(context, tiles, places, { table, shared, contrast }) {
+/** Signals, as curves.
+ * @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look */
+export function paintCurves(context, tiles, places, look) {
   const size = tiles.w * tiles.channels;
   const signed = tiles.kind === "signed";
-  const scale = scaling(tiles, shared);
-  const colours = Array.from(table, (packed) => `rgb(${packed & 255},${(packed >> 8) & 255},${(packed >> 16) & 255})`);
+  const own = levels(tiles, look);
+  const colours = Array.from(look.table, css);
   for (const { channel, ...box } of places) {
-    const [factor, shift] = scale(channel);
-    const level = (/** @type {number} */ q) =>
-      (signed ? 128 + (q - 128) * contrast * factor : factor * q + shift) / 255;
-    const step = (/** @type {number} */ q) => Math.round(255 * Math.min(1, Math.max(0, level(q))));
+    const step = own(channel);
+    const level = (/** @type {number} */ byte) => step(byte) / 255;
+    const ink = (/** @type {number} */ byte) => colours[Math.round(255 * Math.min(1, Math.max(0, level(byte))))];
     context.fillStyle = "rgba(128,128,128,0.12)";
     context.fillRect(box.x, box.y, box.width, box.height);
     const base = signed ? (tiles.channels === 1 ? 128 / 255 : null) : 0;
-    const colour = signed ? null : (/** @type {number} */ q) => colours[step(q)];
-    curves(context, box, tiles.data.subarray(channel * size, (channel + 1) * size), tiles.channels, level, base, colour);
+    const data = tiles.data.subarray(channel * size, (channel + 1) * size);
+    curves(context, box, data, tiles.channels, level, base, signed ? null : ink);
   }
 }
 
@@ -123,7 +130,7 @@ void main() {
 }`;
 
 /** The page's one WebGL2 program for all its grids (a page may have only a few contexts); null where there is none,
- * or none that is quicker than the table. */
+ * or none that is quicker than the table. @returns {Shader | null} */
 function shader() {
   if (page.shader !== undefined) return page.shader?.gl.isContextLost() ? null : page.shader;
   page.shader = null;
@@ -131,7 +138,9 @@ function shader() {
   const gl = canvas.getContext("webgl2", { failIfMajorPerformanceCaveat: !page.forceShader, antialias: false });
   if (!gl) return null;
   // In software it takes several times as long as the table does; tests take it all the same.
-  const renderer = gl.getParameter(gl.getExtension("WEBGL_debug_renderer_info")?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER);
+  const renderer = gl.getParameter(
+    gl.getExtension("WEBGL_debug_renderer_info")?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER,
+  );
   if (/swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer) && !page.forceShader) return null;
   const program = /** @type {WebGLProgram} */ (gl.createProgram());
   for (const [type, source] of /** @type {[number, string][]} */ ([
@@ -163,7 +172,13 @@ function shader() {
   gl.activeTexture(gl.TEXTURE0);
   const at = (/** @type {string} */ name) => gl.getUniformLocation(program, name);
   gl.uniform1i(at("table"), 1);
-  page.shader = { gl, canvas, at, layers: gl.getParameter(gl.MAX_ARRAY_TEXTURE_LAYERS), side: gl.getParameter(gl.MAX_TEXTURE_SIZE) };
+  page.shader = {
+    gl,
+    canvas,
+    at,
+    layers: gl.getParameter(gl.MAX_ARRAY_TEXTURE_LAYERS),
+    side: gl.getParameter(gl.MAX_TEXTURE_SIZE),
+  };
   return page.shader;
 }
 
@@ -191,7 +206,19 @@ function paintByShader(context, tiles, places, { table, shared, contrast }) {
   gl.bindTexture(gl.TEXTURE_2D_ARRAY, tiles.texture);
   const size = h * w * channels;
   for (const k of tiles.fresh)
-    gl.texSubImage3D(gl.TEXTURE_2D_ARRAY, 0, 0, 0, k, w, h, 1, format, gl.UNSIGNED_BYTE, tiles.data.subarray(k * size, (k + 1) * size));
+    gl.texSubImage3D(
+      gl.TEXTURE_2D_ARRAY,
+      0,
+      0,
+      0,
+      k,
+      w,
+      h,
+      1,
+      format,
+      gl.UNSIGNED_BYTE,
+      tiles.data.subarray(k * size, (k + 1) * size),
+    );
   tiles.fresh.clear();
 
   canvas.width = context.canvas.width;
@@ -207,13 +234,16 @@ function paintByShader(context, tiles, places, { table, shared, contrast }) {
   gl.uniform2f(at("size"), w, h);
   gl.uniform2f(at("footprint"), footprint[0], footprint[1]);
   // No more than 8 by 8: a tile that is drawn smaller still was sent smaller too.
-  gl.uniform2i(at("samples"), ...footprint.map((f) => Math.min(8, Math.max(1, Math.ceil(f)))));
+  const [right, down] = footprint.map((texels) => Math.min(8, Math.max(1, Math.ceil(texels))));
+  gl.uniform2i(at("samples"), right, down);
   gl.uniform1f(at("contrast"), contrast);
   gl.uniform1i(at("signed_"), Number(tiles.kind === "signed"));
   gl.uniform1i(at("grey"), Number(channels === 1));
   const scale = scaling(tiles, shared);
   const instances = new Float32Array(7 * places.length);
-  places.forEach((p, i) => instances.set([p.x, p.y, p.width, p.height, p.channel, ...scale(p.channel)], 7 * i));
+  places.forEach((p, i) => {
+    instances.set([p.x, p.y, p.width, p.height, p.channel, ...scale(p.channel)], 7 * i);
+  });
   gl.bufferData(gl.ARRAY_BUFFER, instances, gl.STREAM_DRAW);
   gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, places.length);
   context.drawImage(canvas, 0, 0);
@@ -221,7 +251,7 @@ function paintByShader(context, tiles, places, { table, shared, contrast }) {
 }
 
 /** @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look */
-function paint(context, tiles, places, look) {
+export function paint(context, tiles, places, look) {
   if (tiles.plots) {
     paintCurves(context, tiles, places, look);
     return "curves";
@@ -232,7 +262,7 @@ function paint(context, tiles, places, look) {
 }
 
 /** Give back what the graphics card holds of tiles that are drawn no more. @param {Tiles | undefined} tiles */
-function release(tiles) {
+export function release(tiles) {
   if (tiles?.texture) page.shader?.gl.deleteTexture(tiles.texture);
   if (tiles) tiles.texture = null;
 }

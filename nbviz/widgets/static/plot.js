@@ -1,34 +1,92 @@
 // Curves over one axis, with a marker that follows a slider; a click on them moves the slider.
 
+import { follow, make, referred, short, together } from "./shared.js";
+
+/** @import { Model, Slider } from "./shared.js" */
+
+/** y is null where there is no value.
+ * @typedef {{name: string, x: number[], y: (number | null)[], dashed: boolean}} Curve */
+
+/** @typedef {object} Traits
+ * @property {Curve[]} series
+ * @property {string} title
+ * @property {string} xlabel
+ * @property {string} ylabel
+ * @property {[number | null, number | null]} range
+ * @property {number | null} marker
+ * @property {string} slider */
+
 const INKS = ["#1e88e5", "#e53935", "#43a047", "#8e24aa", "#fb8c00", "#6d4c41"];
 const HEIGHT = 190;
 const EDGE = { left: 46, right: 10, top: 8, bottom: 34 };
 
-/** An SVG element. @param {string} tag @param {Record<string, any>} properties @param {(Node | string)[]} children */
+/** An SVG element.
+ * @template {keyof SVGElementTagNameMap} K
+ * @param {K} tag @param {Record<string, string | number>} properties @param {(Node | string)[]} children */
 function drawn(tag, properties, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(properties)) element.setAttribute(name, value);
+  for (const [name, value] of Object.entries(properties)) element.setAttribute(name, String(value));
   element.append(...children);
   return element;
 }
 
 /** Round numbers within a range, so many at most. @param {number} low @param {number} high @param {number} most */
-function ticks(low, high, most) {
+export function ticks(low, high, most) {
   const raw = (high - low) / most || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((f) => f * power).find((s) => s >= raw) ?? raw;
+  /** @type {number[]} */
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(Number((i * step).toPrecision(12)));
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++)
+    found.push(Number((i * step).toPrecision(12)));
   return found;
 }
 
-/** @param {{model: Model, el: HTMLElement}} context */
+/** The two axes from units to pixels, and back across.
+ * @param {Pick<Curve, "x" | "y">[]} series @param {[number | null, number | null]} range @param {number} width */
+export function axes(series, [low, high], width) {
+  const xs = series.flatMap((one) => one.x);
+  const ys = series.flatMap((one) => one.y).filter((y) => y !== null);
+  const [x0, x1] = [Math.min(...xs), Math.max(...xs)];
+  let y0 = low ?? Math.min(...ys);
+  let y1 = high ?? Math.max(...ys);
+  if (y0 === y1) [y0, y1] = [y0 - 0.5, y1 + 0.5];
+  const inner = { width: width - EDGE.left - EDGE.right, height: HEIGHT - EDGE.top - EDGE.bottom };
+  const across = (/** @type {number} */ x) => EDGE.left + ((x - x0) / (x1 - x0 || 1)) * inner.width;
+  const down = (/** @type {number} */ y) => EDGE.top + (1 - (y - y0) / (y1 - y0)) * inner.height;
+  const back = (/** @type {number} */ px) => x0 + ((px - EDGE.left) / inner.width) * (x1 - x0);
+  return { x0, x1, y0, y1, across, down, back };
+}
+
+/** The value of a curve next to a place. @param {Pick<Curve, "x" | "y">} curve @param {number} x */
+export function valueNear(curve, x) {
+  let best = 0;
+  curve.x.forEach((at, i) => {
+    if (Math.abs(at - x) < Math.abs(curve.x[best] - x)) best = i;
+  });
+  return curve.y[best];
+}
+
+/** A curve as the path of an SVG element, with a gap where there is no value.
+ * @param {Pick<Curve, "x" | "y">} curve @param {(x: number) => number} across @param {(y: number) => number} down */
+export function pathOf({ x, y }, across, down) {
+  let path = "";
+  let gap = true;
+  x.forEach((at, i) => {
+    const value = y[i];
+    if (value !== null) path += `${gap ? "M" : "L"}${across(at).toFixed(1)} ${down(value).toFixed(1)}`;
+    gap = value === null;
+  });
+  return path;
+}
+
+/** @param {{model: Model<Traits>, el: HTMLElement}} context */
 async function render({ model, el }) {
   const reference = model.get("slider");
-  /** @type {Model | null} */
-  const owner = reference ? await model.widget_manager.get_model(reference.replace("IPY_MODEL_", "")) : null;
+  /** @type {Model<Slider> | null} */
+  const owner = reference ? await referred(model, reference) : null;
   const caption = make("div", { className: "nbviz-caption" });
-  const svg = /** @type {SVGSVGElement} */ (drawn("svg", { role: "img", height: HEIGHT }));
+  const svg = drawn("svg", { role: "img", height: HEIGHT });
   const legend = make("div", { className: "nbviz-legend" });
   const frame = make("div", { className: "nbviz-frame" }, svg);
   el.classList.add("nbviz-plot");
@@ -36,41 +94,19 @@ async function render({ model, el }) {
   /** Where the pointer is, in units of the axis. @type {number | null} */
   let pointed = null;
 
-  /** Of the two axes from units to pixels, and back across. */
-  function scales() {
-    const series = model.get("series");
-    const width = Math.max(frame.clientWidth, 160);
-    const xs = series.flatMap((/** @type {any} */ one) => one.x);
-    const ys = series.flatMap((/** @type {any} */ one) => one.y).filter((/** @type {any} */ y) => y !== null);
-    const [x0, x1] = [Math.min(...xs), Math.max(...xs)];
-    const [low, high] = model.get("range");
-    let y0 = low ?? Math.min(...ys);
-    let y1 = high ?? Math.max(...ys);
-    if (y0 === y1) [y0, y1] = [y0 - 0.5, y1 + 0.5];
-    const inner = { width: width - EDGE.left - EDGE.right, height: HEIGHT - EDGE.top - EDGE.bottom };
-    const across = (/** @type {number} */ x) => EDGE.left + ((x - x0) / (x1 - x0 || 1)) * inner.width;
-    const down = (/** @type {number} */ y) => EDGE.top + (1 - (y - y0) / (y1 - y0)) * inner.height;
-    const back = (/** @type {number} */ px) => x0 + ((px - EDGE.left) / inner.width) * (x1 - x0);
-    return { series, width, x0, x1, y0, y1, across, down, back };
-  }
-
-  /** The value of a curve next to a place. @param {{x: number[], y: (number | null)[]}} one @param {number} x */
-  function valueAt(one, x) {
-    let best = 0;
-    one.x.forEach((at, i) => {
-      if (Math.abs(at - x) < Math.abs(one.x[best] - x)) best = i;
-    });
-    return one.y[best];
-  }
+  const wide = () => Math.max(frame.clientWidth, 160);
+  const scales = () => axes(model.get("series"), model.get("range"), wide());
 
   function draw() {
     const series = model.get("series");
     el.hidden = !series.length;
     caption.textContent = model.get("title");
     if (!series.length) return;
-    const { width, x0, x1, y0, y1, across, down } = scales();
+    const { x0, x1, y0, y1, across, down } = scales();
+    const width = wide();
     svg.setAttribute("width", String(width));
     svg.setAttribute("aria-label", `${model.get("ylabel")} against ${model.get("xlabel")}`);
+    /** @type {SVGElement[]} */
     const parts = [];
     for (const y of ticks(y0, y1, 4))
       parts.push(
@@ -80,29 +116,48 @@ async function render({ model, el }) {
     for (const x of ticks(x0, x1, Math.max(2, Math.min(8, width / 60))))
       parts.push(drawn("text", { x: across(x), y: HEIGHT - EDGE.bottom + 14, "text-anchor": "middle" }, short(x)));
     parts.push(
-      drawn("text", { x: (EDGE.left + width - EDGE.right) / 2, y: HEIGHT - 5, "text-anchor": "middle" }, model.get("xlabel")),
-      drawn("text", { transform: `translate(10 ${(HEIGHT - EDGE.bottom + EDGE.top) / 2}) rotate(-90)`, "text-anchor": "middle" }, model.get("ylabel")),
+      drawn(
+        "text",
+        { x: (EDGE.left + width - EDGE.right) / 2, y: HEIGHT - 5, "text-anchor": "middle" },
+        model.get("xlabel"),
+      ),
+      drawn(
+        "text",
+        { transform: `translate(10 ${(HEIGHT - EDGE.bottom + EDGE.top) / 2}) rotate(-90)`, "text-anchor": "middle" },
+        model.get("ylabel"),
+      ),
     );
-    series.forEach((/** @type {any} */ one, /** @type {number} */ i) => {
-      let path = "";
-      one.x.forEach((/** @type {number} */ x, /** @type {number} */ k) => {
-        if (one.y[k] === null) return;
-        path += `${path && one.y[k - 1] !== null ? "L" : "M"}${across(x).toFixed(1)} ${down(one.y[k]).toFixed(1)}`;
-      });
+    series.forEach((one, i) => {
+      const path = pathOf(one, across, down);
       const ink = INKS[i % INKS.length];
-      parts.push(drawn("path", { d: path, stroke: ink, fill: "none", "stroke-width": 1.8, "stroke-dasharray": one.dashed ? "5 4" : "none" }));
+      parts.push(
+        drawn("path", {
+          d: path,
+          stroke: ink,
+          fill: "none",
+          "stroke-width": 1.8,
+          "stroke-dasharray": one.dashed ? "5 4" : "none",
+        }),
+      );
     });
     const at = owner ? Number(owner.get("value")) : model.get("marker");
-    for (const [place, name] of [[at, "nbviz-marker"], [pointed, "nbviz-pointer"]])
-      if (place !== null && place !== undefined)
-        parts.push(drawn("line", { class: name, x1: across(place), x2: across(place), y1: EDGE.top, y2: HEIGHT - EDGE.bottom }));
+    /** @type {[number | null, string][]} */
+    const lines = [
+      [at, "nbviz-marker"],
+      [pointed, "nbviz-pointer"],
+    ];
+    for (const [place, name] of lines)
+      if (place !== null)
+        parts.push(
+          drawn("line", { class: name, x1: across(place), x2: across(place), y1: EDGE.top, y2: HEIGHT - EDGE.bottom }),
+        );
     svg.replaceChildren(...parts);
     const shown = pointed ?? at;
     legend.replaceChildren(
-      ...series.map((/** @type {any} */ one, /** @type {number} */ i) => {
+      ...series.map((one, i) => {
         const swatch = make("span", { className: "nbviz-swatch" });
         swatch.style.background = INKS[i % INKS.length];
-        const value = shown === null || shown === undefined ? null : valueAt(one, shown);
+        const value = shown === null ? null : valueNear(one, shown);
         return make("span", {}, swatch, one.name + (value === null ? "" : ` ${short(value)}`));
       }),
     );
@@ -110,7 +165,7 @@ async function render({ model, el }) {
     el.dataset.curves = String(series.length);
   }
 
-  /** @param {PointerEvent} event */
+  /** @param {MouseEvent} event */
   const place = (event) => {
     const { x0, x1, back } = scales();
     return Math.min(x1, Math.max(x0, back(event.clientX - svg.getBoundingClientRect().left)));
@@ -126,17 +181,19 @@ async function render({ model, el }) {
   svg.addEventListener("click", (event) => {
     if (!owner) return;
     const [min, step] = [Number(owner.get("min")), Number(owner.get("step")) || 1];
-    owner.set("value", Number((min + Math.round((place(/** @type {any} */ (event)) - min) / step) * step).toPrecision(12)));
+    owner.set("value", Number((min + Math.round((place(event) - min) / step) * step).toPrecision(12)));
     owner.save_changes();
   });
 
-  const ends = [follow(model, ["series", "marker", "title", "range", "xlabel", "ylabel"], draw)];
-  if (owner) ends.push(follow(owner, ["value"], draw));
+  const end = together([
+    follow(model, ["series", "marker", "title", "range", "xlabel", "ylabel"], draw),
+    ...(owner ? [follow(owner, ["value"], draw)] : []),
+  ]);
   const resized = new ResizeObserver(draw);
   resized.observe(frame);
   return () => {
     resized.disconnect();
-    ends.forEach((end) => end());
+    end();
   };
 }
 

@@ -1,128 +1,149 @@
-// Shared by all views: joined in front of each by Python, since a widget's module is one file.
+// What all views use. Each view is one module in the page: Python joins it with the modules that it imports from here,
+// leaving out "import" and "export" between them (see views.py).
 
-/** @typedef {{get(name: string): any, set(name: string, value: any): void, save_changes(): void,
- *   on(event: string, callback: () => void): void, off(event: string, callback: () => void): void,
- *   widget_manager: {get_model(id: string): Promise<any>}}} Model */
+/** The model of a view or a control, as its host has it. T has the type of each trait.
+ * @template {object} T
+ * @typedef {object} Model
+ * @property {<K extends keyof T & string>(name: K) => T[K]} get
+ * @property {<K extends keyof T & string>(name: K, value: T[K]) => void} set
+ * @property {() => void} save_changes
+ * @property {(events: string, callback: () => void) => void} on
+ * @property {(events: string, callback: () => void) => void} off
+ * @property {Manager} widget_manager
+ * @property {boolean} [comm_live] whether the kernel still knows it; not every host says */
 
-/** What the views of one widget tell each other without the kernel (colour map, contrast), and what all views of the
- * page share. */
-const page = (globalThis.__nbviz_page ??= Object.assign(new EventTarget(), { drawing: new Set() }));
+/** The host's widget manager. Some tell what kernel they have.
+ * @typedef {object} Manager
+ * @property {<T extends object>(id: string) => Promise<Model<T>>} get_model
+ * @property {import("./kernel.js").Kernel | null} [kernel]
+ * @property {{sessionContext?: {kernelChanged?: import("./kernel.js").Signal<unknown>}}} [context] */
+
+/** A slider, as the views that follow one read it.
+ * @typedef {{value: number, min: number, step: number | null}} Slider */
+
+/** An array of bytes that the kernel has encoded (nbviz/imaging/encode.py).
+ * @typedef {{shape: number[], data: DataView, deflated: boolean}} Encoded */
+
+/** What all views of the page share.
+ * @typedef {EventTarget & PageState} Page
+ * @typedef {object} PageState
+ * @property {Set<Promise<void>>} drawing what is being drawn
+ * @property {HTMLCanvasElement} [native] where tiles are coloured before they are scaled
+ * @property {import("./paint.js").Shader | null} [shader] null where there is none
+ * @property {boolean} [forceShader] set by tests: also where it is slower than the table */
+
+/** What the views of one widget tell each other without the kernel, by the name of the event.
+ * @typedef {{cmap: string, contrast: number}} Told */
+
+const host = /** @type {typeof globalThis & {__nbviz_page?: Page}} */ (globalThis);
+host.__nbviz_page ??= Object.assign(new EventTarget(), { drawing: new Set() });
+export const page = host.__nbviz_page;
 
 /** An element with properties and children. Text is always text, never HTML.
- * @param {string} tag @param {Record<string, any>} [properties] @param {(Node | string)[]} children */
-function make(tag, properties = {}, ...children) {
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {K} tag @param {Record<string, unknown>} [properties] @param {(Node | string)[]} children
+ * @returns {HTMLElementTagNameMap[K]} */
+export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name in element && !name.includes("-")) /** @type {any} */ (element)[name] = value;
-    else element.setAttribute(name, value);
+    if (name in element && !name.includes("-")) Reflect.set(element, name, value);
+    else element.setAttribute(name, String(value));
   }
   element.append(...children);
   return element;
 }
 
-/** Bytes that came from the kernel. @param {DataView | undefined} view */
-const bytes = (view) =>
-  view ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : new Uint8Array();
+/** What draws on a canvas; not on one of WebGL's, for which it would be null. @param {HTMLCanvasElement} canvas */
+export const context2d = (canvas) => /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
 
-/** Float32 numbers that came from the kernel (copied: their offset may not be a multiple of 4). @param {DataView} view */
-const floats = (view) => new Float32Array(bytes(view).slice().buffer);
+/** Bytes that came from the kernel.
+ * @param {DataView | undefined} view @returns {Uint8Array<ArrayBuffer>} a view of the same memory */
+export const bytes = (view) =>
+  view ? new Uint8Array(/** @type {ArrayBuffer} */ (view.buffer), view.byteOffset, view.byteLength) : new Uint8Array();
+
+/** Float32 numbers that came from the kernel (copied: their offset may not be a multiple of 4).
+ * @param {DataView} view */
+export const floats = (view) => new Float32Array(bytes(view).slice().buffer);
 
 /** Pixels that the kernel has encoded. Until they are drawn, the page does not ask for more.
- * @param {{data: DataView, deflated: boolean}} encoded */
-async function inflate({ data, deflated }) {
+ * @param {Pick<Encoded, "data" | "deflated">} encoded */
+export async function inflate({ data, deflated }) {
   if (!deflated) return bytes(data);
-  const stream = new Blob([data]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const stream = new Blob([bytes(data)]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 /** Do asynchronous work one after the other; the header waits for it before it asks for more. */
-function inTurn() {
+export function inTurn() {
   let last = Promise.resolve();
   return (/** @type {() => Promise<void>} */ work) => {
-    const done = (last = last.then(work).catch((error) => console.error(error)));
+    const done = last.then(work).catch((error) => console.error(error));
+    last = done;
     page.drawing.add(done);
     done.then(() => page.drawing.delete(done));
   };
 }
 
-/** Tell the other views of a widget. @param {Model} model @param {string} name @param {any} value */
-const tell = (model, name, value) =>
+/** The model that a trait refers to.
+ * @template {object} T
+ * @param {{widget_manager: Manager}} model @param {string} reference @returns {Promise<Model<T>>} */
+export const referred = (model, reference) => model.widget_manager.get_model(reference.replace("IPY_MODEL_", ""));
+
+/** Tell the other views of a widget.
+ * @template {keyof Told} K
+ * @param {{get(name: "group"): string}} model @param {K} name @param {Told[K]} value */
+export const tell = (model, name, value) =>
   page.dispatchEvent(new CustomEvent(name, { detail: { group: model.get("group"), value } }));
 
 /** Hear what another view of the widget tells; gives the function that ends it.
- * @param {Model} model @param {string} name @param {(value: any) => void} use */
-function hear(model, name, use) {
-  const listener = (/** @type {any} */ event) => {
-    if (event.detail.group === model.get("group")) use(event.detail.value);
+ * @template {keyof Told} K
+ * @param {{get(name: "group"): string}} model @param {K} name @param {(value: Told[K]) => void} use */
+export function hear(model, name, use) {
+  const listener = (/** @type {Event} */ event) => {
+    const { detail } = /** @type {CustomEvent<{group: string, value: Told[K]}>} */ (event);
+    if (detail.group === model.get("group")) use(detail.value);
   };
   page.addEventListener(name, listener);
   return () => page.removeEventListener(name, listener);
 }
 
-/** A colour map as 256 packed RGBA pixels. @param {DataView} table */
-function palette(table) {
-  const rgb = bytes(table);
-  const packed = new Uint32Array(256);
-  for (let i = 0; i < 256; i++)
-    packed[i] = 0xff000000 | (rgb[3 * i + 2] << 16) | (rgb[3 * i + 1] << 8) | rgb[3 * i];
-  return packed;
-}
-
 /** Three significant digits, as a person writes them. @param {number} value */
-const short = (value) => (value === 0 ? "0" : Number(value.toPrecision(3)).toString());
+export const short = (value) => (value === 0 ? "0" : Number(value.toPrecision(3)).toString());
 
 /** Run now and whenever one of the model's traits changes; gives the function that ends it.
- * @param {Model} model @param {string[]} names @param {() => void} callback */
-function follow(model, names, callback) {
+ * @template {object} T
+ * @param {Model<T>} model @param {(keyof T & string)[]} names @param {() => void} callback */
+export function follow(model, names, callback) {
   for (const name of names) model.on(`change:${name}`, callback);
   callback();
-  return () => names.forEach((name) => model.off(`change:${name}`, callback));
+  return () => {
+    for (const name of names) model.off(`change:${name}`, callback);
+  };
 }
 
-/** What one curve, or each of three, is drawn in. */
-const CURVES = ["#e53935", "#43a047", "#1e88e5"];
+/** One function that calls all of these. @param {(() => void)[]} ends */
+export const together = (ends) => () => {
+  for (const end of ends) end();
+};
 
-/** A signal's channels as curves in a box. Where samples are more than pixels, each column of these has the lowest
- * and the highest of its samples.
- * @param {CanvasRenderingContext2D} context @param {{x: number, y: number, width: number, height: number}} box
- * @param {Uint8Array} data L samples of so many channels @param {number} channels
- * @param {(byte: number) => number} level from 0, the bottom, to 1
- * @param {number | null} base the level from which it is filled; null draws a line
- * @param {((byte: number) => string) | null} colour by the value; null by the channel */
-function curves(context, { x, y, width, height }, data, channels, level, base, colour) {
-  const length = data.length / channels;
-  const columns = Math.max(1, Math.min(length, Math.round(width)));
-  const step = width / columns;
-  const at = (/** @type {number} */ share) => y + (1 - Math.min(1, Math.max(0, share))) * height;
-  for (let c = 0; c < channels; c++) {
-    context.fillStyle = context.strokeStyle = channels === 1 ? CURVES[2] : CURVES[c];
-    context.lineWidth = Math.max(1, height / 60);
-    context.lineJoin = "round";
-    context.beginPath();
-    for (let i = 0; i < columns; i++) {
-      let [low, high] = [255, 0];
-      for (let s = Math.floor((i * length) / columns); s < Math.floor(((i + 1) * length) / columns); s++) {
-        const byte = data[s * channels + c];
-        low = Math.min(low, byte);
-        high = Math.max(high, byte);
-      }
-      const [bottom, top] = [at(level(low)), at(level(high))];
-      if (base === null) {
-        context.lineTo(x + (i + 0.5) * step, bottom);
-        if (low < high) context.lineTo(x + (i + 0.5) * step, top);
-        continue;
-      }
-      if (colour) context.fillStyle = colour(high);
-      const [from, to] = [Math.min(top, at(base)), Math.max(bottom, at(base))];
-      context.fillRect(x + i * step, from, step + 0.02, to - from);
-    }
-    if (base === null) context.stroke();
-  }
+/** Where a key points to from one of so many places in rows, perhaps beyond the ends; null if it is no such key.
+ * @param {string} key @param {number} place @param {number} count @param {number} columns */
+export function towards(key, place, count, columns) {
+  /** @type {Record<string, number | undefined>} */
+  const places = {
+    ArrowLeft: place - 1,
+    ArrowRight: place + 1,
+    ArrowUp: place - columns,
+    ArrowDown: place + columns,
+    Home: 0,
+    End: count - 1,
+  };
+  return places[key] ?? null;
 }
 
-/** A row of buttons of which one is on. @param {string} label @param {[string, string][]} options name and tooltip
- * @param {(name: string) => void} choose */
-function choices(label, options, choose) {
+/** A row of buttons of which one is on.
+ * @param {string} label @param {[string, string][]} options name and tooltip @param {(name: string) => void} choose */
+export function choices(label, options, choose) {
   const buttons = options.map(([name, title]) =>
     make("button", { type: "button", textContent: name, title, onclick: () => choose(name) }),
   );
@@ -130,6 +151,8 @@ function choices(label, options, choose) {
   return {
     group,
     /** @param {string} name */
-    show: (name) => buttons.forEach((b) => b.setAttribute("aria-pressed", String(b.textContent === name))),
+    show(name) {
+      for (const button of buttons) button.setAttribute("aria-pressed", String(button.textContent === name));
+    },
   };
 }

@@ -1,10 +1,36 @@
 // The pictures to choose from, and what the network says of the chosen one.
 
-/** @param {{model: Model, el: HTMLElement}} context */
+import { curves, imageOf } from "./pixels.js";
+import { bytes, context2d, follow, inflate, inTurn, make, together, towards } from "./shared.js";
+
+/** @import { Encoded, Model } from "./shared.js" */
+
+/** Some of the pictures: pixels, or photographs that the browser decodes; empty until the page asks.
+ * @typedef {(Encoded & {jpegs?: undefined}) | {shape: number[], jpegs: DataView[]} | {shape?: undefined}} Block */
+
+/** @typedef {object} Own
+ * @property {string[]} names
+ * @property {boolean} plot
+ * @property {number} block
+ * @property {number[]} wanted
+ * @property {number} picture
+ * @property {string} caption
+ * @property {[string, number, number?][]} predictions label, probability, and what that was before */
+
+/** @typedef {Own & Record<`block_${number}`, Block>} Traits */
+
+/** Where a key takes from one of so many pictures: to the last at the end. Null if it is no such key.
+ * @param {string} key @param {number} place @param {number} count @param {number} columns */
+export function walked(key, place, count, columns) {
+  const to = towards(key, place, count, columns);
+  return to === null ? null : Math.min(count - 1, Math.max(0, to));
+}
+
+/** @param {{model: Model<Traits>, el: HTMLElement}} context */
 function render({ model, el }) {
   el.classList.add("nbviz-strip");
   const strip = make("div", { className: "nbviz-thumbs", role: "group", "aria-label": "Pictures" });
-  const blocks = Array.from({ length: Math.ceil(model.get("names").length / model.get("block")) }, (_, i) => `block_${i}`);
+  const blocks = Array.from({ length: Math.ceil(model.get("names").length / model.get("block")) }, (_, i) => i);
   const table = make("div", { className: "nbviz-predictions" });
   el.append(make("div", { className: "nbviz-caption", textContent: "Picture" }), strip, table);
 
@@ -12,42 +38,39 @@ function render({ model, el }) {
   function drawPixels(canvas, from, [h, w, channels]) {
     const plot = model.get("plot");
     [canvas.height, canvas.width] = plot ? [96, 192] : [h, w];
-    const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    const context = context2d(canvas);
     if (plot) {
       curves(context, { x: 0, y: 0, width: 192, height: 96 }, from, channels, (q) => q / 255, null, null);
       return;
     }
-    const image = new ImageData(w, h);
-    for (let p = 0; p < h * w; p++) {
-      for (let c = 0; c < 3; c++) image.data[4 * p + c] = from[channels * p + (c % channels)];
-      image.data[4 * p + 3] = 255;
-    }
-    context.putImageData(image, 0, 0);
+    context.putImageData(imageOf(from, [h, w, channels]), 0, 0);
     if (w <= 64) canvas.style.imageRendering = "pixelated";
   }
   const next = inTurn();
   /** Draw a block of pictures, if it has come. @param {number} block */
   const draw = (block) =>
     next(async () => {
-      const { shape: [count, ...shape] = [0], jpegs, ...encoded } = model.get(`block_${block}`);
-      if (!count) return;
+      const came = model.get(`block_${block}`);
+      if (!came.shape) return;
+      const [count, ...shape] = came.shape;
       const canvases = [...strip.querySelectorAll("canvas")].slice(block * model.get("block"));
-      const pixels = jpegs ? null : await inflate(/** @type {any} */ (encoded));
+      const pixels = came.jpegs ? new Uint8Array() : await inflate(came);
+      const size = pixels.length / count;
       for (let i = 0; i < count; i++) {
         const canvas = canvases[i];
-        if (pixels) drawPixels(canvas, pixels.subarray((i * pixels.length) / count, ((i + 1) * pixels.length) / count), shape);
-        else {
-          const bitmap = await createImageBitmap(new Blob([jpegs[i]], { type: "image/jpeg" }));
+        if (came.jpegs) {
+          const bitmap = await createImageBitmap(new Blob([bytes(came.jpegs[i])], { type: "image/jpeg" }));
           [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
-          canvas.getContext("2d")?.drawImage(bitmap, 0, 0);
-        }
+          context2d(canvas).drawImage(bitmap, 0, 0);
+        } else drawPixels(canvas, pixels.subarray(i * size, (i + 1) * size), shape);
         canvas.dataset.drawn = "true";
       }
     });
 
   // Which buttons are in view, and a moment later, when scrolling has ended there, what the page lacks for them.
+  /** @type {Set<Element>} */
   const inView = new Set();
-  /** @type {any} */
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
   let asking;
   const seen = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) inView[isIntersecting ? "add" : "delete"](target);
@@ -70,7 +93,7 @@ function render({ model, el }) {
     seen.disconnect();
     inView.clear();
     strip.replaceChildren(
-      ...model.get("names").map((/** @type {string} */ name, /** @type {number} */ i) => {
+      ...model.get("names").map((name, i) => {
         const canvas = make("canvas", { width: 1, height: 1 });
         if (model.get("plot")) canvas.style.aspectRatio = "2";
         const choose = () => {
@@ -85,29 +108,34 @@ function render({ model, el }) {
     choice();
   };
   const choice = () =>
-    [...strip.children].forEach((/** @type {any} */ button, i) => {
+    strip.querySelectorAll("button").forEach((button, i) => {
       const chosen = i === model.get("picture");
       button.setAttribute("aria-pressed", String(chosen));
       button.tabIndex = chosen ? 0 : -1; // one stop for the Tab key; from there the arrows go on
     });
   strip.addEventListener("keydown", (event) => {
-    const all = /** @type {HTMLElement[]} */ ([...strip.children]);
-    const at = all.indexOf(/** @type {HTMLElement} */ (event.target));
-    const across = Math.max(1, all.findIndex((button) => button.offsetTop > all[0].offsetTop));
-    const last = all.length - 1;
-    const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - across, ArrowDown: at + across, Home: 0, End: last };
-    if (at < 0 || !(event.key in moves)) return;
-    all[Math.min(last, Math.max(0, moves[/** @type {keyof moves} */ (event.key)]))].focus();
+    const all = [...strip.querySelectorAll("button")];
+    const at = all.indexOf(/** @type {HTMLButtonElement} */ (event.target));
+    const across = Math.max(
+      1,
+      all.findIndex((button) => button.offsetTop > all[0].offsetTop),
+    );
+    const to = walked(event.key, at, all.length, across);
+    if (at < 0 || to === null) return;
+    all[to].focus();
     // Not the notebook's: it would go to another cell.
     event.preventDefault();
     event.stopPropagation();
   });
   const predictions = () => {
     const rows = model.get("predictions");
-    table.classList.toggle("nbviz-compared", rows.some((/** @type {any[]} */ row) => row.length > 2));
+    table.classList.toggle(
+      "nbviz-compared",
+      rows.some((row) => row.length > 2),
+    );
     table.replaceChildren(
       ...(rows.length ? [make("div", { className: "nbviz-caption", textContent: model.get("caption") })] : []),
-      ...rows.map((/** @type {[string, number, number?]} */ [label, probability, before]) => {
+      ...rows.map(([label, probability, before]) => {
         const bar = make("span", { className: "nbviz-probability" });
         bar.style.width = `${Math.max(1, 30 * probability)}px`;
         const track = make("span", { className: "nbviz-track" }, bar);
@@ -128,16 +156,16 @@ function render({ model, el }) {
       }),
     );
   };
-  const ends = [
+  const end = together([
     follow(model, ["names", "plot"], names),
     follow(model, ["picture"], choice),
-    ...blocks.map((name, block) => follow(model, [name], () => draw(block))),
+    ...blocks.map((block) => follow(model, [`block_${block}`], () => draw(block))),
     follow(model, ["predictions", "caption"], predictions),
-  ];
+  ]);
   return () => {
     seen.disconnect();
     clearTimeout(asking);
-    ends.forEach((end) => end());
+    end();
   };
 }
 
