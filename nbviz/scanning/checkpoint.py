@@ -17,7 +17,8 @@ from torch import Tensor
 
 from nbviz.core.errors import line, shown, warn
 from nbviz.core.state import uninterrupted
-from nbviz.scanning.digest import digest
+from nbviz.core.trace import run
+from nbviz.scanning.digest import digest, hooks_of
 from nbviz.scanning.found import Found, NoClass, Skipped
 from nbviz.scanning.jobs import Job
 
@@ -27,21 +28,26 @@ Key = tuple[tuple[str, str | None], ...]
 def key_of(job: Job) -> Key:
     """What must be the same for a scan to go on from a checkpoint, part by part: model, statistics, batches, pictures.
 
-    A part of the dataset that changes as pictures are read, such as a count or a cache, is None and tells nothing.
+    A part of the dataset that changes as pictures are read, such as a count or a cache, is None and tells nothing; so
+    is a hook that changes as the model runs.
 
     Warns
     -----
     UserWarning
         Where a part holds what no other process could know again.
     """
-    fixed = {"model": job.model, "statistics": job.statistics, "inputs=": job.feed, "output=": job.check_logits}
     key: dict[str, str | None] = {}
     not_known: dict[str, list[str]] = {}
+    key["model"], not_known["model"] = digest(job.model, hooks=False)
+    fixed = {"statistics": job.statistics, "inputs=": job.feed, "output=": job.check_logits}
     for name, value in fixed.items():
         key[name], not_known[name] = digest(value)
     known: dict[int, Any] = {}
     before = {name: (value, _version(value), *digest(value)) for name, value in job.source.parts(known)}
-    key["three pictures"], _ = digest(list(job.source.sample()))
+    pictures = list(job.source.sample())
+    key["three pictures"], _ = digest(pictures)
+    for name, (found, kinds) in _hooks(job, pictures).items():
+        key[name], not_known[name] = found, kinds
     for name, value in job.source.parts(known):
         was, version, key[name], not_known[name] = before.get(name, (None, None, None, []))
         unchanged = value is was and version is not None and version == _version(value)
@@ -54,6 +60,22 @@ def key_of(job: Job) -> Key:
             UserWarning,
         )
     return tuple(sorted(key.items()))
+
+
+def _hooks(job: Job, pictures: list[Any]) -> dict[str, tuple[str | None, list[str]]]:
+    """What each of the model's hooks holds.
+
+    One that notes down what it sees holds something else after each pass, which tells no scan from another: it is known
+    by what happens to it as the model is run on the pictures. Its code is part of the model's digest in any case.
+    """
+    before = {name: digest(hook) for name, hook in hooks_of(job.model)}
+    inputs = next((one[1] for one in pictures if len(one) > 1), None)
+    if before and inputs is not None:
+        with suppress(Exception), torch.no_grad():  # of the model's own: the scan says it better
+            run(job.model, inputs[None].to(job.device), [], feed=job.feed, output=True)
+    after = {name: digest(hook)[0] for name, hook in hooks_of(job.model)}
+    changes = (None, ["it changes as it runs"])
+    return {name: found if found[0] == after.get(name) else changes for name, found in before.items()}
 
 
 def _version(value: Any) -> int | None:
@@ -102,7 +124,7 @@ def save_found(found: Found, key: Key, path: Path) -> None:
 
 
 #: Of the content of a checkpoint; one of another is refused.
-_VERSION = 2
+_VERSION = 3
 _SEAL_BYTES = 32
 
 

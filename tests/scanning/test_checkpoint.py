@@ -224,7 +224,71 @@ def test_what_a_model_holds_beside_its_weights_is_part_of_it(tmp_path: Path) -> 
     refused(path, "model$", WithFactor(1.0, lambda x: -x))
     hooked = WithFactor(1.0, lambda x: x)
     hooked[2].register_forward_hook(lambda _module, _inputs, output: output * 2)
-    refused(path, "model$", hooked)
+    refused(path, "hook 0 of '2', model$", hooked)
+
+
+class Times:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, _module: Any, _inputs: Any, output: Any) -> Any:
+        return output * self.factor
+
+    def before(self, _module: Any, inputs: Any) -> Any:
+        return (inputs[0] * self.factor,)
+
+
+def times(factor: float) -> Any:
+    return lambda _module, _inputs, output: output * factor
+
+
+def times_by_default(factor: float) -> Any:
+    return lambda _module, _inputs, output, factor=factor: output * factor
+
+
+def times_first(factor: float, _module: Any, _inputs: Any, output: Any) -> Any:
+    return output * factor
+
+
+def with_hook(hook: Any, kind: str = "register_forward_hook") -> Small:
+    model = Small()
+    getattr(model[2], kind)(hook)
+    return model
+
+
+HOOKS: dict[str, Any] = {
+    "closure": lambda k: with_hook(times(k)),
+    "default": lambda k: with_hook(times_by_default(k)),
+    "partial": lambda k: with_hook(functools.partial(times_first, k)),
+    "object": lambda k: with_hook(Times(k)),
+    "pre-hook, method": lambda k: with_hook(Times(k).before, "register_forward_pre_hook"),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_what_a_hook_holds_is_part_of_the_model(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "scan.pt"
+    scanned(path, HOOKS[kind](1.0))
+    scanned(path, HOOKS[kind](1.0))
+    refused(path, "hook 0 of '2'$", HOOKS[kind](2.0))
+
+
+def test_a_hook_that_notes_down_what_it_sees_is_known_by_its_code_and_that_is_said(tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def note(_module: Any, _inputs: Any, output: Any) -> None:
+        seen["last"] = output.detach()
+
+    def note_more(_module: Any, _inputs: Any, output: Any) -> None:
+        seen["shape"] = output.shape
+        seen["passes"] = seen.get("passes", 0) + 1
+
+    model, path = with_hook(note), tmp_path / "scan.pt"
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"cannot tell whether this .*: hook 0 of '2' \(it changes as it runs\)"):
+            scanned(path, model)
+    with pytest.warns(UserWarning, match="cannot tell"):
+        refused(path, "model$", with_hook(note_more))
 
 
 def files_of(folder: Path, changed: int | None = None, kind: str = "bmp", many: int = 12) -> Path:
