@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import astuple
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def key_of(job: Job) -> Key:
     not_known: dict[str, list[str]] = {}
     key["model"], not_known["model"] = digest(job.model, hooks=False)
     fixed = {"statistics": job.statistics, "inputs=": job.feed, "output=": job.check_logits}
-    for name, value in fixed.items():
+    for name, value in {**fixed, **_precision(job)}.items():
         key[name], not_known[name] = digest(value)
     known: dict[int, Any] = {}
     before = {name: (value, _version(value), *digest(value)) for name, value in job.source.parts(known)}
@@ -60,6 +61,31 @@ def key_of(job: Job) -> Key:
             UserWarning,
         )
     return tuple(sorted(key.items()))
+
+
+def _precision(job: Job) -> dict[str, Any]:
+    """What of torch's state makes other numbers of the same model, beyond the rounding of another algorithm."""
+    kind, dtype, enabled = job.autocast
+    found: dict[str, Any] = {
+        "torch.autocast": dtype if enabled else None,
+        "torch.set_default_dtype": torch.get_default_dtype(),
+        "torch.set_float32_matmul_precision": None,
+    }
+    with suppress(RuntimeError):  # torch gives none to who has set the newer fp32_precision
+        found["torch.set_float32_matmul_precision"] = torch.get_float32_matmul_precision()
+    for name in _PRECISIONS.get(kind, ()):
+        with suppress(AttributeError):  # an older torch
+            found[f"torch.backends.{name}"] = attrgetter(name)(torch.backends)
+    return found
+
+
+_PRECISIONS = {
+    "cpu": ("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision"),
+    "cuda": (
+        *("cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision", "cudnn.allow_tf32"),
+        *("cuda.matmul.allow_fp16_reduced_precision_reduction", "cuda.matmul.allow_bf16_reduced_precision_reduction"),
+    ),
+}
 
 
 def _hooks(job: Job, pictures: list[Any]) -> dict[str, tuple[str | None, list[str]]]:

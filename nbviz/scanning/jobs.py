@@ -94,6 +94,11 @@ class Job:
     check_activation: Callable[[str, Tensor, int], Tensor] = _activation
     _resumes: dict[str, tuple[bool, bool]] = field(default_factory=dict)  # of each layer, whether it skips and widens
 
+    def __post_init__(self) -> None:
+        kind = self.device.type if torch.amp.is_autocast_available(self.device.type) else "cpu"
+        #: Of the thread that asks for the scan; an executor's workers have one of their own.
+        self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+
     def fresh(self) -> Found:
         """Nothing found yet."""
         return Found(copy.deepcopy(self.statistics))
@@ -337,8 +342,9 @@ def _work(key: str, path: str, data: bytes | None, part: Sequence[int], threads:
     found, before = job.fresh(), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for loaded in job.source.load(part, 0):
-            job.see(loaded, found)
+        with torch.autocast(*job.autocast):
+            for loaded in job.source.load(part, 0):
+                job.see(loaded, found)
     finally:
         torch.set_num_threads(before)
     # Not the statistics themselves: the class of one that is defined in a notebook cannot be found on the way back.

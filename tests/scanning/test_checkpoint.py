@@ -8,7 +8,10 @@ import random
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch.utils.data import Subset, TensorDataset
 from torchvision import datasets as torchvision_datasets
 
 import nbviz
+from nbviz.scanning.checkpoint import _precision
 from nbviz.scanning.statistics import Accuracy, Moments, TopK
 from tests.scanning.test_statistics import same
 from tests.small import Small, labelled, pictures
@@ -289,6 +293,56 @@ def test_a_hook_that_notes_down_what_it_sees_is_known_by_its_code_and_that_is_sa
             scanned(path, model)
     with pytest.warns(UserWarning, match="cannot tell"):
         refused(path, "model$", with_hook(note_more))
+
+
+@contextmanager
+def autocast() -> Iterator[None]:
+    with torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def matmul_precision() -> Iterator[None]:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("under", "what"),
+    [
+        (autocast, "torch.autocast$"),
+        (default_dtype, "torch.set_default_dtype$"),
+        (matmul_precision, ".*torch.set_float32_matmul_precision$"),
+    ],
+)
+def test_another_precision_is_refused(under: Any, what: str, tmp_path: Path) -> None:
+    path, model, dataset = tmp_path / "scan.pt", Small(), labelled()
+    scanned(path, model, dataset)
+    with under():
+        refused(path, what, model, dataset)
+        scanned(tmp_path / "other.pt", model, dataset)
+        scanned(tmp_path / "other.pt", model, dataset)
+    refused(tmp_path / "other.pt", what, model, dataset)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "meta"])
+def test_the_precision_is_known_of_each_kind_of_device(kind: str) -> None:
+    job = SimpleNamespace(autocast=(kind, torch.bfloat16, True))
+    found = _precision(job)  # type: ignore[arg-type]
+    assert found["torch.autocast"] == torch.bfloat16
+    assert ("torch.backends.cudnn.allow_tf32" in found) == (kind == "cuda")
 
 
 def files_of(folder: Path, changed: int | None = None, kind: str = "bmp", many: int = 12) -> Path:

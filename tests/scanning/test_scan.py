@@ -174,6 +174,14 @@ def test_any_parts_in_any_order(net: nn.Module, dataset: Any, expected: Any, par
     equal(found, expected)
 
 
+def test_an_executors_workers_run_under_the_autocast_of_the_scan(net: Any, dataset: Any, expected: Any) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        here = nbviz.scan(net, dataset, statistics(), progress=False)
+        there = nbviz.scan(net, dataset, statistics(), executor=Shuffled(0), progress=False)
+    equal(there, here)
+    assert not same(here["moments"], expected["moments"])
+
+
 def test_the_model_travels_once_to_a_worker_that_does_not_see_the_file(net: Any, dataset: Any, expected: Any) -> None:
     core._held.clear()
     executor = Shuffled(0, has_file=False)
