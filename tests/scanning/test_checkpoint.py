@@ -422,6 +422,40 @@ def test_other_tensors_labels_and_transforms_are_refused(tmp_path: Path) -> None
     refused(path, "dataset.target_transform", dataset=make(folder, target_transform=lambda y: {2: 3}.get(y, y)))
 
 
+class WithSettings:
+    """Of which one picture depends on a setting, and others change as it is read."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.root, self.table, self.lock = str(root), root / "none", threading.Lock()
+        self.reads, self.last, self.opened = 0, None, False
+        self.file: Any = None
+        self.cache: dict[int, Any] = {}
+        self.factor, self.name, self.sizes = 1.0, "train", (3, 4)
+        vars(self).update(settings)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> Any:
+        self.file = self.file or (letter for letter in "ab")
+        self.reads, self.last, self.opened = self.reads + 1, i, True
+        if i not in self.cache:
+            self.cache[i] = pictures(12)[i]
+        changed = (self.factor, self.name, self.sizes) != (1.0, "train", (3, 4))
+        return self.cache[i] * (1 + (i == 4 and changed)), i % 4
+
+
+def test_a_plain_setting_of_a_dataset_counts_and_what_reading_changes_does_not(tmp_path: Path) -> None:
+    path, dataset = tmp_path / "scan.pt", WithSettings(tmp_path)
+    scanned(path, dataset=dataset)
+    with pytest.warns(UserWarning, match=r"dataset.file \(generator\)"):  # which is open by now
+        scanned(path, dataset=dataset)
+    for root in (tmp_path, tmp_path / "elsewhere", tmp_path.parent):
+        scanned(path, dataset=WithSettings(root))
+    for name, value in {"factor": 2.0, "name": "test", "sizes": (4, 3)}.items():
+        refused(path, f"dataset.{name}$", dataset=WithSettings(tmp_path, **{name: value}))
+
+
 def test_what_no_other_process_could_know_again_is_said_before_the_work(tmp_path: Path) -> None:
     letters = (letter for letter in "ab")
     with pytest.warns(UserWarning, match=r"cannot tell whether this .*: inputs= \(generator\); when you"):
