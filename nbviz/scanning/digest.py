@@ -6,6 +6,7 @@ import copyreg
 import dis
 import hashlib
 import json
+import marshal
 import os
 import sys
 import threading
@@ -122,6 +123,8 @@ class _Digest:
             yield from self._container(value)
         elif isinstance(value, (set, frozenset)):
             yield from sorted(self._all(value))
+        elif isinstance(value, PurePath):
+            yield str(value)
         elif isinstance(value, Enum):
             yield from (value.name, self.of(value.value))
         elif isinstance(value, nn.Module):
@@ -175,7 +178,9 @@ class _Digest:
 
     def _container(self, value: Any) -> Iterator[Part]:
         try:  # a million names of files, in C
-            yield json.dumps(value, default=_as_text)
+            # JSON takes nothing whose content it does not write, and marshal, in the version without references, no
+            # subclasses but tells {1: …} from {"1": …} and (1,) from [1].
+            yield from (json.dumps(value, default=_as_text), marshal.dumps(value, 2))
             return
         except (TypeError, ValueError, RecursionError, OverflowError):
             pass
@@ -271,8 +276,6 @@ def _array(value: np.ndarray[Any, Any]) -> Iterator[Part]:
 
 
 def _as_text(value: Any) -> Any:
-    if isinstance(value, PurePath):
-        return ["path", str(value)]
     if isinstance(value, (np.integer, np.bool_)):
         return [value.dtype.str, int(value)]
     raise TypeError
