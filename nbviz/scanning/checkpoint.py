@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import platform
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -46,7 +47,7 @@ def key_of(job: Job) -> Key:
     known: dict[int, Any] = {}
     before = {name: (value, _version(value), *digest(value)) for name, value in job.source.parts(known)}
     pictures = list(job.source.sample())
-    key["three pictures"], _ = digest(pictures)
+    key["the first, middle or last picture"], _ = digest(pictures)
     for name, (found, kinds) in _hooks(job, pictures).items():
         key[name], not_known[name] = found, kinds
     for name, value in job.source.parts(known):
@@ -129,6 +130,7 @@ def save_found(found: Found, key: Key, path: Path) -> None:
         content = {
             "nbviz scan": key,
             "version": _VERSION,
+            "python": _PYTHON,
             "done": found.done,
             "pictures": found.pictures,
             "skipped": [astuple(one) for one in found.skipped],
@@ -147,6 +149,16 @@ def save_found(found: Found, key: Key, path: Path) -> None:
         with suppress(OSError):
             beside.unlink()
         raise
+
+
+#: Whose bytecode the digests of functions are of.
+_PYTHON = platform.python_version()
+
+
+def _other_python(wrote: str) -> str:
+    if wrote.split(".")[:2] == _PYTHON.split(".")[:2]:
+        return ""
+    return f" (it was written under Python {wrote}, and the same code looks different to this one, {_PYTHON})"
 
 
 #: Of the content of a checkpoint; one of another is refused.
@@ -186,9 +198,9 @@ def load_found(found: Found, key: Key, path: Path) -> None:
         ) from error
     if others:
         raise ValueError(
-            f"checkpoint is {shown(str(path))}, which belongs to a scan with another model, other statistics or "
-            "pictures; expected that of this scan, or a path where there is none. "
-            f"What is another (or was read by another Python): {line(', '.join(others), 300)}"
+            f"checkpoint is {shown(str(path))}, which belongs to another scan: {line(', '.join(others), 300)} "
+            f"{'differs' if len(others) == 1 else 'differ'}{_other_python(content['python'])}; expected the checkpoint "
+            "of this scan, or a path where there is no file"
         )
     found.done, found.pictures = [(a, b) for a, b in done], pictures
     found.skipped = [Skipped(*one) for one in skipped]

@@ -210,8 +210,8 @@ def scan(
     Raises
     ------
     ValueError
-        For an unknown layer, a checkpoint of another scan, numbers out of range, pictures that differ in size, or names
-        for labels whose order is not known, where a statistic needs them.
+        For an unknown layer, a checkpoint of another scan, an executor that was shut down, numbers out of range,
+        pictures that differ in size, or names for labels whose order is not known, where a statistic needs them.
     PictureError
         When no picture can be read, or those of a batch differ in size (a ValueError).
     ModelError

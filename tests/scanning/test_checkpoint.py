@@ -40,7 +40,9 @@ def scanned(path: Path, model: nn.Module | None = None, dataset: Any = None, **o
 
 
 def refused(path: Path, what: str, *arguments: Any, **options: Any) -> None:
-    with pytest.raises(ValueError, match=f"belongs to a scan with another .*; expected .* What is another .*: {what}"):
+    """What differs, or what it begins with."""
+    what = what[:-1] if what.endswith("$") else f"{what}.*"
+    with pytest.raises(ValueError, match=f"belongs to another scan: {what} differs?; expected the checkpoint of this"):
         scanned(path, *arguments, **options)
 
 
@@ -138,6 +140,18 @@ def test_a_scan_with_code_of_the_scripts_own_goes_on_in_a_new_process(kind: str,
     assert again["pictures"] == whole["pictures"] == 1000
     assert again["loss"] == whole["loss"]
     assert again["read"] < whole["read"] == 1003
+
+
+def test_what_differs_is_named_and_so_is_another_python(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "scan.pt"
+    scanned(path)
+    refused(path, "preprocess=$", preprocess=lambda picture: picture)  # of which tensors have no need
+    refused(path, "batch_size=$", batch_size=3)
+    refused(path, "inputs=$", inputs=lambda x: (x,))
+    monkeypatch.setattr("nbviz.scanning.checkpoint._PYTHON", "3.99.1")
+    with pytest.raises(ValueError, match=r"another scan: inputs= differs \(it was written under Python 3\.\d+.*3.99.1"):
+        scanned(path, inputs=lambda x: (x,))
+    scanned(path)
 
 
 def test_the_same_code_written_twice_is_the_same(tmp_path: Path) -> None:
