@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 import nbviz
+from nbviz.scanning.digest import digest
 
 LAYER = "features.8"
 X = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 DATASET = [(x, i) for i, x in enumerate(X)] * 4
 MODEL = nbviz.bundled.load("fashion")
+PLAIN = nn.Sequential(nn.Conv2d(1, 2, 3)).eval()  # of which no preprocessing is known
+TIMM = timm.create_model("test_resnet", pretrained=False).eval()
+
+
+class Clamped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - 0.5).clamp(min=1e-9)  # no rectifier, though its bound is zero in half precision
+
+
+CLAMPED = nn.Sequential(Clamped())
+SIGNALS = nn.Sequential(nn.Conv1d(2, 4, 5), nn.ReLU()).eval()
+WAVES = torch.rand(2, 2, 64, generator=torch.Generator().manual_seed(0))
+ARRAYS = list(np.random.default_rng(0).integers(0, 256, (2, 28, 28), np.uint8))
 
 
 def seen(make: Callable[[], Any]) -> Callable[[], bytes]:
@@ -23,7 +40,7 @@ def seen(make: Callable[[], Any]) -> Callable[[], bytes]:
 
     def look() -> bytes:
         view = make()
-        if getattr(view, "layer", "") in getattr(getattr(view, "session", None), "layers", {}):
+        if "features.5" in getattr(getattr(view, "session", None), "layers", {}) and hasattr(view, "layer"):
             view.layer = "features.5"
         view.finish()
         assert view.header.error == ""
@@ -39,9 +56,14 @@ CAMS = (
     *("grad_cam", "grad_cam_pp", "hires_cam", "layer_cam", "xgrad_cam", "score_cam", "ablation_cam"),
     *("smooth_grad_cam_pp", "guided_grad_cam"),
 )
+STATISTICS = "Sparsity", "Correlation", "Moments", "Histogram", "TopK"
 FEATURES: dict[str, Callable[[], Any]] = {
     **{name: lambda name=name: getattr(nbviz, name)(MODEL, X, LAYER, 1) for name in CAMS},
     "eigen_cam": lambda: nbviz.eigen_cam(MODEL, X, LAYER),
+    **{
+        f"load {name}": lambda model=model: nbviz.load(model, ARRAYS)
+        for name, model in {"its own": MODEL, "plain": PLAIN, "timm's": TIMM}.items()
+    },
     "layers": lambda: nbviz.layers(MODEL, X),
     "feature_maps": lambda: nbviz.feature_maps(MODEL, X, LAYER),
     "fuse": lambda: nbviz.fuse(nbviz.feature_maps(MODEL, X, LAYER), "pca"),
@@ -49,6 +71,7 @@ FEATURES: dict[str, Callable[[], Any]] = {
     "gradient": lambda: nbviz.gradient(MODEL, X, LAYER, [1]),
     "deconvnet": lambda: nbviz.deconvnet(MODEL, X, LAYER, [1], seed="map"),
     "guided_backprop": lambda: nbviz.guided_backprop(MODEL, X, LAYER, [1]),
+    "clamp": lambda: nbviz.deconvnet(CLAMPED, X, "0", 0, seed="map"),
     "reconstruct": lambda: nbviz.reconstruct(MODEL, X, target=3)["guided"],
     "integrated_gradients": lambda: nbviz.integrated_gradients(MODEL, X, 1, steps=8),
     "input_x_gradient": lambda: nbviz.input_x_gradient(MODEL, X, 1),
@@ -70,13 +93,15 @@ FEATURES: dict[str, Callable[[], Any]] = {
     "scan": lambda: nbviz.scan(
         MODEL,
         DATASET,
-        {name: getattr(nbviz.statistics, name)(LAYER) for name in ("Sparsity", "Correlation", "Moments")},
+        {name: getattr(nbviz.statistics, name)(LAYER) for name in STATISTICS},
     ),
     "evolution": lambda: nbviz.evolution(MODEL, {"a": MODEL.state_dict()}, X, LAYER, [1])[0].reconstructions,
     "randomisation": lambda: nbviz.sanity.randomisation(MODEL, X, "gradient"),
     "deletion_insertion": lambda: nbviz.sanity.deletion_insertion(MODEL, X, nbviz.grad_cam(MODEL, X), steps=4).deletion,
+    "spearman": lambda: nbviz.sanity.spearman(X.round(decimals=1), X.flip(0)),
     "bundled": lambda: next(nbviz.bundled.load("fashion").parameters()).detach(),
     "FeatureMaps": seen(lambda: nbviz.FeatureMaps(MODEL, X)),
+    "signals": seen(lambda: nbviz.FeatureMaps(SIGNALS, WAVES)),
     "Reconstruction": seen(lambda: nbviz.Reconstruction(MODEL, X)),
     "explore": seen(lambda: nbviz.explore(MODEL, X)),
     "ClassActivation": seen(lambda: nbviz.ClassActivation(MODEL, X)),
@@ -94,11 +119,16 @@ FEATURES: dict[str, Callable[[], Any]] = {
 }
 
 
+@cache
+def expected(feature: str) -> Any:
+    return FEATURES[feature]()
+
+
 @pytest.fixture
-def set_defaults() -> Iterator[Callable[[], None]]:
-    def set_both() -> None:
+def set_defaults() -> Iterator[Callable[[torch.dtype], None]]:
+    def set_both(dtype: torch.dtype) -> None:
         torch.set_default_device("meta")
-        torch.set_default_dtype(torch.float16)
+        torch.set_default_dtype(dtype)
 
     yield set_both
     torch.set_default_device(None)
@@ -106,18 +136,19 @@ def set_defaults() -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.filterwarnings("ignore:.*rectifier")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("feature", FEATURES)
-def test_no_feature_depends_on_a_default(feature: str, set_defaults: Callable[[], None]) -> None:
-    expected = FEATURES[feature]()
-    set_defaults()
+def test_no_feature_depends_on_a_default(feature: str, dtype: torch.dtype, set_defaults: Any) -> None:
+    without = expected(feature)
+    set_defaults(dtype)
     found = FEATURES[feature]()
-    if isinstance(expected, Tensor):
-        assert found.dtype == expected.dtype
-        assert found.device == expected.device
-        assert torch.equal(found, expected)
+    if isinstance(without, Tensor):
+        assert found.dtype == without.dtype
+        assert found.device == without.device
+        assert torch.equal(found, without)
     else:
-        assert str(found) == str(expected)
-        assert not isinstance(expected, bytes) or found == expected
+        assert str(found) == str(without)
+        assert digest(found) == digest(without)  # to the last bit of all that it holds
 
 
 def test_the_models_own_code_has_the_default_device_that_the_person_set() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nbviz.pictures.preprocess import Preprocess
+from nbviz.pictures.preprocess import Preprocess, to_float32
 
 #: What the ten outputs mean, in order (the names that Fashion-MNIST's authors give them).
 CLASSES = (
@@ -74,6 +74,6 @@ def load() -> FashionNet:
     with torch.device("meta"):  # no random numbers for weights that are replaced at once
         model = FashionNet()
     model.load_state_dict(load_file(Path(__file__).with_name("fashion.safetensors")), assign=True)
-    transform = transforms.Compose([transforms.Resize((28, 28)), transforms.ToTensor()])
+    transform = transforms.Compose([transforms.Resize((28, 28)), to_float32])
     model.nbviz_preprocess = Preprocess(transform, "L", (0.0,), (1.0,), CLASSES, "its own")
     return model.eval()

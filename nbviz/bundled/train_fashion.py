@@ -44,7 +44,7 @@ def read_idx(path: Path) -> Tensor:
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror half of a batch (N, 1, 28, 28), shift each picture by up to 2 pixels."""
     n = len(images)
-    flip = torch.rand(n, generator=generator) < 0.5
+    flip = torch.rand(n, generator=generator, dtype=torch.float32) < 0.5
     images = torch.where(flip[:, None, None, None], images.flip(-1), images)
     dy, dx = torch.randint(0, 5, (2, n, 1), generator=generator)
     padded = F.pad(images, (2, 2, 2, 2))[:, 0]

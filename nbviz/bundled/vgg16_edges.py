@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.bundled.installed import installed_file
-from nbviz.pictures.preprocess import Preprocess
+from nbviz.pictures.preprocess import Preprocess, to_float32
 
 #: What the original network subtracts from red, green and blue in 0-255.
 MEAN = (122.679, 116.669, 104.007)
@@ -80,6 +80,6 @@ def _preprocess() -> Preprocess:
 
     mean, std = tuple(value / 255 for value in MEAN), (1 / 255,) * 3
     transform = transforms.Compose(
-        [transforms.Resize(224), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(mean, std)]
+        [transforms.Resize(224), transforms.CenterCrop(224), to_float32, transforms.Normalize(mean, std)]
     )
     return Preprocess(transform, "RGB", mean, std, source="its own")

@@ -120,7 +120,7 @@ def _clamps(start: Tensor) -> Iterator[Any]:
             seen.add(node)
             waiting.extend(below for below, _ in node.next_functions)
             low = getattr(node, "_saved_min", None)
-            if node.name().startswith("Clamp") and low is not None and not torch.as_tensor(low).any():
+            if node.name().startswith("Clamp") and low is not None and not torch.as_tensor(low != 0).any():
                 yield node
 
 

@@ -151,7 +151,7 @@ def _rectifier(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> frozen
     if name in ("clamp", "clip", "clamp_min", "hardtanh"):
         names = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
         low, high = (_argument(args, kwargs, i + 1, name, None) for i, name in enumerate(names))
-        from_zero = low is not None and not torch.as_tensor(low).any()
+        from_zero = low is not None and not torch.as_tensor(low != 0).any()
         found = None if not from_zero else "ReLU" if high is None else "ReLU6"
     else:
         found = _RECTIFIERS.get(name)

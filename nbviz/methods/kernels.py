@@ -276,7 +276,8 @@ def _above(kernels: Tensor, limits: Sequence[float]) -> Tensor:
         if limit < 0.5:
             size = max(_FREQUENCIES, side)
             frequencies = torch.arange(size, dtype=kernels.dtype).sub(size // 2) / size
-            apart = torch.arange(side)[:, None, None] - torch.arange(side)[:, None]
+            pixels = torch.arange(side, dtype=kernels.dtype)
+            apart = pixels[:, None, None] - pixels[:, None]
             low_pass = (2 * torch.pi * apart * frequencies[frequencies.abs() <= limit]).cos().sum(2) / size
         passed = torch.tensordot(passed, low_pass, ([2], [0]))  # which puts this side last, and so all in turn
     total = kernels.square().flatten(1).sum(1)

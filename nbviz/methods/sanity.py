@@ -235,7 +235,7 @@ def _ranks(values: Tensor) -> Tensor:
     """The rank of each value, of equal ones the mean of theirs."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
-    ranks: Tensor = (ends - (counts - 1) / 2)[inverse]
+    ranks: Tensor = (ends - (counts.double() - 1) / 2)[inverse]
     return ranks
 
 

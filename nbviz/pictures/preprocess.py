@@ -226,13 +226,24 @@ def _plain(model: nn.Module) -> Preprocess:
 def _plain_transform(picture: Image.Image | Tensor) -> Tensor:
     """To [0, 1] from uint8, uint16 and bool; float as it is."""
     if not isinstance(picture, Tensor):
-        from torchvision.transforms.functional import to_tensor
-
-        result: Tensor = to_tensor(picture)
-        return result
+        return to_float32(picture)
     if picture.is_floating_point():
         return picture
     return picture.float() / {torch.bool: 1, torch.uint8: 255}.get(picture.dtype, 65535)
+
+
+def to_float32(picture: Image.Image) -> Tensor:
+    """A picture of 8 bits as float32 (C, H, W) in [0, 1]; torchvision's ``to_tensor`` takes the default dtype.
+
+    Examples
+    --------
+    >>> to_float32(Image.new("L", (1, 2), 255)).tolist()
+    [[[1.0], [1.0]]]
+    """
+    from torchvision.transforms.functional import pil_to_tensor
+
+    values: Tensor = pil_to_tensor(picture)
+    return values.contiguous().float() / 255
 
 
 def _timm(model: nn.Module) -> Preprocess | None:
@@ -247,7 +258,17 @@ def _timm(model: nn.Module) -> Preprocess | None:
         config.update({name: (sum(config[name]) / len(config[name]),) for name in ("mean", "std")})
     labels = _imagenet_labels() if getattr(model, "num_classes", None) == 1000 else None
     transform, mode = data.create_transform(**config, is_training=False), "L" if grey else "RGB"
+    transform.transforms = [_in_float32(step, config) for step in transform.transforms]
     return Preprocess(transform, mode, tuple(config["mean"]), tuple(config["std"]), labels, "timm's configuration")
+
+
+def _in_float32(step: Any, config: dict[str, Any]) -> Any:
+    """A step of timm's transform, of which two depend on the default dtype."""
+    from torchvision import transforms
+
+    if isinstance(step, transforms.ToTensor):
+        return to_float32
+    return transforms.Normalize(config["mean"], config["std"]) if isinstance(step, transforms.Normalize) else step
 
 
 def _torchvision(model: nn.Module) -> Preprocess | None:
@@ -293,7 +314,8 @@ def _normalisation(transform: Any) -> tuple[tuple[float, ...] | None, tuple[floa
                 return found
         mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
         if mean is not None and std is not None:
-            return tuple(torch.as_tensor(mean).flatten().tolist()), tuple(torch.as_tensor(std).flatten().tolist())
+            mean, std = (torch.as_tensor(one, dtype=torch.float64).flatten().tolist() for one in (mean, std))
+            return tuple(mean), tuple(std)
     except Exception:  # something else that goes by these names
         pass
     return None, None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import platform
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import astuple
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from nbviz.core.errors import line, shown, warn
 from nbviz.core.state import uninterrupted
-from nbviz.scanning.digest import digest
+from nbviz.core.trace import run
+from nbviz.scanning.digest import digest, hooks_of
 from nbviz.scanning.found import Found, NoClass, Skipped
 from nbviz.scanning.jobs import Job
 
@@ -27,21 +30,26 @@ Key = tuple[tuple[str, str | None], ...]
 def key_of(job: Job) -> Key:
     """What must be the same for a scan to go on from a checkpoint, part by part: model, statistics, batches, pictures.
 
-    A part of the dataset that changes as pictures are read, such as a count or a cache, is None and tells nothing.
+    A part of the dataset that changes as pictures are read, such as a count or a cache, is None and tells nothing; so
+    is a hook that changes as the model runs.
 
     Warns
     -----
     UserWarning
         Where a part holds what no other process could know again.
     """
-    fixed = {"model": job.model, "statistics": job.statistics, "inputs=": job.feed, "output=": job.check_logits}
     key: dict[str, str | None] = {}
     not_known: dict[str, list[str]] = {}
-    for name, value in fixed.items():
+    key["model"], not_known["model"] = digest(job.model, hooks=False)
+    fixed = {"statistics": job.statistics, "inputs=": job.feed, "output=": job.check_logits}
+    for name, value in {**fixed, **_precision(job)}.items():
         key[name], not_known[name] = digest(value)
     known: dict[int, Any] = {}
     before = {name: (value, _version(value), *digest(value)) for name, value in job.source.parts(known)}
-    key["three pictures"], _ = digest(list(job.source.sample()))
+    pictures = list(job.source.sample())
+    key["the first, middle or last picture"], _ = digest(pictures)
+    for name, (found, kinds) in _hooks(job, pictures).items():
+        key[name], not_known[name] = found, kinds
     for name, value in job.source.parts(known):
         was, version, key[name], not_known[name] = before.get(name, (None, None, None, []))
         unchanged = value is was and version is not None and version == _version(value)
@@ -54,6 +62,47 @@ def key_of(job: Job) -> Key:
             UserWarning,
         )
     return tuple(sorted(key.items()))
+
+
+def _precision(job: Job) -> dict[str, Any]:
+    """What of torch's state makes other numbers of the same model, beyond the rounding of another algorithm."""
+    kind, dtype, enabled = job.autocast
+    found: dict[str, Any] = {
+        "torch.autocast": dtype if enabled else None,
+        "torch.set_default_dtype": torch.get_default_dtype(),
+        "torch.set_float32_matmul_precision": None,
+    }
+    with suppress(RuntimeError):  # torch gives none to who has set the newer fp32_precision
+        found["torch.set_float32_matmul_precision"] = torch.get_float32_matmul_precision()
+    for name in _PRECISIONS.get(kind, ()):
+        with suppress(AttributeError):  # an older torch
+            found[f"torch.backends.{name}"] = attrgetter(name)(torch.backends)
+    return found
+
+
+_PRECISIONS = {
+    "cpu": ("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision"),
+    "cuda": (
+        *("cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision", "cudnn.allow_tf32"),
+        *("cuda.matmul.allow_fp16_reduced_precision_reduction", "cuda.matmul.allow_bf16_reduced_precision_reduction"),
+    ),
+}
+
+
+def _hooks(job: Job, pictures: list[Any]) -> dict[str, tuple[str | None, list[str]]]:
+    """What each of the model's hooks holds.
+
+    One that notes down what it sees holds something else after each pass, which tells no scan from another: it is known
+    by what happens to it as the model is run on the pictures. Its code is part of the model's digest in any case.
+    """
+    before = {name: digest(hook) for name, hook in hooks_of(job.model)}
+    inputs = next((one[1] for one in pictures if len(one) > 1), None)
+    if before and inputs is not None:
+        with suppress(Exception), torch.no_grad():  # of the model's own: the scan says it better
+            run(job.model, inputs[None].to(job.device), [], feed=job.feed, output=True)
+    after = {name: digest(hook)[0] for name, hook in hooks_of(job.model)}
+    changes = (None, ["it changes as it runs"])
+    return {name: found if found[0] == after.get(name) else changes for name, found in before.items()}
 
 
 def _version(value: Any) -> int | None:
@@ -81,6 +130,7 @@ def save_found(found: Found, key: Key, path: Path) -> None:
         content = {
             "nbviz scan": key,
             "version": _VERSION,
+            "python": _PYTHON,
             "done": found.done,
             "pictures": found.pictures,
             "skipped": [astuple(one) for one in found.skipped],
@@ -101,8 +151,18 @@ def save_found(found: Found, key: Key, path: Path) -> None:
         raise
 
 
+#: Whose bytecode the digests of functions are of.
+_PYTHON = platform.python_version()
+
+
+def _other_python(wrote: str) -> str:
+    if wrote.split(".")[:2] == _PYTHON.split(".")[:2]:
+        return ""
+    return f" (it was written under Python {wrote}, and the same code looks different to this one, {_PYTHON})"
+
+
 #: Of the content of a checkpoint; one of another is refused.
-_VERSION = 2
+_VERSION = 3
 _SEAL_BYTES = 32
 
 
@@ -138,9 +198,9 @@ def load_found(found: Found, key: Key, path: Path) -> None:
         ) from error
     if others:
         raise ValueError(
-            f"checkpoint is {shown(str(path))}, which belongs to a scan with another model, other statistics or "
-            "pictures; expected that of this scan, or a path where there is none. "
-            f"What is another (or was read by another Python): {line(', '.join(others), 300)}"
+            f"checkpoint is {shown(str(path))}, which belongs to another scan: {line(', '.join(others), 300)} "
+            f"{'differs' if len(others) == 1 else 'differ'}{_other_python(content['python'])}; expected the checkpoint "
+            "of this scan, or a path where there is no file"
         )
     found.done, found.pictures = [(a, b) for a, b in done], pictures
     found.skipped = [Skipped(*one) for one in skipped]

@@ -204,9 +204,10 @@ class Inputs(Dataset[Any]):
 
     def parts(self, known: Known) -> Iterator[tuple[str, Any]]:
         """The size of batches, what prepares a picture, and what the dataset holds."""
-        yield "batch_size", (self.batch_size, self.count)
+        yield "batch_size=", self.batch_size
+        yield "the number of pictures", self.count
         reader, made = self.reader, self.reader.preprocess
-        yield "preprocess", (made.transform, made.mode, reader.channels, reader.axes, reader.dtype)
+        yield "preprocess=", (made.transform, made.mode, reader.channels, reader.axes, reader.dtype)
         yield from identity(self.dataset, known)
 
     def sample(self) -> Iterator[tuple[Any, ...]]:

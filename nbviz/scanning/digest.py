@@ -6,6 +6,7 @@ import copyreg
 import dis
 import hashlib
 import json
+import marshal
 import os
 import sys
 import threading
@@ -23,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 
-def digest(value: Any) -> tuple[str, list[str]]:
+def digest(value: Any, hooks: bool = True) -> tuple[str, list[str]]:
     """A digest of all that a value holds, and of what kind is that in it which cannot be known.
 
     Of a callable it is that of its code, with the constants, defaults, closures and globals that it uses; of an object
-    its class and its state. What an installed package defines goes by its name.
+    its class and its state. What an installed package defines goes by its name. Without ``hooks``, those of modules
+    go by their code alone, see :func:`hooks_of`.
 
     Examples
     --------
@@ -37,7 +39,7 @@ def digest(value: Any) -> tuple[str, list[str]]:
     >>> digest([1, (letter for letter in "ab")])[1]
     ['generator']
     """
-    one = _Digest()
+    one = _Digest(hooks)
     return one.of(value).hex(), sorted(one.unknown)
 
 
@@ -59,8 +61,27 @@ _MODULES_OWN = frozenset(vars(nn.Module()))  # the attributes that every module 
 _MADE_BY_PYTHON = frozenset(("_abc_impl", "_member_map_", "_member_names_", "_member_type_", "_value2member_map_"))
 
 
+#: Those that may change what a model gives, or its gradient.
+_HOOKS = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
+
+
+def hooks_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The hooks of a model's modules and those of all modules, each with a name for people."""
+    for name, module in model.named_modules():
+        for i, hook in enumerate(_own_hooks(module)):
+            yield f"hook {i} of {name!r}" if name else f"hook {i} of the model", hook
+    every = (hook for kind in _HOOKS for hook in getattr(nn.modules.module, f"_global{kind}", {}).values())
+    for i, hook in enumerate(every):
+        yield f"hook {i} of all modules", hook
+
+
+def _own_hooks(module: nn.Module) -> Iterator[Any]:
+    return (hook for kind in _HOOKS for hook in vars(module).get(kind, {}).values())
+
+
 class _Digest:
-    def __init__(self) -> None:
+    def __init__(self, hooks: bool) -> None:
+        self._hooks = hooks
         self.unknown: set[str] = set()
         self._open: dict[int, int] = {}  # what is being looked at, and how deep it lies
         self._done: dict[int, tuple[Any, bytes]] = {}  # with the value, so that its id stays its own
@@ -102,6 +123,8 @@ class _Digest:
             yield from self._container(value)
         elif isinstance(value, (set, frozenset)):
             yield from sorted(self._all(value))
+        elif isinstance(value, PurePath):
+            yield str(value)
         elif isinstance(value, Enum):
             yield from (value.name, self.of(value.value))
         elif isinstance(value, nn.Module):
@@ -155,7 +178,9 @@ class _Digest:
 
     def _container(self, value: Any) -> Iterator[Part]:
         try:  # a million names of files, in C
-            yield json.dumps(value, default=_as_text)
+            # JSON takes nothing whose content it does not write, and marshal, in the version without references, no
+            # subclasses but tells {1: …} from {"1": …} and (1,) from [1].
+            yield from (json.dumps(value, default=_as_text), marshal.dumps(value, 2))
             return
         except (TypeError, ValueError, RecursionError, OverflowError):
             pass
@@ -166,13 +191,13 @@ class _Digest:
             yield from self._all(value)
 
     def _module(self, module: nn.Module) -> Iterator[Part]:
-        """Without what a module notes down beside its work: flags, and what its hooks have seen."""
+        """Without what a module notes down beside its work, such as flags."""
         own = vars(module)
         yield self.of(type(module))
         yield from self._all((own["_parameters"], own["_buffers"], own["_modules"]))
         yield self.of({name: value for name, value in own.items() if name not in _MODULES_OWN})
-        for hook in (*own["_forward_pre_hooks"].values(), *own["_forward_hooks"].values()):
-            yield self.of(getattr(getattr(hook, "__func__", hook), "__code__", type(hook)))
+        for hook in _own_hooks(module):
+            yield self.of(hook if self._hooks else getattr(getattr(hook, "__func__", hook), "__code__", type(hook)))
 
     def _function(self, function: FunctionType) -> Iterator[Part]:
         cells: list[Any] = []
@@ -251,8 +276,6 @@ def _array(value: np.ndarray[Any, Any]) -> Iterator[Part]:
 
 
 def _as_text(value: Any) -> Any:
-    if isinstance(value, PurePath):
-        return ["path", str(value)]
     if isinstance(value, (np.integer, np.bool_)):
         return [value.dtype.str, int(value)]
     raise TypeError

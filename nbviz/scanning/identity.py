@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ def identity(dataset: Any, known: Known, name: str = "dataset") -> Iterator[tupl
 
     Names of files go together with how large the files are and what they hold or when they were written. They are
     taken relative to the folder that the dataset names, so that it may be moved. Files that are known already are not
-    looked at again. A dataset's plain settings are left out: those that make other pictures show in any of them, and
-    others, such as where it lies and how it reads, do not count.
+    looked at again. Every attribute counts, plain settings too: one of them may change a single picture. But where the
+    dataset lies does not, a folder or an absolute path. (Nor does what changes by merely reading, such as a count or a
+    cache: who asks for the parts sees that, before and after a few pictures have been read.)
     """
     if type(dataset) in (list, tuple):
         yield name, _with_files(dataset, (), known)
@@ -37,9 +38,12 @@ def identity(dataset: Any, known: Known, name: str = "dataset") -> Iterator[tupl
     for attribute, value in attributes.items():
         part = f"{name}.{attribute}"
         inner = value if isinstance(value, (list, tuple)) and 0 < len(value) <= _MOST else [value]
-        if isinstance(value, _SETTINGS):
-            if _is_there(value, Path.is_file):
-                yield f"{part}'s file", files([str(value)])
+        if _is_there(value, Path.is_file):
+            yield f"{part}'s file", files([str(value)])
+        elif _is_place(value):
+            continue
+        elif isinstance(value, _SETTINGS):
+            yield part, value
         elif all(map(_is_dataset, inner)):
             for i, one in enumerate(inner):
                 yield from identity(one, known, part if one is value else f"{part}[{i}]")
@@ -47,7 +51,7 @@ def identity(dataset: Any, known: Known, name: str = "dataset") -> Iterator[tupl
             yield part, told[attribute]
 
 
-_SETTINGS = (bool, int, float, str, os.PathLike, type(None))
+_SETTINGS = (bool, int, float, str, type(None))
 _MOST = 1000  # datasets in a dataset
 
 
@@ -66,6 +70,13 @@ def _is_there(value: Any, how: Callable[[Path], bool]) -> bool:
         return isinstance(value, (str, os.PathLike)) and how(Path(value))
     except (OSError, ValueError, TypeError):  # text that no file could have for a name
         return False
+
+
+def _is_place(value: Any) -> bool:
+    """Whether it says where something lies, on this machine or on another."""
+    if isinstance(value, os.PathLike):
+        return True
+    return isinstance(value, str) and (_is_there(value, Path.is_dir) or PurePosixPath(value).is_absolute())
 
 
 def _with_files(value: Any, roots: Sequence[str], known: Known) -> Any:

@@ -17,7 +17,7 @@ import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -93,6 +93,11 @@ class Job:
     check_logits: Callable[[Any], Tensor] = _logits
     check_activation: Callable[[str, Tensor, int], Tensor] = _activation
     _resumes: dict[str, tuple[bool, bool]] = field(default_factory=dict)  # of each layer, whether it skips and widens
+
+    def __post_init__(self) -> None:
+        kind = self.device.type if torch.amp.is_autocast_available(self.device.type) else "cpu"
+        #: Of the thread that asks for the scan; an executor's workers have one of their own.
+        self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
 
     def fresh(self) -> Found:
         """Nothing found yet."""
@@ -243,11 +248,11 @@ def scan_on(
         while waiting or running or asked:
             while waiting and len(running) < _AT_ONCE:
                 part = waiting.pop()
-                running[executor.submit(_work, key, str(path), None, part, threads)] = part
+                running[_submit(executor, _work, key, str(path), None, part, threads)] = part
             # No more at once than ask for it: who takes a part is not ours to say, but who is idle for want of it will.
             while asked and len(sending) < max(1, len(needy)):
                 part = asked.pop()
-                future = executor.submit(_work, key, str(path), data, part, threads)
+                future = _submit(executor, _work, key, str(path), data, part, threads)
                 running[future] = part
                 sending.add(future)
             failed: Exception | None = None
@@ -287,10 +292,27 @@ def _saying_who_died() -> Iterator[None]:
             raise
         kind = BrokenProcessPool if isinstance(error, BrokenProcessPool) else BrokenExecutor
         raise kind(
-            f"the executor's workers have died ({_kind(error)}: {line(error)}): killed, as for want of memory, "
-            "crashed, or never started (a script's own doing stands under if __name__ == '__main__':). Expected a new "
-            "executor, or None; with checkpoint= a scan goes on from what was done"
+            f"the executor's workers have died ({_kind(error)}: {line(error)}): they were killed, perhaps for want of "
+            "memory, crashed, or could not start (a script that uses a process pool needs its main code under "
+            "if __name__ == '__main__':). Expected a new executor, or None; with checkpoint= a scan goes on from what "
+            "was done"
         ) from error
+
+
+def _submit(executor: Executor, *call: Any) -> Future[Any]:
+    try:
+        return executor.submit(*call)
+    except RuntimeError as error:
+        if "shutdown" not in str(error):
+            raise
+        raise _shut_down() from error
+
+
+def _shut_down() -> ValueError:
+    return ValueError(
+        "executor was shut down and takes no more work; expected one that is running, or None; with checkpoint= a scan "
+        "goes on from what was done"
+    )
 
 
 def _kind(error: BaseException) -> str:
@@ -305,7 +327,10 @@ _held: dict[str, Job] = {}  # in a worker: the job that it has
 
 
 def _answer(future: Future[Any]) -> tuple[str, dict[str, Any] | None]:
-    answer = future.result()
+    try:
+        answer = future.result()
+    except CancelledError as error:  # by shutdown(cancel_futures=True)
+        raise _shut_down() from error
     if isinstance(answer, list):
         raise TypeError(
             "the executor runs each call on every engine; expected one that runs it once, such as ipyparallel's "
@@ -337,8 +362,9 @@ def _work(key: str, path: str, data: bytes | None, part: Sequence[int], threads:
     found, before = job.fresh(), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for loaded in job.source.load(part, 0):
-            job.see(loaded, found)
+        with torch.autocast(*job.autocast):
+            for loaded in job.source.load(part, 0):
+                job.see(loaded, found)
     finally:
         torch.set_num_threads(before)
     # Not the statistics themselves: the class of one that is defined in a notebook cannot be found on the way back.

@@ -190,9 +190,11 @@ def scan(
         Of each of the executor's workers; more than one can hang in a process pool that forks.
     checkpoint
         A file to which what was found is written from time to time, and from which a scan that has ended early goes on,
-        in another process too. It is refused where the model, the statistics, a callable (its code, and what it holds)
-        or the dataset (what it holds, its files' names, sizes and content, or of many the times they were written, and
-        three of its pictures) is another, and where a bit of the file has changed.
+        in another process too. It is refused where the model, the statistics, the precision (autocast, default dtype,
+        TF32), a callable (its code, and what it holds) or the dataset (all that its attributes hold, its files' names,
+        sizes and content, or of many the times they were written, and three of its pictures) is another, and where a
+        bit of the file has changed. Where a dataset lies does not count, nor what changes by merely reading its
+        pictures, such as a count, a cache or an open file.
     progress
         Show a bar with rate and time left.
     watch
@@ -208,8 +210,8 @@ def scan(
     Raises
     ------
     ValueError
-        For an unknown layer, a checkpoint of another scan, numbers out of range, pictures that differ in size, or names
-        for labels whose order is not known, where a statistic needs them.
+        For an unknown layer, a checkpoint of another scan, an executor that was shut down, numbers out of range,
+        pictures that differ in size, or names for labels whose order is not known, where a statistic needs them.
     PictureError
         When no picture can be read, or those of a batch differ in size (a ValueError).
     ModelError

@@ -356,7 +356,7 @@ class Histogram(OfLayer):
 
     def result(self) -> HistogramFound:
         """The counts."""
-        steps = torch.arange(self._SIDE + 1, device="cpu")
+        steps = torch.arange(self._SIDE + 1, dtype=torch.float32, device="cpu")
         ends = 2.0 ** (self._ENDS[0] + steps // 4) * (1 + steps % 4 / 4)
         return HistogramFound(torch.cat([-ends.flip(0), ends]), self.counts.clone())
 

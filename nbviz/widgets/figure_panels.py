@@ -122,7 +122,7 @@ def _raised(tiles: torch.Tensor, base: float, rows: int = 24) -> torch.Tensor:
     """Signals (K, 1, L) in [0, 1] as curves (K, rows, L) filled from ``base``; NaN where nothing is filled."""
     if tiles.shape[2] > 4 * rows:
         tiles = torch.nn.functional.adaptive_max_pool1d(tiles, 4 * rows)
-    row = 1 - (torch.arange(rows)[:, None] + 0.5) / rows
+    row = 1 - (torch.arange(rows, dtype=torch.float32)[:, None] + 0.5) / rows
     inside = ((row <= tiles) & (row >= base)) | ((row >= tiles) & (row <= base))
     return torch.where(inside, tiles, float("nan"))
 

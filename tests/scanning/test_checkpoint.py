@@ -8,7 +8,10 @@ import random
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch.utils.data import Subset, TensorDataset
 from torchvision import datasets as torchvision_datasets
 
 import nbviz
+from nbviz.scanning.checkpoint import _precision
 from nbviz.scanning.statistics import Accuracy, Moments, TopK
 from tests.scanning.test_statistics import same
 from tests.small import Small, labelled, pictures
@@ -36,7 +40,9 @@ def scanned(path: Path, model: nn.Module | None = None, dataset: Any = None, **o
 
 
 def refused(path: Path, what: str, *arguments: Any, **options: Any) -> None:
-    with pytest.raises(ValueError, match=f"belongs to a scan with another .*; expected .* What is another .*: {what}"):
+    """What differs, or what it begins with."""
+    what = what[:-1] if what.endswith("$") else f"{what}.*"
+    with pytest.raises(ValueError, match=f"belongs to another scan: {what} differs?; expected the checkpoint of this"):
         scanned(path, *arguments, **options)
 
 
@@ -136,6 +142,18 @@ def test_a_scan_with_code_of_the_scripts_own_goes_on_in_a_new_process(kind: str,
     assert again["read"] < whole["read"] == 1003
 
 
+def test_what_differs_is_named_and_so_is_another_python(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "scan.pt"
+    scanned(path)
+    refused(path, "preprocess=$", preprocess=lambda picture: picture)  # of which tensors have no need
+    refused(path, "batch_size=$", batch_size=3)
+    refused(path, "inputs=$", inputs=lambda x: (x,))
+    monkeypatch.setattr("nbviz.scanning.checkpoint._PYTHON", "3.99.1")
+    with pytest.raises(ValueError, match=r"another scan: inputs= differs \(it was written under Python 3\.\d+.*3.99.1"):
+        scanned(path, inputs=lambda x: (x,))
+    scanned(path)
+
+
 def test_the_same_code_written_twice_is_the_same(tmp_path: Path) -> None:
     def feed(scale: float) -> Any:
         return lambda x: (x * scale,)
@@ -224,7 +242,121 @@ def test_what_a_model_holds_beside_its_weights_is_part_of_it(tmp_path: Path) -> 
     refused(path, "model$", WithFactor(1.0, lambda x: -x))
     hooked = WithFactor(1.0, lambda x: x)
     hooked[2].register_forward_hook(lambda _module, _inputs, output: output * 2)
-    refused(path, "model$", hooked)
+    refused(path, "hook 0 of '2', model$", hooked)
+
+
+class Times:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, _module: Any, _inputs: Any, output: Any) -> Any:
+        return output * self.factor
+
+    def before(self, _module: Any, inputs: Any) -> Any:
+        return (inputs[0] * self.factor,)
+
+
+def times(factor: float) -> Any:
+    return lambda _module, _inputs, output: output * factor
+
+
+def times_by_default(factor: float) -> Any:
+    return lambda _module, _inputs, output, factor=factor: output * factor
+
+
+def times_first(factor: float, _module: Any, _inputs: Any, output: Any) -> Any:
+    return output * factor
+
+
+def with_hook(hook: Any, kind: str = "register_forward_hook") -> Small:
+    model = Small()
+    getattr(model[2], kind)(hook)
+    return model
+
+
+HOOKS: dict[str, Any] = {
+    "closure": lambda k: with_hook(times(k)),
+    "default": lambda k: with_hook(times_by_default(k)),
+    "partial": lambda k: with_hook(functools.partial(times_first, k)),
+    "object": lambda k: with_hook(Times(k)),
+    "pre-hook, method": lambda k: with_hook(Times(k).before, "register_forward_pre_hook"),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_what_a_hook_holds_is_part_of_the_model(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "scan.pt"
+    scanned(path, HOOKS[kind](1.0))
+    scanned(path, HOOKS[kind](1.0))
+    refused(path, "hook 0 of '2'$", HOOKS[kind](2.0))
+
+
+def test_a_hook_that_notes_down_what_it_sees_is_known_by_its_code_and_that_is_said(tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def note(_module: Any, _inputs: Any, output: Any) -> None:
+        seen["last"] = output.detach()
+
+    def note_more(_module: Any, _inputs: Any, output: Any) -> None:
+        seen["shape"] = output.shape
+        seen["passes"] = seen.get("passes", 0) + 1
+
+    model, path = with_hook(note), tmp_path / "scan.pt"
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"cannot tell whether this .*: hook 0 of '2' \(it changes as it runs\)"):
+            scanned(path, model)
+    with pytest.warns(UserWarning, match="cannot tell"):
+        refused(path, "model$", with_hook(note_more))
+
+
+@contextmanager
+def autocast() -> Iterator[None]:
+    with torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def matmul_precision() -> Iterator[None]:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    ("under", "what"),
+    [
+        (autocast, "torch.autocast$"),
+        (default_dtype, "torch.set_default_dtype$"),
+        (matmul_precision, ".*torch.set_float32_matmul_precision$"),
+    ],
+)
+def test_another_precision_is_refused(under: Any, what: str, tmp_path: Path) -> None:
+    path, model, dataset = tmp_path / "scan.pt", Small(), labelled()
+    scanned(path, model, dataset)
+    with under():
+        refused(path, what, model, dataset)
+        scanned(tmp_path / "other.pt", model, dataset)
+        scanned(tmp_path / "other.pt", model, dataset)
+    refused(tmp_path / "other.pt", what, model, dataset)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "meta"])
+def test_the_precision_is_known_of_each_kind_of_device(kind: str) -> None:
+    job = SimpleNamespace(autocast=(kind, torch.bfloat16, True))
+    found = _precision(job)  # type: ignore[arg-type]
+    assert found["torch.autocast"] == torch.bfloat16
+    assert ("torch.backends.cudnn.allow_tf32" in found) == (kind == "cuda")
 
 
 def files_of(folder: Path, changed: int | None = None, kind: str = "bmp", many: int = 12) -> Path:
@@ -302,6 +434,40 @@ def test_other_tensors_labels_and_transforms_are_refused(tmp_path: Path) -> None
     scanned(path, dataset=make(folder, target_transform=lambda y: y))
     scanned(path, dataset=make(folder, target_transform=lambda y: y))
     refused(path, "dataset.target_transform", dataset=make(folder, target_transform=lambda y: {2: 3}.get(y, y)))
+
+
+class WithSettings:
+    """Of which one picture depends on a setting, and others change as it is read."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.root, self.table, self.lock = str(root), root / "none", threading.Lock()
+        self.reads, self.last, self.opened = 0, None, False
+        self.file: Any = None
+        self.cache: dict[int, Any] = {}
+        self.factor, self.name, self.sizes = 1.0, "train", (3, 4)
+        vars(self).update(settings)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, i: int) -> Any:
+        self.file = self.file or (letter for letter in "ab")
+        self.reads, self.last, self.opened = self.reads + 1, i, True
+        if i not in self.cache:
+            self.cache[i] = pictures(12)[i]
+        changed = (self.factor, self.name, self.sizes) != (1.0, "train", (3, 4))
+        return self.cache[i] * (1 + (i == 4 and changed)), i % 4
+
+
+def test_a_plain_setting_of_a_dataset_counts_and_what_reading_changes_does_not(tmp_path: Path) -> None:
+    path, dataset = tmp_path / "scan.pt", WithSettings(tmp_path)
+    scanned(path, dataset=dataset)
+    with pytest.warns(UserWarning, match=r"dataset.file \(generator\)"):  # which is open by now
+        scanned(path, dataset=dataset)
+    for root in (tmp_path, tmp_path / "elsewhere", tmp_path.parent):
+        scanned(path, dataset=WithSettings(root))
+    for name, value in {"factor": 2.0, "name": "test", "sizes": (4, 3)}.items():
+        refused(path, f"dataset.{name}$", dataset=WithSettings(tmp_path, **{name: value}))
 
 
 def test_what_no_other_process_could_know_again_is_said_before_the_work(tmp_path: Path) -> None:

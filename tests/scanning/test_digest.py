@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+from collections import defaultdict
+from itertools import combinations
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nbviz.scanning.digest import digest
 
 SCRIPT = """
 import collections, enum, functools, operator, pathlib, random, re, threading
@@ -50,3 +57,33 @@ def test_it_is_the_same_in_every_process_and_another_for_each_value(tmp_path: Pa
         said.append(subprocess.run(call, env=environment, check=True, capture_output=True, text=True).stdout)
     assert said[0] == said[1]
     assert len(said[0].split()) == 29
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+
+def test_what_json_writes_alike_is_told_apart() -> None:
+    path = PurePosixPath("a")
+    alike: list[list[Any]] = [
+        [{1: 2}, {"1": 2}, {True: 2}, {"true": 2}, {1.0: 2}],
+        [[(1, 2)], [[1, 2]], [Pair(1, 2)]],
+        [[path], [["path", "a"]], ["a"]],
+        [[np.int64(1)], [["<i8", 1]], [np.int32(1)], [1], [1.0], [True]],
+        [{None: 1}, {"null": 1}, {"a": None}],
+    ]
+    for values in alike:
+        assert [pair for pair in combinations(values, 2) if digest(pair[0]) == digest(pair[1])] == []
+        assert all(digest(value)[1] == [] for value in values)
+
+
+def test_the_same_content_is_the_same_whatever_holds_it() -> None:
+    name = sys.intern("name")
+    for one, other in [
+        ([{"a": defaultdict(lambda: 0)}], [{"a": defaultdict(lambda: 0)}]),  # of which repr gives an address
+        ([name, name], ["".join(list("name")), "".join(reversed("eman"))]),
+        ([(1, 2)] * 2, [(1, 2), tuple([1, 2])]),  # noqa: C409 - another object
+        ([PurePosixPath("a")], [PurePosixPath("a")]),
+    ]:
+        assert digest(one) == digest(other)

@@ -174,6 +174,14 @@ def test_any_parts_in_any_order(net: nn.Module, dataset: Any, expected: Any, par
     equal(found, expected)
 
 
+def test_an_executors_workers_run_under_the_autocast_of_the_scan(net: Any, dataset: Any, expected: Any) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        here = nbviz.scan(net, dataset, statistics(), progress=False)
+        there = nbviz.scan(net, dataset, statistics(), executor=Shuffled(0), progress=False)
+    equal(there, here)
+    assert not same(here["moments"], expected["moments"])
+
+
 def test_the_model_travels_once_to_a_worker_that_does_not_see_the_file(net: Any, dataset: Any, expected: Any) -> None:
     core._held.clear()
     executor = Shuffled(0, has_file=False)
@@ -221,11 +229,31 @@ def test_a_pool_that_breaks_leaves_a_checkpoint(net: Any, dataset: Any, expected
     options: dict[str, Any] = {"parts": 7, "progress": False, "checkpoint": checkpoint}
     with (
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
-        pytest.raises(BrokenProcessPool, match="workers have died .*: killed, .*; with checkpoint= a scan goes"),
+        pytest.raises(
+            BrokenProcessPool, match="workers have died .*: they were killed, .*; with checkpoint= a scan goes"
+        ),
     ):
         nbviz.scan(net, deadly, statistics(), executor=pool, **options)
     assert torch.load(checkpoint, weights_only=True)["pictures"] > 0
     equal(nbviz.scan(net, deadly, statistics(), **options), expected)
+
+
+def test_an_executor_that_was_shut_down_is_refused_as_that(net: Any, dataset: Any) -> None:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    said = "executor was shut down and takes no more work; expected one that is running, or None"
+    with pytest.raises(ValueError, match=said):
+        nbviz.scan(net, dataset, statistics(), executor=pool, progress=False)
+
+    class Cancels(Executor):  # as shutdown(cancel_futures=True) does with what has not begun
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+    with pytest.raises(ValueError, match=said):
+        nbviz.scan(net, dataset, statistics(), executor=Cancels(), progress=False)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -394,9 +422,7 @@ def test_another_scans_checkpoint_is_refused(other: str, net: Any, dataset: Any,
     else:
         arguments["dataset"] = TensorDataset(*(t[:100] for t in dataset.tensors))
     before = path.read_bytes()
-    with pytest.raises(
-        ValueError, match="belongs to a scan with another model, other statistics or pictures; expected"
-    ):
+    with pytest.raises(ValueError, match="belongs to another scan: .* differs?; expected"):
         nbviz.scan(**arguments, checkpoint=path, progress=False)
     assert path.read_bytes() == before
 
