@@ -37,7 +37,7 @@ import nbviz
 from nbviz.core.backward import RULES, UNPOOLING
 from nbviz.core.errors import PictureNotFoundError, shown
 from nbviz.core.state import lock
-from nbviz.methods.cam import GRADIENT_MAPS
+from nbviz.methods.cam import GRADIENT_CAMS
 from nbviz.methods.correspondence import FILLS
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.invariance import TRANSFORMS
@@ -1174,7 +1174,7 @@ DECIDES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     **dict.fromkeys(("grad_cam_pp", "layer_cam", "xgrad_cam", "hires_cam"), _CAM),
     "class_activation": {
         **_CAM,
-        "methods": st.sampled_from([["grad_cam"], ("layer_cam", "xgrad_cam"), [*GRADIENT_MAPS]]),
+        "methods": st.sampled_from([["grad_cam"], ("layer_cam", "xgrad_cam"), [*GRADIENT_CAMS]]),
     },
     "guided_grad_cam": {**_MAPS, **_TARGET, **_RESHAPE},
     "smooth_grad_cam_pp": {**_CAM, **_FEW},

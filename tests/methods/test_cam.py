@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import models
 
 import nbviz
-from nbviz.methods.cam import GRADIENT_MAPS
+from nbviz.methods.cam import GRADIENT_CAMS
 
 X = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
 
@@ -154,7 +154,7 @@ def test_each_map_is_that_of_its_peers(large):
     """
     net, layer, target = large
     found = nbviz.class_activation(net, Y, layer, target, raw=True)
-    assert list(found) == list(GRADIENT_MAPS)
+    assert list(found) == list(GRADIENT_CAMS)
     for name, kind in PEERS.items():
         assert distance(found[name], peers_maps(kind, net, layer, Y, target)) < 1e-4, name
     others = {"grad_cam": torchcam.GradCAM, "layer_cam": torchcam.LayerCAM, "xgrad_cam": torchcam.XGradCAM}
@@ -196,7 +196,7 @@ def loops(a, g):
     """Each paper's formula for one picture, in float64, position by position; ``a`` and ``g`` are (C, H, W)."""
     channels, height, width = a.shape
     places = [(y, x) for y in range(height) for x in range(width)]
-    found = {name: np.zeros((height, width)) for name in GRADIENT_MAPS}
+    found = {name: np.zeros((height, width)) for name in GRADIENT_CAMS}
     for k in range(channels):
         total = sum(a[k][at] for at in places)
         mean = sum(g[k][at] for at in places) / len(places)
@@ -238,7 +238,7 @@ def test_before_a_global_average_three_methods_and_cam_are_one(close):
         close(found * 4, nbviz.cam(net, X, "layer4", 3, raw=True), 1e-4)
 
 
-@pytest.mark.parametrize("name", GRADIENT_MAPS)
+@pytest.mark.parametrize("name", GRADIENT_CAMS)
 @pytest.mark.parametrize("raw", [False, True])
 def test_each_alone_is_that_of_all_together(name, raw, small, snapshot):
     together = nbviz.class_activation(small, Z, "2", None, raw=raw)
@@ -345,7 +345,7 @@ def test_a_checkpoint_after_the_layer(snapshot):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("name", [*GRADIENT_MAPS, "class_activation", "guided_grad_cam"])
+@pytest.mark.parametrize("name", [*GRADIENT_CAMS, "class_activation", "guided_grad_cam"])
 @pytest.mark.parametrize("when", ["forward", "backward"])
 def test_nothing_is_left_after_an_interruption(error, name, when, snapshot):
     class Breaks(torch.autograd.Function):

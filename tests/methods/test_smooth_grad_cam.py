@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import nbviz
-from nbviz.methods.smooth_grad_cam import noisy
+from nbviz.pictures.noise import noisy
 
 X = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(2))
 
