@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import nbviz
+from nbviz.methods import cams
 
 LAYER = "features.8"
 X = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -35,10 +36,7 @@ def seen(make: Callable[[], Any]) -> Callable[[], bytes]:
     return look
 
 
-CAMS = (
-    *("grad_cam", "grad_cam_pp", "hires_cam", "layer_cam", "xgrad_cam", "score_cam", "ablation_cam"),
-    *("smooth_grad_cam_pp", "guided_grad_cam"),
-)
+CAMS = [name for name in (*cams.CAMS, "guided_grad_cam") if name not in ("cam", "eigen_cam")]
 FEATURES: dict[str, Callable[[], Any]] = {
     **{name: lambda name=name: getattr(nbviz, name)(MODEL, X, LAYER, 1) for name in CAMS},
     "eigen_cam": lambda: nbviz.eigen_cam(MODEL, X, LAYER),
