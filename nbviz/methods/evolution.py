@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES
-from nbviz.core.checks import check_choice, check_indices, check_real
+from nbviz.core.checks import check_choice, check_indices
 from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model
@@ -337,8 +336,7 @@ class Recorder:
         self._reset()
         for i, channel in enumerate(self.channels):  # each in its own picture
             trace = run(self.model, pictures[i : i + 1], [self.layer], grad=True)
-            check_real(check_maps(trace, self.layer), f"layer {shown(self.layer)}")
-            own.append(_moment(name, trace, self.layer, [channel], self.rule))
+            own.append(_moment(name, trace, self.layer, traced_channels(trace, self.layer, [channel]), self.rule))
         seen, strongest = (tensor.cpu() for tensor in (pictures, values[:, None]))
         positions, maps, signals = (
             torch.cat([getattr(one, part) for one in own]).cpu() for part in ("positions", "maps", "reconstructions")

@@ -174,9 +174,9 @@ def randomisation(
     accepted = inspect.signature(apply).parameters if known else {}
     options = {key: value for key, value in (("inputs", inputs), ("output", output)) if key in accepted}
 
-    def maps(of: nn.Module) -> Tensor:
+    def maps(network: nn.Module) -> Tensor:
         try:
-            given = apply(of, pictures, target=classes, **options)
+            given = apply(network, pictures, target=classes, **options)
         except Exception as error:
             if known:
                 raise
