@@ -173,7 +173,7 @@ def compare(
     source = Inputs(check_dataset(dataset), readers[0], 1)
     names = [_layers(one, layers) for one in (a, b)]
     if source.count is not None:
-        first = source.first()[None].to(source.reader.device)
+        first = source.first()
         traced = [trace_layers(one, first, feed) for one in (a, b)]
         _both((traced[0][1], traced[1][1]), output)
         names = names if layers is not None else [_evenly(every, most) for every, _ in traced]

@@ -351,7 +351,7 @@ _LITTLE = 1e-3  # of the layer's mean importance: what is below may be useless
 def _chosen(model: nn.Module, source: Inputs, feed: Any, given: Sequence[str] | None) -> dict[str, Layer]:
     if source.count is None:
         raise TypeError("an iterable dataset is not gone through twice; expected one with a length and items")
-    picture = source.first()[None].to(source.reader.device)
+    picture = source.first()
     every = {one.name: one for one in trace_layers(model, picture, feed)[0]}
     if given is not None:
         if not isinstance(given, (list, tuple)) or not given:

@@ -263,7 +263,7 @@ def top_patches(
     if source.count is None:
         raise TypeError("an iterable dataset cannot be read again; expected one with a length and items")
     first = source.first()
-    found = {one.name: one for one in trace_layers(model, first[None].to(reader.device), feed)[0]}
+    found = {one.name: one for one in trace_layers(model, first, feed)[0]}
     if layer not in found or not found[layer].has_maps:
         maps = [name for name, one in found.items() if one.has_maps]
         raise ValueError(f"layer {shown(layer)} gives no feature maps. Accepted: {', '.join(maps[:12])}")
@@ -286,6 +286,6 @@ def top_patches(
         model,
         source,
         feed,
-        tuple(first.shape[1:]),
+        tuple(first.shape[2:]),
         {},
     )

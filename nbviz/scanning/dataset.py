@@ -212,7 +212,7 @@ class Inputs(Dataset[Any]):
         yield from identity(self.dataset, known)
 
     def first(self) -> Tensor:
-        """The model's input (C, H, W) for the first picture that can be read.
+        """The model's input (1, C, H, W), on its device, for the first picture that can be read.
 
         Raises
         ------
@@ -223,7 +223,7 @@ class Inputs(Dataset[Any]):
         for i in range(tried):
             item = self[i]
             if not isinstance(item, Skipped):
-                return item[1]
+                return item[1][None].to(self.reader.device)
             first = first or item
         if first is None:
             raise PictureError("the dataset is empty; expected at least one picture")
