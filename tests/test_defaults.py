@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import nbviz
+from nbviz.methods import cams
 from nbviz.scanning.digest import digest
 
 LAYER = "features.8"
@@ -52,10 +53,7 @@ def seen(make: Callable[[], Any]) -> Callable[[], bytes]:
     return look
 
 
-CAMS = (
-    *("grad_cam", "grad_cam_pp", "hires_cam", "layer_cam", "xgrad_cam", "score_cam", "ablation_cam"),
-    *("smooth_grad_cam_pp", "guided_grad_cam"),
-)
+CAMS = [name for name in (*cams.CAMS, "guided_grad_cam") if name not in ("cam", "eigen_cam")]
 STATISTICS = "Sparsity", "Correlation", "Moments", "Histogram", "TopK"
 FEATURES: dict[str, Callable[[], Any]] = {
     **{name: lambda name=name: getattr(nbviz, name)(MODEL, X, LAYER, 1) for name in CAMS},

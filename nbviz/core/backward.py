@@ -5,13 +5,13 @@ pass is one of a few kernels. A mode entered around ``torch.autograd.grad`` sees
 the rule, so that nothing in the model is replaced. With R the signal from above and z the
 rectifier's input:
 
-==========  ====================  =====================  ==============================================
-rule        what a ReLU does      another activation f   paper
-==========  ====================  =====================  ==============================================
-gradient    R · [z > 0]           R · f'(z)              Simonyan, Vedaldi and Zisserman 2014
-deconvnet   max(R, 0)             max(R, 0)              Zeiler and Fergus 2014, section 2.1
-guided      max(R, 0) · [z > 0]   max(R, 0) · f'(z)      Springenberg et al. 2015, figure 1
-==========  ====================  =====================  ==============================================
+==========  ====================  ====================
+rule        what a ReLU does      another activation f
+==========  ====================  ====================
+gradient    R · [z > 0]           R · f'(z)
+deconvnet   max(R, 0)             max(R, 0)
+guided      max(R, 0) · [z > 0]   max(R, 0) · f'(z)
+==========  ====================  ====================
 
 The papers know the ReLU alone. For the activations that took its place (the table ``_RECTIFIERS``) the rules are
 an extension: only a positive signal passes, because only a positive one speaks for the channel, and guided backprop
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -40,8 +41,37 @@ from nbviz.core.chunks import out_of_memory
 from nbviz.core.errors import ModelError, line, unknown
 from nbviz.core.state import alone
 
-#: The names of the rules, in the order in which they are shown.
-RULES = ("gradient", "deconvnet", "guided")
+
+@dataclass(frozen=True)
+class Rule:
+    """What a rectifier does to the signal R from above, z being its input.
+
+    Parameters
+    ----------
+    title
+        What a person reads for the rule.
+    paper
+        Where it comes from.
+    positive
+        Whether max(R, 0) takes the place of R.
+    slope
+        Whether that is multiplied with the rectifier's slope: [z > 0], or f'(z) of another activation.
+    """
+
+    title: str
+    paper: str
+    positive: bool
+    slope: bool
+
+
+#: The rules by name, in the order in which they are shown.
+BACKWARD_RULES: dict[str, Rule] = {
+    "gradient": Rule("gradient", "Simonyan, Vedaldi and Zisserman 2014", positive=False, slope=True),
+    "deconvnet": Rule("deconvnet", "Zeiler and Fergus 2014, section 2.1", positive=True, slope=False),
+    "guided": Rule("guided backprop", "Springenberg et al. 2015, figure 1", positive=True, slope=True),
+}
+#: Their names.
+RULES = tuple(BACKWARD_RULES)
 #: What becomes of a value where overlapping pooling windows share a switch.
 UNPOOLING = ("sum", "overwrite")
 
@@ -80,7 +110,7 @@ class BackwardRule(TorchDispatchMode):
             raise unknown("rule", rule, RULES)
         if unpool not in UNPOOLING:
             raise unknown("unpooling", unpool, UNPOOLING)
-        self.rule, self.unpool = rule, unpool
+        self.rule, self.unpool = BACKWARD_RULES[rule], unpool
         self.met: set[str] = set()
 
     @classmethod
@@ -92,9 +122,9 @@ class BackwardRule(TorchDispatchMode):
         kwargs = kwargs or {}
         if func in _RECTIFIERS and not (func is _aten.hardtanh_backward.default and args[2] != 0):
             self.met.add(_RECTIFIERS[func])
-            if self.rule != "gradient":
+            if self.rule.positive:
                 args = (args[0].clamp(min=0), *args[1:])
-            if self.rule == "deconvnet":  # a PReLU's kernel gives the gradient of its slopes too
+            if not self.rule.slope:  # a PReLU's kernel gives the gradient of its slopes too
                 return (args[0], *func(*args)[1:]) if func is _aten._prelu_kernel_backward.default else args[0]
         if func is _aten.native_batch_norm_backward.default:
             # On the CPU torch takes a single picture's signal with channels last for one with rows and columns last.
@@ -107,8 +137,8 @@ class BackwardRule(TorchDispatchMode):
     def clamped(self, name: str, sent: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]) -> Any:
         """What a clamp from 0 sends on, as a hook of its node."""
         self.met.add(name)
-        signal = received[0] if self.rule == "deconvnet" else sent[0]
-        return None if self.rule == "gradient" or signal is None else (signal.clamp(min=0), *sent[1:])
+        signal = sent[0] if self.rule.slope else received[0]
+        return (signal.clamp(min=0), *sent[1:]) if self.rule.positive and signal is not None else None
 
 
 def _clamps(start: Tensor) -> Iterator[Any]:

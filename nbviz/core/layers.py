@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import PAPERS
-from nbviz.core.errors import line
+from nbviz.core.errors import line, shown
 from nbviz.core.receptive_field import Field, FieldTracker
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model, interruptible
-from nbviz.core.trace import Feed, call_model, hooked
+from nbviz.core.trace import Feed, call_model, find_modules, hooked
 
 
 @dataclass(frozen=True)
@@ -179,3 +179,17 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
         return found, output
 
     return in_shadow(model, forward)
+
+
+def layers_of(model: nn.Module, inputs: Tensor, feed: Feed, given: Any) -> list[str]:
+    """The layers named, if there are such; None takes the first and the last that give feature maps."""
+    if given is not None:
+        if not isinstance(given, (list, tuple)) or not given:
+            raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
+        find_modules(model, given)
+        return list(dict.fromkeys(given))
+    found = trace_layers(model, inputs if feed is not None else inputs[:1], feed)[0]
+    maps = [layer.name for layer in found if layer.has_maps and layer.leaf] or [layer.name for layer in found]
+    if not maps:
+        raise ValueError(f"{type(model).__name__} has no layers; expected one that has")
+    return list(dict.fromkeys([maps[0], maps[-1]]))

@@ -9,20 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_feed, check_maps
+from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES
-from nbviz.core.checks import check_choice, check_indices, check_real, check_tensor, check_whole
+from nbviz.core.checks import check_choice, check_indices, check_real, check_whole
 from nbviz.core.errors import line, shown
-from nbviz.core.layers import trace_layers
-from nbviz.core.state import check_model
-from nbviz.core.trace import run
 from nbviz.core.weights import steady
 from nbviz.imaging.pixels import centre, grid, overlay
 from nbviz.methods.feature_maps import fuse
-from nbviz.methods.invariance import layers_of
 from nbviz.methods.kernels import convolutions, kernels
 from nbviz.methods.reconstruct import project
-from nbviz.pictures.load import load
+from nbviz.methods.subject import Subject
 
 _MOST = 64  # channels of a grid
 _LAYERS = 3  # where none are named
@@ -104,49 +100,47 @@ def log(
     if not isinstance(tag, str):
         raise TypeError(f"tag is {shown(tag)}; expected a string")
     step, rule = check_whole("step", step, 0), check_choice("rule", rule, RULES)
-    feed, loaded = check_feed(inputs), load(model, images, preprocess)
-    pictures, model = loaded.inputs, check_model(model)
-    check_tensor("the model's input", pictures, "on a device that holds values")
-    if pictures.ndim != 4:
-        raise ValueError(f"the model takes {tuple(pictures.shape)}; expected pictures (N, C, H, W)")
-    names = _spread(model, pictures, feed) if layers is None else layers_of(model, pictures, feed, layers)
+    subject = Subject.of(model, images, preprocess, inputs)
+    subject.require_pictures()
+    names = _spread(subject) if layers is None else subject.layer_names(layers)
     chosen = check_indices("channel", channels, 1 << 30)
-    trace = run(model, pictures, names, feed=feed, grad=bool(chosen))
+    trace = subject.run(names, grad=bool(chosen))
     for name in names:  # before anything is written
         check_real(check_maps(trace, name), f"layer {shown(name)}")
 
     def write(what: str, picture: Tensor) -> None:
         add_image(line(f"{tag}/{what}", 1000), picture.cpu(), step)
 
-    first = next(iter(convolutions(model)), None)
+    first = next(iter(convolutions(subject.model)), None)
     if first is not None:
-        weights = kernels(model, first)
+        weights = kernels(subject.model, first)
         if weights.ndim == 4 and weights.shape[1] in (1, 3):
             write("kernels", _tiles(centre(weights[:_MOST]), 8, 1))
-    shown_pictures = loaded.display()
+    shown_pictures = subject.pictures.display()
     for name in names:
         maps = trace.activations[name]
         alone = maps.detach()[0, :_MOST].float()
         write(f"{name}/maps", grid(torch.nan_to_num(alone), 8, 1, scale_each=True))
-        write(f"{name}/fused", _tiles(overlay(shown_pictures, fuse(maps.detach()).float().cpu()), len(pictures), 2))
+        write(f"{name}/fused", _tiles(overlay(shown_pictures, fuse(maps.detach()).float().cpu()), len(subject), 2))
         own = [channel for channel in chosen if channel < maps.shape[1]]
         if own:
             signals = project(trace, name, own, rule)[0].transpose(0, 1)
             signals = signals if signals.shape[2] in (1, 3) else signals.mean(2, keepdim=True)
-            write(f"{name}/reconstructions", _tiles(centre(signals.flatten(0, 1)), len(pictures), 2))
+            write(f"{name}/reconstructions", _tiles(centre(signals.flatten(0, 1)), len(subject), 2))
 
 
 def _tiles(pictures: Tensor, nrow: int, padding: int) -> Tensor:
     return grid(pictures, nrow, padding, normalize=False)
 
 
-def _spread(model: nn.Module, pictures: Tensor, feed: Any) -> list[str]:
-    found = trace_layers(model, pictures if feed is not None else pictures[:1], feed)[0]
-    maps = [layer.name for layer in found if layer.has_maps and layer.leaf and math.prod(layer.shape[1:]) > 1]
+def _spread(subject: Subject) -> list[str]:
+    maps = [
+        layer.name for layer in subject.layers() if layer.has_maps and layer.leaf and math.prod(layer.shape[1:]) > 1
+    ]
     if not maps:
         raise ValueError(
-            f"no layer of {type(model).__name__} gives feature maps (N, C, H, W) of several pixels; expected one that "
-            "does"
+            f"no layer of {type(subject.model).__name__} gives feature maps (N, C, H, W) of several pixels; "
+            "expected one that does"
         )
     places = torch.linspace(0, len(maps) - 1, min(_LAYERS, len(maps)), dtype=torch.float32).round().long().tolist()
     return [maps[place] for place in places]

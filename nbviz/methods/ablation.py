@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_channels, check_feed, check_logits
-from nbviz.core.checks import check_choice, check_indices, check_tensor, check_whole
-from nbviz.core.chunks import in_chunks, joined, kept_together
+from nbviz.core.arguments import check_channels
+from nbviz.core.checks import check_choice, check_indices, check_whole
 from nbviz.core.resume import Resumable, switch_off
 from nbviz.core.state import device_aside
 from nbviz.core.weights import steady
-from nbviz.pictures.load import load
+from nbviz.methods.subject import Subject
 from nbviz.scanning.answers import Ablation, AblationFound
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistics import Moments
@@ -257,15 +256,13 @@ def switched_off(
     >>> switched_off(net, torch.ones(1, 2, 1, 1), "0", [0]).item()
     1.0
     """
-    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    check_tensor("the model's input", pictures, "on a device that holds values")
+    subject = Subject.of(model, images, preprocess, inputs, output)
 
-    def of(part: Sequence[int]) -> Tensor:
-        one = Resumable(model, pictures[part[0] : part[-1] + 1], layer, feed)
-        maps = check_channels(layer, one.activation, len(part))
+    def answer(part: Subject) -> Tensor:
+        resumable = Resumable(part.model, part.inputs, layer, part.feed)
+        maps = check_channels(layer, resumable.activation, len(part))
         off = torch.zeros(1, maps.shape[1], dtype=torch.bool, device=maps.device)
         off[0, check_indices("channel", channels, maps.shape[1])] = True
-        return check_logits(one.go_on(switch_off(maps, off)), output)
+        return part.scores(resumable.go_on(switch_off(maps, off)))
 
-    n = len(pictures)
-    return joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
+    return subject.each(answer)

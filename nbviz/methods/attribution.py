@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_feed, check_logits, check_target
 from nbviz.core.backward import pull
 from nbviz.core.checks import check_number, check_tensor, check_whole
-from nbviz.core.chunks import in_chunks, joined, kept_together
+from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import warn
-from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.methods.smooth_grad_cam import noisy
-from nbviz.pictures.load import load
+from nbviz.methods.subject import Subject
+from nbviz.pictures.noise import noisy
 
 #: From what gives each of some points (N, C, H, W), and a weight for each, to the weighted sum of the gradients of the
 #: classes' scores at them.
@@ -30,53 +28,33 @@ _AT_ONCE = 16  # pictures in one pass, where there are several points for each
 
 
 def _over(
-    model: nn.Module,
-    images: Any,
+    subject: Subject,
     target: Any,
-    preprocess: Any,
-    inputs: Any,
-    output: Any,
-    attribute: Callable[[Tensor, Sequence[int], Summed, Score], Tensor],
-    start: Tensor | None = None,
+    attribute: Callable[[Subject, Summed, Score], Tensor],
     one_by_one: bool = False,
 ) -> Tensor:
-    """Attributions of all pictures, some at a time; the class is that of the picture as it is.
+    """Attributions of all pictures, some at a time; the class is that of the picture as it is."""
+    apart = subject.apart
 
-    ``start`` must broadcast to the pictures.
-    """
-    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    check_tensor("the model's input", pictures, "on a device that holds values")
-    n = len(pictures)
-    if start is not None and not _broadcasts(start, pictures):
-        shapes = f"{tuple(start.shape)}; expected one that broadcasts to {tuple(pictures.shape)}"
-        raise ValueError(f"baseline has shape {shapes}")
-
-    apart = kept_together(model, 2, feed) == 1
-
-    def of(part: Sequence[int]) -> Tensor:
-        some = pictures[part[0] : part[-1] + 1]
-        logits = check_logits(run(model, some, feed=feed, output=True).output, output)
-        signal = nn.functional.one_hot(check_target(target, logits, part, n), logits.shape[1]).to(logits.dtype)
+    def work(part: Subject) -> Tensor:
+        selector = part.selector(target, part.answer())
 
         def summed(point: Callable[[int], Tensor], weights: Sequence[float]) -> Tensor:
             def gradients(numbers: Sequence[int]) -> Tensor:
-                trace = run(model, torch.cat([point(i) for i in numbers]), feed=feed, output=True, grad=True)
-                wanted = signal.repeat(len(numbers), 1)[None]
-                found = pull("gradient", check_logits(trace.output, output), wanted, trace.inputs)[0][0]
+                points = part.at(torch.cat([point(i) for i in numbers]))
+                trace = points.run(output=True, grad=True)
+                wanted = selector.repeat(len(numbers), 1)[None]
+                found = pull("gradient", points.scores(trace.output), wanted, trace.inputs)[0][0]
                 own = found.new_tensor([weights[i] for i in numbers]).view(-1, *[1] * found.ndim)
-                return (own * found.view(len(numbers), *some.shape)).sum(0)
+                return (own * found.view(len(numbers), *part.inputs.shape)).sum(0)
 
             at_once = max(1, _AT_ONCE // len(part)) if apart else 1
             pieces = in_chunks(gradients, range(len(weights)), at_once, "one picture")
             return torch.stack(pieces).sum(0)
 
-        def score(at: Tensor) -> Tensor:
-            return (check_logits(run(model, at, feed=feed, output=True).output, output) * signal).sum(1)
+        return attribute(part, summed, lambda inputs: (part.at(inputs).answer() * selector).sum(1))
 
-        return attribute(some, part, summed, score)
-
-    at_once = 1 if one_by_one and apart else n
-    return joined(in_chunks(of, range(n), at_once, "one picture", kept_together(model, n, feed)))
+    return subject.each(work, 1 if one_by_one and apart else None)
 
 
 def _broadcasts(start: Tensor, pictures: Tensor) -> bool:
@@ -120,9 +98,8 @@ def input_x_gradient(
     >>> input_x_gradient(net, torch.tensor([[[[3.0, 5.0]]]]), 0).flatten().tolist()
     [6.0, -5.0]
     """
-    return _over(
-        model, images, target, preprocess, inputs, output, lambda x, _, summed, __: x * summed(lambda _: x, [1.0])
-    )
+    subject = Subject.of(model, images, preprocess, inputs, output)
+    return _over(subject, target, lambda part, summed, _: part.inputs * summed(lambda _: part.inputs, [1.0]))
 
 
 @steady
@@ -173,10 +150,10 @@ def smooth_grad(
     samples, noise = check_whole("samples", samples, 1), check_number("noise", noise, 0, 10)
     seed = check_whole("seed", seed, 0, 2**63 - 1)
 
-    def attribute(x: Tensor, part: Sequence[int], summed: Summed, _: Score) -> Tensor:
-        return summed(noisy(x, samples, noise, seed, part).__getitem__, [1 / samples] * samples)
+    def attribute(part: Subject, summed: Summed, _: Score) -> Tensor:
+        return summed(noisy(part.inputs, samples, noise, seed, part.numbers).__getitem__, [1 / samples] * samples)
 
-    return _over(model, images, target, preprocess, inputs, output, attribute)
+    return _over(Subject.of(model, images, preprocess, inputs, output), target, attribute)
 
 
 @steady
@@ -232,9 +209,14 @@ def integrated_gradients(
     """
     steps = None if steps is None else check_whole("steps", steps, 1, 10_000)
     start = _start(baseline)
+    subject = Subject.of(model, images, preprocess, inputs, output)
+    if not _broadcasts(start, subject.inputs):
+        shapes = f"{tuple(start.shape)}; expected one that broadcasts to {tuple(subject.inputs.shape)}"
+        raise ValueError(f"baseline has shape {shapes}")
 
-    def attribute(x: Tensor, part: Sequence[int], summed: Summed, score: Score) -> Tensor:
-        own = start if start.ndim < x.ndim or len(start) == 1 else start[list(part)]
+    def attribute(part: Subject, summed: Summed, score: Score) -> Tensor:
+        x = part.inputs
+        own = start if start.ndim < x.ndim or len(start) == 1 else start[list(part.numbers)]
         whole = own.to(x).expand_as(x)
         away = x - whole
         if steps is not None:
@@ -253,7 +235,7 @@ def integrated_gradients(
         return found
 
     # Each picture by itself: it takes as many steps as it needs.
-    return _over(model, images, target, preprocess, inputs, output, attribute, start, one_by_one=steps is None)
+    return _over(subject, target, attribute, one_by_one=steps is None)
 
 
 def _start(baseline: Any) -> Tensor:

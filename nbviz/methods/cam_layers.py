@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import SHAPES, check_feed, check_logits
+from nbviz.core.arguments import SHAPES
 from nbviz.core.checks import check_real, check_tensor
 from nbviz.core.errors import ModelError, line, shown
-from nbviz.core.layers import Layer, trace_layers
-from nbviz.core.state import alone, eager
-from nbviz.core.trace import Feed, find_module, first_name, run
-from nbviz.pictures.load import load
+from nbviz.core.layers import Layer
+from nbviz.core.state import alone
+from nbviz.core.trace import find_module, first_name
+from nbviz.methods.subject import Subject
 
 #: From an activation, or a gradient of it, of so many pictures to feature maps (N, C, H, W).
 Arrange = Callable[[Tensor, int], Tensor]
@@ -25,22 +25,18 @@ _MOST_CLASS_TOKENS = 5  # before those of the picture: a class, a distillation, 
 
 def checked(
     model: nn.Module, images: Any, layer: str | None, raw: Any, reshape: Any, preprocess: Any, inputs: Any, output: Any
-) -> tuple[Tensor, str, Arrange, Feed]:
-    """The arguments that all class activation maps share: the pictures, the layer, how its values become maps, feed."""
+) -> tuple[Subject, str, Arrange]:
+    """The arguments that all class activation maps share: the subject, the layer, how its values become maps."""
     if not isinstance(raw, bool):
         raise TypeError(f"raw is {shown(raw)}; expected True or False")
-    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    check_tensor("the model's input", pictures, "on a device that holds values")
-    return pictures, *find_maps(model, pictures, layer, feed, reshape, output, later=True), feed
+    subject = Subject.of(model, images, preprocess, inputs, output)
+    return subject, *find_maps(subject, layer, reshape, later=True)
 
 
-def find_maps(
-    model: nn.Module, pictures: Tensor, layer: str | None, feed: Feed, reshape: Any, output: Any, later: bool = False
-) -> tuple[str, Arrange]:
+def find_maps(subject: Subject, layer: str | None, reshape: Any = None, later: bool = False) -> tuple[str, Arrange]:
     """The layer's name, the last useful one where none is given, and how its activation becomes maps.
 
-    How is told from a pass of the model, which has been checked; ``later``, only where the shape of an activation
-    leaves it open.
+    How is told from a pass of the model; ``later``, only where the shape of an activation leaves it open.
 
     Raises
     ------
@@ -49,20 +45,19 @@ def find_maps(
     """
     if reshape is not None and not callable(reshape):
         raise TypeError(f"reshape is {shown(reshape)}; expected a callable from an activation to (N, C, H, W), or None")
-    model = eager(model)
-    first = pictures if feed is not None else pictures[:1]
+    pictures = subject.inputs
     if layer is None:
-        chosen = _last(model, trace_layers(model, first, feed)[0], first, feed, output)
+        chosen = _last(subject)
         arrange = _arrangement(chosen, pictures) if reshape is None else reshape
         return chosen.name, lambda values, _: _reshaped(chosen.name, pictures, arrange, values)
-    find_module(model, layer)
+    find_module(subject.model, layer)
     if reshape is not None:
         return layer, lambda values, _: _reshaped(layer, pictures, reshape, values)
-    told = cache(lambda: _told(model, layer, pictures, first, feed))
+    by_field = cache(lambda: _by_field(subject, layer))
     if not later:
-        told()
+        by_field()
     return layer, lambda values, n: _reshaped(
-        layer, pictures, _plain if _are_maps(values, pictures, n) else told(), values
+        layer, pictures, _plain if _are_maps(values, pictures, n) else by_field(), values
     )
 
 
@@ -83,13 +78,13 @@ def _fits(sides: Sequence[int], pictures: Tensor) -> bool:
     return abs(sides[0] * width - sides[1] * height) <= max(height, width)
 
 
-def _told(model: nn.Module, layer: str, pictures: Tensor, first: Tensor, feed: Feed) -> Callable[[Tensor], Tensor]:
+def _by_field(subject: Subject, layer: str) -> Callable[[Tensor], Tensor]:
     """How the layer's activation becomes maps, by where its positions look."""
-    name = first_name(model, layer)
-    found = next((one for one in trace_layers(model, first, feed)[0] if one.name == name), None)
+    name, pictures = first_name(subject.model, layer), subject.inputs
+    found = next((one for one in subject.layers() if one.name == name), None)
     own = None if found is None else _arrangement(found, pictures)
     if own is None:
-        given = run(model, first, [layer], feed=feed).activations[layer]  # says so itself if it is not reached
+        given = subject.at(subject.first).run([layer]).activations[layer]  # says so itself if it is not reached
         raise ValueError(
             f"layer {shown(layer)} gives {tuple(given.shape)}; expected feature maps {SHAPES[pictures.ndim]}, tokens "
             "on a grid of the picture's shape, or reshape="
@@ -165,8 +160,9 @@ def _grid(tokens: int, sides: Sequence[int]) -> tuple[tuple[int, int], int] | No
     return None
 
 
-def _last(model: nn.Module, every: Sequence[Layer], first: Tensor, feed: Feed, output: Any) -> Layer:
+def _last(subject: Subject) -> Layer:
     """The last layer that gives feature maps with more than one position; of a transformer, whose have a gradient."""
+    every, first = subject.layers(), subject.first
     wide = [i for i, one in enumerate(every) if _has_plain_maps(one, first) and math.prod(one.shape[1:]) > 1]
     tokens = [i for i, one in enumerate(every) if _has_tokens(one, first)]
     if tokens and (not wide or tokens[-1] > wide[-1]):
@@ -174,8 +170,8 @@ def _last(model: nn.Module, every: Sequence[Layer], first: Tensor, feed: Feed, o
         # as those: what is within attention or an MLP is none of the maps that go from block to block.
         tokens = [i for i in tokens if every[i].shape == every[tokens[-1]].shape][-_TRIED:]
         names = [every[i].name for i in tokens]
-        trace = run(model, first, names, feed=feed, output=True, grad=True)
-        logits = check_logits(trace.output, output)
+        trace = subject.at(first).run(names, output=True, grad=True)
+        logits = subject.scores(trace.output)
         with alone(), torch.inference_mode(False), torch.enable_grad():
             best = logits.amax(1).sum()
             gradients = torch.autograd.grad(best, [trace.activations[name] for name in names], allow_unused=True)
@@ -186,7 +182,7 @@ def _last(model: nn.Module, every: Sequence[Layer], first: Tensor, feed: Feed, o
         return every[tokens[-1]]  # a head of zeros: no layer has a gradient
     if not wide:
         raise ValueError(
-            f"no layer of {type(model).__name__} gives feature maps {SHAPES[first.ndim]}: name one that does"
+            f"no layer of {type(subject.model).__name__} gives feature maps {SHAPES[first.ndim]}: name one that does"
         )
     return every[wide[-1]]
 

@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_logits, check_target
 from nbviz.core.checks import check_real, check_whole
-from nbviz.core.chunks import in_chunks, joined, kept_together
+from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.errors import shown
 from nbviz.core.resume import Resumable, switch_off
-from nbviz.core.state import check_model
-from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.methods.cam import each
+from nbviz.methods.cam import finished
 from nbviz.methods.cam_layers import Arrange, checked
+from nbviz.methods.subject import Subject
 
 
 @steady
@@ -65,16 +63,16 @@ def cam(
     >>> maps.shape, maps.max().item() <= 1
     (torch.Size([2, 28, 28]), True)
     """
-    pictures, layer, arrange, feed = checked(model, images, layer, raw, None, preprocess, inputs, output)
+    subject, layer, arrange = checked(model, images, layer, raw, None, preprocess, inputs, output)
 
-    def of(part: Sequence[int]) -> Tensor:
-        trace = run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed, output=True)
-        maps, logits = arrange(trace.activations[layer], len(part)), check_logits(trace.output, output)
-        classes = check_target(target, logits, part, len(pictures))
-        maps, weights = _head(check_model(model), layer, maps, logits)
+    def work(part: Subject) -> Tensor:
+        trace = part.run([layer], output=True)
+        maps, scores = arrange(trace.activations[layer], len(part)), part.scores(trace.output)
+        classes = part.targets(target, scores)
+        maps, weights = _head(part.model, layer, maps, scores)
         return torch.einsum("nc,nc...->n...", weights[classes], maps).relu()
 
-    return each(model, pictures, feed, raw, of)
+    return finished(subject.each(work), subject, raw)
 
 
 def _head(model: nn.Module, layer: str, maps: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,10 +137,10 @@ def eigen_cam(
     >>> eigen_cam(nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:2, None], raw=True).shape
     torch.Size([2, 7, 7])
     """
-    pictures, layer, arrange, feed = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
+    subject, layer, arrange = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
 
-    def of(part: Sequence[int]) -> Tensor:
-        trace = run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed)
+    def work(part: Subject) -> Tensor:
+        trace = part.run([layer])
         maps = arrange(trace.activations[layer], len(part))
         rows = torch.nan_to_num(maps.float().flatten(2).transpose(1, 2))  # (N, positions, channels)
         # Its first right singular vector is the first eigenvector of the smaller of two matrices.
@@ -155,7 +153,7 @@ def eigen_cam(
         found: Tensor = projected.view(len(maps), *maps.shape[2:]).relu().to(maps.dtype)
         return found
 
-    return each(model, pictures, feed, raw, of)
+    return finished(subject.each(work), subject, raw)
 
 
 @steady
@@ -203,14 +201,14 @@ def score_cam(
     torch.Size([1, 28, 28])
     """
     at_once = check_whole("at_once", at_once, 1)
-    pictures, layer, arrange, feed = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
-    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[pictures.ndim]
+    subject, layer, arrange = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[subject.inputs.ndim]
+    apart = subject.apart
 
-    def of(part: Sequence[int]) -> Tensor:
-        some = pictures[part[0] : part[-1] + 1]
-        trace = run(model, some, [layer], feed=feed, output=True)
+    def work(part: Subject) -> Tensor:
+        some, trace = part.inputs, part.run([layer], output=True)
         maps = check_real(arrange(trace.activations[layer], len(part)), f"layer {shown(layer)}")
-        classes = check_target(target, check_logits(trace.output, output), part, len(pictures))
+        classes = part.targets(target, part.scores(trace.output))
         scores = torch.empty(maps.shape[:2], dtype=torch.float32)
 
         def masked(channels: Sequence[int]) -> None:
@@ -219,17 +217,16 @@ def score_cam(
             low, high = (t.view(*own.shape[:2], *[1] * (own.ndim - 2)) for t in _ends(wide))
             masks = (wide - low) / (high - low).clamp(min=torch.finfo(wide.dtype).tiny)
             seen = (masks.transpose(0, 1)[:, :, None] * some[None]).flatten(0, 1)  # channel by channel
-            logits = check_logits(run(model, seen, feed=feed, output=True).output, output)
-            own_logits = logits.unflatten(0, (len(channels), len(some)))
+            own_logits = part.at(seen).answer().unflatten(0, (len(channels), len(some)))
             for row, k in enumerate(channels):
                 scores[:, k] = own_logits[row].gather(1, classes[:, None])[:, 0].float().cpu()
 
-        most = at_once // len(some) if kept_together(model, 2, feed) == 1 else 1
+        most = at_once // len(some) if apart else 1
         in_chunks(masked, range(maps.shape[1]), max(1, most), "one masked picture")
         weights = scores.softmax(1).to(maps)
         return torch.einsum("nc,nc...->n...", weights, maps).relu()
 
-    return each(model, pictures, feed, raw, of)
+    return finished(subject.each(work), subject, raw)
 
 
 def _ends(maps: Tensor) -> Iterator[Tensor]:
@@ -284,23 +281,22 @@ def ablation_cam(
     torch.Size([1, 28, 28])
     """
     at_once = check_whole("at_once", at_once, 1)
-    pictures, layer, arrange, feed = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
+    subject, layer, arrange = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
 
-    def of(part: Sequence[int]) -> Tensor:
-        one = Resumable(model, pictures[part[0] : part[-1] + 1], layer, feed)
-        n = len(part)
-        maps = arrange(one.activation, n)
-        axis = _channel_axis(one.activation, maps, arrange)  # of tokens, those of no place lose the channel too
-        logits = check_logits(one.output, output)
-        classes = check_target(target, logits, part, len(pictures))
+    def work(part: Subject) -> Tensor:
+        resumable, n = Resumable(part.model, part.inputs, layer, part.feed), len(part)
+        maps = arrange(resumable.activation, n)
+        axis = _channel_axis(resumable.activation, maps, arrange)  # of tokens, those of no place lose the channel too
+        logits = part.scores(resumable.output)
+        classes = part.targets(target, logits)
         score = logits.gather(1, classes[:, None])
         lost = torch.empty_like(maps.flatten(2)[..., 0])
 
         def without(channels: Sequence[int]) -> None:
             off = nn.functional.one_hot(torch.tensor(channels), maps.shape[1]).bool().to(maps.device)
-            variants = switch_off(one.activation.movedim(axis, 1), off).movedim(1, axis)
-            outputs = [variants] if one.widens else variants.split(n)
-            found = joined([check_logits(one.go_on(some), output) for some in outputs])
+            variants = switch_off(resumable.activation.movedim(axis, 1), off).movedim(1, axis)
+            outputs = [variants] if resumable.widens else variants.split(n)
+            found = joined([part.scores(resumable.go_on(some)) for some in outputs])
             scores = found.gather(1, classes.repeat(len(channels))[:, None]).view(len(channels), n)
             lost[:, list(channels)] = (score - scores.T).to(lost.dtype)
 
@@ -308,7 +304,7 @@ def ablation_cam(
         whole = torch.where(score != 0, score, 1).to(lost.dtype)
         return torch.einsum("nc,nc...->n...", lost / whole, maps).relu()
 
-    return each(model, pictures, feed, raw, of)
+    return finished(subject.each(work), subject, raw)
 
 
 def _channel_axis(activation: Tensor, maps: Tensor, arrange: Arrange) -> int:

@@ -20,7 +20,6 @@ from nbviz.core.state import check_model, device_aside
 from nbviz.core.trace import find_module
 from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairedAccuracy, PairFound
-from nbviz.methods.top_patches import first_picture
 from nbviz.pictures.load import Reader
 from nbviz.pictures.random_numbers import left_alone
 from nbviz.scanning.dataset import Inputs, check_dataset
@@ -174,7 +173,7 @@ def compare(
     source = Inputs(check_dataset(dataset), readers[0], 1)
     names = [_layers(one, layers) for one in (a, b)]
     if source.count is not None:
-        first = first_picture(source)[None].to(source.reader.device)
+        first = source.first()
         traced = [trace_layers(one, first, feed) for one in (a, b)]
         _both((traced[0][1], traced[1][1]), output)
         names = names if layers is not None else [_evenly(every, most) for every, _ in traced]

@@ -11,16 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_channels, check_feed
-from nbviz.core.checks import check_choice, check_tensor, check_whole
-from nbviz.core.chunks import in_chunks, kept_together
+from nbviz.core.arguments import check_channels
+from nbviz.core.checks import check_choice, check_whole
 from nbviz.core.errors import line, shown
-from nbviz.core.state import check_model
-from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.methods.invariance import layers_of
+from nbviz.methods.subject import Subject
 from nbviz.pictures.fill import FILLS, filling
-from nbviz.pictures.load import load
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,32 +124,26 @@ def correspondence(
     """
     check_choice("fill", fill, FILLS)
     random, seed = check_whole("random", random, 0), check_whole("seed", seed, 0)
-    feed, loaded = check_feed(inputs), load(model, images, preprocess)
-    pictures, model = loaded.inputs, check_model(model)
-    check_tensor("the model's input", pictures, "on a device that holds values")
+    subject = Subject.of(model, images, preprocess, inputs)
+    pictures = subject.inputs
     if pictures.ndim != 4 or len(pictures) < 2:
         raise ValueError(f"images gives {tuple(pictures.shape)}; expected at least two pictures (N, C, H, W)")
     n, (height, width) = len(pictures), pictures.shape[-2:]
     given = check_boxes(boxes, n, height, width)
-    names = layers_of(model, pictures, feed, layers)
-    instead = filling(pictures, fill, loaded.preprocess)
+    names = subject.layer_names(layers)
+    instead = filling(pictures, fill, subject.pictures.preprocess)
 
-    def features(of: Tensor) -> dict[str, Tensor]:
-        def some(part: Sequence[int]) -> dict[str, Tensor]:
-            inputs = of[part[0] : part[-1] + 1]
-            trace = run(model, inputs, names, feed=feed)
-            return {name: check_channels(name, trace.activations[name], len(inputs)).flatten(1) for name in names}
+    def features(part: Subject) -> dict[str, Tensor]:
+        trace = part.run(names)
+        return {name: check_channels(name, trace.activations[name], len(part)).flatten(1) for name in names}
 
-        pieces = in_chunks(some, range(n), n, "one picture", kept_together(model, n, feed))
-        return {name: torch.cat([piece[name] for piece in pieces]) for name in names}
-
-    own = features(pictures)
+    own = subject.each(features)
 
     def signs(places: Tensor) -> dict[str, Tensor]:
         masked = pictures.clone()
         for i, (top, left, bottom, right) in enumerate(places.tolist()):
             masked[i, :, top:bottom, left:right] = instead[i, :, top:bottom, left:right]
-        return {name: (own[name] - changed).sign() for name, changed in features(masked).items()}
+        return {name: (own[name] - changed).sign() for name, changed in subject.at(masked).each(features).items()}
 
     apart = {name: _apart(sign) for name, sign in signs(given).items()}
     draw = torch.Generator().manual_seed(seed)

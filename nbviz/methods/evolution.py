@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_feed, check_maps
 from nbviz.core.backward import RULES
-from nbviz.core.checks import check_choice, check_indices, check_real, check_tensor
+from nbviz.core.checks import check_choice, check_indices
 from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model
 from nbviz.core.trace import Trace, find_module, run, submodule
 from nbviz.core.weights import steady
-from nbviz.methods.reconstruct import project
-from nbviz.pictures.load import load
+from nbviz.methods.reconstruct import project, traced_channels
+from nbviz.methods.subject import Subject
 
 
 @dataclass(frozen=True, repr=False)
@@ -120,18 +119,14 @@ def evolution(
     (['before', 'after'], torch.Size([1, 1, 1, 8, 8]))
     """
     check_choice("rule", rule, RULES)
-    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    check_tensor("the model's input", pictures, "on a device that holds values")
-    model = check_model(model)
-    find_module(model, layer)
+    subject = Subject.of(model, images, preprocess, inputs)
+    find_module(subject.model, layer)
     named = _named(checkpoints)
-    copied, found = shadow_of(model, own_weights=True), []
+    copied, found = replace(subject, model=shadow_of(subject.model, own_weights=True)), []
     for name, given in named:
-        _load_into(copied, name, given)
-        trace = run(copied, pictures, [layer], feed=feed, grad=True)
-        count = check_real(check_maps(trace, layer), f"layer {shown(layer)}").shape[1]
-        chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
-        found.append(_moment(name, trace, layer, chosen, rule))
+        _load_into(copied.model, name, given)
+        trace = copied.run([layer], grad=True)
+        found.append(_moment(name, trace, layer, traced_channels(trace, layer, channels), rule))
     return found
 
 
@@ -341,8 +336,7 @@ class Recorder:
         self._reset()
         for i, channel in enumerate(self.channels):  # each in its own picture
             trace = run(self.model, pictures[i : i + 1], [self.layer], grad=True)
-            check_real(check_maps(trace, self.layer), f"layer {shown(self.layer)}")
-            own.append(_moment(name, trace, self.layer, [channel], self.rule))
+            own.append(_moment(name, trace, self.layer, traced_channels(trace, self.layer, [channel]), self.rule))
         seen, strongest = (tensor.cpu() for tensor in (pictures, values[:, None]))
         positions, maps, signals = (
             torch.cat([getattr(one, part) for one in own]).cpu() for part in ("positions", "maps", "reconstructions")

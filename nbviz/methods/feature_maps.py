@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_feed, check_maps
+from nbviz.core.arguments import check_maps
 from nbviz.core.checks import FLOATS, check_choice, check_indices, check_tensor
-from nbviz.core.chunks import in_chunks, joined, kept_together
-from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.pictures.load import load
+from nbviz.methods.subject import Subject
 
 
 @steady
@@ -67,13 +65,8 @@ def feature_maps(
     >>> feature_maps(net, torch.rand(2, 1, 8, 8), "1", channels=[3, 0]).shape
     torch.Size([2, 2, 6, 6])
     """
-    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-
-    def of(part: Sequence[int]) -> Tensor:
-        return check_maps(run(model, pictures[part[0] : part[-1] + 1], [layer], feed=feed), layer)
-
-    n = len(pictures)
-    activation = joined(in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed)))
+    subject = Subject.of(model, images, preprocess, inputs, values=False)
+    activation = subject.each(lambda part: check_maps(part.run([layer]), layer))
     return activation if channels is None else activation[:, check_indices("channel", channels, activation.shape[1])]
 
 

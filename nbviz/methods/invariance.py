@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_channels, check_feed, check_logits, check_target
-from nbviz.core.checks import check_choice, check_number, check_tensor
+from nbviz.core.arguments import check_channels
+from nbviz.core.checks import check_choice, check_number
 from nbviz.core.chunks import in_chunks, kept_together
 from nbviz.core.errors import shown
-from nbviz.core.layers import trace_layers
-from nbviz.core.state import check_model
-from nbviz.core.trace import Feed, find_modules, run
 from nbviz.core.weights import steady
-from nbviz.pictures.load import load
+from nbviz.methods.subject import Subject
 from nbviz.pictures.warp import warp
 
 #: What is done to the picture, and in which units.
@@ -120,18 +117,15 @@ def invariance(
     (tensor(True), tensor(True), tensor(0.))
     """
     check_choice("transform", transform, TRANSFORMS)
-    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    check_tensor("the model's input", pictures, "on a device that holds values")
-    if pictures.ndim != 4:
-        raise ValueError(f"the model takes {tuple(pictures.shape)}; expected pictures (N, C, H, W)")
-    model = check_model(model)
-    amounts = amounts_of(transform, values, pictures.shape[-2:])
-    names = layers_of(model, pictures, feed, layers)
+    subject = Subject.of(model, images, preprocess, inputs, output)
+    subject.require_pictures()
+    amounts = amounts_of(transform, values, subject.inputs.shape[-2:])
+    names = subject.layer_names(layers)
 
     distances: dict[str, list[Tensor]] = {name: [] for name in names}
     probability, targets = [], []
-    for i in range(len(pictures)):
-        pieces = list(along(model, pictures, i, names, transform, amounts, target, feed, output))
+    for i in range(len(subject)):
+        pieces = list(along(subject, i, names, transform, amounts, target))
         for name in names:
             distances[name].append(torch.cat([piece.distances[name] for piece in pieces]))
         probability.append(torch.cat([piece.probability for piece in pieces]))
@@ -142,31 +136,25 @@ def invariance(
 
 
 def along(
-    model: nn.Module,
-    pictures: Tensor,
-    i: int,
-    names: Sequence[str],
-    transform: str,
-    amounts: Sequence[float],
-    target: Any,
-    feed: Feed,
-    output: Any,
+    subject: Subject, i: int, names: Sequence[str], transform: str, amounts: Sequence[float], target: Any
 ) -> Iterator[InvarianceFound]:
-    """The same for one of some pictures, piece by piece: of a few values each, without the dimension of pictures."""
+    """The same for one of the pictures, piece by piece: of a few values each, without the dimension of pictures."""
+    picture = subject.part([i])
 
-    def of(part: Sequence[float]) -> tuple[Sequence[float], dict[str, Tensor], Tensor]:
-        moved = torch.cat([moved_by(pictures[i : i + 1], transform, value) for value in part])
-        trace = run(model, moved, names, feed=feed, output=True)
+    def work(values: Sequence[float]) -> tuple[Sequence[float], dict[str, Tensor], Tensor]:
+        moved = subject.at(torch.cat([moved_by(picture.inputs, transform, value) for value in values]))
+        trace = moved.run(names, output=True)
         maps = {name: check_channels(name, trace.activations[name], len(moved)).flatten(1) for name in names}
-        return part, maps, check_logits(trace.output, output).float().softmax(1)
+        return values, maps, moved.scores(trace.output).float().softmax(1)
 
-    _, own, answer = of([_NOTHING[transform]])
-    chosen = check_target(target, answer, [i], len(pictures))[0]
+    _, own, answer = work([_NOTHING[transform]])
+    chosen = picture.targets(target, answer)[0]
     length = {name: own[name].float().norm().clamp(min=1e-30) for name in names}
-    at_once = _AT_ONCE if kept_together(model, 2, None) == 1 else 1  # none is normalised by how others are moved
+    # None is normalised by how others are moved.
+    at_once = _AT_ONCE if kept_together(subject.model, 2, None) == 1 else 1
     for start in range(0, len(amounts), at_once):
         some = amounts[start : start + at_once]
-        for part, maps, answers in in_chunks(of, some, at_once, "one picture"):
+        for part, maps, answers in in_chunks(work, some, at_once, "one picture"):
             values = torch.tensor(part, dtype=torch.float64)
             away = {name: (maps[name] - own[name]).float().norm(dim=1) / length[name] for name in names}
             # A picture in a batch of several may differ from itself alone by rounding.
@@ -204,17 +192,3 @@ def amounts_of(transform: str, given: Any, sides: Sequence[int]) -> list[float]:
     if not 0 < len(numbers) <= _MOST:
         raise ValueError(f"values has {len(listed)} numbers; expected 1 to {_MOST:,}")
     return [check_number(transform, one, least, 1e6) for one in numbers]
-
-
-def layers_of(model: nn.Module, pictures: Tensor, feed: Feed, given: Any) -> list[str]:
-    """The layers named, if there are such; None takes the first and the last that give feature maps."""
-    if given is not None:
-        if not isinstance(given, (list, tuple)) or not given:
-            raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
-        find_modules(model, given)
-        return list(dict.fromkeys(given))
-    found = trace_layers(model, pictures if feed is not None else pictures[:1], feed)[0]
-    maps = [layer.name for layer in found if layer.has_maps and layer.leaf] or [layer.name for layer in found]
-    if not maps:
-        raise ValueError(f"{type(model).__name__} has no layers; expected one that has")
-    return list(dict.fromkeys([maps[0], maps[-1]]))

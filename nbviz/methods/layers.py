@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from nbviz.core.arguments import check_feed
-from nbviz.core.layers import Layers, trace_layers
+from nbviz.core.layers import Layers
 from nbviz.core.weights import steady
-from nbviz.pictures.load import load
+from nbviz.methods.subject import Subject
 
 
 @steady
@@ -48,7 +47,4 @@ def layers(model: nn.Module, images: Any, *, preprocess: Any = None, inputs: Any
     >>> [(layer.name, layer.shape, layer.receptive_field) for layer in layers(net, torch.rand(1, 10, 10))]
     [('0', (4, 8, 8), (3, 3)), ('1', (4, 8, 8), (3, 3)), ('2', (4, 4, 4), (4, 4))]
     """
-    feed = check_feed(inputs)
-    pictures = load(model, images, preprocess).inputs
-    # What inputs= makes may belong to the whole batch.
-    return trace_layers(model, pictures if feed is not None else pictures[:1], feed)[0]
+    return Subject.of(model, images, preprocess, inputs, values=False).layers()

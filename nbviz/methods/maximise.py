@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_channels, check_feed, check_logits
+from nbviz.core.arguments import check_channels, check_feed
 from nbviz.core.backward import pull
 from nbviz.core.checks import check_choice, check_indices, check_number, check_real, check_tensor, check_whole
 from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import shown
 from nbviz.core.state import check_model
-from nbviz.core.trace import Feed, run
 from nbviz.core.weights import Watch, WeightsChanged, steady
-from nbviz.pictures.load import Reader
+from nbviz.methods.subject import Subject
+from nbviz.pictures.load import Pictures, Reader
 from nbviz.pictures.warp import warp
 
 #: What is made large: a channel's mean over its positions, or the position in the middle alone.
@@ -167,8 +167,7 @@ class Growing:
         output: Any = None,
     ) -> None:
         reader = Reader.of(model, preprocess)
-        self.model, self.layer, self.output = check_model(model), layer, output
-        self._feed: Feed = check_feed(inputs)
+        self.model, self.layer, feed = check_model(model), layer, check_feed(inputs)
         self._neuron = check_choice("objective", objective, OBJECTIVES) == "neuron"
         if not isinstance(robust, bool):
             raise TypeError(f"robust is {shown(robust)}; expected True or False")
@@ -188,6 +187,7 @@ class Growing:
             reader.device, reader.dtype
         )
         check_tensor("the model's input", probe, "on a device that holds values")
+        self._subject = Subject(self.model, Pictures(probe, self.preprocess, ()), feed, output)
         count = self._run(probe)[1].shape[1]
         given = channels if layer is not None else target
         what = "channel" if layer is not None else "class"
@@ -255,10 +255,11 @@ class Growing:
 
     def _run(self, inputs: Tensor, grad: bool = False) -> tuple[Any, Tensor]:
         """The trace and what is made large of it, (N, C, ...)."""
+        subject = self._subject.at(inputs)
         if self.layer is None:
-            trace = run(self.model, inputs, feed=self._feed, output=True, grad=grad)
-            return trace, check_logits(trace.output, self.output)
-        trace = run(self.model, inputs, [self.layer], feed=self._feed, grad=grad)
+            trace = subject.run(output=True, grad=grad)
+            return trace, subject.scores(trace.output)
+        trace = subject.run([self.layer], grad=grad)
         name = f"layer {shown(self.layer)}"
         return trace, check_real(check_channels(self.layer, trace.activations[self.layer], len(inputs)), name)
 

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_feed, check_logits, check_maps, check_target
-from nbviz.core.checks import check_index, check_tensor, check_whole
-from nbviz.core.chunks import in_chunks, kept_together
+from nbviz.core.arguments import check_maps
+from nbviz.core.checks import check_index, check_whole
+from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import shown
-from nbviz.core.state import check_model
-from nbviz.core.trace import Feed, Trace, find_module, run
+from nbviz.core.trace import Feed, Trace, find_module
 from nbviz.core.weights import steady
+from nbviz.methods.subject import Subject
 from nbviz.pictures.fill import filling
-from nbviz.pictures.load import Pictures, load
+from nbviz.pictures.load import Pictures
 
 _AT_ONCE = 16  # pictures in one forward pass
 
@@ -28,18 +28,17 @@ class Variants:
     Several at once, unless the answer to a picture hangs on the others of its batch: then each in its place among them.
     """
 
-    def __init__(self, model: nn.Module, pictures: Tensor, feed: Feed, layers: Sequence[str] = ()) -> None:
-        self._model, self._pictures, self._feed, self._layers = model, pictures, feed, layers
-        self._apart = kept_together(model, 2, feed) == 1
+    def __init__(self, subject: Subject, layers: Sequence[str] = ()) -> None:
+        self._subject, self._layers, self._apart = subject, layers, subject.apart
         self.at_once = _AT_ONCE if self._apart else 1
 
     def run(self, i: int, variants: Tensor) -> tuple[Trace, slice]:
         """One pass with variants of picture i (K, C, H, W), at most :attr:`at_once`, and which rows of it they are."""
         given, rows = variants, slice(None)
         if not self._apart:
-            given, rows = self._pictures.clone(), slice(i, i + 1)
+            given, rows = self._subject.inputs.clone(), slice(i, i + 1)
             given[rows] = variants
-        return run(self._model, given, self._layers, feed=self._feed, output=True), rows
+        return self._subject.at(given).run(self._layers, output=True), rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -145,9 +144,11 @@ def occlusion(
     tensor([[[0.9990, 1.0000],
              [0.9990, 1.0000]]])
     """
-    feed, loaded = check_feed(inputs), load(model, images, preprocess)
-    squares = Squares(check_model(model), loaded, target, patch, stride, fill, layer, channel, feed, output)
-    found = [squares.gathered(list(squares.over(i)), i) for i in range(len(loaded.inputs))]
+    subject = Subject.of(model, images, preprocess, inputs, output)
+    squares = Squares(
+        subject.model, subject.pictures, target, patch, stride, fill, layer, channel, subject.feed, output
+    )
+    found = [squares.gathered(list(squares.over(i)), i) for i in range(len(subject))]
     probability, named, activity = (
         None if one[0] is None else torch.stack([part for part in one if part is not None])
         for one in zip(*found, strict=True)
@@ -179,10 +180,8 @@ class Squares:
         feed: Feed,
         output: Any,
     ) -> None:
-        self.pictures, self._output = loaded.inputs, output
-        check_tensor("the model's input", self.pictures, "on a device that holds values")
-        if self.pictures.ndim != 4:
-            raise ValueError(f"the model takes {tuple(self.pictures.shape)}; expected pictures (N, C, H, W)")
+        self._subject, self.pictures = Subject(model, loaded, feed, output), loaded.inputs
+        self._subject.require_pictures()
         if layer is None and channel is not None:
             raise ValueError("channel belongs to a layer; name the layer")
         self.layer = layer
@@ -193,12 +192,12 @@ class Squares:
         self._fill = filling(self.pictures, fill, loaded.preprocess)
         if layer is not None:
             find_module(model, layer)
-        self._variants = Variants(model, self.pictures, feed, [] if layer is None else [layer])
+        self._variants = Variants(self._subject, [] if layer is None else [layer])
         self.classes: list[int] = []
         self.channels: list[int] | None = None if layer is None else []
         for i in range(len(self.pictures)):
             logits, maps = self._run(i, self.pictures[i : i + 1])
-            self.classes.append(int(check_target(target, logits, [i], len(self.pictures))[0]))
+            self.classes.append(int(self._subject.part([i]).targets(target, logits)[0]))
             if maps is not None and self.channels is not None:
                 strongest = int(torch.nan_to_num(maps).flatten(2).amax(2)[0].argmax())
                 self.channels.append(strongest if channel is None else check_index("channel", channel, maps.shape[1]))
@@ -206,13 +205,13 @@ class Squares:
     def _run(self, i: int, variants: Tensor) -> tuple[Tensor, Tensor | None]:
         trace, rows = self._variants.run(i, variants)
         maps = None if self.layer is None else check_maps(trace, self.layer)[rows]
-        return check_logits(trace.output, self._output)[rows], maps
+        return self._subject.scores(trace.output)[rows], maps
 
     def over(self, i: int) -> Iterator[Piece]:
         """The answers for one picture, a few positions at a time, row by row."""
         places = [(top, left) for top in self.tops for left in self.lefts]
 
-        def of(part: Sequence[int]) -> Piece:
+        def work(part: Sequence[int]) -> Piece:
             covered = self.pictures[i].repeat(len(part), 1, 1, 1)
             for row, place in enumerate(part):
                 (top, left), (h, w) = places[place], self.size
@@ -227,7 +226,7 @@ class Squares:
 
         for start in range(0, len(places), _AT_ONCE):
             part = range(start, min(start + _AT_ONCE, len(places)))
-            yield from in_chunks(of, part, self._variants.at_once, "one covered picture")
+            yield from in_chunks(work, part, self._variants.at_once, "one covered picture")
 
     def gathered(self, pieces: Sequence[Piece], i: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """What was found of a picture as maps (R, S); NaN and -1 where it is not known yet."""
@@ -338,18 +337,13 @@ def region_effect(
     """
     if not isinstance(keep, bool):
         raise TypeError(f"keep is {shown(keep)}; expected True or False")
-    feed, loaded = check_feed(inputs), load(model, images, preprocess)
-    pictures, model = loaded.inputs, check_model(model)
-    check_tensor("the model's input", pictures, "on a device that holds values")
-    if pictures.ndim != 4:
-        raise ValueError(f"the model takes {tuple(pictures.shape)}; expected pictures (N, C, H, W)")
+    subject = Subject.of(model, images, preprocess, inputs, output)
+    subject.require_pictures()
+    pictures = subject.inputs
     region = check_region(mask, pictures).to(pictures.device)
-    altered = torch.where(region[:, None] == keep, pictures, filling(pictures, fill, loaded.preprocess))
-
-    def answer(of: Tensor) -> Tensor:
-        return check_logits(run(model, of, feed=feed, output=True).output, output).float().softmax(1)
-
-    return RegionEffect(answer(pictures), answer(altered), altered)
+    altered = torch.where(region[:, None] == keep, pictures, filling(pictures, fill, subject.pictures.preprocess))
+    before, after = (some.answer().float().softmax(1) for some in (subject, subject.at(altered)))
+    return RegionEffect(before, after, altered)
 
 
 def check_region(mask: Any, pictures: Tensor) -> Tensor:

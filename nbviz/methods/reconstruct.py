@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_feed, check_logits, check_maps, check_target
+from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES, UNPOOLING, pull
-from nbviz.core.checks import check_choice, check_indices, check_real, check_tensor
-from nbviz.core.chunks import in_chunks, joined, kept_together
+from nbviz.core.checks import check_choice, check_indices, check_real
+from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.errors import NoRectifierWarning, shown, warn
 from nbviz.core.local_backward import Start, pull_local
 from nbviz.core.state import alone, interruptible
-from nbviz.core.trace import Trace, run
+from nbviz.core.trace import Trace
 from nbviz.core.weights import steady
-from nbviz.pictures.load import load
+from nbviz.methods.subject import Subject
 
 #: Where a reconstruction starts in a channel's map.
 SEEDS = ("max", "map", "unit")
@@ -108,6 +107,7 @@ def reconstruct(
 
     Examples
     --------
+    >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5))
     >>> maps = reconstruct(net, torch.rand(2, 1, 8, 8), "2", channels=[3, 0])
     >>> {rule: tuple(m.shape) for rule, m in maps.items()}["guided"]
@@ -125,31 +125,47 @@ def reconstruct(
     if layer is None and channels is not None:
         raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
 
-    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    check_tensor("the model's input", pictures, "on a device that holds values")
+    subject = Subject.of(model, images, preprocess, inputs, output)
+    met: dict[str, frozenset[str]] = {}
 
-    def of(part: Sequence[int]) -> list[tuple[Tensor, frozenset[str]]]:
-        some = pictures[part[0] : part[-1] + 1]
-        if layer is not None:
-            trace = run(model, some, [layer], feed=feed, grad=True)
-            count = check_real(check_maps(trace, layer), f"layer {shown(layer)}").shape[1]
-            chosen = list(range(count)) if channels is None else check_indices("channel", channels, count)
-            return [project(trace, layer, chosen, rule, seed, unpool) for rule in rules]
-        trace = run(model, some, feed=feed, output=True, grad=True)
-        logits = check_logits(trace.output, output)
-        classes = check_target(target, logits, part, len(pictures))
-        signal = torch.nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)[None]
-        pulled = [pull(rule, logits, signal, trace.inputs, unpool) for rule in rules]
-        return [(maps[0], met) for maps, met in pulled]
+    def pulled(part: Subject) -> dict[str, Tensor]:
+        if layer is None:
+            found = _class(part, target, rules, unpool)
+        else:
+            found = _channels(part, layer, channels, rules, seed, unpool)
+        for rule in rules:
+            met.setdefault(rule, found[rule][1])
+        return {rule: found[rule][0] for rule in rules}
 
-    n = len(pictures)
-    pieces = in_chunks(of, range(n), n, "one picture", kept_together(model, n, feed))
-    result = {}
-    for rule, found in zip(rules, zip(*pieces, strict=True), strict=True):
-        result[rule] = joined([maps for maps, _ in found])
-        if result[rule].numel():
-            warn_without_rectifiers(rule, found[0][1])
+    result = subject.each(pulled)
+    for rule, maps in result.items():
+        if maps.numel():
+            warn_without_rectifiers(rule, met[rule])
     return result
+
+
+#: For each rule what reaches the picture, and the names of the rectifiers met on the way.
+_Pulled = dict[str, tuple[Tensor, frozenset[str]]]
+
+
+def _class(subject: Subject, target: Any, rules: Sequence[str], unpool: str) -> _Pulled:
+    trace = subject.run(output=True, grad=True)
+    scores = subject.scores(trace.output)
+    signal = subject.selector(target, scores)[None]
+    pulled = {rule: pull(rule, scores, signal, trace.inputs, unpool) for rule in rules}
+    return {rule: (maps[0], met) for rule, (maps, met) in pulled.items()}
+
+
+def _channels(subject: Subject, layer: str, channels: Any, rules: Sequence[str], seed: str, unpool: str) -> _Pulled:
+    trace = subject.run([layer], grad=True)
+    chosen = traced_channels(trace, layer, channels)
+    return {rule: project(trace, layer, chosen, rule, seed, unpool) for rule in rules}
+
+
+def traced_channels(trace: Trace, layer: str, given: Any) -> list[int]:
+    """Which channels of a traced layer are asked for, if they have a gradient; None takes all."""
+    count = check_real(check_maps(trace, layer), f"layer {shown(layer)}").shape[1]
+    return list(range(count)) if given is None else check_indices("channel", given, count)
 
 
 def project(

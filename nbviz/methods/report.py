@@ -18,7 +18,6 @@ from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import check_model, device_aside
 from nbviz.core.trace import find_module
 from nbviz.methods.kernels import KernelReport, convolutions, kernel_report
-from nbviz.methods.top_patches import first_picture
 from nbviz.pictures.load import Reader
 from nbviz.scanning.answers import Ablation, Accuracy, check_classes
 from nbviz.scanning.dataset import Inputs, check_dataset
@@ -352,7 +351,7 @@ _LITTLE = 1e-3  # of the layer's mean importance: what is below may be useless
 def _chosen(model: nn.Module, source: Inputs, feed: Any, given: Sequence[str] | None) -> dict[str, Layer]:
     if source.count is None:
         raise TypeError("an iterable dataset is not gone through twice; expected one with a length and items")
-    picture = first_picture(source)[None].to(source.reader.device)
+    picture = source.first()
     every = {one.name: one for one in trace_layers(model, picture, feed)[0]}
     if given is not None:
         if not isinstance(given, (list, tuple)) or not given:

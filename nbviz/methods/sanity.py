@@ -17,23 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbviz.core.arguments import check_feed, check_logits, check_target
 from nbviz.core.checks import check_choice, check_tensor, check_whole
 from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.errors import ModelError, line, shown
-from nbviz.core.state import check_model
-from nbviz.core.trace import run
 from nbviz.core.weights import steady
 from nbviz.methods.attribution import input_x_gradient, integrated_gradients, smooth_grad
-from nbviz.methods.cam import GRADIENT_MAPS, grad_cam, grad_cam_pp, hires_cam, layer_cam, xgrad_cam
+from nbviz.methods.cam import GRADIENT_CAMS
 from nbviz.methods.deconvnet import deconvnet
 from nbviz.methods.destroy import destroyed, layers_with_weights
 from nbviz.methods.gradient import gradient
 from nbviz.methods.guided_backprop import guided_backprop
 from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.methods.occlusion import Variants
+from nbviz.methods.subject import Subject
 from nbviz.pictures.fill import FILLS, filling
-from nbviz.pictures.load import load
 
 Method = Callable[..., Tensor]
 #: The methods that may be given by name: (model, images, target=) to a map for each picture.
@@ -44,14 +41,9 @@ METHODS: dict[str, Method] = {
     "input_x_gradient": input_x_gradient,
     "smooth_grad": smooth_grad,
     "integrated_gradients": partial(integrated_gradients, steps=64),  # a destroyed network may need any number
-    "grad_cam": grad_cam,
-    "grad_cam_pp": grad_cam_pp,
-    "layer_cam": layer_cam,
-    "xgrad_cam": xgrad_cam,
-    "hires_cam": hires_cam,
+    **{name: cam.function for name, cam in GRADIENT_CAMS.items()},
     "guided_grad_cam": guided_grad_cam,
 }
-assert set(GRADIENT_MAPS) <= set(METHODS)
 _DOUBTFUL = 0.5  # the rank correlation from which on a map is said to hardly change
 
 
@@ -134,9 +126,9 @@ def randomisation(
         A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     method
         The name of one of nbviz's methods (``"gradient"``, ``"deconvnet"``, ``"guided_backprop"``,
-        ``"input_x_gradient"``, ``"smooth_grad"``, ``"integrated_gradients"``, ``"grad_cam"``, ``"grad_cam_pp"``,
-        ``"layer_cam"``, ``"xgrad_cam"``, ``"hires_cam"``, ``"guided_grad_cam"``), or a callable from a model, inputs
-        (N, C, H, W) and ``target=``, the classes, to a tensor (N, ...).
+        ``"input_x_gradient"``, ``"smooth_grad"``, ``"integrated_gradients"``, ``"guided_grad_cam"``, or a class
+        activation map of the gradient family such as ``"grad_cam"``), or a callable from a model, inputs (N, C, H, W)
+        and ``target=``, the classes, to a tensor (N, ...).
     mode
         ``"cascading"`` destroys one layer after the other, from the top down; ``"independent"`` each alone.
     target
@@ -174,19 +166,17 @@ def randomisation(
     seed = check_whole("seed", seed, 0, 2**63 - 1)
     if not isinstance(absolute, bool):
         raise TypeError(f"absolute is {shown(absolute)}; expected True or False")
-    feed, pictures = check_feed(inputs), load(model, images, preprocess).inputs
-    check_tensor("the model's input", pictures, "on a device that holds values")
-    model = check_model(model)
-    logits = check_logits(run(model, pictures, feed=feed, output=True).output, output)
-    classes = check_target(target, logits, range(len(pictures)), len(pictures)).tolist()
+    subject = Subject.of(model, images, preprocess, inputs, output)
+    pictures = subject.inputs
+    classes = subject.targets(target, subject.answer()).tolist()
     own = str(getattr(apply, "__module__", "")).startswith("nbviz.")
     known = own or any(apply is one for one in METHODS.values())
     accepted = inspect.signature(apply).parameters if known else {}
     options = {key: value for key, value in (("inputs", inputs), ("output", output)) if key in accepted}
 
-    def maps(of: nn.Module) -> Tensor:
+    def maps(network: nn.Module) -> Tensor:
         try:
-            given = apply(of, pictures, target=classes, **options)
+            given = apply(network, pictures, target=classes, **options)
         except Exception as error:
             if known:
                 raise
@@ -198,8 +188,9 @@ def randomisation(
         found = found.detach().float().cpu()
         return found.abs() if absolute else found
 
-    before, layers, ranks, ssims = maps(model), [], [], []
-    for layer, changed in destroyed(model, layers_with_weights(model, pictures, feed), mode, seed):
+    before, layers, ranks, ssims = maps(subject.model), [], [], []
+    weighted = layers_with_weights(subject.model, pictures, subject.feed)
+    for layer, changed in destroyed(subject.model, weighted, mode, seed):
         after = maps(changed)
         layers.append(layer)
         ranks.append(spearman(before, after))
@@ -351,8 +342,8 @@ def deletion_insertion(
     """
     fills = ("grey", "blur") if fill is None else (check_choice("fill", fill, FILLS),) * 2
     steps = check_whole("steps", steps, 1, 10_000)
-    feed, loaded = check_feed(inputs), load(model, images, preprocess)
-    pictures, model = loaded.inputs, check_model(model)
+    subject = Subject.of(model, images, preprocess, inputs, output, values=False)
+    pictures = subject.inputs
     check_tensor("maps", maps, "(N, H, W) or (N, C, H, W)")
     if pictures.ndim != 4 or maps.ndim not in (3, 4) or maps.shape[-2:] != pictures.shape[-2:]:
         raise ValueError(
@@ -369,20 +360,20 @@ def deletion_insertion(
     places = weights.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     count = places.shape[1]
     counts = torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
-    bare, canvas = (filling(pictures, one, loaded.preprocess) for one in fills)
+    bare, canvas = (filling(pictures, name, subject.pictures.preprocess) for name in fills)
     deletion: list[Tensor] = []
     insertion: list[Tensor] = []
-    variants = Variants(model, pictures, feed)
+    variants = Variants(subject)
     for i in range(len(pictures)):
         trace, rows = variants.run(i, pictures[i : i + 1])
-        chosen = int(check_target(target, check_logits(trace.output, output)[rows], [i], len(pictures))[0])
+        chosen = int(subject.part([i]).targets(target, subject.scores(trace.output)[rows])[0])
         first = places[i].view(pictures.shape[-2:]).to(pictures.device)
         for curve, left, gone in ((deletion, pictures[i], bare[i]), (insertion, canvas[i], pictures[i])):
             seen = partial(_with_first, left, gone, first, counts)
 
             def probability(part: Sequence[int], i: int = i, seen: Any = seen, chosen: int = chosen) -> Tensor:
                 trace, rows = variants.run(i, seen(part))
-                return check_logits(trace.output, output)[rows].double().softmax(1)[:, chosen].cpu()
+                return subject.scores(trace.output)[rows].double().softmax(1)[:, chosen].cpu()
 
             curve.append(joined(in_chunks(probability, range(len(counts)), variants.at_once, "one picture")))
     shares = counts.double() / count

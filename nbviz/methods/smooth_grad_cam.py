@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_logits, check_target
 from nbviz.core.checks import check_number, check_whole
-from nbviz.core.trace import run
 from nbviz.core.weights import steady
-from nbviz.methods.cam import _alpha, _sum, backward, each, in_full
+from nbviz.methods.cam import alpha, backward, finished, in_full, sum_positions
 from nbviz.methods.cam_layers import checked
+from nbviz.methods.subject import Subject
+from nbviz.pictures.noise import noisy
 
 
 @steady
@@ -67,33 +67,18 @@ def smooth_grad_cam_pp(
     """
     samples, noise = check_whole("samples", samples, 1), check_number("noise", noise, 0, 10)
     seed = check_whole("seed", seed, 0, 2**63 - 1)
-    pictures, layer, arrange, feed = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
+    subject, layer, arrange = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
 
-    def of(part: Sequence[int]) -> Tensor:
-        some = pictures[part[0] : part[-1] + 1]
-        trace = run(model, some, [layer], feed=feed, output=True)
+    def work(part: Subject) -> Tensor:
+        trace = part.run([layer], output=True)
         activation = arrange(trace.activations[layer], len(part))
         dtype, activation = activation.dtype, in_full(activation)
-        classes = check_target(target, check_logits(trace.output, output), part, len(pictures)).tolist()
+        classes = part.targets(target, part.scores(trace.output)).tolist()
         first, second, third = (torch.zeros_like(activation) for _ in range(3))
-        for copies in noisy(some, samples, noise, seed, part):
-            gradient = in_full(backward(model, copies, range(len(part)), layer, classes, arrange, feed, output)[1])
+        for copies in noisy(part.inputs, samples, noise, seed, part.numbers):
+            gradient = in_full(backward(part.at(copies), layer, classes, arrange)[1])
             first, second, third = first + gradient, second + gradient**2, third + gradient**3
-        alpha = _alpha(activation, second / samples, third / samples)
-        return (_sum(alpha * (first / samples).relu()) * activation).sum(1).relu().to(dtype)
+        weights = sum_positions(alpha(activation, second / samples, third / samples) * (first / samples).relu())
+        return (weights * activation).sum(1).relu().to(dtype)
 
-    return each(model, pictures, feed, raw, of)
-
-
-def noisy(pictures: Tensor, samples: int, noise: float, seed: int, numbers: Sequence[int]) -> list[Tensor]:
-    """Copies of pictures (N, C, H, W) with noise, whose strength is a share of each picture's range.
-
-    What is drawn for a picture depends on its number alone, not on which others are there.
-    """
-    drawn = []
-    for number in numbers:
-        draw = torch.Generator().manual_seed((seed + number * 0x9E3779B97F4A7C15) % 2**63)
-        drawn.append(torch.randn(samples, *pictures.shape[1:], generator=draw, dtype=torch.float32))
-    flat = pictures.flatten(1)
-    spread = noise * (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (pictures.ndim - 1))
-    return [pictures + spread * torch.stack([one[i] for one in drawn]).to(pictures) for i in range(samples)]
+    return finished(subject.each(work), subject, raw)

@@ -262,8 +262,8 @@ def top_patches(
     source = Inputs(check_dataset(dataset), reader, 1)
     if source.count is None:
         raise TypeError("an iterable dataset cannot be read again; expected one with a length and items")
-    first = first_picture(source)
-    found = {one.name: one for one in trace_layers(model, first[None].to(reader.device), feed)[0]}
+    first = source.first()
+    found = {one.name: one for one in trace_layers(model, first, feed)[0]}
     if layer not in found or not found[layer].has_maps:
         maps = [name for name, one in found.items() if one.has_maps]
         raise ValueError(f"layer {shown(layer)} gives no feature maps. Accepted: {', '.join(maps[:12])}")
@@ -286,29 +286,6 @@ def top_patches(
         model,
         source,
         feed,
-        tuple(first.shape[1:]),
+        tuple(first.shape[2:]),
         {},
     )
-
-
-def first_picture(source: Inputs) -> Tensor:
-    """The model's input (C, H, W) for the first picture that can be read.
-
-    Raises
-    ------
-    PictureError
-        When there is none, or none among the first thousand.
-    """
-    tried, first = min(len(source), _TRIED), None
-    for i in range(tried):
-        item = source[i]
-        if not isinstance(item, Skipped):
-            return item[1]
-        first = first or item
-    if first is None:
-        raise PictureError("the dataset is empty; expected at least one picture")
-    said = f"the first, {first.name}: {first.reason}"
-    raise PictureError(f"none of the first {tried} pictures can be read; expected at least one that can; {said}")
-
-
-_TRIED = 1000

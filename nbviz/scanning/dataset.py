@@ -29,6 +29,8 @@ _ACCEPTED = (
     "its items are pictures, (picture, label) or dicts of these"
 )
 
+_TRIED = 1000  # pictures, for one that can be read
+
 
 def _visible(path: Path) -> bool:
     return not path.name.startswith(".")  # such as .ipynb_checkpoints, or what macOS leaves beside a picture
@@ -209,6 +211,25 @@ class Inputs(Dataset[Any]):
         reader, made = self.reader, self.reader.preprocess
         yield "preprocess=", (made.transform, made.mode, reader.channels, reader.axes, reader.dtype)
         yield from identity(self.dataset, known)
+
+    def first(self) -> Tensor:
+        """The model's input (1, C, H, W), on its device, for the first picture that can be read.
+
+        Raises
+        ------
+        PictureError
+            When there is none, or none among the first thousand.
+        """
+        tried, first = min(len(self), _TRIED), None
+        for i in range(tried):
+            item = self[i]
+            if not isinstance(item, Skipped):
+                return item[1][None].to(self.reader.device)
+            first = first or item
+        if first is None:
+            raise PictureError("the dataset is empty; expected at least one picture")
+        said = f"the first, {first.name}: {first.reason}"
+        raise PictureError(f"none of the first {tried} pictures can be read; expected at least one that can; {said}")
 
     def sample(self) -> Iterator[tuple[Any, ...]]:
         """The first picture, the last and one between: each with its index and class, if it can be read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import ipywidgets
@@ -16,34 +16,17 @@ from nbviz.core.trace import first_name
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.cam import GRADIENT_MAPS, class_activation
+from nbviz.methods.cam import GRADIENT_CAMS, class_activation
 from nbviz.methods.cam_layers import find_maps, map_layers
-from nbviz.methods.cam_without_gradient import ablation_cam, cam, eigen_cam, score_cam
+from nbviz.methods.cams import CAMS
 from nbviz.methods.guided_grad_cam import guided_grad_cam
-from nbviz.methods.smooth_grad_cam import smooth_grad_cam_pp
+from nbviz.methods.subject import Subject
 from nbviz.widgets.figure_panels import filled_panels
 from nbviz.widgets.picture_widget import OfPictures, answering
 from nbviz.widgets.views import Panels
 
-#: What a person reads for the names of the methods; those of the first row cost one pass together.
-NAMES = {
-    "grad_cam": "Grad-CAM",
-    "grad_cam_pp": "Grad-CAM++",
-    "layer_cam": "LayerCAM",
-    "xgrad_cam": "XGrad-CAM",
-    "hires_cam": "HiResCAM",
-    "cam": "CAM",
-    "eigen_cam": "Eigen-CAM",
-    "smooth_grad_cam_pp": "Smooth Grad-CAM++",
-    "score_cam": "Score-CAM",
-    "ablation_cam": "Ablation-CAM",
-}
-_OTHERS: dict[str, Callable[..., Tensor]] = {
-    "cam": cam,
-    "smooth_grad_cam_pp": smooth_grad_cam_pp,
-    "score_cam": score_cam,
-    "ablation_cam": ablation_cam,
-}
+#: What a person reads for the names of the methods; those of the gradient family cost one pass together.
+NAMES = {name: cam.title for name, cam in CAMS.items()}
 _MOST_CLASSES = 100  # in the dropdown, the most probable first
 
 
@@ -55,8 +38,8 @@ class ClassActivation(OfPictures):
     model, images, layer, target, preprocess, inputs, output
         As in :func:`nbviz.grad_cam`.
     method
-        Which is shown in large at first: ``"grad_cam"``, ``"grad_cam_pp"``, ``"layer_cam"``, ``"xgrad_cam"``,
-        ``"hires_cam"``, ``"cam"``, ``"eigen_cam"``, ``"smooth_grad_cam_pp"``, ``"score_cam"`` or ``"ablation_cam"``.
+        Which is shown in large at first: the name of the function of any class activation map, such as
+        ``"grad_cam"`` or ``"score_cam"``.
     labels
         The names of the model's outputs; found for torchvision's and timm's ImageNet models.
     picture
@@ -104,7 +87,8 @@ class ClassActivation(OfPictures):
         session = answering(model, images, preprocess, labels, inputs, output)
         self._given = {"inputs": inputs, "output": output}
         pictures = session.pictures.inputs
-        start = first_name(session.model, find_maps(session.model, pictures, layer, session.feed, None, output)[0])
+        subject = Subject(session.model, session.pictures, session.feed, output)
+        start = first_name(session.model, find_maps(subject, layer)[0])
         named = {one.name: str(one) for one in session.every if one.name == start}
         self._names = {one.name: str(one) for one in map_layers(session.every, pictures)} | named
         self._pick_predicted = target is None
@@ -122,7 +106,7 @@ class ClassActivation(OfPictures):
         self.panels = Panels(
             [
                 {"title": "", "cells": [{"slot": "large"}, {"slot": "guided"}]},
-                {"title": "From one pass: the gradient family", "cells": [{"slot": name} for name in GRADIENT_MAPS]},
+                {"title": "From one pass: the gradient family", "cells": [{"slot": name} for name in GRADIENT_CAMS]},
             ],
             controls=["opacity", "contrast"],
         )
@@ -201,10 +185,8 @@ class ClassActivation(OfPictures):
         with session.under_autocast():
             if name in self._maps:
                 maps = self._maps[name]
-            elif name == "eigen_cam":
-                maps = session.ask(lambda model: eigen_cam(model, batch, layer, **self._given))
             else:
-                maps = session.ask(lambda model: _OTHERS[name](model, batch, layer, target, **self._given))
+                maps = session.ask(lambda model: CAMS[name].function(model, batch, layer, target, **self._given))
         self._show(
             "large", maps[row], f"{NAMES[name]} for {label}" if name != "eigen_cam" else "Eigen-CAM, of no class"
         )

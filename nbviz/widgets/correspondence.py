@@ -10,11 +10,11 @@ import traitlets as t
 from torch import nn
 
 from nbviz.core.errors import line
+from nbviz.core.layers import layers_of
 from nbviz.core.state import is_compiled
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.correspondence import CorrespondenceFound, check_boxes, correspondence
-from nbviz.methods.invariance import layers_of
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.figure_panels import plot_panel
 from nbviz.widgets.session import Session, information

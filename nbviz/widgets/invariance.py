@@ -12,9 +12,11 @@ from torch import nn
 
 from nbviz.core.checks import check_choice, check_index, check_number
 from nbviz.core.errors import line
+from nbviz.core.layers import layers_of
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
-from nbviz.methods.invariance import TRANSFORMS, InvarianceFound, along, amounts_of, layers_of, moved_by
+from nbviz.methods.invariance import TRANSFORMS, InvarianceFound, along, amounts_of, moved_by
+from nbviz.methods.subject import Subject
 from nbviz.widgets.figure_panels import filled_panels, plot_panel
 from nbviz.widgets.picture_widget import OfPictures, answering
 from nbviz.widgets.views import Panels, Plot
@@ -159,12 +161,13 @@ class Invariance(OfPictures):
 
     def _show_curves(self) -> Iterator[bool]:
         session, target = self.session, self._target
-        arguments = session.pictures.inputs, self.picture, self._names, self.transform, self._amounts, target
+        subject = Subject(session.subject, session.pictures, session.feed, self._output)
+        arguments = self.picture, self._names, self.transform, self._amounts, target
         found: list[InvarianceFound] = []
         for plot in (self.distances, self.probability):
             plot.xlabel = f"{_NAMES[self.transform]}, {TRANSFORMS[self.transform]}"
         with session.under_autocast():
-            pieces = along(session.subject, *arguments, session.feed, self._output)
+            pieces = along(subject, *arguments)
         while True:
             with session.under_autocast():
                 piece = session.ask(lambda _: next(pieces, None))

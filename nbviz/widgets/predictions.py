@@ -10,15 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_feed, check_logits
-from nbviz.core.checks import check_tensor
-from nbviz.core.chunks import kept_together
 from nbviz.core.errors import line
 from nbviz.core.resume import Resumable, switch_off
-from nbviz.core.state import check_model, device_aside, persons_device
+from nbviz.core.state import device_aside, persons_device
 from nbviz.core.trace import run
 from nbviz.core.weights import Watch, WeightsChanged, is_being_changed
-from nbviz.pictures.load import Pictures, load
+from nbviz.methods.subject import Subject
+from nbviz.pictures.load import Pictures
 from nbviz.pictures.preprocess import check_labels
 from nbviz.widgets.memory import remember
 
@@ -52,13 +50,10 @@ class Answers:
     def __init__(
         self, model: nn.Module, images: Any, preprocess: Any = None, inputs: Any = None, output: Any = None
     ) -> None:
-        self.feed, self.output = check_feed(inputs), output
-        self.pictures = load(model, images, preprocess)
-        check_tensor("the model's input", self.pictures.inputs, "on a device that holds values")
-        self.model = check_model(model)
-        n = len(self.pictures.inputs)
+        self._asked = asked = Subject.of(model, images, preprocess, inputs, output)
+        self.model, self.pictures, self.feed, self.output = asked.model, asked.pictures, asked.feed, asked.output
         # Where a picture's answers hang on the others of its batch, all go together, as in the functions.
-        self._together = kept_together(self.model, n, self.feed) == n > 1
+        self._together = len(asked) > 1 and not asked.apart
         self.under_autocast = context_of_now(self.pictures.inputs.device)
         self.trace_bytes = self.forward_passes = 0
         #: What the passes run on: the model, or a copy while another thread trains it.
@@ -140,7 +135,7 @@ class Answers:
     def _scores(self, given: Any) -> Tensor | None:
         """The class scores (N, classes) in what the model gives; None where there are none and none were asked for."""
         try:
-            return check_logits(given, self.output)
+            return self._asked.scores(given)
         except (TypeError, ValueError):
             if self.output is not None:
                 raise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.arguments import SHAPES, check_maps
-from nbviz.core.backward import RULES
+from nbviz.core.backward import BACKWARD_RULES, RULES
 from nbviz.core.checks import check_real
 from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
@@ -26,7 +26,7 @@ from nbviz.widgets.memory import remember
 from nbviz.widgets.predictions import Answers
 
 #: What a person reads for the names of the rules.
-RULE_CAPTIONS = {"gradient": "gradient", "deconvnet": "deconvnet", "guided": "guided backprop"}
+RULE_CAPTIONS = {name: rule.title for name, rule in BACKWARD_RULES.items()}
 #: What the grid can show of each channel: its map, or what a rule makes of it.
 TILES = ("activation", *RULES)
 

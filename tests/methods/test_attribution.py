@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import models
 
 import nbviz
-from nbviz.methods.smooth_grad_cam import noisy
+from nbviz.pictures.noise import noisy
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 NAMES = ["integrated_gradients", "smooth_grad", "input_x_gradient"]

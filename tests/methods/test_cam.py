@@ -1,5 +1,10 @@
 """The class activation maps that are made of gradients: against three other libraries, and by loops."""
 
+import inspect
+import itertools
+import pickle
+import re
+
 import numpy as np
 import pytest
 import pytorch_grad_cam
@@ -12,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import models
 
 import nbviz
-from nbviz.methods.cam import GRADIENT_MAPS
+from nbviz.methods.cam import GRADIENT_CAMS
 
 X = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
 
@@ -154,7 +159,7 @@ def test_each_map_is_that_of_its_peers(large):
     """
     net, layer, target = large
     found = nbviz.class_activation(net, Y, layer, target, raw=True)
-    assert list(found) == list(GRADIENT_MAPS)
+    assert list(found) == list(GRADIENT_CAMS)
     for name, kind in PEERS.items():
         assert distance(found[name], peers_maps(kind, net, layer, Y, target)) < 1e-4, name
     others = {"grad_cam": torchcam.GradCAM, "layer_cam": torchcam.LayerCAM, "xgrad_cam": torchcam.XGradCAM}
@@ -192,26 +197,33 @@ def small():
 Z = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(2))
 
 
+def places(channel):
+    return itertools.product(*map(range, channel.shape))
+
+
+def plus_weight(a, g):
+    """Equation 5 of Grad-CAM++ for one channel, with the factors of its equation 19."""
+    below = {at: 2 * g[at] ** 2 + a.sum() * g[at] ** 3 for at in places(a)}
+    return sum((g[at] ** 2 / below[at] if below[at] else 0) * max(0, g[at]) for at in places(a))
+
+
+#: Each paper's formula in float64: what a channel's activation and gradient at a position add to the map there.
+FORMULAS = {
+    "grad_cam": lambda a, g, at: sum(g[other] for other in places(g)) / g.size * a[at],
+    "grad_cam_pp": lambda a, g, at: plus_weight(a, g) * a[at],
+    "layer_cam": lambda a, g, at: max(0, g[at]) * a[at],
+    "xgrad_cam": lambda a, g, at: sum(g[other] * a[other] for other in places(g)) / a.sum() * a[at],
+    "hires_cam": lambda a, g, at: g[at] * a[at],
+}
+
+
 def loops(a, g):
-    """Each paper's formula for one picture, in float64, position by position; ``a`` and ``g`` are (C, H, W)."""
-    channels, height, width = a.shape
-    places = [(y, x) for y in range(height) for x in range(width)]
-    found = {name: np.zeros((height, width)) for name in GRADIENT_MAPS}
-    for k in range(channels):
-        total = sum(a[k][at] for at in places)
-        mean = sum(g[k][at] for at in places) / len(places)
-        share = sum(g[k][at] * a[k][at] for at in places) / total
-        plus = 0.0
-        for at in places:
-            below = 2 * g[k][at] ** 2 + total * g[k][at] ** 3
-            plus += (g[k][at] ** 2 / below if below else 0) * max(0, g[k][at])
-        for at in places:
-            found["grad_cam"][at] += mean * a[k][at]
-            found["grad_cam_pp"][at] += plus * a[k][at]
-            found["layer_cam"][at] += max(0, g[k][at]) * a[k][at]
-            found["xgrad_cam"][at] += share * a[k][at]
-            found["hires_cam"][at] += g[k][at] * a[k][at]
-    return {name: np.maximum(maps, 0) for name, maps in found.items()}
+    """The maps of one picture, position by position; ``a`` and ``g`` are (C, ...)."""
+    found = {}
+    for name, formula in FORMULAS.items():
+        sums = [sum(formula(*channel, at) for channel in zip(a, g, strict=True)) for at in places(a[0])]
+        found[name] = np.maximum(sums, 0).reshape(a[0].shape)
+    return found
 
 
 @pytest.mark.parametrize("layer", ["1", "2"])
@@ -223,10 +235,25 @@ def test_each_map_is_its_papers_formula(small, layer):
     assert (a < 0).any()
     assert layer == "1" or (g == 0).any()
     found = nbviz.class_activation(net, Z.double(), layer, [4, 2], raw=True)
+    assert list(found) == list(FORMULAS) == list(GRADIENT_CAMS)
     for i in range(2):
         for name, maps in loops(a[i].detach().numpy(), g[i].numpy()).items():
             assert maps.any()
             np.testing.assert_allclose(found[name][i], maps, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", GRADIENT_CAMS)
+def test_a_formula_makes_a_function_like_any_other(name):
+    function = getattr(nbviz, name)
+    assert function is GRADIENT_CAMS[name].function
+    assert pickle.loads(pickle.dumps(function)) is function
+    assert (function.__name__, function.__qualname__, function.__module__) == (name, name, "nbviz.methods.cam")
+    parameters = inspect.signature(function).parameters
+    assert list(parameters)[:4] == ["model", "images", "layer", "target"]
+    assert all(given in inspect.getdoc(function) for given in (*parameters, f">>> {name}(net"))
+    paper = inspect.getdoc(function).split("\n\n")[1]
+    assert re.search(r"et al\., \"|and L\. Carin, \"", paper)
+    assert re.search(r"\bequations? \d", paper)
 
 
 def test_before_a_global_average_three_methods_and_cam_are_one(close):
@@ -238,7 +265,7 @@ def test_before_a_global_average_three_methods_and_cam_are_one(close):
         close(found * 4, nbviz.cam(net, X, "layer4", 3, raw=True), 1e-4)
 
 
-@pytest.mark.parametrize("name", GRADIENT_MAPS)
+@pytest.mark.parametrize("name", GRADIENT_CAMS)
 @pytest.mark.parametrize("raw", [False, True])
 def test_each_alone_is_that_of_all_together(name, raw, small, snapshot):
     together = nbviz.class_activation(small, Z, "2", None, raw=raw)
@@ -301,11 +328,11 @@ def test_signals_and_volumes(dims):
     for raw in (True, False):
         found = nbviz.class_activation(net, x, "1", 1, raw=raw)
         for i in range(2):
-            flat = loops(a[i].detach().double().flatten(1)[:, None].numpy(), g[i].double().flatten(1)[:, None].numpy())
+            expected = loops(a[i].detach().double().numpy(), g[i].double().numpy())
             for name, maps in found.items():
                 assert maps.shape == ((2, *shape) if raw else (2, *x.shape[2:]))
                 if raw:
-                    np.testing.assert_allclose(maps[i], flat[name].reshape(shape), rtol=2e-4, atol=1e-6)
+                    np.testing.assert_allclose(maps[i], expected[name], rtol=2e-4, atol=1e-6)
     assert nbviz.guided_grad_cam(net, x, "1", 1).shape == x.shape
 
 
@@ -345,7 +372,7 @@ def test_a_checkpoint_after_the_layer(snapshot):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("name", [*GRADIENT_MAPS, "class_activation", "guided_grad_cam"])
+@pytest.mark.parametrize("name", [*GRADIENT_CAMS, "class_activation", "guided_grad_cam"])
 @pytest.mark.parametrize("when", ["forward", "backward"])
 def test_nothing_is_left_after_an_interruption(error, name, when, snapshot):
     class Breaks(torch.autograd.Function):

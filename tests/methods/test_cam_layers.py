@@ -11,7 +11,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 import nbviz
 from nbviz.core.layers import trace_layers
-from nbviz.methods.cam import GRADIENT_MAPS
+from nbviz.methods.cam import GRADIENT_CAMS
 from nbviz.methods.cam_layers import map_layers
 from tests.methods.test_cam import distance, peers_maps
 
@@ -93,7 +93,7 @@ def channels_last(value):
     return value.permute(0, 3, 1, 2)
 
 
-def seen(net, layer, reshape, x=X, methods=tuple(GRADIENT_MAPS)):
+def seen(net, layer, reshape, x=X, methods=tuple(GRADIENT_CAMS)):
     """For each picture a class for which each method's map shows something."""
     classes = range(net(x).shape[1])
     found = [nbviz.class_activation(net, x, layer, one, methods, raw=True, reshape=reshape) for one in classes]
@@ -333,7 +333,7 @@ def test_the_layer_is_found_in_any_mode(mode, vit, snapshot):
     expected = nbviz.class_activation(vit, X, target=3)
     with mode(), snapshot(vit):
         found = nbviz.class_activation(vit, X, target=3)
-    assert list(found) == list(GRADIENT_MAPS)
+    assert list(found) == list(GRADIENT_CAMS)
     for name, maps in found.items():
         torch.testing.assert_close(maps, expected[name], rtol=1e-4, atol=1e-5)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import nbviz
-from nbviz.methods import correspondence as its_module
+from nbviz.methods import subject
 
 BOXES = [[2, 3, 5, 8], [0, 0, 3, 5], [6, 4, 10, 12]]
 
@@ -171,14 +171,14 @@ def test_where_memory_does_not_suffice_it_takes_fewer_at_once(
     if by_each_other:
         model[1] = nn.BatchNorm2d(5, track_running_stats=False).double()
     expected = nbviz.correspondence(model, pictures, BOXES, ["4"], random=1)
-    run = its_module.run
+    run = subject.run
 
     def short(model: nn.Module, inputs: Tensor, *args: Any, **options: Any) -> Any:
         if len(inputs) > 2:
             raise torch.OutOfMemoryError
         return run(model, inputs, *args, **options)
 
-    monkeypatch.setattr(its_module, "run", short)
+    monkeypatch.setattr(subject, "run", short)
     if by_each_other:
         with pytest.raises(nbviz.ModelError, match="memory does not suffice for one picture"):
             nbviz.correspondence(model, pictures, BOXES, ["4"], random=1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import nbviz
 from nbviz.methods import invariance as its_module
+from nbviz.methods import subject
 
 AMOUNTS = {
     "down": [-3, -0.5, 0, 1.25, 4],
@@ -120,14 +121,14 @@ def test_it_does_not_depend_on_the_batches(at_once: int, pictures: Tensor, monke
 def test_where_memory_does_not_suffice_it_takes_fewer_at_once(pictures: Tensor, monkeypatch: Any) -> None:
     amounts = torch.linspace(-40, 40, 7).tolist()
     expected = nbviz.invariance(net_once(), pictures[:1], ["4"], "angle", amounts)
-    run = its_module.run
+    run = subject.run
 
     def short(model: nn.Module, moved: Tensor, *args: Any, **options: Any) -> Any:
         if len(moved) > 3:
             raise torch.OutOfMemoryError
         return run(model, moved, *args, **options)
 
-    monkeypatch.setattr(its_module, "run", short)
+    monkeypatch.setattr(subject, "run", short)
     found = nbviz.invariance(net_once(), pictures[:1], ["4"], "angle", amounts)
     assert torch.equal(found.values, expected.values)
     torch.testing.assert_close(found.distances["4"], expected.distances["4"])

@@ -208,6 +208,11 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert reason in reasons[i]
 
 
+def test_the_first_is_the_first_that_can_be_read() -> None:
+    source = Inputs(Items(["none.png", 3, *pictures(2)]), Reader.of(NET), 2)
+    assert torch.equal(source.first(), expected(1))
+
+
 def test_a_broken_file_in_a_list_of_paths(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     (batch,) = loaded([tmp_path / "a.png"])

@@ -1,0 +1,181 @@
+"""What every method works on: a model, pictures as its input, how it is called and how its answer is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor, nn
+
+from nbviz.core.arguments import check_feed, check_logits, check_target
+from nbviz.core.checks import check_tensor
+from nbviz.core.chunks import in_chunks, joined, kept_together
+from nbviz.core.layers import Layers, layers_of, trace_layers
+from nbviz.core.state import eager
+from nbviz.core.trace import Feed, Trace, run
+from nbviz.pictures.load import Pictures, load
+
+#: What a method gives for some of the pictures: one tensor with a row for each of them, or several by name.
+Rows = TypeVar("Rows", Tensor, dict[str, Tensor])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and pictures as its input.
+
+    Parameters
+    ----------
+    model
+        The model, checked; of a compiled one, the eager one.
+    pictures
+        The pictures as the model takes them.
+    feed
+        From the pictures to what the model is called with; see :func:`nbviz.core.trace.call_model`.
+    output
+        Where the class scores are in what the model gives; see :func:`nbviz.core.arguments.check_logits`.
+    start, count
+        Of a part of a larger subject: the number of its first picture there, and how many pictures there are in all.
+
+    Examples
+    --------
+    >>> import torch
+    >>> subject = Subject.of(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(5, 1, 2, 2))
+    >>> subject.answer().shape, subject.each(lambda part: part.answer(), at_once=2).shape
+    (torch.Size([5, 3]), torch.Size([5, 3]))
+    """
+
+    model: nn.Module
+    pictures: Pictures
+    feed: Feed = None
+    output: Any = None
+    start: int = 0
+    count: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        images: Any,
+        preprocess: Any = None,
+        inputs: Any = None,
+        output: Any = None,
+        *,
+        values: bool = True,
+    ) -> Subject:
+        """From the arguments that all methods share; see :func:`nbviz.reconstruct`.
+
+        ``values=False`` lets a model on the meta device pass, whose layers have shapes but no values.
+
+        Raises
+        ------
+        TypeError, PictureError, ModelError
+            As in :func:`nbviz.load`, and for ``inputs`` that is no callable.
+        """
+        feed, pictures = check_feed(inputs), load(model, images, preprocess)  # which checks the model
+        if values:
+            check_tensor("the model's input", pictures.inputs, "on a device that holds values")
+        return cls(eager(model), pictures, feed, output)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def inputs(self) -> Tensor:
+        """The pictures as a batch (N, C, H, W), or (N, C, L), (N, C, D, H, W), on the model's device."""
+        return self.pictures.inputs
+
+    @property
+    def first(self) -> Tensor:
+        """As many of the pictures as one pass needs to learn what the layers are."""
+        # What inputs= makes may belong to the whole batch.
+        return self.inputs if self.feed is not None else self.inputs[:1]
+
+    @property
+    def numbers(self) -> range:
+        """Which of all pictures these are."""
+        return range(self.start, self.start + len(self))
+
+    def layers(self) -> Layers:
+        """The model's layers in the order in which they finish, from one pass."""
+        return trace_layers(self.model, self.first, self.feed)[0]
+
+    def layer_names(self, given: Any) -> list[str]:
+        """The layers named, checked; of None the first and the last that give feature maps."""
+        return layers_of(self.model, self.first, self.feed, given)
+
+    def require_pictures(self) -> None:
+        """Refuse signals and volumes."""
+        if self.inputs.ndim != 4:
+            raise ValueError(f"the model takes {tuple(self.inputs.shape)}; expected pictures (N, C, H, W)")
+
+    # One pass, and what it says.
+
+    def run(self, layers: Sequence[str] = (), *, output: bool = False, grad: bool | Literal["after"] = False) -> Trace:
+        """One forward pass; see :func:`nbviz.core.trace.run`."""
+        return run(self.model, self.inputs, layers, feed=self.feed, output=output, grad=grad)
+
+    def scores(self, output: Any) -> Tensor:
+        """The class scores (N, classes) in what the model gave."""
+        return check_logits(output, self.output)
+
+    def answer(self) -> Tensor:
+        """The class scores (N, classes), from one pass."""
+        return self.scores(self.run(output=True).output)
+
+    def targets(self, target: Any, scores: Tensor) -> Tensor:
+        """Each picture's class, int64 (N,): the one given for it, or the predicted one where ``target`` is None."""
+        return check_target(target, scores, self.numbers, len(self) if self.count is None else self.count)
+
+    def selector(self, target: Any, scores: Tensor) -> Tensor:
+        """(N, classes): a one at each picture's class, from which a backward pass starts."""
+        return nn.functional.one_hot(self.targets(target, scores), scores.shape[1]).to(scores.dtype)
+
+    # Some of the pictures, and others in their place.
+
+    @property
+    def apart(self) -> bool:
+        """Whether the answer to a picture is the same whatever others are in its batch."""
+        return kept_together(self.model, 2, self.feed) == 1
+
+    def part(self, numbers: Sequence[int]) -> Subject:
+        """Neighbouring pictures by their numbers, from 0."""
+        chosen = slice(numbers[0], numbers[-1] + 1)
+        pictures = replace(self.pictures, inputs=self.inputs[chosen], names=self.pictures.names[chosen])
+        count = len(self) if self.count is None else self.count
+        return replace(self, pictures=pictures, start=self.start + chosen.start, count=count)
+
+    def at(self, inputs: Tensor) -> Subject:
+        """The model with other inputs: pictures of their own, numbered from 0."""
+        return replace(self, pictures=replace(self.pictures, inputs=inputs), start=0, count=None)
+
+    def each(self, work: Callable[[Subject], Rows], at_once: int | None = None) -> Rows:
+        """What some work gives for parts of the pictures, joined; a part that memory does not suffice for is halved.
+
+        Parameters
+        ----------
+        work
+            From a part to a tensor with a row for each of its pictures, or a dict of such tensors. It may be called
+            again for pictures that it failed on.
+        at_once
+            How many pictures a part has as long as memory suffices; None, all. Those that belong together stay so.
+
+        Raises
+        ------
+        ModelError
+            When memory does not suffice for the smallest part.
+        """
+        n = len(self)
+        least = kept_together(self.model, n, self.feed)
+        at_once = n if at_once is None else at_once
+        rows: Rows = _joined(
+            in_chunks(lambda numbers: work(self.part(numbers)), range(n), at_once, "one picture", least)
+        )
+        return rows
+
+
+def _joined(pieces: list[Any]) -> Any:
+    """Tensors, or dicts of tensors with the same names, in one."""
+    if isinstance(pieces[0], Tensor):
+        return joined(pieces)
+    return {name: joined([piece[name] for piece in pieces]) for name in pieces[0]}
