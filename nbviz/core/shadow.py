@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from nbviz.core.draws import OwnDraws, draw_again, drawn_so_far
 from nbviz.core.errors import EndlessError
@@ -204,6 +205,7 @@ class _Copier:
         self.shadows = [_empty(module) for module in tree]  # first, so that whatever refers to one finds its shadow
         self.originals += tree
         self.copies.update(zip(map(id, tree), self.shadows, strict=True))
+        self.hooks = {id(held) for module in tree for name, held in vars(module).items() if name in _HOOKS and held}
         self.storages: dict[int, Tensor] = {}  # of the tensors copied: some look at the memory of others
         for module, shadow in zip(tree, self.shadows, strict=True):
             self.fill(module, shadow)
@@ -384,31 +386,38 @@ class _Copier:
         return self.note(value, type(value)(own[0], *own[1], **own[2]))
 
     def function(self, value: FunctionType) -> Any:
-        """The same, but for one with a closure, defaults or attributes, or a global name for a part of the model."""
+        """The same, but for one that reaches the model: by its closure, its defaults, or a global name."""
         self.note(value, value)  # as long as it is being looked at: functions may refer to each other
         cells = value.__closure__ or ()
         contents = [content_of(cell) for cell in cells]
-        closure = [self.within_reason(content) for content in contents]
-        defaults = self.within_reason(value.__defaults__)
-        keywords = self.within_reason(value.__kwdefaults__)
-        attributes = {name: self.within_reason(item) for name, item in vars(value).items()}
+        closure = [self.reaching(cell, content) for cell, content in zip(cells, contents, strict=True)]
+        defaults = self.reaching(value.__defaults__, value.__defaults__)
+        keywords = self.reaching(value.__kwdefaults__, value.__kwdefaults__)
+        attributes = {name: self.reaching(item, item) for name, item in vars(value).items()}
         names = {}
         if not is_library(value.__globals__.get("__name__", "")):
             used = {name: value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__}
-            found = {name: self.copied(item) for name, item in used.items() if self.reaches(item, 4)}
+            found = {name: self.reaching(item, item) for name, item in used.items()}
             names = {name: item for name, item in found.items() if item is not used[name]}
-        before = (*contents, value.__defaults__, value.__kwdefaults__, *vars(value).values())
+        before = (*cells, value.__defaults__, value.__kwdefaults__, *vars(value).values())
         after = (*closure, defaults, keywords, *attributes.values())
         if not names and all(a is b for a, b in zip(before, after, strict=True)):
             return value
         new = FunctionType(
             value.__code__, {**value.__globals__, **names} if names else value.__globals__, value.__name__, defaults,
-            tuple(map(_cell, closure)) or None,
+            tuple(one if one is cell else _cell(one) for one, cell in zip(closure, cells, strict=True)) or None,
         )  # fmt: skip
         new.__kwdefaults__, new.__qualname__ = keywords, value.__qualname__
         vars(new).update(attributes)
         self.copies[id(value)] = new
         return new
+
+    def reaching(self, holder: Any, content: Any) -> Any:
+        """A copy of what a function refers to if a part of the model is in it; otherwise what holds it, as it is."""
+        if not self.reaches(content, _DEEP):
+            return holder
+        own = self.within_reason(content)
+        return holder if own is content else own
 
     def within_reason(self, value: Any) -> Any:
         """A copy, unless more hangs on the value than is worth one."""
@@ -437,6 +446,8 @@ class _Copier:
             return id(value) in self.copies
         if isinstance(value, FunctionType):
             return self.copied(value) is not value
+        if isinstance(value, RemovableHandle):
+            return id(value.hooks_dict_ref()) in self.hooks
         if not depth or isinstance(value, _SHARED):
             return False
         if isinstance(value, MethodType):
@@ -517,7 +528,10 @@ _HOW = _How()
 
 #: What every module has among its attributes.
 _OWN = frozenset(vars(nn.Module()))
+_HOOKS = frozenset(name for name in _OWN if name.endswith("_hooks"))
 _PLAIN = (dict, OrderedDict)
+#: So many containers and objects deep a part of the model is looked for in what a function refers to.
+_DEEP = 6
 
 
 def _empty(module: nn.Module) -> Any:

@@ -107,7 +107,7 @@ def test_of_torchvisions_networks_all_is_equal_to_the_bit_and_no_module_of_their
 
     def noted(forward):
         def call(self, *args, **options):
-            CALLED.append(self)  # a global name: what a closure holds, the shadow has of its own
+            CALLED.append(self)
             return forward(self, *args, **options)
 
         return call
@@ -412,7 +412,7 @@ def test_weights_that_are_shared_within_the_model_are_so_in_a_copy():
 
 def test_a_hook_that_calls_nbviz_on_the_model_is_answered():
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
-    asks = [True]  # which the shadow has of its own, and so the shadow that the hook has made of that
+    asks = [True]
 
     def hook(_module, args, _output):
         if asks and asks.pop():
@@ -490,20 +490,6 @@ class Odd:
         handle = net[1].register_forward_hook(lambda _m, _i, o: 3 * o)
         net[0].register_forward_hook(lambda _m, _i, _o: handle.remove())
         return net, lambda: len(net[1]._forward_hooks)
-
-    @staticmethod
-    def closures():
-        net, seen, count = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()), [], 0
-        meter = types.SimpleNamespace(n=0)
-
-        def hook(_module, _args, _output):
-            nonlocal count
-            seen.append(1)
-            count += 1
-            meter.n += 1
-
-        net[0].register_forward_hook(hook)
-        return net, lambda: (seen, count, meter)
 
     @staticmethod
     def iterators():

@@ -117,7 +117,7 @@ def test_a_widget_whose_first_picture_fails_leaves_nothing(
     CALLS.clear()
 
     def fail(*_: Any) -> None:
-        CALLS.append(1)  # a global name: what a closure holds, each pass has of its own
+        CALLS.append(1)
         if len(CALLS) == 2:  # the first finds the layers
             raise error("out of tune")
 
