@@ -47,7 +47,7 @@ from nbviz.pictures.fill import FILLS as FILLED
 from nbviz.pictures.load import Pictures
 from nbviz.scanning.statistic import Statistic
 from nbviz.scanning.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
-from nbviz.widgets.layer_widget import Instrument
+from nbviz.widgets.layer_widget import LayerWidget
 from nbviz.widgets.session import TILES
 from nbviz.widgets.views import View
 
@@ -1346,7 +1346,7 @@ def test_deletion_insertion(call: Call) -> None:
 # The widgets
 
 
-def sendable(view: Instrument) -> None:
+def sendable(view: LayerWidget) -> None:
     """What is sent to a page is JSON, in UTF-8, and short but for the pictures."""
     waiting: list[Any] = [view]
     for widget in waiting:
@@ -1359,7 +1359,7 @@ def sendable(view: Instrument) -> None:
 def check_widget(name: str, call: Call) -> None:
     result = answer(lambda: getattr(nbviz, name)(call.model, **call.arguments), call.model)
     if result is not REFUSED:
-        assert isinstance(result, Instrument)
+        assert isinstance(result, LayerWidget)
         answer(lambda: result.finish(10), call.model)
         assert result.layer in result.session.layers
         if "model" not in call.hostile:
@@ -1390,7 +1390,7 @@ def test_reconstruction_widget(call: Call) -> None:
 
 
 @cache
-def view() -> Instrument:
+def view() -> LayerWidget:
     made = nbviz.Explorer(NET, torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), layer="1")
     made.finish()
     return made

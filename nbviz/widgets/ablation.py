@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import ipywidgets
 import traitlets as t
@@ -13,12 +13,13 @@ from nbviz.core.checks import check_indices
 from nbviz.core.errors import shown
 from nbviz.export.figure import Panel
 from nbviz.methods.ablation import AblationTable
+from nbviz.widgets.controls import Control, draws, moves
 from nbviz.widgets.figure_panels import grid_panel, picture_panel, plot_panel
-from nbviz.widgets.layer_widget import Instrument
+from nbviz.widgets.layer_widget import LayerWidget
 from nbviz.widgets.views import Plot
 
 
-class Ablation(Instrument):
+class Ablation(LayerWidget):
     """Switch a layer's channels off by a click, and see at once what becomes of the answer for a picture.
 
     With the ``table`` of :func:`nbviz.ablate`, what each channel is worth over a dataset stands beside it, and a slider
@@ -51,10 +52,15 @@ class Ablation(Instrument):
 
     _kind = "ablation"
     _grad = False
-    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "predictions", "rest")
-    _stales: ClassVar[dict[str, set[str]]] = {**Instrument._stales, "off": {"predictions"}}
+    _parts = ("trace", "grid", "predictions", "rest")
 
-    off: t.List[Any] = t.List(help="The channels that are switched off.")
+    off = Control(
+        help="The channels that are switched off.",
+        check=lambda view, value: view._valid_off(value),
+        usual=[],
+        start=[],
+        drawn_in="grid",
+    )
 
     def __init__(
         self,
@@ -79,13 +85,14 @@ class Ablation(Instrument):
             count = f"{len(table.loss)} channels for layer {shown(table.layer)} of {layers[table.layer].shape[0]}"
             raise ValueError(f"table has {count}; expected what nbviz.ablate found of this model")
 
-    def _layout(self) -> ipywidgets.Box:
+    def _arrange(self) -> None:
+        self._note_given(table=self.table)
         t.dlink((self, "channel"), (self.grid, "channel"))
         self.grid.switches = True
         self.strip.caption = "Prediction: with all → now"
         self.count_control = ipywidgets.IntSlider(
             description="Off",
-            max=self.channel_control.max + 1,
+            max=self.count,
             tooltip="Switches off so many channels: the most redundant, or without a table the weakest here",
         )
         self.curve = Plot(
@@ -96,13 +103,10 @@ class Ablation(Instrument):
         self.each = Plot(xlabel="channels, the most redundant first", ylabel="loss")
         self._show_table()
         self.off = list(self._first_off)
-        t.link((self, "off"), (self.grid, "off"))
         self.count_control.value = len(self.off)
         self.count_control.observe(self._counted, names="value")
-        left = ipywidgets.VBox(self._of_the_picture())
-        middle = ipywidgets.VBox([*self._of_the_layer(), self.grid])
-        right = ipywidgets.VBox([self.count_control, self.curve, self.each])
-        return ipywidgets.Box([left, middle, right]).add_class("nbviz-columns")
+        middle, right = [*self._of_the_layer(), self.grid], [self.count_control, self.curve, self.each]
+        self._lay_out(self._of_the_picture(), middle, right)
 
     def _show_table(self) -> None:
         """The table's curves, where they are those of the layer that is shown."""
@@ -126,21 +130,19 @@ class Ablation(Instrument):
         losses = (each, places, table.loss[ranking].tolist())
         self.each.show([losses, ("with all", places, [table.baseline_loss] * count)], dashed=["with all"])
 
-    @t.validate("off")
-    def _valid_off(self, proposal: Any) -> list[int]:
-        return sorted(set(check_indices("channel", proposal["value"], self.session.layers[self.layer].shape[0])))
+    def _valid_off(self, value: Any) -> list[int]:
+        if not isinstance(value, (list, tuple, set)):
+            raise TypeError(f"off is {shown(value)}; expected a list of channels")
+        return sorted(set(check_indices("channel", value, self.count)))
+
+    @moves("off", when="layer")
+    def _all_on(self) -> list[int]:
+        self.count_control.max = self.count
+        self._show_table()
+        return []
 
     def _changed(self, change: Any) -> None:
-        if change.name == "layer":  # whose channels are all on
-            with self._turn():
-                self._stepping = True
-                try:
-                    self.off = []
-                    self.count_control.max = self.session.layers[self.layer].shape[0]
-                    self._show_table()
-                finally:
-                    self._stepping = False
-        elif change.name == "off":
+        if change.name == "off":
             self.count_control.value = len(self.off)
         super()._changed(change)
 
@@ -150,23 +152,17 @@ class Ablation(Instrument):
             return
         with self._turn():
             try:
-                order = self.grid.ranking or self._look().inner.argsort(kind="stable").tolist()
+                order = self.grid.ranking or self.look().inner.argsort(kind="stable").tolist()
             except Exception as error:  # the model is run where its maps are not known any more
                 self.count_control.value = len(self.off)
                 self._failed(error)
                 return
         self.off = order[: change.new]
 
+    @draws("picture", "layer", "off", into="strip")
     def _show_predictions(self) -> Iterator[bool]:
         self.strip.predictions = self.session.without(self.picture, self.layer, self.off)
         yield False
-
-    @property
-    def code(self) -> str:
-        """The call that gives this view."""
-        call = super().code.removesuffix(")")
-        table = ", table=table" if self.table is not None else ""
-        return f"{call}{table}, off={list(self.off)})" if self.off else f"{call}{table})"
 
     def _figure_rows(self) -> list[list[Panel]]:
         known = [] if "predictions" in self._stale else self.strip.predictions

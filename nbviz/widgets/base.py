@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ipywidgets
+import traitlets as t
 
 from nbviz.core.checks import check_number
 from nbviz.core.errors import line
@@ -18,6 +20,7 @@ from nbviz.core.state import device_aside
 from nbviz.core.weights import WeightsChanged
 from nbviz.export.figure import Panel, check_figure_path, draw_figure, save_figure
 from nbviz.widgets.cells import between_cells, cells_run, watch_cells
+from nbviz.widgets.controls import Choice, Part, controls_of
 from nbviz.widgets.predictions import Answers
 from nbviz.widgets.reruns import watch_reruns
 from nbviz.widgets.views import Boxes, ChannelGrid, Header, Region, Strip
@@ -36,19 +39,27 @@ _ROOM = (1 << 16, 1 << 22)  # bytes of a chunk, at least and at most
 class Pulled(ipywidgets.VBox):  # type: ignore[misc]
     """A widget whose parts are drawn in chunks, each asked for by the page once it has painted the last.
 
-    A change of state marks parts as stale (``_stales``) and starts over with them, in the order of
-    ``_parts``; so nothing queues up, and a newer state drops what is left of an older one. For each
-    part there is a generator method ``_show_<part>`` which yields where a chunk may end, and True where it
-    must: so much is on its way to the page that more would queue up.
+    What a person sets are its *controls*, see :mod:`nbviz.widgets.controls`. What it draws are its *parts*: generator
+    methods ``_show_<part>`` that declare by ``@draws`` on which controls they depend. A change of a control marks parts
+    as stale and starts over with them, in the order of ``_parts``; so nothing queues up, and a newer state drops what
+    is left of an older one.
     """
 
-    _parts: ClassVar[tuple[str, ...]] = ()
-    _stales: ClassVar[dict[str, set[str]]] = {}
+    _kind: ClassVar[str] = ""  # after which the style sheet tells its columns
+    _arguments: tuple[str, ...] = ("model", "images")  # that the copied code begins with
+    _parts: ClassVar[tuple[str, ...]] = ()  # all that are declared, unless a class names fewer, or another order
+    _declared: ClassVar[dict[str, Part]] = {}
+    _movers: ClassVar[dict[str, tuple[str, str]]] = {}  # of a control: when it moves, and the method that has its value
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = device_aside()(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _all_or_nothing(cls.__init__)  # type: ignore[method-assign]
+        methods = {name: value for kind in reversed(cls.__mro__) for name, value in vars(kind).items()}
+        cls._declared = {n.removeprefix("_show_"): m.part for n, m in methods.items() if hasattr(m, "part")}
+        cls._movers = {m.moves[0]: (m.moves[1], n) for n, m in methods.items() if hasattr(m, "moves")}
+        if "_parts" not in vars(cls):
+            cls._parts = tuple(cls._declared)
 
     def __init__(self, header: Header, **kwargs: Any) -> None:
         watch_cells()
@@ -60,29 +71,75 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self._chunk_ended = 0.0
         self._cells = cells_run()
         self._room = 1 << 18  # bytes that a chunk should not exceed: more where the page answers soon
+        self._controls = controls_of(type(self))
+        self._to_move = set[str]()  # controls that are to take a value of their own
+        self._to_fit = set[str]()  # and those whose accepted values have changed
+        self._links: dict[str, Any] = {}  # between controls and those in the page
+        self._given: dict[str, str] = {}  # other arguments that the person gave, as they stand in the copied code
+        self._weights: tuple[int, ...] = ()  # of the models, which state was drawn
         super().__init__(**kwargs)
         self.add_class("nbviz")
 
-    def _lay_out(self, shown: ipywidgets.Box, kind: str) -> None:
-        """Put the header above the rest; from now on it says so when a control there waits for the kernel."""
+    def _note_given(self, **given: Any) -> None:
+        """Arguments beside the controls, for the copied code: those that the person gave, by their names."""
+        self._given |= {name: name for name, value in given.items() if value is not None}
+
+    def _note_values(self, usual: dict[str, Any], **given: Any) -> None:
+        """The same of plain values, which are left out where they are the usual ones."""
+        for name, value in given.items():
+            with suppress(Exception):  # of an object's own making, which will be refused
+                if value is not None and not (type(value) is type(usual.get(name)) and value == usual[name]):
+                    self._given[name] = repr(value) if _is_plain(value) else name
+
+    def _begin_with(self, **values: Any) -> None:
+        """Set the controls, in the page as well; None has one take a value of its own."""
+        for name, value in values.items():
+            if value is None and name in self._movers:
+                self._to_move.add(name)
+                setattr(self, name, self._controls[name].first(self))
+            else:
+                setattr(self, name, value)
+        for name, control in self._controls.items():
+            if control.label:
+                setattr(self, f"{name}_control", control.make(self))
+
+    def _lay_out(self, *columns: Sequence[ipywidgets.Widget]) -> None:
+        """Put the header above the columns, and have the page's controls follow the widget's, and these those.
+
+        From now on the header says so when a control waits for the kernel.
+        """
+        for name, control in self._controls.items():
+            if control.label:
+                self._links[name] = t.link((self, name), (getattr(self, f"{name}_control"), "value"))
+            elif control.drawn_in is not None:
+                t.link((self, name), (getattr(self, control.drawn_in), name))
+        for part, declared in self._declared.items():
+            for view in self._views(declared):
+                view.part = view.part or part
+        boxes = [ipywidgets.VBox(list(column)) for column in columns]
+        self._show_below(ipywidgets.Box(boxes).add_class("nbviz-columns"))
+
+    def _views(self, declared: Part) -> Iterator[Any]:
+        """The views in which a part is drawn."""
+        for name in declared.views:
+            held = getattr(self, name)
+            yield from held if isinstance(held, (list, tuple)) else [held]
+
+    def _show_below(self, shown: ipywidgets.Box) -> None:
         self.header.controls = [f"IPY_MODEL_{w.model_id}" for w in (self.header, *_controls(shown))]
         self.children = [self.header, shown]
-        self.add_class(f"nbviz-{kind}")
+        self.add_class(f"nbviz-{self._kind}")
 
     def _start(self) -> None:
         """Draw the first chunk, and from now on what changes. The first errors are the caller's."""
-        self.observe(self._changed, names=list(self._stales))
+        self.observe(self._changed, names=list(self._controls))
         self.header.observe(self._painted, names="painted")
         self._open = True
-        try:
-            with self._turn():
-                self._begin()
-                if (strip := getattr(self, "strip", None)) is not None:
-                    strip.send(0)
-                self._step(raise_errors=True)
-        except BaseException:  # nobody has it, to close it
-            self.close()
-            raise
+        with self._turn():
+            self._begin()
+            if (strip := getattr(self, "strip", None)) is not None:
+                strip.send(0)
+            self._step(raise_errors=True)
 
     def _answers(self) -> Sequence[Answers]:
         """The models that it looks at, with what they answer."""
@@ -94,10 +151,22 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         before, self._cells = self._cells, cells_run()
         # All of them where code has run that may have changed any, a glance while the page alone is at work.
         in_full = before != self._cells
-        found = [answers.settle(in_full, is_trained) for answers in self._answers()]
-        if changed := any(found):
-            self._stale = set(self._parts)
+        for answers in self._answers():
+            answers.settle(in_full, is_trained)
+        seen = tuple(answers.weights for answers in self._answers())
+        # Not what settling says: another widget on the same model may have asked before.
+        before_that, self._weights = self._weights, seen
+        if changed := before_that not in ((), seen):
+            self._mark(self._parts)
         return changed
+
+    def _mark(self, parts: Iterable[str]) -> None:
+        """Parts are to be drawn again."""
+        for part in parts:
+            if part in self._parts:
+                self._stale.add(part)
+                for view in self._views(self._declared[part]):
+                    view.is_to_come(part)
 
     def _begin(self, is_trained: bool = False) -> None:
         """Start on what is stale."""
@@ -112,10 +181,51 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
                 stack.enter_context(answers.settled())
             yield
 
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        """While inside, it is the widget itself that sets its controls."""
+        before, self._stepping = self._stepping, True
+        try:
+            yield
+        finally:
+            self._stepping = before
+
+    def _follow(self) -> None:
+        """Have the page offer what is accepted now, and move the controls that are to take a value of their own."""
+        with self._moving():
+            for name in sorted(self._to_fit):
+                self._fit(name)
+            self._to_fit.clear()
+            for name in sorted(self._to_move):
+                setattr(self, name, getattr(self, self._movers[name][1])())
+            self._to_move.clear()
+
+    def _fit(self, name: str) -> None:
+        """Have the page's control offer what is accepted now."""
+        if (link := self._links.get(name)) is None:
+            return
+        control, shown = self._controls[name], getattr(self, f"{name}_control")
+        if not isinstance(control, Choice):
+            control.fit(self, shown)
+            return
+        link.unlink()  # new options choose their first, as nobody has
+        try:
+            control.fit(self, shown)
+        finally:
+            link.link()
+
+    def _key(self, part: str) -> str:
+        """What a part is of: the values of the controls on which it depends, and the state of the weights."""
+        values = [getattr(self, name) for name in self._declared[part].depends(self)]
+        return line(" ".join(map(str, [*values, *(answers.weights for answers in self._answers())])), 1000)
+
     def _work(self) -> Iterator[bool]:
         failed: Exception | None = None
+        self._follow()
         for part in self._parts:
             if part in self._stale:
+                for view in self._views(self._declared[part]):
+                    view.draw_for(part, self._key(part))
                 try:
                     yield from getattr(self, f"_show_{part}")()
                     self._stale.discard(part)
@@ -128,16 +238,32 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
 
     def _ended(self) -> None:
         """Called when there is nothing more to do, or an error has ended it."""
+        self.header.code = self.code
+
+    @property
+    def code(self) -> str:
+        """The call that gives this view, with the names that the person has for the model and the like."""
+        sources = {name: control.source(self, getattr(self, name)) for name, control in self._controls.items()}
+        options = {**{name: source for name, source in sources.items() if source is not None}, **self._given}
+        given = [f"{name}={source}" for name, source in options.items() if name not in self._arguments]
+        first = [options.get(name, name) for name in self._arguments]
+        return f"nbviz.{type(self).__name__}({', '.join([*first, *given])})"
 
     def _changed(self, change: Any) -> None:
-        self._renew(self._stales[change.name])
+        name = change.name
+        with self._turn():
+            if not self._stepping:  # the person has set it
+                self._to_move.discard(name)
+            self._to_move |= {moved for moved, (when, _) in self._movers.items() if when == name}
+            self._to_fit |= {other for other, control in self._controls.items() if name in control.follows}
+            self._renew({part for part in self._parts if name in self._declared[part].depends(self)})
 
     def _renew(self, parts: set[str]) -> None:
         """Draw parts again."""
         if not self._open:
             return
         with self._turn():
-            self._stale |= parts & set(self._parts)
+            self._mark(parts)
             with self.header.hold_sync():  # in one message, before a pass that may be long
                 self.header.stale = sorted(self._stale)
                 self.header.state = "working"
@@ -186,7 +312,7 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
             self.header.error = ""
             self.header.state = "ready"
         except WeightsChanged:  # by another thread: from the start, on a copy that is not trained
-            self._stale = set(self._parts)
+            self._mark(self._parts)
             self._again(is_trained=True)
         except Exception as error:
             if raise_errors and self._parts[0] in self._stale:  # nothing can be shown
@@ -306,6 +432,29 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         for widget in parts[1:]:
             widget.close()
         super().close()
+
+
+def _all_or_nothing(make: Callable[..., None]) -> Callable[..., None]:
+    """Make a widget, without the person's default device; one that fails is closed, as nobody has it to do so."""
+
+    @wraps(make)
+    def init(self: Pulled, *args: Any, **kwargs: Any) -> None:
+        try:
+            with device_aside():
+                make(self, *args, **kwargs)
+        except BaseException:
+            with suppress(Exception):
+                self.close()
+            raise
+
+    return init
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value's ``repr`` gives it again."""
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    return type(value) in (bool, int, float, str)
 
 
 _MOVED = (ipywidgets.Dropdown, ipywidgets.IntSlider, ipywidgets.FloatSlider, ChannelGrid, Strip, Region, Boxes)

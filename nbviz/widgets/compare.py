@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import ipywidgets
 import torch
-import traitlets as t
 from torch import Tensor, nn
 
 from nbviz.core.checks import check_index
@@ -20,6 +19,7 @@ from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.compare import Comparison
 from nbviz.methods.feature_maps import fuse
 from nbviz.widgets.base import Pulled
+from nbviz.widgets.controls import Choice, Index, draws, moves
 from nbviz.widgets.figure_panels import filled_panels, tiles_panel
 from nbviz.widgets.memory import forget_beyond_limit
 from nbviz.widgets.predictions import compared
@@ -51,6 +51,9 @@ class Compare(Pulled):
     picture
         Which of the pictures is shown at first, from 0.
 
+    layer_b
+        The layer at first of the second model; None takes that of the same name, or the most alike, or as deep.
+
     Raises
     ------
     ValueError, TypeError, PictureError, ModelError
@@ -66,16 +69,31 @@ class Compare(Pulled):
     >>> view.picture = 1
     """
 
-    _parts: ClassVar[tuple[str, ...]] = ("maps", "predictions", "grids")
-    _stales: ClassVar[dict[str, set[str]]] = {
-        "picture": {"maps", "predictions", "grids"},
-        "layer_a": {"maps", "grids"},
-        "layer_b": {"maps", "grids"},
-    }
+    _kind = "compare"
+    _arguments = ("model_a", "model_b", "images")
+    _parts = ("maps", "predictions", "grids")
 
-    picture = t.Int(0, help="Which of the pictures is shown, from 0.")
-    layer_a = t.Unicode(help="The layer of the first model.")
-    layer_b = t.Unicode(help="The layer of the second.")
+    picture = Index(
+        help="Which of the pictures is shown, from 0.",
+        count=lambda view: len(view.sessions[0].display),
+        usual=0,
+        drawn_in="strip",
+    )
+    layer_a = Choice(
+        "Layer of a",
+        "The layer of the first model",
+        options=lambda view: {name: str(layer) for name, layer in view.sessions[0].layers.items()},
+        check=lambda view, value: view.sessions[0].check_layer(value),
+        start="",
+    )
+    layer_b = Choice(
+        "Layer of b",
+        "The layer of the second model",
+        options=lambda view: {name: str(layer) for name, layer in view.sessions[1].layers.items()},
+        check=lambda view, value: view.sessions[1].check_layer(value),
+        usual=lambda view: view._counterpart(),
+        start="",
+    )
 
     def __init__(
         self,
@@ -90,17 +108,18 @@ class Compare(Pulled):
         inputs: Any = None,
         output: Any = None,
         picture: int = 0,
+        layer_b: str | None = None,
     ) -> None:
         if comparison is not None and not isinstance(comparison, Comparison):
             raise TypeError(f"comparison is {shown(comparison)}; expected what nbviz.compare gives, or None")
         self.comparison = comparison
         models = (model_a, model_b)
         self.sessions = _sessions([Session(m, images, preprocess, labels, False, inputs, output) for m in models])
-        a, b = self.sessions
+        a = self.sessions[0]
         start = a.start_layer() if layer is None else a.check_layer(layer)
-        other = _counterpart(start, a, b, comparison)
         picture = check_index("picture", picture, len(a.display))
         super().__init__(_header(self.sessions, models))
+        self._note_given(comparison=comparison, preprocess=preprocess, labels=labels, inputs=inputs, output=output)
         group = uuid.uuid4().hex
         self.strip = Strip(thumbs=Thumbs(a), caption="Prediction: a → b")
         self.grids = [ChannelGrid(group=group, scale="shared", order="index", large=False) for _ in _SIDES]
@@ -112,45 +131,20 @@ class Compare(Pulled):
         self.alike = Panels([{"title": "", "cells": [{"slot": "cka"}]}], group=group)
         if comparison is not None and comparison.cka is not None:
             _show_alike(self.alike, comparison)
-        self.controls = [
-            ipywidgets.Dropdown(
-                options=[(str(found), name) for name, found in session.layers.items()],
-                value=value,
-                description=f"Layer of {side}",
-            )
-            for side, session, value in zip(_SIDES, self.sessions, (start, other), strict=True)
-        ]
-        self.layer_a, self.layer_b, self.picture = start, other, picture
-        for side, control in zip(_SIDES, self.controls, strict=True):
-            t.link((self, f"layer_{side}"), (control, "value"))
-        t.link((self, "picture"), (self.strip, "picture"))
+        self._begin_with(picture=picture, layer_a=start, layer_b=layer_b)
         self.header.note = _note(self.sessions, comparison)
-        columns = [ipywidgets.VBox([control, grid]) for control, grid in zip(self.controls, self.grids, strict=True)]
-        left = ipywidgets.VBox([self.strip, self.alike])
-        right = ipywidgets.VBox([self.panels, ipywidgets.Box(columns).add_class("nbviz-halves")])
-        self._lay_out(ipywidgets.Box([left, right]).add_class("nbviz-columns"), "compare")
+        halves = [
+            ipywidgets.VBox([control, grid])
+            for control, grid in zip((self.layer_a_control, self.layer_b_control), self.grids, strict=True)
+        ]
+        self._lay_out([self.strip, self.alike], [self.panels, ipywidgets.Box(halves).add_class("nbviz-halves")])
         for grid in self.grids:
             grid.observe(self._zoomed, names="side")
         self._start()
 
-    @t.validate("picture")
-    def _valid_picture(self, proposal: Any) -> int:
-        return check_index("picture", proposal["value"], len(self.sessions[0].display))
-
-    @t.validate("layer_a", "layer_b")
-    def _valid_layer(self, proposal: Any) -> str:
-        second: bool = proposal["trait"].name == "layer_b"
-        return self.sessions[second].check_layer(proposal["value"])
-
-    def _changed(self, change: Any) -> None:
-        if change.name == "layer_a":
-            with self._turn():
-                self._stepping = True
-                try:
-                    self.layer_b = _counterpart(self.layer_a, self.sessions[0], self.sessions[1], self.comparison)
-                finally:
-                    self._stepping = False
-        super()._changed(change)
+    @moves("layer_b", when="layer_a")
+    def _counterpart(self) -> str:
+        return _counterpart(self.layer_a, self.sessions[0], self.sessions[1], self.comparison)
 
     def _maps(self) -> list[Tensor]:
         """The layer's maps (C, H, W) in each model."""
@@ -160,10 +154,10 @@ class Compare(Pulled):
     def _fused(self) -> list[Tensor]:
         return [fuse(maps[None])[0] for maps in self._maps()]
 
+    @draws("picture", "layer_a", "layer_b", into="panels")
     def _show_maps(self) -> Iterator[bool]:
         a, b = fused = self._fused()
         ends = min(f.amin() for f in fused), max(f.amax() for f in fused)
-        self.panels.current = f"{self.picture} {line(self.layer_a)} {line(self.layer_b)}"
         for side, one, session in zip(_SIDES, fused, self.sessions, strict=True):
             (over,) = to_host(quantise(one, None, ends)[0])
             picture = channels_last(session.shown(self.picture))
@@ -174,6 +168,7 @@ class Compare(Pulled):
         self.panels.show("difference", "signed", channels_last(centre((b - a)[None])), caption=caption)
         yield False
 
+    @draws("picture", into="strip")
     def _show_predictions(self) -> Iterator[bool]:
         answers = [session.scores_of(self.picture) for session in self.sessions]
         labels = self.sessions[0].labels
@@ -182,11 +177,12 @@ class Compare(Pulled):
             self.strip.predictions = compared(labels, a, b)
         yield False
 
+    @draws("picture", "layer_a", "layer_b", into="grids")
     def _show_grids(self) -> Iterator[bool]:
         ends, layers = self._ends(), (self.layer_a, self.layer_b)
         for view, maps, session, layer in zip(self.grids, self._maps(), self.sessions, layers, strict=True):
             view.title = str(session.layers[layer])
-            _fill(view, maps, f"{self.picture} {line(layer)}", ends)
+            _fill(view, maps, ends)
             yield True
 
     def _zoomed(self, change: Any) -> None:
@@ -202,7 +198,12 @@ class Compare(Pulled):
 
     def _ended(self) -> None:
         forget_beyond_limit()
-        self.header.code = f"nbviz.Compare(model_a, model_b, images, {self.layer_a!r}, picture={self.picture})"
+        super()._ended()
+
+    @property
+    def code(self) -> str:
+        """The call that gives this view."""
+        return super().code.replace("layer_a=", "layer=", 1)
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.layer_a}, {self.layer_b}"
@@ -268,17 +269,16 @@ def _show_alike(panels: Panels, found: Comparison) -> None:
     """How alike the layers of both are."""
     assert found.cka is not None
     steps = (255 * found.cka.nan_to_num(0.0).clamp(0, 1)).round().byte().numpy()
-    panels.current = "cka"
     caption = f"CKA: layers of a down, {len(found.layers_a)}, of b across, {len(found.layers_b)}; 0 dark, 1 bright"
     panels.show("cka", "map", steps[..., None], caption=caption)
 
 
-def _fill(view: ChannelGrid, maps: Tensor, of: str, ends: tuple[float, float]) -> None:
+def _fill(view: ChannelGrid, maps: Tensor, ends: tuple[float, float]) -> None:
     """All of a layer's maps (C, H, W), as large as the page wants them."""
     flat = maps.flatten(1)
     steps, low, high = quantise(maps, view.side, (flat.amin(1), flat.amax(1)))
     pixels, lows, highs, spread = to_host(steps, low, high, flat.std(1, correction=0))
-    view.begin("map", of, tuple(maps.shape), highs, spread, ends=ends)
+    view.begin("map", tuple(maps.shape), highs, spread, ends=ends)
     order = view.waiting(len(pixels))
     view.add(pixels[order], lows[order], highs[order])
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import ipywidgets
-import traitlets as t
 from torch import nn
 
 from nbviz.core.errors import line
@@ -16,6 +15,7 @@ from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.correspondence import CorrespondenceFound, check_boxes, correspondence
 from nbviz.widgets.base import Pulled
+from nbviz.widgets.controls import Control, draws
 from nbviz.widgets.figure_panels import plot_panel
 from nbviz.widgets.session import Session, information
 from nbviz.widgets.thumbs import Thumbs
@@ -44,10 +44,15 @@ class Correspondence(Pulled):
     >>> view.boxes = [[0, 8, 8, 20]] * 3  # the neck
     """
 
-    _parts: ClassVar[tuple[str, ...]] = ("consistency",)
-    _stales: ClassVar[dict[str, set[str]]] = {"boxes": {"consistency"}}
+    _kind = "correspondence"
+    _arguments = ("model", "images", "boxes")
 
-    boxes: t.List[Any] = t.List(help="For each picture top, left, bottom and right of the part, in its pixels.")
+    boxes = Control(
+        help="For each picture top, left, bottom and right of the part, in its pixels.",
+        check=lambda view, value: check_boxes(value, len(view.session.display), *view.session.size).tolist(),
+        start=[],
+        drawn_in="drawing",
+    )
 
     def __init__(
         self,
@@ -70,11 +75,14 @@ class Correspondence(Pulled):
         middle = [[height // 3, width // 3, height - height // 3, width - width // 3]] * n
         given = check_boxes(middle if boxes is None else boxes, n, height, width).tolist()
         self._layers = layers_of(session.model, session.pictures.inputs, session.feed, layers)
-        self._options = {"random": random, "fill": fill, "seed": seed, "inputs": inputs}
+        self._options: dict[str, Any] = {"random": random, "fill": fill, "seed": seed, "inputs": inputs}
         self._options["preprocess"] = session.pictures.preprocess  # for what is grey
         self.found: CorrespondenceFound | None = None
         info = information(session, is_compiled(model))
         super().__init__(Header(title=line(type(session.model).__name__), info=info))
+        self._note_given(preprocess=preprocess, inputs=inputs)
+        self._note_values({"random": 10, "fill": "grey", "seed": 0}, random=random, fill=fill, seed=seed)
+        self._given |= {} if layers is None else {"layers": repr(self._layers)}
         self.drawing = Boxes(
             pictures=list(Thumbs(session, 320)),
             size=list(session.size),
@@ -86,17 +94,11 @@ class Correspondence(Pulled):
             ylabel="differ",
         )
         self.table = ipywidgets.HTML()
-        self.boxes = given
-        t.link((self, "boxes"), (self.drawing, "boxes"))
-        left, right = ipywidgets.VBox([self.drawing]), ipywidgets.VBox([self.plot, self.table])
-        self._lay_out(ipywidgets.Box([left, right]).add_class("nbviz-columns"), "correspondence")
+        self._begin_with(boxes=given)
+        self._lay_out([self.drawing], [self.plot, self.table])
         self._start()
 
-    @t.validate("boxes")
-    def _valid_boxes(self, proposal: Any) -> list[list[int]]:
-        found: list[list[int]] = check_boxes(proposal["value"], len(self.session.display), *self.session.size).tolist()
-        return found
-
+    @draws("boxes", into="plot")
     def _show_consistency(self) -> Iterator[bool]:
         session = self.session
         arguments = session.pictures.inputs, self.boxes, self._layers
@@ -110,9 +112,6 @@ class Correspondence(Pulled):
         self.plot.show(curves, dashed=["random parts"])
         self.table.value = found._repr_html_()
         yield False
-
-    def _ended(self) -> None:
-        self.header.code = f"nbviz.Correspondence(model, images, {[list(box) for box in self.boxes]}, {self._layers})"
 
     def _heading(self) -> str:
         return f"{self.header.title} · correspondence"

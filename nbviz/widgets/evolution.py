@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import ipywidgets
 import numpy as np
 import torch
-import traitlets as t
 from torch import nn
 
 from nbviz.core.checks import check_index
@@ -22,6 +20,7 @@ from nbviz.methods.evolution import Moment, evolution
 from nbviz.pictures.load import Pictures
 from nbviz.pictures.preprocess import find_preprocess
 from nbviz.widgets.base import Pulled
+from nbviz.widgets.controls import Choice, Index, draws
 from nbviz.widgets.figure_panels import filled_panels, plot_panel
 from nbviz.widgets.session import fitted
 from nbviz.widgets.views import Header, Panels, Plot
@@ -39,6 +38,9 @@ class Evolution(Pulled):
         As in :func:`nbviz.evolution`. ``checkpoints`` may be a list of :class:`nbviz.Moment` instead, such as the
         ``moments`` of a :class:`nbviz.Recorder`; then the rest is not needed.
 
+    moment, channel, picture
+        Which time (None takes the last), which of the channels and which picture are shown at first, from 0.
+
     Raises
     ------
     ValueError, TypeError, FileNotFoundError, PictureError, ModelError
@@ -53,16 +55,29 @@ class Evolution(Pulled):
     >>> view.moment = 0
     """
 
-    _parts: ClassVar[tuple[str, ...]] = ("moment", "film")
-    _stales: ClassVar[dict[str, set[str]]] = {
-        "moment": {"moment"},
-        "channel": {"moment", "film"},
-        "picture": {"moment", "film"},
-    }
+    _kind = "evolution"
+    _arguments = ("model", "checkpoints")
 
-    moment = t.Int(0, help="Which time is shown, from 0.")
-    channel = t.Int(0, help="Which of the channels that were asked for, from 0.")
-    picture = t.Int(0, help="Which picture, from 0.")
+    moment = Index(
+        "Time",
+        "Which time of the training",
+        count=lambda view: len(view.moments),
+        usual=lambda view: len(view.moments) - 1,
+    )
+    channel = Choice(
+        "Channel",
+        "Which of the channels that were asked for, from 0",
+        options=lambda view: {i: f"#{number}" for i, number in enumerate(view._numbers)},
+        check=lambda view, value: check_index("channel", value, len(view._numbers)),
+        usual=0,
+        start=0,
+    )
+    picture = Index(
+        "Picture",
+        "Which picture, from 0",
+        count=lambda view: 1 if view._own else len(view.moments[0].pictures),
+        usual=0,
+    )
 
     def __init__(
         self,
@@ -75,6 +90,9 @@ class Evolution(Pulled):
         rule: str = "deconvnet",
         preprocess: Any = None,
         inputs: Any = None,
+        moment: int | None = None,
+        channel: int = 0,
+        picture: int = 0,
     ) -> None:
         if isinstance(checkpoints, (list, tuple)) and checkpoints and isinstance(checkpoints[0], Moment):
             check_model(model)
@@ -98,14 +116,12 @@ class Evolution(Pulled):
         self._numbers = list(first.channels)
         title = line(type(model).__name__)
         super().__init__(Header(title=title, info=f"{line(layer) + ' · ' if layer else ''}{len(self.moments)} times"))
+        self._note_given(images=images, layer=layer, channels=channels, preprocess=preprocess, inputs=inputs)
+        self._note_values({"rule": "deconvnet"}, layer=layer, channels=channels, rule=rule)
         last = len(self.moments) - 1
-        self.moment_control = ipywidgets.IntSlider(max=last, description="Time", tooltip="Which time of the training")
-        self.channel_control = ipywidgets.Dropdown(
-            options=[(f"#{number}", i) for i, number in enumerate(self._numbers)], description="Channel"
-        )
+        self._begin_with(moment=last if moment is None else moment, channel=channel, picture=picture)
         group = uuid.uuid4().hex
         pictures = 1 if self._own else len(first.pictures)
-        self.picture_control = ipywidgets.IntSlider(max=pictures - 1, description="Picture")
         self.panels = Panels(
             [{"title": "", "cells": [{"slot": "picture"}, {"slot": "activation"}, {"slot": "signal"}]}],
             group=group,
@@ -119,25 +135,9 @@ class Evolution(Pulled):
             ylabel="activation",
             slider=f"IPY_MODEL_{self.moment_control.model_id}",
         )
-        for name in ("moment", "channel", "picture"):
-            t.link((self, name), (getattr(self, f"{name}_control"), "value"))
-        self.moment = last
         controls = [self.moment_control, self.channel_control, *([self.picture_control] if pictures > 1 else [])]
-        column = ipywidgets.VBox([*controls, self.panels, self.film, self.values])
-        self._lay_out(ipywidgets.Box([column]).add_class("nbviz-columns"), "evolution")
+        self._lay_out([*controls, self.panels, self.film, self.values])
         self._start()
-
-    @t.validate("moment")
-    def _valid_moment(self, proposal: Any) -> int:
-        return check_index("moment", proposal["value"], len(self.moments))
-
-    @t.validate("channel")
-    def _valid_channel(self, proposal: Any) -> int:
-        return check_index("channel", proposal["value"], len(self._numbers))
-
-    @t.validate("picture")
-    def _valid_picture(self, proposal: Any) -> int:
-        return check_index("picture", proposal["value"], 1 if self._own else len(self.moments[0].pictures))
 
     def _place(self) -> tuple[int, int]:
         """Picture and channel in a moment's tensors."""
@@ -157,20 +157,20 @@ class Evolution(Pulled):
         signal = moment.reconstructions[i, k].float().cpu()
         return channels_last(centre(fitted(signal if len(signal) in (1, 3) else signal.mean(0, keepdim=True))))
 
+    @draws("moment", "channel", "picture", into="panels")
     def _show_moment(self) -> Iterator[bool]:
         moment, number = self.moments[self.moment], self._numbers[self.channel]
         picture, steps, signal = self._shown(moment)
         value = float(moment.values[self._place()])
         which = "the picture that excited it most" if self._own else "picture"
-        self.panels.current = f"{self.moment} {self.channel} {self.picture}"
         self.panels.show("picture", "picture", picture, caption=f"{line(moment.name, 60)}: {which}")
         caption = f"#{number}, strongest {value:.3g}; one scale for all times"
         self.panels.show("activation", "map", steps, caption=caption)
         self.panels.show("signal", "signed", signal, caption="what it answers to there")
         yield False
 
+    @draws("channel", "picture", into=("film", "values"))
     def _show_film(self) -> Iterator[bool]:
-        self.film.current = f"{self.channel} {self.picture}"
         for i, place in enumerate(self._film()):
             moment = self.moments[place]
             self.film.show(f"film_{i}", "signed", self._signal(moment), caption=line(moment.name, 30))

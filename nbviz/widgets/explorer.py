@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 import traitlets as t
@@ -15,99 +16,12 @@ from nbviz.core.checks import check_choice
 from nbviz.export.figure import Panel
 from nbviz.pictures.preprocess import find_preprocess
 from nbviz.widgets.base import Pulled
+from nbviz.widgets.controls import Choice
 from nbviz.widgets.figure_panels import fused_panel, grid_panel, predictions_panel, reconstruction_panels
-from nbviz.widgets.layer_widget import Instrument
+from nbviz.widgets.layer_widget import LayerWidget
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class Explorer(Instrument):
-    """What a network sees, read from left to right: picture, layer, channel.
-
-    Left the pictures, what the network says of the chosen one, and all channels of the layer fused
-    over it; in the middle the layer's channels, of which a click picks one; right the patch that
-    excites it most and its reconstructions. Usually made by :func:`nbviz.explore`.
-
-    Parameters
-    ----------
-    model, images, layer, channel, labels, preprocess, inputs, output
-        As in :func:`nbviz.explore`.
-
-    Examples
-    --------
-    >>> import nbviz
-    >>> model = nbviz.bundled.load("fashion")
-    >>> view = Explorer(model, nbviz.bundled.fashion_test()[0][:2, None])
-    >>> view.picture, view.channel = 1, 7
-    >>> view.view = "class activation"
-    """
-
-    _kind = "explorer"
-    view = t.Unicode("channels", help="What is shown: one of nbviz.widgets.explorer.VIEWS.")
-
-    @t.validate("view")
-    def _valid_view(self, proposal: Any) -> str:
-        return check_choice("view", proposal["value"], VIEWS)
-
-    def _lay_out(self, shown: ipywidgets.Box, kind: str) -> None:
-        super()._lay_out(shown, kind)
-        self._own = (self.header, shown)
-        self._others: dict[str, Any] = {}
-        self.view_control = ipywidgets.ToggleButtons(options=VIEWS, tooltips=list(_TOOLTIPS)).add_class("nbviz-views")
-        if self.session.axes == 2 and self.session.labels is not None:  # the others ask for a class
-            self.children = [self.view_control, *self._own]
-            t.link((self, "view"), (self.view_control, "value"))
-            self.observe(self._switched, names="view")
-
-    def _switched(self, change: Any) -> None:
-        """Show another instrument on the same model and picture, made when it is first asked for."""
-        with self._turn():
-            if self.view == VIEWS[0]:
-                self.children = [self.view_control, *self._own]
-                return
-            header = self._others[change.old].header if change.old in self._others else self.header
-            try:
-                with header.says_working():
-                    if self.view not in self._others:
-                        self._others[self.view] = self._make(self.view)
-                    self._others[self.view].picture = self.picture
-                self.children = [self.view_control, self._others[self.view]]
-            except Exception as error:
-                self.view = VIEWS[0]
-                self._failed(error)
-
-    def _make(self, view: str) -> Pulled:
-        module, name = _HOMES[view]
-        given: dict[str, Any] = {"preprocess": self.session.pictures.preprocess, "labels": self.session.labels}
-        given |= {"inputs": self.session.feed, "output": self.session.output, "picture": self.picture}
-        kind = getattr(importlib.import_module(f"nbviz.widgets.{module}"), name)
-        with self.session.under_autocast():
-            made: Pulled = kind(self.session.model, self.session.pictures.inputs, **given)
-        return made
-
-    def figure(self) -> Figure:
-        """The current view as a matplotlib figure, made without pyplot."""
-        other = self._others.get(self.view)
-        return super().figure() if other is None else other.figure()
-
-    def close(self) -> None:
-        """End the widget and all that was opened in it."""
-        for other in getattr(self, "_others", {}).values():
-            other.close()
-        super().close()
-
-    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "first", "channel", "predictions", "rest")
-
-    def _layout(self) -> ipywidgets.Box:
-        self.grid.slider = f"IPY_MODEL_{self.channel_control.model_id}"
-        left = ipywidgets.VBox([*self._of_the_picture(), self.how_control, self.fused])
-        middle = ipywidgets.VBox([*self._of_the_layer(), self.tiles_control, self.grid])
-        right = ipywidgets.VBox([self.channel_control, self.panels, self.seed_control])
-        return ipywidgets.Box([left, middle, right]).add_class("nbviz-columns")
-
-    def _figure_rows(self) -> list[list[Panel]]:
-        return [[fused_panel(self), predictions_panel(self), grid_panel(self)], *reconstruction_panels(self)]
 
 
 #: What the explorer can show.
@@ -130,6 +44,114 @@ _HOMES = {
     "invariance": ("invariance", "Invariance"),
     "sanity": ("sanity", "Sanity"),
 }
+#: What one view of the explorer hands on to the next.
+_SHARED = ("picture", "layer", "channel", "target")
+
+
+class Explorer(LayerWidget):
+    """What a network sees, read from left to right: picture, layer, channel.
+
+    Left the pictures, what the network says of the chosen one, and all channels of the layer fused
+    over it; in the middle the layer's channels, of which a click picks one; right the patch that
+    excites it most and its reconstructions. Usually made by :func:`nbviz.explore`.
+
+    Parameters
+    ----------
+    model, images, layer, channel, labels, preprocess, inputs, output
+        As in :func:`nbviz.explore`.
+
+    Examples
+    --------
+    >>> import nbviz
+    >>> model = nbviz.bundled.load("fashion")
+    >>> view = Explorer(model, nbviz.bundled.fashion_test()[0][:2, None])
+    >>> view.picture, view.channel = 1, 7
+    >>> view.view = "class activation"
+    """
+
+    _kind = "explorer"
+    _parts = ("trace", "grid", "fused", "first", "channel", "predictions", "rest")
+
+    view = Choice(
+        help="What is shown: one of nbviz.widgets.explorer.VIEWS.",
+        options=lambda _: VIEWS,
+        usual="channels",
+        start="channels",
+        in_code=False,
+    )
+
+    def __init__(self, model: nn.Module, images: Any, *arguments: Any, view: str = "channels", **options: Any) -> None:
+        check_choice("view", view, VIEWS)
+        super().__init__(model, images, *arguments, **options)
+        self.view = view
+
+    def _show_below(self, shown: ipywidgets.Box) -> None:
+        super()._show_below(shown)
+        self._own = (self.header, shown)
+        self._others: dict[str, Any] = {}
+        self.view_control = ipywidgets.ToggleButtons(options=VIEWS, tooltips=list(_TOOLTIPS)).add_class("nbviz-views")
+        if self.session.axes == 2 and self.session.labels is not None:  # the others ask for a class
+            self.children = [self.view_control, *self._own]
+            t.link((self, "view"), (self.view_control, "value"))
+            self.observe(self._switched, names="view")
+
+    def _switched(self, change: Any) -> None:
+        """Show another instrument on the same model and picture, made when it is first asked for."""
+        with self._turn():
+            if self.view == VIEWS[0]:
+                if (left := self._others.get(change.old)) is not None:
+                    _hand_on(left, self)
+                self.children = [self.view_control, *self._own]
+                return
+            left = self._others.get(change.old, self)
+            try:
+                with left.header.says_working():
+                    if self.view not in self._others:
+                        self._others[self.view] = self._make(self.view)
+                    entered = self._others[self.view]
+                    _hand_on(left, entered)
+                self.children = [self.view_control, entered]
+            except Exception as error:
+                self.view = VIEWS[0]
+                self._failed(error)
+
+    def _make(self, view: str) -> Pulled:
+        """Another widget on the same subject: the session, with what is known of it."""
+        module, name = _HOMES[view]
+        kind = getattr(importlib.import_module(f"nbviz.widgets.{module}"), name)
+        with self.session.under_autocast():
+            made: Pulled = kind(self.session, None, picture=self.picture)
+        made._arguments, made._given = self._arguments, {**made._given, **self._given}
+        made.header.code = made.code
+        return made
+
+    def figure(self) -> Figure:
+        """The current view as a matplotlib figure, made without pyplot."""
+        other = self._others.get(self.view)
+        return super().figure() if other is None else other.figure()
+
+    def close(self) -> None:
+        """End the widget and all that was opened in it."""
+        for other in getattr(self, "_others", {}).values():
+            other.close()
+        super().close()
+
+    def _arrange(self) -> None:
+        self.grid.slider = f"IPY_MODEL_{self.channel_control.model_id}"
+        left = [*self._of_the_picture(), self.how_control, self.fused]
+        middle = [*self._of_the_layer(), self.tiles_control, self.grid]
+        self._lay_out(left, middle, [self.channel_control, self.panels, self.seed_control])
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        return [[fused_panel(self), predictions_panel(self), grid_panel(self)], *reconstruction_panels(self)]
+
+
+def _hand_on(left: Pulled, entered: Pulled) -> None:
+    """Set what both have, as far as it is accepted: not every layer has feature maps."""
+    for name in _SHARED:
+        if left.has_trait(name) and entered.has_trait(name) and getattr(left, name) != getattr(entered, name):
+            with suppress(ValueError, TypeError):
+                setattr(entered, name, getattr(left, name))
 
 
 def explore(
@@ -148,6 +170,7 @@ def explore(
     tiles: str = "activation",
     plane: int | None = None,
     bands: Sequence[int] | int | None = None,
+    view: str = "channels",
 ) -> Explorer:
     """Open the explorer on a model and pictures, starting where it is useful.
 
@@ -188,6 +211,8 @@ def explore(
     bands
         Which channels of the pictures are shown: three as red, green and blue, or one in grey. None takes the
         first three.
+    view
+        What is shown at first: ``"channels"``, or the name of another tab.
 
     Returns
     -------
@@ -218,7 +243,7 @@ def explore(
         images = bundled.fashion_test()[0][_ONE_OF_EACH, None] if grey else bundled.pictures()
     given = {"preprocess": preprocess, "labels": labels, "inputs": inputs, "output": output}
     given |= {"picture": picture, "seed": seed, "how": how, "tiles": tiles, "plane": plane, "bands": bands}
-    return Explorer(model, images, layer, channel, **given)
+    return Explorer(model, images, layer, channel, view=view, **given)
 
 
 # The first picture of each class among the bundled ones.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import ipywidgets
 import traitlets as t
 
 from nbviz.export.figure import Panel
 from nbviz.widgets.figure_panels import fused_panel, grid_panel
-from nbviz.widgets.layer_widget import Instrument
+from nbviz.widgets.layer_widget import LayerWidget
 
 
-class FeatureMaps(Instrument):
+class FeatureMaps(LayerWidget):
     """A layer's feature maps: the grid of all channels, one of them in large, all fused over the picture.
 
     Colour map, scale, order, zoom and the picked channel stay in the page: they answer at once, also
@@ -44,15 +41,13 @@ class FeatureMaps(Instrument):
 
     _kind = "maps"
     _grad = False
-    _parts: ClassVar[tuple[str, ...]] = ("trace", "grid", "fused", "predictions", "rest")
+    _parts = ("trace", "grid", "fused", "predictions", "rest")
 
-    def _layout(self) -> ipywidgets.Box:
+    def _arrange(self) -> None:
         t.dlink((self, "channel"), (self.grid, "channel"))
         self.grid.large = True
         self.grid.side = 128  # the grid has most of the width here
-        left = ipywidgets.VBox([*self._of_the_picture(), self.how_control, self.fused])
-        right = ipywidgets.VBox([*self._of_the_layer(), self.grid])
-        return ipywidgets.Box([left, right]).add_class("nbviz-columns")
+        self._lay_out([*self._of_the_picture(), self.how_control, self.fused], [*self._of_the_layer(), self.grid])
 
     def _figure_rows(self) -> list[list[Panel]]:
         return [[fused_panel(self), grid_panel(self)]]

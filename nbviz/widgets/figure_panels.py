@@ -15,17 +15,17 @@ from nbviz.methods.feature_maps import fuse
 from nbviz.widgets.session import RULE_CAPTIONS, TILES
 
 if TYPE_CHECKING:
-    from nbviz.widgets.layer_widget import Instrument
+    from nbviz.widgets.layer_widget import LayerWidget
     from nbviz.widgets.views import Panels, Plot
 
 
-def picture_panel(view: Instrument) -> Panel:
+def picture_panel(view: LayerWidget) -> Panel:
     """The chosen picture."""
     pixels = channels_last(view.session.shown(view.picture, view.plane))
     return Panel(pixels, view.session.pictures.names[view.picture], plot=view.session.axes == 1)
 
 
-def predictions_panel(view: Instrument) -> Panel:
+def predictions_panel(view: LayerWidget) -> Panel:
     """What the network says of it."""
     known = view.session.predictions(view.picture) if view.session.knows(view.picture) else []
     return Panel(None, bars=known) if known else picture_panel(view)
@@ -43,7 +43,7 @@ def plot_panel(plot: Plot, marker: float | None = None) -> Panel:
 def filled_panels(panels: Panels) -> list[list[Panel]]:
     """What the rows of panels were last filled with, as far as it is of the current state."""
     rows = [[panels.slot(cell["slot"]) for cell in row["cells"]] for row in panels.rows]
-    known = [[slot for slot in row if slot and slot["key"] == panels.current] for row in rows]
+    known = [[slot for slot in row if panels.is_current(slot)] for row in rows]
     return [[_as_panel(slot, panels) for slot in row] for row in known if row]
 
 
@@ -72,7 +72,7 @@ def tiles_panel(tiles: torch.Tensor, caption: str, cmap: str | None = None, widt
     return Panel(channels_last(pixels), caption, width=width)
 
 
-def fused_panel(view: Instrument) -> Panel:
+def fused_panel(view: LayerWidget) -> Panel:
     """All channels in one map over the picture."""
     fused = fuse(view.session.maps(view.picture, view.layer)[None], view.how)[0].float().cpu()
     shown, caption = view.session.plane(fused, view.plane), f"all channels fused ({view.how})"
@@ -87,15 +87,15 @@ def fused_panel(view: Instrument) -> Panel:
     return Panel(channels_last(pixels[0]), caption)
 
 
-def grid_panel(view: Instrument) -> Panel:
+def grid_panel(view: LayerWidget) -> Panel:
     """The strongest of the grid's tiles."""
     plot = view.session.axes == 1
-    if view.tiles != TILES[0] and view.grid.sent and view.grid.tiles["of"] == view.tiled:
+    if view.tiles != TILES[0] and view.grid.sent and view.grid.tiles["of"] == view._key("grid"):
         _, pixels = view.grid.pixels()
         colours = torch.from_numpy(pixels[:64]).permute(0, 3, 1, 2).float() / 255
         if plot:
             colours = _raised(colours.mean(1), 0.5).nan_to_num(1.0)[:, None]
-        count = f"{len(colours)} of {view.channel_control.max + 1} channels"
+        count = f"{len(colours)} of {view.count} channels"
         caption = f"{count}, {RULE_CAPTIONS[view.tiles]}, strongest first"
         tiles = grid(colours, _nrow(colours), normalize=False, padding=1, pad_value=1.0)
         return Panel(channels_last((tiles * 255).round().to(torch.uint8)), caption, width=2.0)
@@ -127,16 +127,16 @@ def _raised(tiles: torch.Tensor, base: float, rows: int = 24) -> torch.Tensor:
     return torch.where(inside, tiles, float("nan"))
 
 
-def reconstruction_panels(view: Instrument) -> list[list[Panel]]:
+def reconstruction_panels(view: LayerWidget) -> list[list[Panel]]:
     """The panels' rows as they were last sent; those of an earlier state are left out."""
     rows = []
     for row in view.panels.rows:
         slots = [(cell, view.panels.slot(cell["slot"])) for cell in row["cells"]]
-        rows.append([_panel(cell, slot, view) for cell, slot in slots if slot.get("key") == view.picked])
+        rows.append([_panel(cell, slot, view) for cell, slot in slots if view.panels.is_current(slot)])
     return [row for row in rows if row]
 
 
-def _panel(cell: dict[str, Any], slot: dict[str, Any], view: Instrument) -> Panel:
+def _panel(cell: dict[str, Any], slot: dict[str, Any], view: LayerWidget) -> Panel:
     """A filled slot as a panel of the figure."""
     pixels, plot = decode(slot), view.session.axes == 1
     box: Sequence[int] | None = slot.get("box")

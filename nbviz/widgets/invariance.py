@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
-import ipywidgets
-import traitlets as t
 from torch import nn
 
-from nbviz.core.checks import check_choice, check_index, check_number
+from nbviz.core.checks import check_choice, check_index
 from nbviz.core.errors import line
 from nbviz.core.layers import layers_of
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.invariance import TRANSFORMS, InvarianceFound, along, amounts_of, moved_by
 from nbviz.methods.subject import Subject
+from nbviz.widgets.controls import Choice, Number, draws, moves
 from nbviz.widgets.figure_panels import filled_panels, plot_panel
-from nbviz.widgets.picture_widget import OfPictures, answering
+from nbviz.widgets.picture_widget import ClassWidget
 from nbviz.widgets.views import Panels, Plot
 
 _NAMES = {"down": "shift down", "across": "shift across", "scale": "scale", "angle": "turn"}
 
 
-class Invariance(OfPictures):
+class Invariance(ClassWidget):
     """A picture shifted, scaled or turned by a slider, and what becomes of features and answer (figure 5 of the paper).
 
     Parameters
@@ -35,6 +34,8 @@ class Invariance(OfPictures):
         The names of the model's outputs; found for torchvision's and timm's ImageNet models.
     picture
         Which of the pictures is shown at first, from 0.
+    value
+        Where the slider stands at first; None, where nothing is done.
 
     Raises
     ------
@@ -49,15 +50,17 @@ class Invariance(OfPictures):
     >>> view.value = 3  # pixels to the right
     """
 
-    _parts: ClassVar[tuple[str, ...]] = ("moved", "curves")
-    _stales: ClassVar[dict[str, set[str]]] = {
-        "picture": {"moved", "curves"},
-        "transform": {"moved", "curves"},
-        "value": {"moved"},
-    }
+    _kind = "invariance"
+    _parts = ("moved", "curves")
 
-    transform = t.Unicode(help="What is done to it.")
-    value = t.Float(0.0, help="By how much, in pixels, times or degrees.")
+    transform = Choice("Do", "What is done to the picture", options=_NAMES, usual="angle", start="angle")
+    value = Number(
+        "By",
+        "By how much: in pixels, times or degrees",
+        ends=lambda view: view._ends,
+        usual=lambda view: view._nothing(),
+        follows=("transform",),
+    )
 
     def __init__(
         self,
@@ -73,23 +76,17 @@ class Invariance(OfPictures):
         inputs: Any = None,
         output: Any = None,
         picture: int = 0,
+        value: float | None = None,
     ) -> None:
         check_choice("transform", transform, TRANSFORMS)
-        self.session = session = answering(model, images, preprocess, labels, inputs, output)
-        self._target, self._output = target, output
+        super().__init__(model, images, preprocess, labels, inputs, output, "Prediction: as it is → now")
+        session = self.session
         if target is not None:
-            self._target = check_index("class", target, len(session.labels or ()))
+            target = check_index("class", target, len(session.labels or ()))
         self._names = layers_of(session.model, session.pictures.inputs, session.feed, layers)
         self._values = {transform: sorted(amounts_of(transform, values, session.size))}
-        super().__init__(session, model, picture, "Prediction: as it is → now")
-        self.transform_control = ipywidgets.Dropdown(
-            options=[(_NAMES[name], name) for name in TRANSFORMS],
-            description="Do",
-            tooltip="What is done to the picture",
-        )
-        self.value_control = ipywidgets.FloatSlider(
-            description="By", readout_format=".4g", tooltip="By how much: in pixels, times or degrees"
-        )
+        self._given |= {} if layers is None else {"layers": repr(self._names)}
+        self._begin_with(picture=picture, transform=transform, value=value, target=target)
         slider = f"IPY_MODEL_{self.value_control.model_id}"
         self.panels = Panels([{"title": "What the network is given", "cells": [{"slot": "picture"}]}])
         self.distances = Plot(
@@ -98,25 +95,9 @@ class Invariance(OfPictures):
             slider=slider,
         )
         self.probability = Plot(title="Probability of the class", ylabel="probability", range=[0, 1], slider=slider)
-        self.transform = transform
-        self._set_slider()
-        self.value = self.value_control.value
-        t.link((self, "transform"), (self.transform_control, "value"))
-        t.link((self, "value"), (self.value_control, "value"))
-        left = ipywidgets.VBox([self.strip])
-        middle = ipywidgets.VBox([self.transform_control, self.value_control, self.panels])
-        right = ipywidgets.VBox([self.distances, self.probability])
-        self._lay_out(ipywidgets.Box([left, middle, right]).add_class("nbviz-columns"), "invariance")
+        controls = [self.transform_control, self.value_control, self.target_control]
+        self._lay_out([self.strip], [*controls, self.panels], [self.distances, self.probability])
         self._start()
-
-    @t.validate("transform")
-    def _valid_transform(self, proposal: Any) -> str:
-        return check_choice("transform", proposal["value"], TRANSFORMS)
-
-    @t.validate("value")
-    def _valid_value(self, proposal: Any) -> float:
-        amounts = self._amounts
-        return check_number("value", proposal["value"], min(amounts), max(amounts)) if self.transform else 0.0
 
     @property
     def _amounts(self) -> list[float]:
@@ -125,44 +106,34 @@ class Invariance(OfPictures):
             self._values[self.transform] = amounts_of(self.transform, None, self.session.size)
         return self._values[self.transform]
 
-    def _set_slider(self) -> None:
-        """From the lowest to the highest value; at first where nothing is done, if that lies between."""
-        low, high = min(self._amounts), max(self._amounts)
-        nothing = 1.0 if self.transform == "scale" else 0.0
-        control = self.value_control
-        control.min, control.max = min(low, control.min), max(high, control.max)
+    @property
+    def _ends(self) -> tuple[float, float, float]:
+        """Lowest and highest value, and the slider's step."""
         apart = [b - a for a, b in pairwise(self._amounts) if b > a]
-        usual = 0.05 if self.transform == "scale" else 1.0
-        control.step = min([usual, *apart])
-        control.value = min(max(nothing, low), high)
-        control.min, control.max = low, high  # after the value, which they would pull along
+        return min(self._amounts), max(self._amounts), min([0.05 if self.transform == "scale" else 1.0, *apart])
 
-    def _changed(self, change: Any) -> None:
-        if change.name == "transform":
-            with self._turn():
-                self._stepping = True
-                try:
-                    self._set_slider()
-                    self.value = self.value_control.value
-                finally:
-                    self._stepping = False
-        super()._changed(change)
+    @moves("value", when="transform")
+    def _nothing(self) -> float:
+        """Where nothing is done, if that lies between the ends."""
+        low, high, _ = self._ends
+        return min(max(1.0 if self.transform == "scale" else 0.0, low), high)
 
+    @draws("picture", "transform", "value", into=("panels", "strip"))
     def _show_moved(self) -> Iterator[bool]:
         session, i = self.session, self.picture
         moved = moved_by(session.pictures.inputs[i : i + 1], self.transform, self.value)
         picture = session.shown_input(moved)
         caption = f"{_NAMES[self.transform]} by {self.value:g} {TRANSFORMS[self.transform]}"
-        self.panels.current = f"{i} {caption}"
         self.panels.show("picture", "picture", channels_last(picture), caption=caption)
         yield False
         self.strip.predictions = session.changed(i, moved)
         yield False
 
+    @draws("picture", "transform", "target", into=("distances", "probability"))
     def _show_curves(self) -> Iterator[bool]:
-        session, target = self.session, self._target
-        subject = Subject(session.subject, session.pictures, session.feed, self._output)
-        arguments = self.picture, self._names, self.transform, self._amounts, target
+        session = self.session
+        subject = Subject(session.subject, session.pictures, session.feed, session.output)
+        arguments = self.picture, self._names, self.transform, self._amounts, self.target
         found: list[InvarianceFound] = []
         for plot in (self.distances, self.probability):
             plot.xlabel = f"{_NAMES[self.transform]}, {TRANSFORMS[self.transform]}"
@@ -181,12 +152,13 @@ class Invariance(OfPictures):
             self.probability.show([(label, x, [p for one in found for p in one.probability.tolist()])])
             yield True
 
-    def _ended(self) -> None:
+    @property
+    def code(self) -> str:
+        """The call that gives this view."""
         usual = self._amounts == sorted(amounts_of(self.transform, None, self.session.size))
-        given = "" if usual else f", {self._amounts}"
-        given += "" if self._target is None else f", target={self._target}"
-        call = f"{self._names}, {self.transform!r}{given}, picture={self.picture}"
-        self.header.code = f"nbviz.Invariance(model, images, {call})"
+        self._given.pop("values", None)
+        self._given |= {} if usual else {"values": repr(self._amounts)}
+        return super().code
 
     def _heading(self) -> str:
         return f"{self.header.title} · {_NAMES[self.transform]}"

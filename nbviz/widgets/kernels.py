@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from typing import Any, ClassVar
 
-import ipywidgets
 import torch
-import traitlets as t
 from torch import Tensor, nn
 
-from nbviz.core.checks import check_index
-from nbviz.core.errors import line
+from nbviz.core.errors import line, shown
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model
 from nbviz.core.weights import Watch
@@ -21,6 +17,7 @@ from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.kernels import check_kernels_layer, convolutions, frequency_response, kernel_report, kernels
 from nbviz.widgets.base import Pulled
+from nbviz.widgets.controls import Choice, Index, draws
 from nbviz.widgets.figure_panels import filled_panels, tiles_panel
 from nbviz.widgets.views import ChannelGrid, Header, Panels
 
@@ -50,19 +47,31 @@ class Kernels(Pulled):
     >>> view.channel = 5
     """
 
-    _parts: ClassVar[tuple[str, ...]] = ("all", "picked")
-    _stales: ClassVar[dict[str, set[str]]] = {"layer": {"all", "picked"}, "channel": {"picked"}}
+    _kind = "kernels"
+    _arguments = ("model",)
 
-    layer = t.Unicode(help="The layer's name.")
-    channel = t.Int(0, help="The picked kernel.")
+    layer = Choice(
+        "Layer",
+        "The convolution whose kernels are shown",
+        options=lambda view: view._layers,
+        check=lambda view, value: check_kernels_layer(view.model, value if isinstance(value, str) else shown(value)),
+        start="",
+    )
+    channel = Index(
+        "Kernel",
+        "The picked kernel; so does a click on its tile",
+        count=lambda view: len(view._kernels()),
+        follows=("layer",),
+        usual=0,
+    )
 
     def __init__(self, model: nn.Module, layer: str | None = None, channel: int = 0) -> None:
         self.model = check_model(model)
         self._watch = Watch(self.model)
         start = check_kernels_layer(self.model, layer)
-        options, count = _options(self.model), len(kernels(self.model, start))
-        channel = check_index("channel", channel, count)
-        super().__init__(Header(title=line(type(self.model).__name__), info=f"{len(options)} convolutions"))
+        self._layers = _options(self.model)
+        super().__init__(Header(title=line(type(self.model).__name__), info=f"{len(self._layers)} convolutions"))
+        self._begin_with(layer=start, channel=channel)
         group = uuid.uuid4().hex
         # Zero in grey, and the largest weight, not half of it, in black or white.
         self.grid = ChannelGrid(group=group, contrast=1.0)
@@ -73,42 +82,9 @@ class Kernels(Pulled):
             contrast=1.0,
             controls=["contrast"],
         )
-        self.layer_control = ipywidgets.Dropdown(
-            options=options,
-            value=start,
-            description="Layer",
-            tooltip="The convolution whose kernels are shown",
-        )
-        self.channel_control = ipywidgets.IntSlider(
-            max=count - 1, description="Kernel", tooltip="The picked kernel; so does a click on its tile"
-        )
         self.grid.slider = f"IPY_MODEL_{self.channel_control.model_id}"
-        self.layer = start
-        for name in ("layer", "channel"):
-            t.link((self, name), (getattr(self, f"{name}_control"), "value"))
-        self.channel = channel
-        left = ipywidgets.VBox([self.layer_control, self.channel_control, self.grid])
-        right = ipywidgets.VBox([self.panels, self.slices])
-        self._lay_out(ipywidgets.Box([left, right]).add_class("nbviz-columns"), "kernels")
+        self._lay_out([self.layer_control, self.channel_control, self.grid], [self.panels, self.slices])
         self._start()
-
-    @t.validate("layer")
-    def _valid_layer(self, proposal: Any) -> str:
-        return check_kernels_layer(self.model, proposal["value"])
-
-    @t.validate("channel")
-    def _valid_channel(self, proposal: Any) -> int:
-        return check_index("channel", proposal["value"], len(self._kernels()))
-
-    def _changed(self, change: Any) -> None:
-        if change.name == "layer":
-            with self._turn():
-                self._stepping = True
-                try:
-                    self.channel_control.max = len(self._kernels()) - 1
-                finally:
-                    self._stepping = False
-        super()._changed(change)
 
     def _kernels(self) -> Tensor:
         """(K, I, h, w), of a signal's with height 1, of a volume's its slices side by side."""
@@ -117,20 +93,20 @@ class Kernels(Pulled):
             return found[:, :, None]
         return found if found.ndim == 4 else found.transpose(2, 3).flatten(3)
 
+    @draws("layer", into="grid")
     def _show_all(self) -> Iterator[bool]:
         found = self._kernels()
         if self.channel_control.max != len(found) - 1:  # a layer that was made wider, or narrower
-            self.channel_control.max = len(found) - 1
+            self._fit("channel")
         norms, spread = found.flatten(1).norm(dim=1), found.flatten(1).std(1, correction=0)
-        of = f"{line(self.layer)} {self._watch.look(in_full=True)}"
         strength, spreads = to_host(norms, spread)
         self.grid.title = f"{len(found)} kernels of {'×'.join(map(str, found.shape[1:]))}"
         if found.shape[1] in (1, 3):
-            self.grid.begin("signed", of, (len(found), *found.shape[2:]), strength, spreads)
+            self.grid.begin("signed", (len(found), *found.shape[2:]), strength, spreads)
             self._fill_signed(self.grid, found)
         else:
             steps, low, high = _strengths(found)
-            self.grid.begin("map", of, tuple(steps.shape), strength, spreads)
+            self.grid.begin("map", tuple(steps.shape), strength, spreads)
             self._fill(self.grid, steps, low, high)
         report = kernel_report(self.model, self.layer)
         self.header.note = "; ".join(f"{name}: {said}" for name, said in report.rows()[1:])
@@ -147,12 +123,12 @@ class Kernels(Pulled):
         largest = _largest(kernels)
         self._fill(view, centre(kernels, largest.view(-1, 1, 1, 1)).permute(0, 2, 3, 1), -largest, largest)
 
+    @draws("layer", "channel", into=("panels", "slices"))
     def _show_picked(self) -> Iterator[bool]:
         kernel = self._kernels()[self.channel : self.channel + 1]
         colours = kernel.shape[1] in (1, 3)
         name = f"#{self.channel}, norm {float(kernel.norm()):.3g}"
         shown = kernel[0] if colours else kernel[0].mean(0, keepdim=True)
-        self.panels.current = f"{line(self.layer)} {self.channel}"
         caption = name if colours else f"{name}: mean over its {kernel.shape[1]} inputs"
         self.panels.show("kernel", "signed", channels_last(centre(shown)), caption=caption)
         own = kernels(self.model, self.layer, self.channel)
@@ -166,13 +142,13 @@ class Kernels(Pulled):
         self.slices.layout.display = "none" if len(slices) == 1 else ""
         strength, spread = to_host(slices.flatten(1).norm(dim=1), slices.flatten(1).std(1, correction=0))
         self.slices.title = f"#{self.channel}: what it looks for in each of {len(slices)} inputs"
-        of = f"{line(self.layer)} {self.channel} {self._watch.look(in_full=True)}"
-        self.slices.begin("signed", of, (len(slices), *slices.shape[2:]), strength, spread)
+        self.slices.begin("signed", (len(slices), *slices.shape[2:]), strength, spread)
         self._fill_signed(self.slices, slices)
         yield False
 
-    def _ended(self) -> None:
-        self.header.code = f"nbviz.Kernels(model, {self.layer!r}, {self.channel})"
+    def _key(self, part: str) -> str:
+        """As for all widgets, and the state of the weights, of which there is no session here."""
+        return f"{super()._key(part)} {self._watch.look(in_full=True)}"
 
     def _heading(self) -> str:
         return f"{self.header.title} · kernels of {self.layer}"
@@ -189,15 +165,17 @@ class Kernels(Pulled):
         return [[every, *(panel for row in filled_panels(self.panels) for panel in row)]]
 
 
-def _options(model: nn.Module) -> list[tuple[str, str]]:
-    """The convolutions as a dropdown has them."""
+def _options(model: nn.Module) -> dict[str, str]:
+    """The convolutions, and what is said of each."""
     every = convolutions(model)
     # A parametrisation may note something when it is asked for a weight.
     shapes = in_shadow(
         model, lambda shadow: ["×".join(map(str, m.weight.shape)) for m in convolutions(shadow).values()]
     )
-    said = [f"{line(name)} · {line(type(one).__name__)}" for name, one in every.items()]
-    return [(f"{what} · {shape}", name) for what, shape, name in zip(said, shapes, every, strict=True)]
+    return {
+        name: f"{line(name)} · {line(type(module).__name__)} · {shape}"
+        for (name, module), shape in zip(every.items(), shapes, strict=True)
+    }
 
 
 def _strengths(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import ipywidgets
-import traitlets as t
 from torch import nn
 
 from nbviz.core.checks import check_whole
@@ -19,11 +17,13 @@ from nbviz.imaging.pixels import grid
 from nbviz.methods.maximise import Growing, Maximised
 from nbviz.pictures.preprocess import check_labels
 from nbviz.widgets.base import Pulled
+from nbviz.widgets.controls import Whole, draws
 from nbviz.widgets.figure_panels import filled_panels, plot_panel
 from nbviz.widgets.predictions import context_of_now
 from nbviz.widgets.views import Header, Panels, Plot
 
 _COLUMNS = 4
+_MOST_STEPS = 2048
 
 
 class Maximise(Pulled):
@@ -52,10 +52,17 @@ class Maximise(Pulled):
     4
     """
 
-    _parts: ClassVar[tuple[str, ...]] = ("grown",)
-    _stales: ClassVar[dict[str, set[str]]] = {"steps": {"grown"}}
+    _kind = "maximise"
+    _arguments = ("model",)
 
-    steps = t.Int(256, help="Up to which step they grow; fewer than were done leave them as they are.")
+    steps = Whole(
+        "Steps",
+        "Up to which step they grow; fewer than were done leave them as they are",
+        least=1,
+        most=_MOST_STEPS,
+        usual=256,
+        start=256,
+    )
 
     def __init__(
         self,
@@ -69,7 +76,7 @@ class Maximise(Pulled):
         **options: Any,
     ) -> None:
         steps = check_whole("steps", steps, 1, _MOST_STEPS)
-        self._arguments: tuple[Any, ...] = layer, channels, target
+        self._seeds: tuple[Any, ...] = layer, channels, target
         self._options = options
         self._model, self._growing = check_model(model), self._grow(model)
         growing = self._growing
@@ -82,26 +89,21 @@ class Maximise(Pulled):
         self._values: list[tuple[int, list[float]]] = [(0, growing.start.float().tolist())]
         what = line(layer) if layer is not None else "classes"
         super().__init__(Header(title=line(type(growing.model).__name__), info=f"grown for {what}"))
+        self._note_values({}, layer=layer, channels=channels, target=target)
+        objects = {"labels": labels, **{name: options.get(name) for name in ("preprocess", "inputs", "output")}}
+        self._note_given(**objects)
+        self._note_values({}, **{name: value for name, value in options.items() if name not in objects})
         cells = [{"slot": f"picture_{i}"} for i in range(len(growing.channels))]
         rows = [{"title": "", "cells": cells[i : i + _COLUMNS]} for i in range(0, len(cells), _COLUMNS)]
         self.panels = Panels(rows)
-        self.steps_control = ipywidgets.IntSlider(
-            min=1, max=_MOST_STEPS, description="Steps", tooltip="Up to which step the pictures grow"
-        )
         self.values = Plot(title="What is made large", xlabel="steps", ylabel="activation")
-        self.steps = steps
-        t.link((self, "steps"), (self.steps_control, "value"))
-        shown = ipywidgets.VBox([self.steps_control, self.panels, self.values])
-        self._lay_out(ipywidgets.Box([shown]).add_class("nbviz-columns"), "maximise")
+        self._begin_with(steps=steps)
+        self._lay_out([self.steps_control, self.panels, self.values])
         self._start()
 
     def _grow(self, model: nn.Module) -> Growing:
         """From the start."""
-        return Growing(model, *self._arguments, **self._options)
-
-    @t.validate("steps")
-    def _valid_steps(self, proposal: Any) -> int:
-        return check_whole("steps", proposal["value"], 1, _MOST_STEPS)
+        return Growing(model, *self._seeds, **self._options)
 
     @property
     def found(self) -> Maximised:
@@ -109,6 +111,7 @@ class Maximise(Pulled):
         with self._turn(), self._under_autocast():
             return self._growing.found()
 
+    @draws("steps", into=("panels", "values"))
     def _show_grown(self) -> Iterator[bool]:
         while self._growing.steps < self.steps:
             with self._under_autocast():
@@ -123,8 +126,9 @@ class Maximise(Pulled):
 
     def _show(self) -> bool:
         found = self.found
-        if self._values[-1][0] != found.step:
-            self._values.append((found.step, found.values.float().tolist()))
+        # A point for each so many steps and for the last, however often it was stopped on the way.
+        before = [pair for pair in self._values if pair[0] % _SHOW_EVERY == 0 and pair[0] < found.step]
+        self._values = [*before, (found.step, found.values.float().tolist())]
         steps = [step for step, _ in self._values]
         for i, (name, picture) in enumerate(zip(self._names, found.pictures, strict=True)):
             value, start = float(found.values[i]), float(found.start[i])
@@ -145,7 +149,6 @@ class Maximise(Pulled):
         return [*rows, [plot_panel(self.values)]]
 
 
-_MOST_STEPS = 2048
 _SHOW_EVERY = 8  # steps
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
-import ipywidgets
 import numpy as np
-import traitlets as t
 from torch import Tensor, nn
 
 from nbviz.core.checks import check_choice, check_index, check_whole
@@ -17,8 +15,9 @@ from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.methods.occlusion import Piece, Squares
 from nbviz.pictures.fill import FILLS
+from nbviz.widgets.controls import Choice, Whole, draws
 from nbviz.widgets.figure_panels import filled_panels
-from nbviz.widgets.picture_widget import OfPictures, answering
+from nbviz.widgets.picture_widget import ClassWidget
 from nbviz.widgets.views import Panels
 
 #: matplotlib's "tab10": for the most frequent class, the next, and so on; all others are grey.
@@ -33,7 +32,7 @@ _SHADES = {
 }
 
 
-class Occlusion(OfPictures):
+class Occlusion(ClassWidget):
     """Which regions decide: a square slid over the picture, and what becomes of the answer (figure 7 of the paper).
 
     The maps fill while the square moves.
@@ -59,17 +58,23 @@ class Occlusion(OfPictures):
     >>> view.patch = 7
     """
 
-    _parts: ClassVar[tuple[str, ...]] = ("maps", "predictions")
-    _stales: ClassVar[dict[str, set[str]]] = {
-        "picture": {"maps", "predictions"},
-        "patch": {"maps"},
-        "stride": {"maps"},
-        "fill": {"maps"},
-    }
+    _kind = "occlusion"
 
-    patch = t.Int(1, help="Height and width of the square.")
-    stride = t.Int(1, help="By how many pixels neighbouring squares are apart.")
-    fill = t.Unicode("grey", help="What covers the picture.")
+    patch = Whole(
+        "Square",
+        "Height and width of the square, in pixels",
+        least=1,
+        most=lambda view: min(view.session.size),
+        usual=lambda view: view._usual[0],
+    )
+    stride = Whole(
+        "Step",
+        "By how many pixels the square moves",
+        least=1,
+        most=lambda view: min(view.session.size),
+        usual=lambda view: view._usual[1],
+    )
+    fill = Choice("Covered by", "What covers the picture", options=FILLS, usual="grey", start="grey")
 
     def __init__(
         self,
@@ -89,61 +94,41 @@ class Occlusion(OfPictures):
         picture: int = 0,
     ) -> None:
         check_choice("fill", fill, FILLS)
-        session = answering(model, images, preprocess, labels, inputs, output)
-        self.session = session  # of which the squares are
-        self._options: dict[str, Any] = {"target": target, "layer": layer, "channel": channel}
-        self._output = output
+        super().__init__(model, images, preprocess, labels, inputs, output)
+        session = self.session
         picture = check_index("picture", picture, len(session.display))
         patch, stride = (
             None if side is None else check_whole(name, side, 1, min(session.size))
             for name, side in (("patch", patch), ("stride", stride))
         )
+        self._of_layer = layer, channel
+        self._note_values({}, layer=layer, channel=channel)
         if target is not None:
-            self._options["target"] = check_index("class", target, len(session.labels or ()))
+            target = check_index("class", target, len(session.labels or ()))
         with session.under_autocast():
-            squares = self._squares(picture, patch, stride, fill)
+            squares = self._squares(picture, target, patch, stride, fill)
         side, step = squares.size[0], max(1, min(squares.size) // 2) if stride is None else stride
-        most = min(session.size)
-        super().__init__(session, model, picture)
-        self.patch_control = ipywidgets.IntSlider(
-            min=1, max=most, description="Square", tooltip="Height and width of the square, in pixels"
-        )
-        self.stride_control = ipywidgets.IntSlider(
-            min=1, max=most, description="Step", tooltip="By how many pixels the square moves"
-        )
-        self.fill_control = ipywidgets.Dropdown(options=FILLS, value=fill, description="Covered by")
+        self._usual = (0 if patch is not None else side), (0 if stride is not None else step)
+        self._begin_with(picture=picture, target=target, patch=side, stride=step, fill=fill)
         cells = ["picture", "probability", "named", *(["activity"] if layer is not None else [])]
         self.panels = Panels([{"title": "", "cells": [{"slot": cell} for cell in cells]}], controls=["opacity"])
-        self.patch, self.stride, self.fill = side, step, fill
-        for name in ("patch", "stride", "fill"):
-            t.link((self, name), (getattr(self, f"{name}_control"), "value"))
-        left = ipywidgets.VBox([self.strip])
-        controls = [self.patch_control, self.stride_control, self.fill_control]
-        right = ipywidgets.VBox([*controls, self.panels])
-        self._lay_out(ipywidgets.Box([left, right]).add_class("nbviz-columns"), "occlusion")
+        controls = [self.target_control, self.patch_control, self.stride_control, self.fill_control]
+        self._lay_out([self.strip], [*controls, self.panels])
         self._start()
 
-    def _squares(self, picture: int, patch: int | None, stride: int | None, fill: str) -> Squares:
-        session, options = self.session, self._options
+    def _squares(self, picture: int, target: int | None, patch: int | None, stride: int | None, fill: str) -> Squares:
+        session = self.session
         batch = replace(session.pictures, inputs=session.batch(picture))
-        rest = options["layer"], options["channel"], session.feed, self._output
-        return session.ask(lambda model: Squares(model, batch, options["target"], patch, stride, fill, *rest))
+        rest = *self._of_layer, session.feed, session.output
+        return session.ask(lambda model: Squares(model, batch, target, patch, stride, fill, *rest))
 
-    @t.validate("patch", "stride")
-    def _valid_side(self, proposal: Any) -> int:
-        return check_whole(proposal["trait"].name, proposal["value"], 1, min(self.session.size))
-
-    @t.validate("fill")
-    def _valid_fill(self, proposal: Any) -> str:
-        return check_choice("fill", proposal["value"], FILLS)
-
+    @draws("picture", "target", "patch", "stride", "fill", into="panels")
     def _show_maps(self) -> Iterator[bool]:
         with self.session.under_autocast():
-            squares = self._squares(self.picture, self.patch, self.stride, self.fill)
+            squares = self._squares(self.picture, self.target, self.patch, self.stride, self.fill)
             row = self.session.row(self.picture)
             pieces = squares.over(row)
-        self.panels.current = f"{self.picture} {self.patch} {self.stride} {self.fill}"
-        label = line((self.session.labels or ())[squares.classes[row]], 40)
+        label = self.class_name
         self.panels.show("picture", "picture", channels_last(self.session.shown(self.picture)), caption="picture")
         found: list[Piece] = []
         count = len(squares.tops) * len(squares.lefts)
@@ -188,11 +173,6 @@ class Occlusion(OfPictures):
             said.append("others (grey)")
         rows, columns = (np.arange(side) * n // side for side, n in zip(sides, named.shape, strict=True))
         return colours[np.ix_(rows, columns)], ", ".join(said)
-
-    def _ended(self) -> None:
-        given = "".join(f"{name}={value!r}, " for name, value in self._options.items() if value is not None)
-        call = f"{given}patch={self.patch}, stride={self.stride}, fill={self.fill!r}, picture={self.picture}"
-        self.header.code = f"nbviz.Occlusion(model, images, {call})"
 
     def _heading(self) -> str:
         return f"{self.header.title} · covered by a square of {self.patch} pixels"

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import ipywidgets
-
 from nbviz.export.figure import Panel
 from nbviz.widgets.figure_panels import picture_panel, reconstruction_panels
-from nbviz.widgets.layer_widget import Instrument
+from nbviz.widgets.layer_widget import LayerWidget
 
 
-class Reconstruction(Instrument):
+class Reconstruction(LayerWidget):
     """A channel passed back to the picture: plain gradient, deconvnet and guided backprop from one forward pass.
 
     Parameters
@@ -39,11 +35,11 @@ class Reconstruction(Instrument):
     """
 
     _kind = "reconstruction"
-    _parts: ClassVar[tuple[str, ...]] = ("trace", "channel", "predictions")
+    _parts = ("trace", "channel", "predictions")
 
-    def _layout(self) -> ipywidgets.Box:
-        right = ipywidgets.VBox([*self._of_the_layer(), self.channel_control, self.panels, self.seed_control])
-        return ipywidgets.Box([ipywidgets.VBox(self._of_the_picture()), right]).add_class("nbviz-columns")
+    def _arrange(self) -> None:
+        right = [*self._of_the_layer(), self.channel_control, self.panels, self.seed_control]
+        self._lay_out(self._of_the_picture(), right)
 
     def _figure_rows(self) -> list[list[Panel]]:
         return reconstruction_panels(self) or [[picture_panel(self)]]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
-import ipywidgets
 import numpy as np
 import torch
 import traitlets as t
@@ -19,11 +17,12 @@ from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.occlusion import check_region
 from nbviz.pictures.fill import FILLS, filling
-from nbviz.widgets.picture_widget import OfPictures, answering
+from nbviz.widgets.controls import Choice, Control, draws
+from nbviz.widgets.picture_widget import PictureWidget
 from nbviz.widgets.views import Panels, Region
 
 
-class Regions(OfPictures):
+class Regions(PictureWidget):
     """Cut the background away, and see whether the answer survives: draw a box, or paint over a region.
 
     Parameters
@@ -47,21 +46,38 @@ class Regions(OfPictures):
     >>> view.box, view.keep = [0, 0, 14, 28], False  # cut the upper half away
     """
 
-    _parts: ClassVar[tuple[str, ...]] = ("picture", "effect")
-    _stales: ClassVar[dict[str, set[str]]] = {
-        "picture": {"picture", "effect"},
-        "box": {"effect"},
-        "mask": {"effect"},
-        "mode": {"effect"},
-        "keep": {"effect"},
-        "fill": {"effect"},
-    }
+    _kind = "regions"
+    _parts = ("whole", "effect")
 
-    box: t.List[Any] = t.List(help="Top, left, bottom and right of the region, in pixels of the input.")
-    mask = t.Bytes(help="The painted region, a byte of 0 or 1 for each pixel of the input, row by row.")
-    mode = t.Unicode("box", help="Whether the region is the box or what is painted.")
-    keep = t.Bool(True, help="Keep the region and cut the rest away, or the other way round.")
-    fill = t.Unicode("grey", help="What is put in the place of what is cut away.")
+    keep = Choice(
+        "Do",
+        "Keep the region and cut the rest away, or the other way round",
+        options={True: "keep the region", False: "cut it away"},
+        usual=True,
+        start=True,
+    )
+    fill = Choice("Fill with", "What takes the place of what is cut away", options=FILLS, usual="grey", start="grey")
+    mode = Choice(
+        help="Whether the region is the box or what is painted.",
+        options=("box", "paint"),
+        start="box",
+        drawn_in="drawing",
+        in_code=False,
+    )
+    box = Control(
+        help="Top, left, bottom and right of the region, in pixels of the input.",
+        check=lambda view, value: view._valid_box(value),
+        start=[0, 0, 1, 1],
+        drawn_in="drawing",
+        in_code=False,
+    )
+    mask = Control(
+        help="The painted region, a byte of 0 or 1 for each pixel of the input, row by row.",
+        check=lambda view, value: view._valid_mask(value),
+        start=b"",
+        drawn_in="drawing",
+        in_code=False,
+    )
 
     def __init__(
         self,
@@ -80,7 +96,8 @@ class Regions(OfPictures):
         check_choice("fill", fill, FILLS)
         if not isinstance(keep, bool):
             raise TypeError(f"keep is {shown(keep)}; expected True or False")
-        session = answering(model, images, preprocess, labels, inputs, output)
+        super().__init__(model, images, preprocess, labels, inputs, output, "Prediction: whole → cut")
+        session = self.session
         height, width = session.size
         box, painted = [height // 4, width // 4, height - height // 4, width - width // 4], b""
         if mask is not None:
@@ -92,32 +109,21 @@ class Regions(OfPictures):
                 box = given.tolist()
             else:
                 painted = region[0].to(torch.uint8).cpu().numpy().tobytes()
-        super().__init__(session, model, picture, "Prediction: whole → cut")
         self.drawing = Region(size=[height, width])
-        self.keep_control = ipywidgets.Dropdown(
-            options=[("keep the region", True), ("cut it away", False)], description="Do"
-        )
-        self.fill_control = ipywidgets.Dropdown(options=FILLS, description="Fill with")
+        mode = "paint" if painted else "box"
+        self._begin_with(picture=picture, keep=keep, fill=fill, box=box, mask=painted, mode=mode)
         self.panels = Panels([{"title": "What the network is given", "cells": [{"slot": "cut"}]}])
-        self.box, self.mask, self.mode = box, painted, "paint" if painted else "box"
-        self.keep, self.fill = keep, fill
-        for name in ("keep", "fill"):
-            t.link((self, name), (getattr(self, f"{name}_control"), "value"))
-        for name in ("box", "mask", "mode"):
-            t.link((self, name), (self.drawing, name))
-        middle = ipywidgets.VBox([self.keep_control, self.fill_control, self.drawing])
-        columns = [ipywidgets.VBox([self.strip]), middle, ipywidgets.VBox([self.panels])]
-        self._lay_out(ipywidgets.Box(columns).add_class("nbviz-columns"), "regions")
+        self._lay_out([self.strip], [self.keep_control, self.fill_control, self.drawing], [self.panels])
         self._start()
 
-    @t.validate("box")
-    def _valid_box(self, proposal: Any) -> list[int]:
-        check_region(proposal["value"], self.session.pictures.inputs)
-        return list(map(int, proposal["value"]))
+    def _valid_box(self, value: Any) -> list[int]:
+        check_region(value, self.session.pictures.inputs)
+        return list(map(int, value))
 
-    @t.validate("mask")
-    def _valid_mask(self, proposal: Any) -> bytes:
-        mask = bytes(proposal["value"])
+    def _valid_mask(self, value: Any) -> bytes:
+        if not isinstance(value, (bytes, bytearray, memoryview)):
+            raise TypeError(f"mask is {shown(value)}; expected bytes")
+        mask = bytes(value)
         count = self.session.size[0] * self.session.size[1]
         if len(mask) not in (0, count):
             raise ValueError(f"mask has {len(mask)} bytes; expected {count}, one for each pixel of the input, or none")
@@ -128,14 +134,6 @@ class Regions(OfPictures):
         """What was set last counts, by a cell as well as in the page."""
         if self._open and change.new:
             self.mode = {"box": "box", "mask": "paint"}[change.name]
-
-    @t.validate("mode")
-    def _valid_mode(self, proposal: Any) -> str:
-        return check_choice("mode", proposal["value"], ("box", "paint"))
-
-    @t.validate("fill")
-    def _valid_fill(self, proposal: Any) -> str:
-        return check_choice("fill", proposal["value"], FILLS)
 
     @property
     def region(self) -> Tensor:
@@ -152,15 +150,19 @@ class Regions(OfPictures):
         region = self.region.to(one.inputs.device)
         return torch.where(region == self.keep, one.inputs, filling(one.inputs, self.fill, one.preprocess))
 
-    def _show_picture(self) -> Iterator[bool]:
+    @draws("picture")
+    def _show_whole(self) -> Iterator[bool]:
         pixels = channels_last(self.session.shown(self.picture))
         self.drawing.picture = {"shape": list(pixels.shape), "data": pixels.tobytes()}
         yield False
 
+    @draws(
+        *("picture", "keep", "fill", "mode"),
+        into=("panels", "strip"),
+        also=lambda view: ("box",) if view.mode == "box" else ("mask",),
+    )
     def _show_effect(self) -> Iterator[bool]:
         altered = self._altered()
-        painted = zlib.crc32(self.mask) if self.mode == "paint" else self.box
-        self.panels.current = f"{self.picture} {self.keep} {self.fill} {painted}"
         share = 100 * float(self.region.float().mean())
         caption = f"{share:.0f} % of the picture {'kept' if self.keep else 'cut away'}"
         self.panels.show("cut", "picture", channels_last(self.session.shown_input(altered)), caption=caption)
@@ -168,9 +170,10 @@ class Regions(OfPictures):
         self.strip.predictions = self.session.changed(self.picture, altered)
         yield False
 
-    def _ended(self) -> None:
-        call = f"{self._region_code()}, {self.keep}, {self.fill!r}, picture={self.picture}"
-        self.header.code = f"nbviz.Regions(model, images, {call})"
+    @property
+    def code(self) -> str:
+        """The call that gives this view."""
+        return super().code.replace("(model, images", f"(model, images, mask={self._region_code()}", 1)
 
     def _region_code(self) -> str:
         """What gives the region again: its box, or the lengths of its runs, outside and inside in turn."""
@@ -179,7 +182,9 @@ class Regions(OfPictures):
         ends = (self.region.flatten().diff().nonzero()[:, 0] + 1).tolist()
         ends = [*([0] if bool(self.region[0, 0]) else []), *ends, self.region.numel()]
         runs = [end - start for start, end in pairwise([0, *ends])]
-        return f"numpy.repeat(numpy.arange({len(runs)}) % 2 == 1, {runs}).reshape{self.session.size}"
+        runs += [0] * (len(runs) % 2)
+        repeat = "__import__('numpy').repeat"  # under whatever name the person has it
+        return f"{repeat}([False, True] * {len(runs) // 2}, {runs}).reshape{self.session.size}"
 
     def _heading(self) -> str:
         return f"{self.header.title} · {'kept' if self.keep else 'cut away'}"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import ipywidgets
 import torch
-import traitlets as t
 from torch import Tensor, nn
 
-from nbviz.core.checks import check_choice, check_whole
+from nbviz.core.checks import check_choice, check_index, check_whole
 from nbviz.core.errors import line
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
@@ -23,14 +21,15 @@ from nbviz.methods.sanity import (
     spearman,
     ssim,
 )
+from nbviz.widgets.controls import Choice, draws
 from nbviz.widgets.figure_panels import filled_panels, plot_panel
-from nbviz.widgets.picture_widget import OfPictures, answering
+from nbviz.widgets.picture_widget import ClassWidget
 from nbviz.widgets.views import Panels, Plot
 
 _FILM, _ROW = 10, 5  # maps, in all and in a row
 
 
-class Sanity(OfPictures):
+class Sanity(ClassWidget):
     """Whether a method's map can be believed: it should change when the network's weights are destroyed.
 
     The weights of a copy are destroyed layer by layer from the top, and the map drawn again each time (Adebayo et al.
@@ -38,7 +37,7 @@ class Sanity(OfPictures):
 
     Parameters
     ----------
-    model, images, method, seed, preprocess, inputs, output
+    model, images, method, target, seed, preprocess, inputs, output
         As in :func:`nbviz.sanity.randomisation`; ``method`` is a name.
     labels
         The names of the model's outputs; found for torchvision's and timm's ImageNet models.
@@ -59,19 +58,19 @@ class Sanity(OfPictures):
     True
     """
 
-    _parts: ClassVar[tuple[str, ...]] = ("destroyed", "deleted", "predictions")
-    _stales: ClassVar[dict[str, set[str]]] = {
-        "picture": {"destroyed", "deleted", "predictions"},
-        "method": {"destroyed", "deleted"},
-    }
+    _kind = "sanity"
+    _parts = ("destroyed", "deleted", "predictions")
 
-    method = t.Unicode(help="The method whose map is looked at.")
+    method = Choice(
+        "Method", "The method whose map is looked at", options=list(METHODS), usual="guided_backprop", start="gradient"
+    )
 
     def __init__(
         self,
         model: nn.Module,
         images: Any,
         method: str = "guided_backprop",
+        target: int | None = None,
         *,
         seed: int = 0,
         preprocess: Any = None,
@@ -82,12 +81,14 @@ class Sanity(OfPictures):
     ) -> None:
         check_choice("method", method, METHODS)
         self._seed = check_whole("seed", seed, 0, 2**62)
-        session = answering(model, images, preprocess, labels, inputs, output)
-        self._given = {"inputs": inputs, "output": output}
+        super().__init__(model, images, preprocess, labels, inputs, output)
+        session = self.session
+        if target is not None:
+            target = check_index("class", target, len(session.labels or ()))
+        self._note_values({"seed": 0}, seed=seed)
         self._layers = layers_with_weights(session.model, session.pictures.inputs, session.feed)
         self._count = len(self._layers)
-        super().__init__(session, model, picture)
-        self.method_control = ipywidgets.Dropdown(options=list(METHODS), value=method, description="Method")
+        self._begin_with(picture=picture, target=target, method=method)
         most = min(_FILM, self._count + 1)
         # Rows of equal length, the last of which ends with what is never filled.
         film = [{"slot": f"film_{i}"} for i in range(-(-most // _ROW) * _ROW)]
@@ -106,34 +107,22 @@ class Sanity(OfPictures):
             ylabel="probability",
             range=[0, 1],
         )
-        self.method = method
-        t.link((self, "method"), (self.method_control, "value"))
-        left = ipywidgets.VBox([self.strip])
-        right = ipywidgets.VBox([self.method_control, self.panels, self.curve, self.pixels])
-        self._lay_out(ipywidgets.Box([left, right]).add_class("nbviz-columns"), "sanity")
+        controls = [self.method_control, self.target_control]
+        self._lay_out([self.strip], [*controls, self.panels, self.curve, self.pixels])
         self._start()
 
-    @t.validate("method")
-    def _valid_method(self, proposal: Any) -> str:
-        return check_choice("method", proposal["value"], METHODS)
-
     def _map(self, model: nn.Module | None = None) -> Tensor:
-        """The method's maps (N, H, W) or (N, C, H, W) of the chosen picture's batch, for the class predicted for it.
-
-        Of a model, or the trained one.
-        """
-        scores = self.session.scores_of(self.picture)
-        target = 0 if scores is None else int(torch.nan_to_num(scores[0].float()).argmax())
+        """The method's maps (N, H, W) or (N, C, H, W) of the chosen picture's batch, of a model, or the trained one."""
         with self.session.under_autocast():
             batch = self.session.batch(self.picture)
-            method, given = METHODS[self.method], {"target": target, **self._given}
+            method, given = METHODS[self.method], {"target": self.target, **self.options}
             found = self.session.ask(lambda trained: method(trained if model is None else model, batch, **given))
             return found.detach().float().cpu()
 
+    @draws("picture", "target", "method", into=("panels", "curve"))
     def _show_destroyed(self) -> Iterator[bool]:
         session, name = self.session, self.method
         self.header.note = ""
-        self.panels.current = f"{self.picture} {name}"
         self._before = self._map()
         row = session.row(self.picture)
         before = self._before[row : row + 1]
@@ -169,20 +158,21 @@ class Sanity(OfPictures):
             signed = maps[0] if maps.shape[1] in (1, 3) else maps[0].sum(0, keepdim=True)
             self.panels.show(f"film_{i}", "signed", channels_last(centre(signed)), caption=caption)
 
+    @draws("picture", "target", "method", into="pixels")
     def _show_deleted(self) -> Iterator[bool]:
         session = self.session
         batch, row = session.batch(self.picture), session.row(self.picture)
         with session.under_autocast():
-            found = session.ask(lambda model: deletion_insertion(model, batch, self._before, steps=24, **self._given))
+            found = session.ask(
+                lambda model: deletion_insertion(
+                    model, batch, self._before, target=self.target, steps=24, **self.options
+                )
+            )
         shares = found.shares.tolist()
         areas = float(found.deletion_area[row]), float(found.insertion_area[row])
         deleted = (f"deleted, area {areas[0]:.2f}", shares, found.deletion[row].tolist())
         self.pixels.show([deleted, (f"brought back, area {areas[1]:.2f}", shares, found.insertion[row].tolist())])
         yield False
-
-    def _ended(self) -> None:
-        call = f"{self.method!r}, seed={self._seed}, picture={self.picture}"
-        self.header.code = f"nbviz.Sanity(model, images, {call})"
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.method}"

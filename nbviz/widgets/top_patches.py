@@ -5,15 +5,12 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import ipywidgets
 import numpy as np
 import torch
-import traitlets as t
 from torch import nn
 
-from nbviz.core.checks import check_index
 from nbviz.core.errors import NoRectifierWarning, line, shown
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
@@ -21,6 +18,7 @@ from nbviz.imaging.pixels import centre, grid
 from nbviz.methods.top_patches import StrongestPatches, top_patches
 from nbviz.pictures.load import Reader
 from nbviz.widgets.base import Pulled
+from nbviz.widgets.controls import Index, draws
 from nbviz.widgets.figure_panels import filled_panels
 from nbviz.widgets.predictions import context_of_now
 from nbviz.widgets.views import Header, Panels
@@ -39,6 +37,9 @@ class TopPatches(Pulled):
         As in :func:`nbviz.top_patches`, which is run first; further keywords are its own. In place of the model what it
         has found may be given, and then nothing else.
 
+    first
+        The first channel on the page at first, as its place among those that were asked for.
+
     Raises
     ------
     ValueError, TypeError, PictureError, ModelError
@@ -53,10 +54,15 @@ class TopPatches(Pulled):
     >>> view.first = 40  # channels 40 to 43
     """
 
-    _parts: ClassVar[tuple[str, ...]] = ("rows",)
-    _stales: ClassVar[dict[str, set[str]]] = {"first": {"rows"}}
+    _kind = "patches"
+    _arguments: tuple[str, ...] = ("model", "dataset", "layer")
 
-    first = t.Int(0, help="The first of the channels on the page, as its place among those that were asked for.")
+    first = Index(
+        "From channel",
+        "The first of the channels on this page, as its place among those that were asked for",
+        count=lambda view: len(view.found.channels) - view.pages + 1,
+        usual=0,
+    )
 
     def __init__(
         self,
@@ -65,6 +71,8 @@ class TopPatches(Pulled):
         layer: str | None = None,
         channels: Sequence[int] | int | None = None,
         k: int = _K,
+        *,
+        first: int = 0,
         **options: Any,
     ) -> None:
         if isinstance(model, StrongestPatches):
@@ -85,9 +93,11 @@ class TopPatches(Pulled):
         self._under_autocast = context_of_now(Reader.of(found.model).device)
         super().__init__(Header(title=line(type(found.model).__name__), info=line(found.layer)))
         count = len(found.channels)
-        self.first_control = ipywidgets.IntSlider(
-            max=count - min(_ROWS, count), description="From channel", tooltip="The first of the channels on this page"
-        )
+        if model is found:
+            self._arguments = ("patches",)
+        else:
+            self._note_values({"k": _K}, layer=layer, channels=channels, k=k)
+            self._note_given(**{name: value for name, value in options.items() if name != "progress"})
         self.pages = min(_ROWS, count)
         self.panels = Panels(
             [
@@ -96,18 +106,13 @@ class TopPatches(Pulled):
             ],
             controls=["contrast"],
         )
-        t.link((self, "first"), (self.first_control, "value"))
-        shown_here = ipywidgets.VBox([self.first_control, self.panels])
-        self._lay_out(ipywidgets.Box([shown_here]).add_class("nbviz-columns"), "patches")
+        self._begin_with(first=first)
+        self._lay_out([self.first_control, self.panels])
         self._start()
 
-    @t.validate("first")
-    def _valid_first(self, proposal: Any) -> int:
-        return check_index("first", proposal["value"], len(self.found.channels) - self.pages + 1)
-
+    @draws("first", into="panels")
     def _show_rows(self) -> Iterator[bool]:
         found = self.found
-        self.panels.current = str(self.first)
         for row in range(self.pages):
             place = self.first + row
             channel, seen = int(found.channels[place]), int((found.indices[place] >= 0).sum())
@@ -144,9 +149,6 @@ class TopPatches(Pulled):
         counted = Counter(label for label in self.found.labels[place].tolist() if label >= 0)
         told = [f"{line(names[i]) if i < len(names) else f'class {i}'} ×{n}" for i, n in counted.most_common(3)]
         return f" · {', '.join(told)}" if told else ""
-
-    def _ended(self) -> None:
-        self.header.code = f"nbviz.TopPatches(model, dataset, {self.found.layer.name!r})"
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.found.layer}"

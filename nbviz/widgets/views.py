@@ -45,6 +45,15 @@ class View(anywidget.AnyWidget):
     """Base of the views: joins the view's module with those that it imports, as a widget's module is one file."""
 
     _script: str
+    part = t.Unicode().tag(sync=True)  # of the widget, the part that is drawn here: the view is dimmed with it
+    _drawn = ("", "")  # the part that is being drawn, and what it is of
+
+    def draw_for(self, part: str, key: str) -> None:
+        """From now on, what is drawn here is of this part, and of this state."""
+        self._drawn = part, key
+
+    def is_to_come(self, part: str) -> None:
+        """Of this part, what is here will be drawn again."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "_script" in cls.__dict__:
@@ -187,7 +196,6 @@ class ChannelGrid(View):
     def begin(
         self,
         kind: str,
-        of: str,
         shape: Sequence[int],
         strength: Array,
         spread: Array,
@@ -200,8 +208,6 @@ class ChannelGrid(View):
         ----------
         kind
             ``"map"`` for values to colour, ``"signed"`` for colours around grey.
-        of
-            What they show: tiles of the same stay until they are replaced, others go at once.
         shape
             Channels, and height and width of a whole tile, of which the page may be sent a smaller one.
         strength, spread
@@ -216,7 +222,13 @@ class ChannelGrid(View):
         ranks: dict[str, Any] = {"strength": _floats(strength), "spread": _floats(spread), "plots": plots}
         self.sent = 0
         ranks |= {} if ends is None else {"ends": list(ends)}
-        self.tiles = {"key": self.tiles.get("key", 0) + 1, "kind": kind, "of": of, "shape": list(shape), **ranks}
+        self.tiles = {
+            "key": self.tiles.get("key", 0) + 1,
+            "kind": kind,
+            "of": self._drawn[1],
+            "shape": list(shape),
+            **ranks,
+        }
 
     def waiting(self, most: int) -> list[int]:
         """The channels that come next, so many at most."""
@@ -338,15 +350,33 @@ class Panels(View):
     opacity = t.Float(0.6, min=0.0, max=1.0).tag(sync=True)
     note = t.Unicode().tag(sync=True)
     plots = t.Bool(default_value=False).tag(sync=True)
-    current = t.Unicode().tag(sync=True)  # the state that is wanted: pictures of another are dimmed
+    # For each part drawn here, the state that is wanted: pictures of another are dimmed.
+    current: t.Dict[str, str] = t.Dict({"": ""}).tag(sync=True)
 
     def __init__(self, rows: list[dict[str, Any]], **kwargs: Any) -> None:
         slots = sorted({cell["slot"] for row in rows for cell in row["cells"]})
         parts = ("slot", "over", "patch", "label")
         traits = {f"{part}_{slot}": t.Dict().tag(sync=True) for slot in slots for part in parts}
+        self._to_come = set[str]()
         # Before the base class opens the comm, which asks once which traits there are.
         self.add_traits(**traits)
         super().__init__(rows=rows, **kwargs)
+
+    def draw_for(self, part: str, key: str) -> None:
+        """From now on, what is drawn here is of this part, and of this state."""
+        super().draw_for(part, key)
+        self._to_come.discard(part)
+        self.current = {**self.current, part: key}
+
+    def is_to_come(self, part: str) -> None:
+        """Of this part, what is here is of an earlier state."""
+        self._to_come.add(part)
+
+    def is_current(self, slot: dict[str, Any]) -> bool:
+        """Whether a slot was filled, and since its part was last to be drawn again."""
+        if not slot or slot["part_drawn"] in self._to_come:
+            return False
+        return bool(slot["key"] == self.current.get(slot["part_drawn"]))
 
     def slot(self, name: str) -> dict[str, Any]:
         """What a slot was last filled with; empty if nothing yet."""
@@ -385,4 +415,4 @@ class Panels(View):
             self.set_trait(f"slot_{slot}", {"kind": kind, **encode(pixels)})
             self.set_trait(f"over_{slot}", {} if over is None else encode(over))
             self.set_trait(f"patch_{slot}", {} if patch is None else encode(patch))
-            self.set_trait(f"label_{slot}", {"key": self.current, **label})
+            self.set_trait(f"label_{slot}", {"part_drawn": self._drawn[0], "key": self._drawn[1], **label})

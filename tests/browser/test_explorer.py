@@ -209,9 +209,9 @@ def test_sixty_moves_in_a_second_leave_no_backlog(notebook: Callable[..., Notebo
                 await new Promise(requestAnimationFrame);
             return performance.now() - start;
         }""",
-        f"0 {layer} 60 max 0 (0,)",
+        f"0 {layer} 60 max 0 (0,) 0",
     )
-    expect(figure).to_have_attribute("data-key", f"0 {layer} 60 max 0 (0,)")
+    expect(figure).to_have_attribute("data-key", f"0 {layer} 60 max 0 (0,) 0")
     widget = ready(book)
     runs = kernel(book, "len(moves)")
     print(

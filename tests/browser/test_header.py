@@ -53,7 +53,7 @@ def test_a_long_pass_is_said_to_be_work(notebook: Callable[..., Notebook]) -> No
     book.add_and_run(SLOW)
     choose_layer(widget, "features.7")
     expect_soon(widget, "working", "working")
-    expect(widget).to_have_attribute("data-stale", "channel first fused grid predictions rest trace")
+    expect(widget).to_have_attribute("data-stale", "channel first fused grid rest trace")
     book.screenshot("working.png", widget)
     widget = ready(book)
     expect(header(widget).locator(".nbviz-state")).to_have_text("ready")

@@ -79,7 +79,7 @@ def test_pictures_that_go_together_are_answered_together(net: Small, images: Ten
     answer(view, [0, 4], row=1, inputs=feed)
     view.picture = 2
     answer(view, [0, 4], row=2, inputs=feed)
-    assert view.code.endswith("inputs=inputs, off=[0, 4])")
+    assert view.code.endswith("off=[0, 4], inputs=inputs)")
 
 
 def test_a_class_that_comes_first_without_the_channels_is_told_too() -> None:

@@ -54,7 +54,7 @@ def test_a_subshell_waits_for_the_cell_that_made_the_widget_and_says_so(shell: I
     assert shell.user_ns["during"] == ["waiting: a cell is running"]
     shell.user_ns["view"].finish()
     assert shell.user_ns["view"].header.state == "ready"
-    assert shell.user_ns["view"].panels.current.split()[2] == "1"
+    assert shell.user_ns["view"].panels.current["channel"].split()[2] == "1"
 
 
 def test_a_cell_that_a_subshell_runs_does_not_wait_for_itself(shell: InteractiveShell) -> None:

@@ -213,7 +213,7 @@ def test_the_copied_code_gives_the_painted_region_again(model: nn.Module, images
     assert (again.keep, again.fill, again.picture) == (False, "blur", 1)
     view.box = [1, 2, 3, 4]
     view.finish()
-    assert view.header.code == "nbviz.Regions(model, images, [1, 2, 3, 4], False, 'blur', picture=1)"
+    assert view.header.code == "nbviz.Regions(model, images, mask=[1, 2, 3, 4], picture=1, keep=False, fill='blur')"
 
 
 def test_another_painting_makes_another_cut(model: nn.Module, images: Tensor) -> None:
@@ -241,7 +241,7 @@ def test_sanity_draws_the_curves_of_the_functions(model: nn.Module, images: Tens
     view.method = "guided_backprop"
     view.finish()
     assert view.header.note.startswith("guided_backprop hardly changes")
-    assert view.panels.slot("film_7")["key"] == view.panels.current
+    assert view.panels.is_current(view.panels.slot("film_7"))
     with pytest.raises((ValueError, TraitError), match="no method 'lime'. Accepted: gradient"):
         view.method = "lime"
 

@@ -7,30 +7,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import traitlets
 from torch import nn
 
 import nbviz
 from nbviz.core.backward import RULES
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.widgets.layer_widget import Instrument
+from nbviz.widgets.layer_widget import LayerWidget
 
 WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
 
 
-def finished(view: Instrument) -> Instrument:
+def finished(view: LayerWidget) -> LayerWidget:
     view.finish()
     assert (view.header.state, view.header.error) == ("ready", "")
     return view
 
 
-def tiles(view: Instrument) -> np.ndarray:
+def tiles(view: LayerWidget) -> np.ndarray:
     channels, pixels = view.grid.pixels()
     return pixels[np.argsort(channels)]
 
 
-def shown(view: Instrument, slot: str, part: str = "") -> np.ndarray:
+def shown(view: LayerWidget, slot: str, part: str = "") -> np.ndarray:
     slot = view.panels.slot(slot)
     return decode(slot[part] if part else slot)
 
@@ -150,7 +149,7 @@ def test_a_slice_that_is_not_there(volumes: Any) -> None:
     view = nbviz.explore(*volumes)
     with pytest.raises(ValueError, match="^no plane -1"):
         view.plane = -1
-    with pytest.raises(traitlets.TraitError):
+    with pytest.raises(TypeError, match="expected a whole number"):
         view.plane = "first"
     assert finished(view).plane == 4
 

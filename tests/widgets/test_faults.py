@@ -20,7 +20,7 @@ from nbviz.core.backward import BackwardRule
 from nbviz.core.state import lock
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.widgets.layer_widget import Instrument
+from nbviz.widgets.layer_widget import LayerWidget
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
 WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
@@ -41,13 +41,13 @@ def a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
 
 
-def tiles(view: Instrument) -> np.ndarray:
+def tiles(view: LayerWidget) -> np.ndarray:
     channels, pixels = view.grid.pixels()
     assert sorted(channels) == list(range(view.grid.tiles["shape"][0]))
     return pixels[np.argsort(channels)]
 
 
-def goes_on(view: Instrument) -> None:
+def goes_on(view: LayerWidget) -> None:
     """The next change draws what the functions give."""
     view.picture = 1
     view.picture = 2
@@ -135,7 +135,7 @@ def test_a_widget_whose_first_picture_fails_leaves_nothing(
 def test_an_interrupt_in_any_chunk_leaves_no_mark_and_the_rest_to_be_drawn(
     kind: Any, tiled: str, net: nn.Sequential, images: Tensor, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nbviz.widgets.parts._MOST_TILES", 4)
+    monkeypatch.setattr("nbviz.widgets.tiles._MOST_TILES", 4)
     view = kind(net, images, layer="6", tiles=tiled)
     view.finish()
     chunks = 0
@@ -150,7 +150,7 @@ def test_an_interrupt_in_any_chunk_leaves_no_mark_and_the_rest_to_be_drawn(
             for _ in range(chunks):
                 view.header.painted = view.header.chunk
             with pytest.MonkeyPatch.context() as patch:
-                for name in ("session.to_host", "session.project", "views.encode", "parts.to_host"):
+                for name in ("session.to_host", "session.project", "views.encode", "layer_widget.to_host"):
                     patch.setattr(f"nbviz.widgets.{name}", interrupted)
                 patch.setattr(view.session, "predictions", interrupted)
                 try:
@@ -244,7 +244,7 @@ def test_two_widgets_on_one_model_from_two_threads(net: nn.Sequential, images: T
     views = [nbviz.Explorer(net, images, layer=layer, tiles="guided") for layer in ("4", "9")]
     errors: list[BaseException] = []
 
-    def move(view: Instrument) -> None:
+    def move(view: LayerWidget) -> None:
         try:
             for number in range(12):
                 view.picture, view.seed = number % 3, ("max", "map", "unit")[number % 3]
@@ -324,7 +324,7 @@ def test_tiles_that_memory_does_not_suffice_for_come_in_smaller_lots(
         return patches(layer, maps, *more)
 
     monkeypatch.setattr(view.session, "patches", short)
-    monkeypatch.setattr("nbviz.widgets.parts._TILES_SECONDS", 1e6)  # as many as there may be
+    monkeypatch.setattr("nbviz.widgets.tiles._TILES_SECONDS", 1e6)  # as many as there may be
     with snapshot(net):
         view.tiles = "guided"
         view.finish()

@@ -72,7 +72,7 @@ def response(view: nbviz.Kernels, kernel: Tensor) -> None:
     expected = nbviz.frequency_response(kernel, 32)[0]
     steps = decode(view.panels.slot("response"))[..., 0]
     np.testing.assert_allclose(steps / 255, expected / expected.max(), atol=0.5 / 255 + 1e-6)
-    assert view.panels.slot("response")["key"] == view.panels.current
+    assert view.panels.is_current(view.panels.slot("response"))
 
 
 def test_all_that_is_shown_is_what_the_functions_give(net: Small, snapshot: Snapshot) -> None:
@@ -148,7 +148,7 @@ def test_a_response_of_another_layer_is_not_shown_as_this_ones() -> None:
     view = nbviz.Kernels(net)
     view.layer = "2"
     view.finish()
-    assert view.panels.slot("response")["key"] != view.panels.current  # which the page dims
+    assert not view.panels.is_current(view.panels.slot("response"))  # which the page dims
     assert len(view._figure_rows()[0]) == 2
 
 

@@ -69,8 +69,8 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "Correspondence": [{"boxes": [[0, 0, 3, 3]] * 3}, {"boxes": [[2, 2, 9, 9]] * 3}],
 }
 PLACES = {
-    "Ablation": ["session.run", "answers.switch_off", "session.to_host", "views.encode"],
-    "Invariance": ["answers.run", "invariance.moved_by", "views.encode"],
+    "Ablation": ["session.run", "predictions.switch_off", "session.to_host", "views.encode"],
+    "Invariance": ["predictions.run", "invariance.moved_by", "views.encode"],
     "Evolution": ["evolution.quantise", "views.encode"],
     "TopPatches": ["top_patches.tiled", "views.encode"],
     "Kernels": ["kernels.kernel_report", "kernels.to_host", "views.encode"],
@@ -116,9 +116,10 @@ def state(view: Pulled) -> list[tuple[str, str]]:
     found = []
     for widget in parts(view):
         for key, value in widget.get_state().items():
-            skip = key in ("chunk", "layout", "style", "children", "slider", "controls", "group", "cost", "painted")
+            counted = "chunk", "cost", "painted", "current"
+            skip = key in ("layout", "style", "children", "slider", "controls", "group", *counted)
             if not skip and not key.startswith("_"):
-                own = {k: v for k, v in value.items() if k != "key"} if isinstance(value, dict) else value
+                own = {k: v for k, v in value.items() if k not in ("key", "of")} if isinstance(value, dict) else value
                 found.append((key, repr(own)))
     return found
 

@@ -138,7 +138,7 @@ def test_what_someone_holds_lives_on(shell: Shell, hold: str) -> None:
     assert len(_instances) == 2 * before
     view().channel = 5
     view().finish()
-    assert view().panels.current.split()[2] == "5"
+    assert view().panels.current["channel"].split()[2] == "5"
     assert view().header.comm.comm_id in _instances
     # From the next run on after that is no longer so, it is gone.
     shell.run("held = Holder = None", "b")

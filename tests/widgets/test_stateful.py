@@ -28,7 +28,7 @@ from nbviz.imaging.pixels import centre, quantise, shrink
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets import memory
-from nbviz.widgets.layer_widget import Instrument
+from nbviz.widgets.layer_widget import LayerWidget
 from nbviz.widgets.session import TILES
 
 MOVES = 10_000
@@ -68,7 +68,8 @@ PAGE: dict[tuple[str, str], tuple[list[Any], Any]] = {
 PLACES = [
     *("nbviz.widgets.session.run", "nbviz.widgets.predictions.run", "nbviz.widgets.session.project"),
     "nbviz.widgets.session.to_host",
-    *("nbviz.widgets.parts.centre", "nbviz.widgets.parts.quantise", "nbviz.widgets.parts.channels_last"),
+    *("nbviz.widgets.layer_widget.centre", "nbviz.widgets.layer_widget.quantise"),
+    "nbviz.widgets.layer_widget.channels_last",
     *("nbviz.widgets.views.encode", "nbviz.core.backward.torch.autograd.grad"),
 ]
 #: How many moves lie at least between two that take long.
@@ -133,7 +134,7 @@ class Moves(RuleBasedStateMachine):
         self.model = Small().to(device)
         self.twin = copy.deepcopy(self.model)
         self.images = torch.rand(PICTURES, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-        self.views: list[Instrument] = []
+        self.views: list[LayerWidget] = []
         self.old: set[int] = set()  # views that were drawn before a step of training
         self.truth: dict[Any, Any] = {}  # what the functions give, since the last step
         self.since = dict.fromkeys(BETWEEN, 1000)
@@ -151,7 +152,7 @@ class Moves(RuleBasedStateMachine):
         for name in self.since:
             self.since[name] = 0 if name == takes_long else self.since[name] + 1
 
-    def view(self, number: int) -> Instrument:
+    def view(self, number: int) -> LayerWidget:
         return self.views[number % len(self.views)]
 
     # What a person does.
@@ -207,7 +208,7 @@ class Moves(RuleBasedStateMachine):
         assert getattr(view, change) == value
         assert view.header.error == "" or Small.armed or value == before
 
-    def change_in_page(self, view: Instrument, change: str, value: Any) -> None:
+    def change_in_page(self, view: LayerWidget, change: str, value: Any) -> None:
         """As the page's message does it."""
         if change == "picture":
             view.strip.set_state({"picture": value})
@@ -344,7 +345,7 @@ class Moves(RuleBasedStateMachine):
             self.truth[what, key] = value
         return self.truth[what, key]
 
-    def check(self, view: Instrument) -> None:
+    def check(self, view: LayerWidget) -> None:
         """The widget shows what the functions give for its state."""
         header, parts = view.header, view._parts
         assert (header.state, header.error, header.stale) == ("ready", "", [])
@@ -365,25 +366,23 @@ class Moves(RuleBasedStateMachine):
             self.check_grid(view, maps)
         if "channel" in parts:
             back = self.given("back", view.picture, view.layer, view.seed)
-            assert view.panels.current == view.picked
+            assert view.panels.current["channel"] == view._key("channel")
             for name in RULES:
                 slot = view.panels.slot(name)
-                assert slot["key"] == view.picked
+                assert slot["key"] == view._key("channel")
                 same(decode(slot).transpose(2, 0, 1), centre(back[name][0, view.channel]).cpu().numpy())
             if float(maps[view.channel].amin()) < float(maps[view.channel].amax()):
                 same(decode(view.panels.slot("activation"))[..., 0], quantise(maps[view.channel])[0].numpy())
 
-    def check_grid(self, view: Instrument, maps: Tensor) -> None:
+    def check_grid(self, view: LayerWidget, maps: Tensor) -> None:
         channels, sent = view.grid.pixels()
         assert sorted(channels) == list(range(len(maps)))
-        of, wanted = view.grid.tiles["of"].split(), view.tiled.split()
-        assert of[:3] == wanted[:3]
-        assert of[3] == wanted[3] or view.tiles == TILES[0]  # which start from nothing
+        assert view.grid.tiles["of"] == view._key("grid")
         largest = max(view.grid.tiles["shape"][1:])
-        assert max(1, largest // view._side) <= max(1, largest // view.grid.side)
+        assert max(1, largest // view._tiles._side) <= max(1, largest // view.grid.side)
         sent = sent[np.argsort(channels)]
         if view.tiles == TILES[0]:
-            same(sent, quantise(maps, view._side)[0].numpy())
+            same(sent, quantise(maps, view._tiles._side)[0].numpy())
             return
         back = self.given("back", view.picture, view.layer, view.seed)[view.tiles][0].cpu()
         field = view.session.layers[view.layer].field
@@ -394,7 +393,7 @@ class Moves(RuleBasedStateMachine):
             wide = nn.functional.pad(whole, (16, 16, 16, 16))  # zero beyond the picture
             down, across = 0 if h == 16 else top, 0 if w == 16 else left
             part = wide[:, 16 + down : 16 + down + h, 16 + across : 16 + across + w]
-            same(sent[channel].transpose(2, 0, 1), centre(shrink(part, view._side)).numpy())
+            same(sent[channel].transpose(2, 0, 1), centre(shrink(part, view._tiles._side)).numpy())
 
     def teardown(self) -> None:
         Small.armed = False

@@ -39,7 +39,7 @@ def check(view: nbviz.TopPatches, found: nbviz.StrongestPatches, k: int) -> None
     for row in range(view.pages):
         channel = int(found.channels[view.first + row])
         slots = {what: view.panels.slot(f"{what}_{row}") for what in ("patches", "deconvnet", "guided")}
-        assert {slot["key"] for slot in slots.values()} == {view.panels.current}
+        assert all(map(view.panels.is_current, slots.values()))
         sent = tiles(decode(slots["patches"]), k, found.size)
         np.testing.assert_array_equal(sent, found.patches(channel).permute(0, 2, 3, 1))
         for rule in ("deconvnet", "guided"):
@@ -73,7 +73,7 @@ def test_what_was_found_before_is_not_looked_for_again(monkeypatch: pytest.Monke
     assert view.first_control.max == 0
     assert view.pages == 2
     check(view, found, 3)
-    assert view.header.code == "nbviz.TopPatches(model, dataset, '2')"
+    assert view.header.code == "nbviz.TopPatches(patches)"
 
 
 def test_labels_are_told_the_most_frequent_first() -> None:

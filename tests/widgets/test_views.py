@@ -48,7 +48,8 @@ def view() -> ChannelGrid:
 
 def show(view: ChannelGrid, pixels: np.ndarray[Any, Any], strength: np.ndarray[Any, Any], at_once: int) -> None:
     with view.hold_sync():
-        view.begin("map", "these", pixels.shape[:3], strength, strength)
+        view.draw_for("", "these")
+        view.begin("map", pixels.shape[:3], strength, strength)
         send(view, pixels, at_once)
     while view.waiting(1):
         send(view, pixels, at_once)
@@ -80,7 +81,8 @@ def test_the_page_never_takes_an_old_block_for_a_new_one(view: ChannelGrid) -> N
     page = Page(view)
     old, new = np.zeros((64, 2, 2), np.uint8), np.ones((64, 2, 2), np.uint8)
     show(view, old, np.arange(64.0), 64)
-    view.begin("map", "others", new.shape, np.arange(64.0), np.arange(64.0))
+    view.draw_for("", "others")
+    view.begin("map", new.shape, np.arange(64.0), np.arange(64.0))
     while view.waiting(1):
         send(view, new, 5)
         assert all((tile == 1).all() for tile in page.tiles().values())
@@ -157,9 +159,9 @@ def test_a_plots_curves_become_those_of_the_figure() -> None:
 
 def test_two_grids_may_have_one_scale(view: ChannelGrid) -> None:
     strength = np.zeros(2)
-    view.begin("map", "these", (2, 1, 1), strength, strength, ends=(-1.0, 3.0))
+    view.begin("map", (2, 1, 1), strength, strength, ends=(-1.0, 3.0))
     assert view.tiles["ends"] == [-1.0, 3.0]
-    view.begin("map", "others", (2, 1, 1), strength, strength)
+    view.begin("map", (2, 1, 1), strength, strength)
     assert "ends" not in view.tiles
 
 
@@ -227,13 +229,13 @@ def test_panels_of_an_earlier_state_are_no_part_of_the_figure() -> None:
     panels = Panels([{"title": "", "cells": [{"slot": "a"}, {"slot": "b"}]}, {"title": "", "cells": [{"slot": "c"}]}])
     assert filled_panels(panels) == []
     picture, heat = np.full((4, 6, 3), 100, np.uint8), np.full((2, 3), 255, np.uint8)
-    panels.current = "first"
+    panels.draw_for("part", "first")
     panels.show("a", "map", heat[..., None], caption="values")
     panels.show("b", "overlay", picture, heat, caption="over it")
-    panels.current = "second"
+    panels.draw_for("part", "second")
     panels.show("c", "signed", picture[..., :1], caption="grey")
     assert [[panel.caption for panel in row] for row in filled_panels(panels)] == [["grey"]]
-    panels.current = "first"
+    panels.draw_for("part", "first")
     panels.opacity = 0.25
     ((values, over),) = filled_panels(panels)
     np.testing.assert_array_equal(values.pixels, heat)

@@ -26,7 +26,7 @@ from nbviz.core.state import lock
 from nbviz.imaging.encode import decode, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.widgets.figure_panels import grid_panel, predictions_panel, reconstruction_panels
-from nbviz.widgets.layer_widget import Instrument
+from nbviz.widgets.layer_widget import LayerWidget
 
 WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
 
@@ -41,14 +41,14 @@ def images() -> torch.Tensor:
     return nbviz.bundled.fashion_test()[0][:3, None]
 
 
-def tiles(view: Instrument) -> np.ndarray:
+def tiles(view: LayerWidget) -> np.ndarray:
     """The tiles that were sent, in the channels' own order."""
     channels, pixels = view.grid.pixels()
     assert sorted(channels) == list(range(view.grid.tiles["shape"][0]))
     return pixels[np.argsort(channels)]
 
 
-def shown(view: Instrument, slot: str) -> np.ndarray:
+def shown(view: LayerWidget, slot: str) -> np.ndarray:
     return decode(view.panels.slot(slot))
 
 
@@ -128,12 +128,12 @@ def test_the_strongest_come_first_then_the_picked_channel_then_the_rest(
     model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
-    monkeypatch.setattr("nbviz.widgets.parts._MOST_TILES", 8)
-    monkeypatch.setattr("nbviz.widgets.parts._FIRST_SECONDS", 60.0)
+    monkeypatch.setattr("nbviz.widgets.tiles._MOST_TILES", 8)
+    monkeypatch.setattr("nbviz.widgets.layer_widget._FIRST_SECONDS", 60.0)
     view = nbviz.Explorer(model, images, layer="features.11", channel=3, tiles="guided")
     drawn: list[tuple[int, bool]] = []
     for chunk in range(100):
-        drawn.append((view.grid.sent, view.panels.slot("guided").get("key") == view.picked))
+        drawn.append((view.grid.sent, view.panels.is_current(view.panels.slot("guided"))))
         if chunk == 12:
             view.channel = 5  # goes before the rest, which goes on where it was
         if view.header.state == "ready":
@@ -346,7 +346,7 @@ def test_a_newer_state_drops_what_is_left_of_an_older_one(
         view.channel = channel
     view.finish()
     assert drawn == [10, 10, 10]
-    assert view.panels.current.split()[2] == "10"
+    assert view.panels.current["channel"].split()[2] == "10"
 
 
 def test_two_threads_are_never_in_the_model_at_once(images: torch.Tensor) -> None:
@@ -367,7 +367,7 @@ def test_two_threads_are_never_in_the_model_at_once(images: torch.Tensor) -> Non
     model.features[3].register_forward_hook(leave)
     views = [nbviz.Explorer(model, images, layer=layer) for layer in ("features.4", "features.8")]
 
-    def move(view: Instrument) -> None:
+    def move(view: LayerWidget) -> None:
         for picture in (1, 2, 0, 1):
             view.picture = picture
             view.finish()
@@ -548,14 +548,14 @@ def test_a_model_without_class_scores_has_no_predictions(strange: nn.Module) -> 
 def test_picks_while_the_grid_is_drawn_neither_starve_nor_restart_it(
     model: nn.Module, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nbviz.widgets.parts._FIRST_SECONDS", 0.0)  # each tile takes long
+    monkeypatch.setattr("nbviz.widgets.layer_widget._FIRST_SECONDS", 0.0)  # each tile takes long
     view = nbviz.Explorer(model, images, layer="features.11", channel=0, tiles="guided")
     key = view.grid.tiles["key"]
     for channel in range(1, 9):
         view.channel = channel
         for _ in range(4):
             view.header.painted = view.header.chunk
-        assert view.panels.slot("guided")["key"] == view.picked
+        assert view.panels.is_current(view.panels.slot("guided"))
     view.finish()
     assert view.grid.tiles["key"] == key
 

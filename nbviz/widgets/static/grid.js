@@ -37,6 +37,7 @@ import {
  * @property {Record<string, DataView>} tables
  * @property {string} title
  * @property {string} group
+ * @property {string} part
  * @property {string} cmap
  * @property {number} contrast
  * @property {Scale} scale
@@ -188,8 +189,14 @@ async function render({ model, el }) {
       ),
     );
   el.classList.add("nbviz-grid");
-  el.append(title, bar, make("div", { className: "nbviz-frame" }, scroller, tip), caption);
-  if (model.get("large")) el.append(make("figure", { className: "nbviz-picked" }, large, largeCaption));
+  el.append(
+    title,
+    bar,
+    make("div", { className: "nbviz-frame", "data-part": model.get("part") }, scroller, tip),
+    caption,
+  );
+  if (model.get("large"))
+    el.append(make("figure", { className: "nbviz-picked", "data-part": model.get("part") }, large, largeCaption));
 
   const layout = () => {
     const width = Math.max(scroller.clientWidth, 40);

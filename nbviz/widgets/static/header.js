@@ -108,7 +108,11 @@ function render({ model, el }) {
     const root = el.closest(".nbviz");
     const stale = model.get("stale");
     const dimmed = (root?.dataset.stale ?? "").split(" ").filter((part) => stale.includes(part));
-    if (root) root.dataset.stale = all ? "all" : (slow ? stale : dimmed).join(" ");
+    if (!root) return;
+    const now = slow ? stale : dimmed;
+    root.dataset.stale = all ? "all" : now.join(" ");
+    for (const drawn of /** @type {NodeListOf<HTMLElement>} */ (root.querySelectorAll("[data-part]")))
+      drawn.classList.toggle("nbviz-stale", !all && now.includes(drawn.dataset.part ?? ""));
   }
   const answered = () => {
     clearTimeout(waiting);

@@ -10,7 +10,7 @@ import { bytes, context2d, follow, hear, inflate, inTurn, make, tell, together }
 /** @typedef {{slot: string, crop?: boolean}} Cell */
 
 /** What is said of a slot's pixels.
- * @typedef {{key: string, caption?: string, part?: string, box?: Box, size?: Size, mark?: boolean}} Label */
+ * @typedef {{part_drawn: string, key: string, caption?: string, part?: string, box?: Box, size?: Size, mark?: boolean}} Label */
 
 /** @typedef {Encoded | {shape?: undefined}} Sent an array, or nothing yet */
 
@@ -24,7 +24,7 @@ import { bytes, context2d, follow, hear, inflate, inTurn, make, tell, together }
  * @property {number} opacity
  * @property {string} note
  * @property {boolean} plots
- * @property {string} current */
+ * @property {Record<string, string>} current */
 
 /** Four traits for each slot.
  * @typedef {Record<`slot_${string}`, ({kind: Kind | "overlay"} & Encoded) | {shape?: undefined}>
@@ -119,6 +119,7 @@ function render({ model, el }) {
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", caption.textContent);
     figure.dataset.key = label.key;
+    figure.dataset.part = label.part_drawn;
     dim();
   }
   const drawAll = () => {
@@ -126,7 +127,8 @@ function render({ model, el }) {
   };
   /** A picture of an earlier state is dimmed until its successor comes. */
   const dim = () => {
-    for (const { figure } of cells) figure.classList.toggle("nbviz-old", figure.dataset.key !== model.get("current"));
+    for (const { figure } of cells)
+      figure.classList.toggle("nbviz-old", figure.dataset.key !== model.get("current")[figure.dataset.part ?? ""]);
   };
 
   const next = inTurn();

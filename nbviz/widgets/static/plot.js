@@ -8,6 +8,7 @@ import { follow, make, referred, short, together } from "./shared.js";
  * @typedef {{name: string, x: number[], y: (number | null)[], dashed: boolean}} Curve */
 
 /** @typedef {object} Traits
+ * @property {string} part
  * @property {Curve[]} series
  * @property {string} title
  * @property {string} xlabel
@@ -88,7 +89,7 @@ async function render({ model, el }) {
   const caption = make("div", { className: "nbviz-caption" });
   const svg = drawn("svg", { role: "img", height: HEIGHT });
   const legend = make("div", { className: "nbviz-legend" });
-  const frame = make("div", { className: "nbviz-frame" }, svg);
+  const frame = make("div", { className: "nbviz-frame", "data-part": model.get("part") }, svg);
   el.classList.add("nbviz-plot");
   el.append(caption, frame, legend);
   /** Where the pointer is, in units of the axis. @type {number | null} */

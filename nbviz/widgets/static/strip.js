@@ -9,6 +9,7 @@ import { bytes, context2d, follow, inflate, inTurn, make, together, towards } fr
  * @typedef {(Encoded & {jpegs?: undefined}) | {shape: number[], jpegs: DataView[]} | {shape?: undefined}} Block */
 
 /** @typedef {object} Own
+ * @property {string} part
  * @property {string[]} names
  * @property {boolean} plot
  * @property {number} block
@@ -31,7 +32,7 @@ function render({ model, el }) {
   el.classList.add("nbviz-strip");
   const strip = make("div", { className: "nbviz-thumbs", role: "group", "aria-label": "Pictures" });
   const blocks = Array.from({ length: Math.ceil(model.get("names").length / model.get("block")) }, (_, i) => i);
-  const table = make("div", { className: "nbviz-predictions" });
+  const table = make("div", { className: "nbviz-predictions", "data-part": model.get("part") });
   el.append(make("div", { className: "nbviz-caption", textContent: "Picture" }), strip, table);
 
   /** @param {HTMLCanvasElement} canvas @param {Uint8Array} from @param {number[]} shape */
