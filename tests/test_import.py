@@ -59,3 +59,9 @@ def test_every_public_name_is_there(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'nbviz' has no attribute 'deconv'"):
         nbviz.deconv  # noqa: B018
+
+
+def test_an_unknown_name_says_what_is_near():
+    with pytest.raises(AttributeError, match="no attribute 'gradcam'; did you mean 'grad_cam'"):
+        nbviz.gradcam  # noqa: B018
+    assert not hasattr(nbviz, "_repr_html_")
