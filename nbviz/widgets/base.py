@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,6 +80,15 @@ class Pulled(ipywidgets.VBox):  # type: ignore[misc]
         self._weights: tuple[int, ...] = ()  # of the models, which state was drawn
         super().__init__(**kwargs)
         self.add_class("nbviz")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what there is: a control whose name is misspelt would change nothing, without a word."""
+        is_new = not name.startswith("_") and name not in vars(self) and not hasattr(type(self), name)
+        if is_new and vars(self).get("_open", False):
+            near = difflib.get_close_matches(name, [*self._controls, *vars(self)], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f". Controls: {', '.join(self._controls)}"
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
+        super().__setattr__(name, value)
 
     def _note_given(self, **given: Any) -> None:
         """Arguments beside the controls, for the copied code: those that the person gave, by their names."""

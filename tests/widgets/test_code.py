@@ -179,3 +179,15 @@ def test_every_control_says_what_it_is() -> None:
             if isinstance(control, Control):
                 assert control.help, (name, control_name)
                 assert isinstance(control, t.TraitType)
+
+
+def test_an_attribute_that_there_is_not_cannot_be_set() -> None:
+    own = names()
+    view = nbviz.FeatureMaps(own["model"], own["images"], "2")
+    with pytest.raises(AttributeError, match="FeatureMaps has no attribute 'chanel'; did you mean 'channel'"):
+        view.chanel = 3
+    with pytest.raises(AttributeError, match="Controls: picture, layer, channel"):
+        view.zzz = 3
+    view._own_note = 3  # a subclass's or a test's
+    view.channel = 3
+    view.close()

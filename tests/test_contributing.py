@@ -1,0 +1,61 @@
+"""The recipes of CONTRIBUTING.md, followed to the letter in a copy."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+_STEP = re.compile(
+    r"^In `([^`]+)`, (above|at the end|a new file)(?: `([^`]+)`)?[^\n]*:\n\n```python\n(.*?)```",
+    re.MULTILINE | re.DOTALL,
+)
+#: Of each recipe, the tests that it should have made.
+RECIPES = {
+    "a class activation map from a gradient": ["tests/methods/test_cam.py", "-k", "positive_cam or formula"],
+    "a statistic of a dataset": ["tests/scanning/test_statistics.py", "-k", "largest_value"],
+    "a widget": ["tests/widgets/test_code.py", "-k", "Distribution or control"],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_works_as_it_stands(recipe: str, tmp_path: Path) -> None:
+    for name in ("nbviz", "tests", "setup.cfg", "pyproject.toml"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+        else:
+            shutil.copy(ROOT / name, tmp_path)
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    part = text.partition(f"## Recipe: {recipe}\n")[2].partition("\n## ")[0]
+    steps = _STEP.findall(part)
+    assert len(steps) == part.count("```python")
+    assert len(steps) <= 4
+    for place, where, anchor, code in steps:
+        path = tmp_path / place
+        if where == "a new file":
+            assert not path.exists()
+            path.write_text(code, encoding="utf-8")
+            continue
+        before = path.read_text(encoding="utf-8")
+        if where == "above":
+            assert before.count(f"\n{anchor}\n") == 1, anchor
+            path.write_text(before.replace(f"\n{anchor}\n", f"\n{code}{anchor}\n"), encoding="utf-8")
+        else:
+            path.write_text(before + code, encoding="utf-8")
+    run_in(tmp_path, "ruff", "check", "nbviz", "tests")
+    found = run_in(tmp_path, "pytest", "-q", "-p", "no:cacheprovider", *RECIPES[recipe])
+    assert re.search(r"[1-9]\d* passed", found)
+
+
+def run_in(folder: Path, module: str, *arguments: str) -> str:
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", module, *arguments]
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:]
+    return result.stdout
