@@ -96,7 +96,7 @@ class Explorer(LayerWidget):
             self.observe(self._switched, names="view")
 
     def _switched(self, change: Any) -> None:
-        """Show another instrument on the same model and picture, made when it is first asked for."""
+        """Show another widget on the same model and picture, made when it is first asked for."""
         with self._turn():
             if self.view == VIEWS[0]:
                 if (left := self._others.get(change.old)) is not None:
