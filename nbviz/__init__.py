@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import pkgutil
 from typing import Any
+
+import lazy_loader
 
 __version__ = "0.1.0"
 
-# Where each public name lives: lines such as "from nbviz.methods.cam import grad_cam as grad_cam". A name is loaded
-# when it is first used, so that `import nbviz` stays light.
-_STUB = (pkgutil.get_data(__name__, "__init__.pyi") or b"").decode()
-_HOMES = {words[3]: words[1] for words in map(str.split, _STUB.splitlines()) if words[:1] == ["from"]}
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+# A name is loaded from where the stub says when it is first used, so that `import nbviz` stays light.
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+_NAMESPACES = ("cams", "attribution", "results", "errors")
+_RENAMED = {
+    "AblationTable": "AblateResult",
+    "Comparison": "CompareResult",
+    "Maximised": "MaximiseResult",
+    "Moment": "CheckpointResult",
+    "Report": "ReportResult",
+    "StrongestPatches": "TopPatchesResult",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        near = [] if name.startswith("_") else difflib.get_close_matches(name, __all__, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise AttributeError(f"module 'nbviz' has no attribute {name!r}{hint}")
-    home = importlib.import_module(_HOMES[name])
-    value = vars(home)[name] if name in vars(home) else importlib.import_module(f"{_HOMES[name]}.{name}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    if name in __all__:
+        return _load(name)
+    message = f"module 'nbviz' has no attribute {name!r}"
+    if name.startswith("_"):
+        raise AttributeError(message)
+    if name in _RENAMED:
+        raise AttributeError(f"{message}; it is nbviz.results.{_RENAMED[name]}")
+    places = {name: f"nbviz.{name}" for name in __all__}
+    for namespace in _NAMESPACES:
+        for inside in vars(importlib.import_module(f"nbviz.{namespace}")):
+            if not inside.startswith("_"):
+                places.setdefault(inside, f"nbviz.{namespace}.{inside}")
+    if name in places:
+        raise AttributeError(f"{message}; it is {places[name]}")
+    near = difflib.get_close_matches(name, places, n=1)
+    raise AttributeError(f"{message}; did you mean {places[near[0]]}?" if near else message)

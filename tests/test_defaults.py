@@ -56,8 +56,8 @@ def seen(make: Callable[[], Any]) -> Callable[[], bytes]:
 CAMS = [name for name in (*cams.CAMS, "guided_grad_cam") if name not in ("cam", "eigen_cam")]
 STATISTICS = "Sparsity", "Correlation", "Moments", "Histogram", "TopK"
 FEATURES: dict[str, Callable[[], Any]] = {
-    **{name: lambda name=name: getattr(nbviz, name)(MODEL, X, LAYER, 1) for name in CAMS},
-    "eigen_cam": lambda: nbviz.eigen_cam(MODEL, X, LAYER),
+    **{name: lambda name=name: getattr(nbviz.cams, name)(MODEL, X, LAYER, 1) for name in CAMS},
+    "eigen_cam": lambda: nbviz.cams.eigen_cam(MODEL, X, LAYER),
     **{
         f"load {name}": lambda model=model: nbviz.load(model, ARRAYS)
         for name, model in {"its own": MODEL, "plain": PLAIN, "timm's": TIMM}.items()
@@ -71,9 +71,9 @@ FEATURES: dict[str, Callable[[], Any]] = {
     "guided_backprop": lambda: nbviz.guided_backprop(MODEL, X, LAYER, [1]),
     "clamp": lambda: nbviz.deconvnet(CLAMPED, X, "0", 0, seed="map"),
     "reconstruct": lambda: nbviz.reconstruct(MODEL, X, target=3)["guided"],
-    "integrated_gradients": lambda: nbviz.integrated_gradients(MODEL, X, 1, steps=8),
-    "input_x_gradient": lambda: nbviz.input_x_gradient(MODEL, X, 1),
-    "smooth_grad": lambda: nbviz.smooth_grad(MODEL, X, 1, samples=3),
+    "integrated_gradients": lambda: nbviz.attribution.integrated_gradients(MODEL, X, 1, steps=8),
+    "input_x_gradient": lambda: nbviz.attribution.input_x_gradient(MODEL, X, 1),
+    "smooth_grad": lambda: nbviz.attribution.smooth_grad(MODEL, X, 1, samples=3),
     "occlusion": lambda: nbviz.occlusion(MODEL, X, 1, 14, 14).probability,
     "region_effect": lambda: nbviz.region_effect(MODEL, X, [5, 5, 20, 20]),
     "invariance": lambda: nbviz.invariance(MODEL, X),

@@ -37,6 +37,7 @@ import nbviz
 from nbviz.core.backward import RULES, UNPOOLING
 from nbviz.core.errors import PictureNotFoundError, shown
 from nbviz.core.state import lock
+from nbviz.errors import CompiledWarning, ModelError, NoRectifierWarning, PictureError
 from nbviz.methods.cam import GRADIENT_CAMS
 from nbviz.methods.correspondence import FILLS
 from nbviz.methods.feature_maps import FUSIONS
@@ -45,6 +46,15 @@ from nbviz.methods.maximise import OBJECTIVES
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.pictures.fill import FILLS as FILLED
 from nbviz.pictures.load import Pictures
+from nbviz.results import (
+    AblateResult,
+    CheckpointResult,
+    CompareResult,
+    MaximiseResult,
+    ReportResult,
+    ScanResult,
+    TopPatchesResult,
+)
 from nbviz.scanning.statistic import Statistic
 from nbviz.scanning.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 from nbviz.widgets.layer_widget import LayerWidget
@@ -59,7 +69,7 @@ SAYS_WHAT_IS_ACCEPTED = re.compile(
     r"expected|Accepted: |[Gg]ive |numbered 0 to|there is no file|failed |goes? with|name "
 )
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::nbviz.NoRectifierWarning", "ignore::nbviz.CompiledWarning", "ignore:after 512 steps"
+    "ignore::nbviz.errors.NoRectifierWarning", "ignore::nbviz.errors.CompiledWarning", "ignore:after 512 steps"
 )
 
 
@@ -143,11 +153,11 @@ REFUSED = object()
 def answer(call: Callable[[], Any], model: Any = None, also: tuple[type[Exception], ...] = ()) -> Any:
     """What a call gives, or ``REFUSED`` where it is refused as it should be."""
     before = marks(model)
-    kinds = (TypeError, ValueError, nbviz.ModelError, nbviz.PictureError, PictureNotFoundError, *also)
+    kinds = (TypeError, ValueError, ModelError, PictureError, PictureNotFoundError, *also)
     try:
         with in_time():
             result = call()
-    except (TypeError, ValueError, nbviz.ModelError, *also) as error:
+    except (TypeError, ValueError, ModelError, *also) as error:
         refusal, result = error, REFUSED
     assert marks(model) == before
     if result is REFUSED and type(refusal) is TraitError:  # in traitlets' own words
@@ -536,21 +546,37 @@ def calls(draw: st.DrawFn, *names: str, least: int = 0) -> Call:
 
 # The functions
 
+
+def public(name: str) -> Any:
+    """A public function or widget."""
+    places = (nbviz, nbviz.cams, nbviz.attribution, nbviz.sanity)
+    return next(getattr(place, name) for place in places if hasattr(place, name))
+
+
 STATISTICS: dict[str, Any] = {
     kind.__name__: kind for kind in (Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK)
 }
 
 
 def test_every_public_name_is_fuzzed() -> None:
-    tested = {*FUNCTIONS, *WIDGETS, "explore", "fuse", "grid", "overlay", "Preprocess", "bundled", "set_memory_limit"}
-    tested |= {"scan", "ScanResult", "ScanView", "statistics", "kernels", "frequency_response", "kernel_report"}
-    tested |= {"ablate", "AblationTable", "switched_off", "top_patches", "StrongestPatches"}
-    tested |= {"compare", "Comparison", "report", "Report"}
-    tested |= {"maximise", "Maximised", "invariance", "correspondence", "evolution", "Moment", "Recorder", "log"}
-    tested |= {*DECIDES, "sanity"} - {"randomisation", "deletion_insertion"}
-    tested |= {*INSTRUMENTS}
-    errors = {"CompiledWarning", "InterruptedWarning", "ModelError", "NoRectifierWarning", "PictureError"}
-    assert tested | errors == set(nbviz.__all__)
+    tested = {
+        *FUNCTIONS,
+        *WIDGETS,
+        *DECIDES,
+        *INSTRUMENTS,
+        "explore",
+        "fuse",
+        "grid",
+        "overlay",
+        "Preprocess",
+        "bundled",
+    }
+    tested |= {"set_memory_limit", "scan", "ScanView", "statistics", "kernels", "frequency_response", "kernel_report"}
+    tested |= {"ablate", "switched_off", "top_patches", "compare", "report", "maximise", "invariance", "correspondence"}
+    tested |= {"evolution", "Recorder", "log", "sanity"}
+    names = {name for place in (nbviz.cams, nbviz.attribution) for name in vars(place) if not name.startswith("_")}
+    names |= {*nbviz.__all__} - {"cams", "attribution", "results", "errors"}
+    assert tested - {"randomisation", "deletion_insertion"} == names
 
 
 _OTHERS = ("preprocess", "inputs", "output")
@@ -573,7 +599,7 @@ WIDGETS = {
 
 
 def check(name: str, call: Call) -> None:
-    result = answer(lambda: getattr(nbviz, name)(call.model, **call.arguments), call.model)
+    result = answer(lambda: public(name)(call.model, **call.arguments), call.model)
     if result is REFUSED:
         return
     images, layer = call.arguments["images"], call.arguments.get("layer")
@@ -756,7 +782,14 @@ def test_set_memory_limit(limit: Any) -> None:
 
 
 @fuzz(
-    kind=st.sampled_from([nbviz.ModelError, nbviz.PictureError, nbviz.NoRectifierWarning, nbviz.CompiledWarning]),
+    kind=st.sampled_from(
+        [
+            ModelError,
+            PictureError,
+            NoRectifierWarning,
+            CompiledWarning,
+        ]
+    ),
     said=anything,
 )
 def test_errors_and_warnings(kind: Any, said: Any) -> None:
@@ -822,7 +855,7 @@ def test_scan(model: Any, hostile: set[str], data: st.DataObject) -> None:
         assert result.pictures + len(result.skipped) > 0
         assert list(result) == list(arguments["statistics"])
         repr(result)
-        assert nbviz.ScanResult(result.results, result.pictures).complete
+        assert ScanResult(result.results, result.pictures).complete
         result._repr_html_().encode()
         assert UNSEEN._displayed
 
@@ -891,7 +924,7 @@ def test_ablate(call: Call) -> None:
     result = answer(lambda: nbviz.ablate(call.model, **call.arguments), call.model)
     if result is REFUSED:
         return
-    assert isinstance(result, nbviz.AblationTable)
+    assert isinstance(result, AblateResult)
     channels = len(result.accuracy)
     assert sorted(result.ranking.tolist()) == list(range(channels))
     assert ((result.accuracy >= 0) & (result.accuracy <= 1)).all()
@@ -927,7 +960,7 @@ def test_top_patches(call: Call, channel: Any, rule: Any) -> None:
     result = answer(lambda: nbviz.top_patches(call.model, **call.arguments), call.model)
     if result is REFUSED:
         return
-    assert isinstance(result, nbviz.StrongestPatches)
+    assert isinstance(result, TopPatchesResult)
     assert result.values.shape == (len(result.channels), result.values.shape[1])
     repr(result).encode()
     for what in (lambda: result.patches(channel), lambda: result.reconstructions(channel, rule)):
@@ -943,7 +976,7 @@ def test_compare(call: Call, other: Any) -> None:
     assert marks(other) == before
     if result is REFUSED:
         return
-    assert isinstance(result, nbviz.Comparison)
+    assert isinstance(result, CompareResult)
     assert 0 <= result.agree <= 1
     assert result.accuracy is None or 0 <= result.accuracy.p_value <= 1
     assert result.cka is None or result.cka.shape == (len(result.layers_a), len(result.layers_b))
@@ -955,7 +988,7 @@ def test_report(call: Call) -> None:
     result = answer(lambda: nbviz.report(call.model, **call.arguments), call.model)
     if result is REFUSED:
         return
-    assert isinstance(result, nbviz.Report)
+    assert isinstance(result, ReportResult)
     for name, one in result.layers.items():
         assert result[name] is one
         assert set(one.redundant) <= set(range(len(one.importance)))
@@ -1081,7 +1114,7 @@ def test_maximise(call: Call, target: Any) -> None:
     result = answer(lambda: nbviz.maximise(call.model, **call.arguments), call.model)
     if result is REFUSED:
         return
-    assert isinstance(result, nbviz.Maximised)
+    assert isinstance(result, MaximiseResult)
     assert len(result.pictures) == len(result.inputs) == len(result.values) == len(result.start) == len(result.channels)
     assert result.step == call.arguments["steps"]
     assert ((result.pictures >= 0) & (result.pictures <= 1)).all()
@@ -1124,7 +1157,7 @@ def test_evolution(call: Call) -> None:
     if result is REFUSED:
         return
     for moment in result:
-        assert isinstance(moment, nbviz.Moment)
+        assert isinstance(moment, CheckpointResult)
         m, k = moment.values.shape
         assert (len(moment.pictures), len(moment.channels)) == (m, k)
         assert moment.reconstructions.shape == (m, k, *moment.pictures.shape[1:])
@@ -1224,7 +1257,7 @@ MORE |= DECIDES
 
 def check_maps(name: str, call: Call) -> None:
     """Maps not below 0, at the size of the pictures and not above 1 unless they are raw, or signed ones of pixels."""
-    result = answer(lambda: getattr(nbviz, name)(call.model, **call.arguments), call.model)
+    result = answer(lambda: public(name)(call.model, **call.arguments), call.model)
     if result is REFUSED:
         return
     found = result if isinstance(result, dict) else {name: result}
@@ -1357,7 +1390,7 @@ def sendable(view: LayerWidget) -> None:
 
 
 def check_widget(name: str, call: Call) -> None:
-    result = answer(lambda: getattr(nbviz, name)(call.model, **call.arguments), call.model)
+    result = answer(lambda: public(name)(call.model, **call.arguments), call.model)
     if result is not REFUSED:
         assert isinstance(result, LayerWidget)
         answer(lambda: result.finish(10), call.model)
@@ -1521,7 +1554,7 @@ def check_instrument(name: str, call: Call) -> None:
     """As :func:`check_widget`, of those that show more than a layer."""
     given = () if name == "Compare" else (call.model,)
     model = call.arguments.get("model_a", call.model)
-    result = answer(lambda: getattr(nbviz, name)(*given, **call.arguments), model, (FileNotFoundError,))
+    result = answer(lambda: public(name)(*given, **call.arguments), model, (FileNotFoundError,))
     if result is not REFUSED:
         answer(lambda: result.finish(10), model)
         if not call.hostile & {"model", "model_b", "dataset", "inputs", "output"}:
@@ -1609,7 +1642,7 @@ def instrument(name: str) -> Any:
     if name == "TopPatches":
         return nbviz.TopPatches(NET, LABELLED, "1", k=2, progress=False)
     options: dict[str, Any] = {"Maximise": {"steps": 1, "size": 8}, "Correspondence": {"random": 1}}.get(name, {})
-    return getattr(nbviz, name)(NET, *given[name], **options)
+    return public(name)(NET, *given[name], **options)
 
 
 TRAITS = {

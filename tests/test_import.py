@@ -1,5 +1,6 @@
 """`import nbviz` is light, and the rooms below know no widgets."""
 
+import re
 import subprocess
 import sys
 
@@ -62,6 +63,35 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_an_unknown_name_says_what_is_near():
-    with pytest.raises(AttributeError, match="no attribute 'gradcam'; did you mean 'grad_cam'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'gradcam'; did you mean nbviz\.grad_cam\?"):
         nbviz.gradcam  # noqa: B018
+    with pytest.raises(AttributeError, match=r"'integrated_gradient'; did you mean nbviz\.attribution\.integrated_gr"):
+        nbviz.integrated_gradient  # noqa: B018
     assert not hasattr(nbviz, "_repr_html_")
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("eigen_cam", "cams.eigen_cam"),
+        ("smooth_grad", "attribution.smooth_grad"),
+        ("ModelError", "errors.ModelError"),
+        ("ScanResult", "results.ScanResult"),
+        ("Comparison", "results.CompareResult"),
+    ],
+)
+def test_a_name_that_moved_says_where_it_is(name, place):
+    with pytest.raises(AttributeError, match=f"no attribute {name!r}; it is nbviz.{place}$"):
+        getattr(nbviz, name)
+    namespace, _, inside = place.partition(".")
+    assert hasattr(getattr(nbviz, namespace), inside)
+
+
+def test_every_result_of_a_function_is_in_results():
+    returned = set()
+    for place in (nbviz, nbviz.cams, nbviz.attribution, nbviz.sanity):
+        for function in (getattr(place, name) for name in dir(place)):
+            annotation = getattr(function, "__annotations__", {}).get("return", "")
+            returned |= {word for word in re.findall(r"\w+", str(annotation)) if word.endswith(("Result", "Found"))} - {"Result"}
+    assert returned
+    assert returned <= set(vars(nbviz.results))

@@ -34,7 +34,7 @@ for kind in (nbviz.explore, nbviz.Explorer, nbviz.FeatureMaps, nbviz.Reconstruct
 for images in ("http://127.0.0.1:9/cat.png", "//host/share/cat.png", "ftp://host/cat.png"):
     try:
         nbviz.load(model, images)
-    except nbviz.PictureError:
+    except nbviz.errors.PictureError:
         pass
 """
 

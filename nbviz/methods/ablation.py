@@ -16,7 +16,7 @@ from nbviz.core.resume import Resumable, switch_off
 from nbviz.core.state import device_aside
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
-from nbviz.scanning.answers import Ablation, AblationFound
+from nbviz.scanning.answers import Ablation, AblationResult
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistics import Moments
 
@@ -25,10 +25,10 @@ MODES = ("zero", "mean", "keep")
 
 
 @dataclass(frozen=True)
-class AblationTable(AblationFound):
+class AblateResult(AblationResult):
     """How well the model does without each channel; shows as a table, most redundant channel first.
 
-    Beside the fields of :class:`nbviz.scanning.answers.AblationFound`:
+    Beside the fields of :class:`nbviz.scanning.answers.AblationResult`:
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def ablate(
     inputs: Any = None,
     output: Any = None,
     **options: Any,
-) -> AblationTable:
+) -> AblateResult:
     """Accuracy and loss with each channel of a layer switched off in turn, or kept alone.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.3, remove
@@ -135,7 +135,7 @@ def ablate(
 
     Returns
     -------
-    AblationTable
+    AblateResult
         ``accuracy``, ``loss`` (C,), ``baseline``, ``per_class`` (C, classes), ``ranking`` (C,), most redundant first,
         and the curves ``steps``, ``ranked`` and ``random``.
 
@@ -178,7 +178,7 @@ def ablate(
         value = moments["mean"].mean
     one = "keep" if mode == "keep" else "zero"
     first = scan(model, dataset, {"off": Ablation(layer, one, value)}, **given, **options)
-    found: AblationFound | None = first["off"]
+    found: AblationResult | None = first["off"]
     if found is None and not first.complete:
         raise KeyboardInterrupt
     if found is None:
@@ -199,7 +199,7 @@ def ablate(
     if curves is None:
         steps, curves = steps[:0], torch.empty(1 + _RANDOM, 0, dtype=torch.float64)
     table = {field.name: getattr(found, field.name) for field in fields(found)}
-    return AblationTable(
+    return AblateResult(
         **table, layer=layer, mode=mode, steps=steps, ranked=curves[0], random=curves[1:], complete=first.complete
     )
 

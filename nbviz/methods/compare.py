@@ -19,7 +19,7 @@ from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model, device_aside
 from nbviz.core.trace import find_module
 from nbviz.methods.cka import CKA
-from nbviz.methods.paired import PairedAccuracy, PairFound
+from nbviz.methods.paired import PairedAccuracy, PairedAccuracyResult
 from nbviz.pictures.load import Reader
 from nbviz.pictures.random_numbers import left_alone
 from nbviz.scanning.dataset import Inputs, check_dataset
@@ -50,7 +50,7 @@ def _both(given: tuple[Any, Any], output: Any) -> Tensor:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class CompareResult:
     """What two models have in common, and which is better; shows as a table.
 
     Parameters
@@ -71,7 +71,7 @@ class Comparison:
         Whether that was the whole dataset.
     """
 
-    accuracy: PairFound | None
+    accuracy: PairedAccuracyResult | None
     agree: float
     cka: Tensor | None
     layers_a: tuple[str, ...]
@@ -109,11 +109,11 @@ def compare(
     inputs: Any = None,
     output: Any = None,
     **options: Any,
-) -> Comparison:
+) -> CompareResult:
     """Whether a change to a model does what is claimed: two models on the same pictures.
 
     Both see each batch. Their answers are counted picture by picture, so that McNemar's test can say whether one is
-    better (:attr:`nbviz.methods.paired.PairFound.p_value`); what their layers show is compared by centred kernel
+    better (:attr:`nbviz.results.PairedAccuracyResult.p_value`); what their layers show is compared by centred kernel
     alignment (:class:`nbviz.methods.cka.CKA`), which does not ask for the same channels, or for as many.
 
     The uncertainty is that of the pictures, not of the training: whether a change helps, rather than one training of
@@ -141,7 +141,7 @@ def compare(
 
     Returns
     -------
-    Comparison
+    CompareResult
         ``accuracy``, ``verdict``, ``agree``, ``cka`` (A, B), ``layers_a``, ``layers_b``.
 
     Raises
@@ -194,7 +194,7 @@ def compare(
     )
     accuracy, agree = found["accuracy"]
     a_names, b_names = map(tuple, names)
-    return Comparison(accuracy, agree, found.get("cka"), a_names, b_names, found.pictures, found.complete)
+    return CompareResult(accuracy, agree, found.get("cka"), a_names, b_names, found.pictures, found.complete)
 
 
 def _apart(a: nn.Module, b: nn.Module) -> nn.Module:

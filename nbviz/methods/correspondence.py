@@ -20,7 +20,7 @@ from nbviz.pictures.fill import FILLS, filling
 
 
 @dataclass(frozen=True, repr=False)
-class CorrespondenceFound:
+class CorrespondenceResult:
     """How alike the change is that masking a part makes to a layer's features in different pictures.
 
     Parameters
@@ -71,7 +71,7 @@ def correspondence(
     seed: int = 0,
     preprocess: Any = None,
     inputs: Any = None,
-) -> CorrespondenceFound:
+) -> CorrespondenceResult:
     """Whether masking the same part, an eye or a collar, changes a layer's features alike in different pictures.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.4: with
@@ -102,7 +102,7 @@ def correspondence(
 
     Returns
     -------
-    CorrespondenceFound
+    CorrespondenceResult
         ``part``, ``error`` and ``random`` for each layer.
 
     Raises
@@ -157,7 +157,7 @@ def correspondence(
         corner = (given[:, :2] + way) % room
         for name, sign in signs(torch.cat([corner, corner + sizes], 1)).items():
             drawn[name].append(float(_apart(sign).mean()))
-    return CorrespondenceFound(
+    return CorrespondenceResult(
         {name: float(one.mean()) for name, one in apart.items()},
         {name: float(one.std()) / len(one) ** 0.5 if len(one) > 1 else math.nan for name, one in apart.items()},
         {name: torch.tensor(values, dtype=torch.float64) for name, values in drawn.items()},

@@ -25,7 +25,7 @@ from nbviz.methods.subject import Subject
 
 
 @dataclass(frozen=True, repr=False)
-class Moment:
+class CheckpointResult:
     """What some channels answered to at one time of the training.
 
     Parameters
@@ -55,7 +55,7 @@ class Moment:
     channels: tuple[int, ...]
 
     def __repr__(self) -> str:
-        return f"Moment {self.name}: {len(self.channels)} channels in {len(self.pictures)} pictures"
+        return f"CheckpointResult {self.name}: {len(self.channels)} channels in {len(self.pictures)} pictures"
 
 
 @steady
@@ -69,7 +69,7 @@ def evolution(
     rule: str = "deconvnet",
     preprocess: Any = None,
     inputs: Any = None,
-) -> list[Moment]:
+) -> list[CheckpointResult]:
     """What channels answer to in some pictures, at each of several times of the training.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, figure 4: lower layers
@@ -97,7 +97,7 @@ def evolution(
 
     Returns
     -------
-    list of Moment
+    list of CheckpointResult
         In the same order, on the model's device.
 
     Raises
@@ -130,12 +130,12 @@ def evolution(
     return found
 
 
-def _moment(name: str, trace: Trace, layer: str, channels: list[int], rule: str) -> Moment:
+def _moment(name: str, trace: Trace, layer: str, channels: list[int], rule: str) -> CheckpointResult:
     maps = trace.activations[layer].detach()[:, channels]
     values, places = maps.flatten(2).max(2)
     positions = torch.stack(torch.unravel_index(places, maps.shape[2:]), -1)
     signals, _ = project(trace, layer, channels, rule)
-    return Moment(name, trace.inputs.detach(), values, positions, maps, signals, tuple(channels))
+    return CheckpointResult(name, trace.inputs.detach(), values, positions, maps, signals, tuple(channels))
 
 
 def _named(given: Any) -> list[tuple[str, Any]]:
@@ -233,7 +233,7 @@ class Recorder:
     Attributes
     ----------
     moments
-        A list of :class:`Moment`, one for each ``mark``.
+        A list of :class:`CheckpointResult`, one for each ``mark``.
 
     Raises
     ------
@@ -258,7 +258,7 @@ class Recorder:
         if not self.channels:
             raise ValueError("channels is empty; expected at least one")
         self.rule = check_choice("rule", rule, RULES)
-        self.moments: list[Moment] = []
+        self.moments: list[CheckpointResult] = []
         self._handles: list[Any] = []
         self._reset()
 
@@ -341,5 +341,5 @@ class Recorder:
         positions, maps, signals = (
             torch.cat([getattr(one, part) for one in own]).cpu() for part in ("positions", "maps", "reconstructions")
         )
-        moment = Moment(line(name, 80), seen, strongest, positions, maps, signals, tuple(self.channels))
+        moment = CheckpointResult(line(name, 80), seen, strongest, positions, maps, signals, tuple(self.channels))
         self.moments.append(moment)

@@ -25,7 +25,7 @@ _MOST = 10_000  # values
 
 
 @dataclass(frozen=True, repr=False)
-class InvarianceFound:
+class InvarianceResult:
     """What becomes of features and answer as a picture is transformed.
 
     Parameters
@@ -70,7 +70,7 @@ def invariance(
     preprocess: Any = None,
     inputs: Any = None,
     output: Any = None,
-) -> InvarianceFound:
+) -> InvarianceResult:
     """Distance of features, and probability of a class, against how far a picture is shifted, scaled or turned.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, figure 5: the first
@@ -96,7 +96,7 @@ def invariance(
 
     Returns
     -------
-    InvarianceFound
+    InvarianceResult
         ``values`` (T,), ``distances``, for each layer (N, T), ``probability`` (N, T), ``target`` (N,).
 
     Raises
@@ -132,12 +132,12 @@ def invariance(
         targets.append(pieces[0].target)
     found = {name: torch.stack(rows) for name, rows in distances.items()}
     by = torch.tensor(amounts, dtype=torch.float64)
-    return InvarianceFound(transform, by, found, torch.stack(probability), torch.stack(targets))
+    return InvarianceResult(transform, by, found, torch.stack(probability), torch.stack(targets))
 
 
 def along(
     subject: Subject, i: int, names: Sequence[str], transform: str, amounts: Sequence[float], target: Any
-) -> Iterator[InvarianceFound]:
+) -> Iterator[InvarianceResult]:
     """The same for one of the pictures, piece by piece: of a few values each, without the dimension of pictures."""
     picture = subject.part([i])
 
@@ -160,7 +160,7 @@ def along(
             # A picture in a batch of several may differ from itself alone by rounding.
             still = (values == _NOTHING[transform]).to(answers.device)
             distances = {name: distance.masked_fill(still, 0.0) for name, distance in away.items()}
-            yield InvarianceFound(transform, values, distances, answers[:, int(chosen)], chosen)
+            yield InvarianceResult(transform, values, distances, answers[:, int(chosen)], chosen)
 
 
 _NOTHING = {"down": 0.0, "across": 0.0, "scale": 1.0, "angle": 0.0}

@@ -148,7 +148,7 @@ _AT_ONCE = 2**24  # frequencies of all kernels in one go
 
 
 @dataclass(frozen=True, repr=False)
-class KernelReport:
+class KernelReportResult:
     """What is wrong with the kernels of a layer; shows as a table.
 
     Parameters
@@ -201,7 +201,9 @@ class KernelReport:
         ]
 
     def __repr__(self) -> str:
-        return "\n".join([f"KernelReport of {line(self.layer)}", *(f"  {name}: {said}" for name, said in self.rows())])
+        return "\n".join(
+            [f"KernelReportResult of {line(self.layer)}", *(f"  {name}: {said}" for name, said in self.rows())]
+        )
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(said)}</td></tr>" for name, said in self.rows())
@@ -209,7 +211,7 @@ class KernelReport:
 
 
 @steady
-def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.98) -> KernelReport:
+def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.98) -> KernelReportResult:
     """Dead, duplicate and aliasing kernels of a layer, which is what Zeiler and Fergus looked for in AlexNet's first.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.1: dead
@@ -226,7 +228,7 @@ def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.9
 
     Returns
     -------
-    KernelReport
+    KernelReportResult
         ``norms``, ``dead``, ``duplicates``, ``aliased`` and ``rough``; shows as a table.
 
     Raises
@@ -254,7 +256,7 @@ def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.9
     pairs = found.nonzero().tolist() if flat.shape[1] > 1 else []
     pairs.sort(key=lambda pair: (-abs(float(cosines[tuple(pair)])), pair))
     stride = tuple(1 for _ in module.stride) if module.transposed else tuple(module.stride)
-    return KernelReport(
+    return KernelReportResult(
         name,
         norms.float(),
         tuple((~living).nonzero().flatten().tolist()),

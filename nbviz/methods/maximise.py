@@ -28,7 +28,7 @@ OBJECTIVES = ("channel", "neuron")
 
 
 @dataclass(frozen=True)
-class Maximised:
+class MaximiseResult:
     """Pictures that channels or classes answer to.
 
     Parameters
@@ -68,11 +68,11 @@ def maximise(
     size: int | None = None,
     robust: bool = True,
     seed: int = 0,
-    watch: Callable[[Maximised], None] | None = None,
+    watch: Callable[[MaximiseResult], None] | None = None,
     preprocess: Any = None,
     inputs: Any = None,
     output: Any = None,
-) -> Maximised:
+) -> MaximiseResult:
     """Pictures that raise a channel's or a class's value as far as they can, grown from noise by gradient ascent.
 
     C. Olah, A. Mordvintsev and L. Schubert, "Feature Visualization", Distill 2017, as in their library Lucid: the
@@ -112,7 +112,7 @@ def maximise(
 
     Returns
     -------
-    Maximised
+    MaximiseResult
         ``pictures`` (K, C, H, W) in [0, 1], ``inputs``, ``values`` and ``start`` (K,).
 
     Raises
@@ -130,7 +130,7 @@ def maximise(
     (torch.Size([2, 1, 28, 28]), True)
     """
     if watch is not None and not callable(watch):
-        raise TypeError(f"watch is {type(watch).__name__}; expected a callable that takes a Maximised, or None")
+        raise TypeError(f"watch is {type(watch).__name__}; expected a callable that takes a MaximiseResult, or None")
     steps = check_whole("steps", steps, 1)
     growing = Growing(model, layer, channels, target, objective, rate, size, robust, seed, preprocess, inputs, output)
     told = time.monotonic()
@@ -243,11 +243,11 @@ class Growing:
         return inputs, gradient
 
     @torch.inference_mode(False)
-    def found(self) -> Maximised:
+    def found(self) -> MaximiseResult:
         """What has grown so far."""
         with torch.no_grad():
             pictures, inputs = self._basis.pictures(), self._inputs()
-        return Maximised(pictures, inputs, self._values(inputs), self.start, tuple(self.channels), self.steps)
+        return MaximiseResult(pictures, inputs, self._values(inputs), self.start, tuple(self.channels), self.steps)
 
     def _inputs(self) -> Tensor:
         with torch.no_grad():

@@ -42,7 +42,7 @@ class Variants:
 
 
 @dataclass(frozen=True, repr=False)
-class OcclusionFound:
+class OcclusionResult:
     """What becomes of the answer as a square is slid over the picture; each map is (N, R, S), one entry a position.
 
     Parameters
@@ -76,7 +76,7 @@ class OcclusionFound:
         n, rows, columns = self.probability.shape
         low, high = float(self.probability.amin()), float(self.probability.amax())
         size = "×".join(map(str, self.patch))
-        return f"OcclusionFound: {n} pictures, {rows}×{columns} squares of {size}, probability {low:.3f} to {high:.3f}"
+        return f"OcclusionResult: {n} pictures, {rows}×{columns} squares of {size}, probability {low:.3f} to {high:.3f}"
 
 
 @steady
@@ -93,7 +93,7 @@ def occlusion(
     preprocess: Any = None,
     inputs: Any = None,
     output: Any = None,
-) -> OcclusionFound:
+) -> OcclusionResult:
     """Which regions decide: the answer with a square of the picture covered, for each position of the square.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2 and figure
@@ -123,7 +123,7 @@ def occlusion(
 
     Returns
     -------
-    OcclusionFound
+    OcclusionResult
         ``probability``, ``named`` and ``activity`` (N, R, S), on the model's device.
 
     Raises
@@ -157,7 +157,7 @@ def occlusion(
     assert named is not None
     channels = None if squares.channels is None else torch.tensor(squares.channels)
     where = squares.tops, squares.lefts, squares.size
-    return OcclusionFound(probability, named, activity, torch.tensor(squares.classes), channels, *where)
+    return OcclusionResult(probability, named, activity, torch.tensor(squares.classes), channels, *where)
 
 
 #: Of some positions of the square: their numbers, the probabilities, the classes and the activity.
@@ -259,7 +259,7 @@ def _places(side: int, size: int, step: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, repr=False)
-class RegionEffect:
+class RegionEffectResult:
     """The answer before and after a part of each picture was cut away.
 
     Parameters
@@ -294,7 +294,7 @@ def region_effect(
     preprocess: Any = None,
     inputs: Any = None,
     output: Any = None,
-) -> RegionEffect:
+) -> RegionEffectResult:
     """The answer when a region of the picture is all that is kept, or is cut away.
 
     Cut the desk away, and see whether "computer" survives.
@@ -317,7 +317,7 @@ def region_effect(
 
     Returns
     -------
-    RegionEffect
+    RegionEffectResult
         ``before`` and ``after`` (N, classes), ``inputs``; on the model's device.
 
     Raises
@@ -343,7 +343,7 @@ def region_effect(
     region = check_region(mask, pictures).to(pictures.device)
     altered = torch.where(region[:, None] == keep, pictures, filling(pictures, fill, subject.pictures.preprocess))
     before, after = (some.answer().float().softmax(1) for some in (subject, subject.at(altered)))
-    return RegionEffect(before, after, altered)
+    return RegionEffectResult(before, after, altered)
 
 
 def check_region(mask: Any, pictures: Tensor) -> Tensor:

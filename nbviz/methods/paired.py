@@ -12,7 +12,7 @@ from nbviz.scanning.statistic import Batch, Measured
 
 
 @dataclass(frozen=True)
-class PairFound:
+class PairedAccuracyResult:
     """How often each of two models is right on the same pictures.
 
     Parameters
@@ -59,7 +59,7 @@ class PairFound:
 
         Examples
         --------
-        >>> round(PairFound(90, 1, 9, 0, 0.9).p_value, 5)
+        >>> round(PairedAccuracyResult(90, 1, 9, 0, 0.9).p_value, 5)
         0.02148
         """
         n, least = self.only_a + self.only_b, min(self.only_a, self.only_b)
@@ -78,7 +78,7 @@ class PairFound:
         --------
         Newcombe's example of 36, 12, 2 and 0:
 
-        >>> low, high = PairFound(36, 2, 12, 0, 0.7).interval
+        >>> low, high = PairedAccuracyResult(36, 2, 12, 0, 0.7).interval
         >>> round(low, 4), round(high, 4)
         (0.0569, 0.3404)
         """
@@ -153,9 +153,9 @@ class PairedAccuracy(Measured):
         self.counts = self.counts + other.counts
         self.agree, self.pictures = self.agree + other.agree, self.pictures + other.pictures
 
-    def result(self) -> tuple[PairFound | None, float]:
+    def result(self) -> tuple[PairedAccuracyResult | None, float]:
         """The counts, None where no picture has a label; and how often both agree."""
         neither, only_b, only_a, both = self.counts.tolist()
         agree = self.agree / max(self.pictures, 1)
-        found = PairFound(both, only_a, only_b, neither, agree) if self.counts.sum() else None
+        found = PairedAccuracyResult(both, only_a, only_b, neither, agree) if self.counts.sum() else None
         return found, agree

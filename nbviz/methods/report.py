@@ -17,13 +17,13 @@ from nbviz.core.errors import line, shown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import check_model, device_aside
 from nbviz.core.trace import find_module
-from nbviz.methods.kernels import KernelReport, convolutions, kernel_report
+from nbviz.methods.kernels import KernelReportResult, convolutions, kernel_report
 from nbviz.pictures.load import Reader
 from nbviz.scanning.answers import Ablation, Accuracy, check_classes
 from nbviz.scanning.dataset import Inputs, check_dataset
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistic import Batch, Measured, Statistic, Tree, add_along_tree, merge_trees, tree_sum
-from nbviz.scanning.statistics import Correlation, Moments, MomentsFound, Sparsity, SparsityFound
+from nbviz.scanning.statistics import Correlation, Moments, MomentsResult, Sparsity, SparsityResult
 
 
 class Importance(Measured):
@@ -131,7 +131,7 @@ class LayerReport:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class ReportResult:
     """What is wrong with a network; shows as a table with a picture of each layer's importances.
 
     Parameters
@@ -149,7 +149,7 @@ class Report:
     """
 
     layers: dict[str, LayerReport]
-    kernels: KernelReport | None
+    kernels: KernelReportResult | None
     accuracy: float | None
     pictures: int
     complete: bool
@@ -164,7 +164,7 @@ class Report:
         )
 
     def __repr__(self) -> str:
-        lines = [f"Report of {self._head()}"]
+        lines = [f"ReportResult of {self._head()}"]
         for name, one in self.layers.items():
             lines.append(f"  {line(name)} · {one.layer.shape[0]} channels, which vary as {one.dimensions:.0f} would")
             lines += [f"    {what}: {said}" for what, said in _findings(one) if said]
@@ -229,7 +229,7 @@ def report(
     inputs: Any = None,
     output: Any = None,
     **options: Any,
-) -> Report:
+) -> ReportResult:
     """Dead, constant, duplicate and useless channels of each layer, and what is wrong with the first kernels.
 
     One pass over the dataset finds how often each channel is silent, which say the same and, to first order, what each
@@ -258,7 +258,7 @@ def report(
 
     Returns
     -------
-    Report
+    ReportResult
         ``report["layer"]`` has ``dead``, ``constant``, ``duplicates``, ``useless``, ``redundant``, ``dimensions`` and
         ``importance``; ``kernels`` those of the first convolution. Shows as a table.
 
@@ -335,10 +335,10 @@ def report(
             found["importance"][name],
         )
     first = kernel_report(model) if convolutions(model) else None
-    return Report(result, first, accuracy.accuracy if accuracy else None, found.pictures, complete)
+    return ReportResult(result, first, accuracy.accuracy if accuracy else None, found.pictures, complete)
 
 
-def _dead(layer: Layer, zeros: SparsityFound, moments: MomentsFound) -> Tensor:
+def _dead(layer: Layer, zeros: SparsityResult, moments: MomentsResult) -> Tensor:
     """The channels of which nothing comes: always zero, or never above it where the layer passes nothing else."""
     if layer.type in ("ReLU", "ReLU6"):
         return zeros.dead

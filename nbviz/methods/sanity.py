@@ -48,7 +48,7 @@ _DOUBTFUL = 0.5  # the rank correlation from which on a map is said to hardly ch
 
 
 @dataclass(frozen=True, repr=False)
-class Randomisation:
+class RandomisationResult:
     """How alike a method's maps are before and after layers' weights were destroyed.
 
     Parameters
@@ -112,7 +112,7 @@ def randomisation(
     preprocess: Any = None,
     inputs: Any = None,
     output: Any = None,
-) -> Randomisation:
+) -> RandomisationResult:
     """Whether a method's maps change when the network's weights are destroyed, layer by layer from the top.
 
     J. Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 3: a map that stays the same says
@@ -143,7 +143,7 @@ def randomisation(
 
     Returns
     -------
-    Randomisation
+    RandomisationResult
         ``layers``, ``rank`` and ``ssim`` (L, N), and a ``verdict`` in a sentence.
 
     Raises
@@ -195,7 +195,7 @@ def randomisation(
         layers.append(layer)
         ranks.append(spearman(before, after))
         ssims.append(ssim(before, after))
-    return Randomisation(name, tuple(layers), torch.stack(ranks), torch.stack(ssims), mode)
+    return RandomisationResult(name, tuple(layers), torch.stack(ranks), torch.stack(ssims), mode)
 
 
 def _method(given: Any) -> tuple[str, Method]:
@@ -267,7 +267,7 @@ def _unit(maps: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, repr=False)
-class DeletionInsertion:
+class DeletionInsertionResult:
     """What becomes of the class's probability as pixels go, or come, the most important first.
 
     Parameters
@@ -288,7 +288,7 @@ class DeletionInsertion:
 
     def __repr__(self) -> str:
         out, back = float(self.deletion_area.mean()), float(self.insertion_area.mean())
-        return f"DeletionInsertion of {len(self.deletion)} pictures: deletion {out:.3f}, insertion {back:.3f}"
+        return f"DeletionInsertionResult of {len(self.deletion)} pictures: deletion {out:.3f}, insertion {back:.3f}"
 
 
 @steady
@@ -303,7 +303,7 @@ def deletion_insertion(
     preprocess: Any = None,
     inputs: Any = None,
     output: Any = None,
-) -> DeletionInsertion:
+) -> DeletionInsertionResult:
     """Whether the pixels that a map calls important are: delete them, or bring back these alone, the first ones first.
 
     V. Petsiuk, A. Das and K. Saenko, "RISE", BMVC 2018, section 4: the area under the curve of the probability.
@@ -322,7 +322,7 @@ def deletion_insertion(
 
     Returns
     -------
-    DeletionInsertion
+    DeletionInsertionResult
         ``shares`` (S,), ``deletion``, ``insertion`` (N, S), and the areas (N,).
 
     Raises
@@ -378,7 +378,7 @@ def deletion_insertion(
             curve.append(joined(in_chunks(probability, range(len(counts)), variants.at_once, "one picture")))
     shares = counts.double() / count
     out, back = torch.stack(deletion), torch.stack(insertion)
-    return DeletionInsertion(shares, out, back, torch.trapezoid(out, shares), torch.trapezoid(back, shares))
+    return DeletionInsertionResult(shares, out, back, torch.trapezoid(out, shares), torch.trapezoid(back, shares))
 
 
 def _with_first(left: Tensor, gone: Tensor, first: Tensor, counts: Tensor, part: Sequence[int]) -> Tensor:

@@ -24,15 +24,15 @@ from nbviz.pictures.load import Pictures, Reader
 from nbviz.scanning.dataset import Inputs, check_dataset
 from nbviz.scanning.found import Skipped
 from nbviz.scanning.scan import scan
-from nbviz.scanning.statistics import Strongest, TopK
+from nbviz.scanning.statistics import TopK, TopKResult
 
 
 @dataclass(frozen=True, repr=False)
-class StrongestPatches(Strongest):
+class TopPatchesResult(TopKResult):
     """For each channel its strongest activations, each in another picture, and what is to be seen there.
 
     Beside the fields ``values``, ``indices``, ``positions`` and ``labels`` of
-    :class:`nbviz.scanning.statistics.Strongest`, whose rows are those of ``channels``:
+    :class:`nbviz.scanning.statistics.TopKResult`, whose rows are those of ``channels``:
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ class StrongestPatches(Strongest):
     def __repr__(self) -> str:
         k = self.values.shape[1]
         return (
-            f"StrongestPatches of {self.layer}: {len(self.channels)} channels, the {k} strongest pictures of each"
+            f"TopPatchesResult of {self.layer}: {len(self.channels)} channels, the {k} strongest pictures of each"
             f"{'' if self.complete else ', not complete'}"
         )
 
@@ -203,7 +203,7 @@ def top_patches(
     preprocess: Any = None,
     inputs: Any = None,
     **options: Any,
-) -> StrongestPatches:
+) -> TopPatchesResult:
     """For each channel the patches of a dataset that excite it most, and their reconstructions.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, figure 2: the top 9
@@ -232,7 +232,7 @@ def top_patches(
 
     Returns
     -------
-    StrongestPatches
+    TopPatchesResult
         ``values``, ``indices``, ``labels`` (K, k) and ``positions`` (K, k, 2), strongest first; of equal ones that of
         the lower index comes first, and within a picture the first position. ``patches(channel)`` gives uint8
         (k, 3, h, w), ``reconstructions(channel, rule)`` (k, C, h, w), aligned to the pixel.
@@ -273,8 +273,8 @@ def top_patches(
     scanned = scan(model, source.dataset, {"top": TopK(layer, k)}, preprocess=preprocess, inputs=inputs, **options)
     if not scanned.pictures:
         raise KeyboardInterrupt  # which ended it before there was anything
-    top: Strongest = scanned["top"]
-    return StrongestPatches(
+    top: TopKResult = scanned["top"]
+    return TopPatchesResult(
         top.values[chosen],
         top.indices[chosen],
         top.positions[chosen],

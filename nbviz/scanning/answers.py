@@ -15,7 +15,7 @@ from nbviz.scanning.statistic import Batch, Measured, OfLayer, Tree, add_along_t
 
 
 @dataclass(frozen=True)
-class AccuracyFound:
+class AccuracyResult:
     """How well the model names the pictures that have a label.
 
     Parameters
@@ -86,14 +86,14 @@ class Accuracy(Measured):
         self.in_five += other.in_five
         self.counts = self.counts + other.counts
 
-    def result(self) -> AccuracyFound | None:
+    def result(self) -> AccuracyResult | None:
         """The accuracy; None before the first picture with a label."""
         n = int(self.counts.sum())
         if not n:
             return None
         right, loss = self.counts.diagonal(), float(tree_sum(self.losses)) / n
         per_class = right.double() / self.counts.sum(1)
-        return AccuracyFound(int(right.sum()) / n, self.in_five / n, loss, n, per_class, self.counts.clone())
+        return AccuracyResult(int(right.sum()) / n, self.in_five / n, loss, n, per_class, self.counts.clone())
 
 
 def check_classes(labels: Tensor, classes: int) -> None:
@@ -113,7 +113,7 @@ ABLATIONS = ("zero", "keep")
 
 
 @dataclass(frozen=True)
-class AblationFound:
+class AblationResult:
     """How well the model does without each channel, or with it alone, or without each of some sets of channels.
 
     Parameters
@@ -240,7 +240,7 @@ class Ablation(OfLayer):
         self.right, self.pictures = self.right + other.right, self.pictures + other.pictures
         merge_trees(self.losses, other.losses)
 
-    def result(self) -> AblationFound | None:
+    def result(self) -> AblationResult | None:
         """The table; None before the first picture with a label."""
         n = int(self.pictures.sum())
         if not n:
@@ -249,4 +249,4 @@ class Ablation(OfLayer):
         per_class = self.right.double() / self.pictures
         ranking = loss[:-1].argsort(stable=True)
         rest = float(accuracy[-1]), float(loss[-1]), per_class[:-1], ranking, n
-        return AblationFound(accuracy[:-1], loss[:-1], *rest)
+        return AblationResult(accuracy[:-1], loss[:-1], *rest)

@@ -21,7 +21,7 @@ from nbviz.scanning.statistic import Statistic as Statistic
 
 
 @dataclass(frozen=True)
-class Strongest:
+class TopKResult:
     """For each channel its strongest activations, strongest first.
 
     Parameters
@@ -105,12 +105,12 @@ class TopK(OfLayer):
             channels, places = (other.numbers[..., 0] >= 0).nonzero().unbind(1)
             self._keep(channels, other.values[channels, places], other.numbers[channels, places])
 
-    def result(self) -> Strongest:
+    def result(self) -> TopKResult:
         """The strongest."""
         indices, labels, positions = (
             n.clone() for n in (self.numbers[..., 0], self.numbers[..., 1], self.numbers[..., 2:])
         )
-        return Strongest(self.values.clone(), indices, positions, labels)
+        return TopKResult(self.values.clone(), indices, positions, labels)
 
     def _make(self, channels: int, axes: int) -> None:
         self.values = torch.full((channels, self.k), -torch.inf, dtype=torch.float32, device="cpu")
@@ -132,7 +132,7 @@ Candidates = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class MomentsFound:
+class MomentsResult:
     """Of each channel, over all pictures and positions.
 
     Parameters
@@ -206,7 +206,7 @@ class Moments(OfLayer):
         self.strange = strange if first else self.strange + strange
         self.count += count
 
-    def result(self) -> MomentsFound | None:
+    def result(self) -> MomentsResult | None:
         """The moments; None before the first picture."""
         if not self.count:
             return None
@@ -214,11 +214,11 @@ class Moments(OfLayer):
         std = (square - mean.square()).clamp(min=0).sqrt()
         none = self.strange == self.count
         low, high = (torch.where(none, torch.nan, end) for end in (self.low, self.high))
-        return MomentsFound(mean, std, low, high, self.count, self.strange.clone())
+        return MomentsResult(mean, std, low, high, self.count, self.strange.clone())
 
 
 @dataclass(frozen=True)
-class SparsityFound:
+class SparsityResult:
     """How often each channel is silent.
 
     Parameters
@@ -276,17 +276,17 @@ class Sparsity(OfLayer):
         self.zeros, self.silent = self.zeros + other.zeros, self.silent + other.silent
         self.pictures, self.values = self.pictures + other.pictures, self.values + other.values
 
-    def result(self) -> SparsityFound | None:
+    def result(self) -> SparsityResult | None:
         """The shares; None before the first picture."""
         if not self.pictures:
             return None
         dead = self.silent == self.pictures
         shares = self.zeros.double() / self.values, self.silent.double() / self.pictures
-        return SparsityFound(*shares, dead, self.pictures)
+        return SparsityResult(*shares, dead, self.pictures)
 
 
 @dataclass(frozen=True)
-class HistogramFound:
+class HistogramResult:
     """How often each channel has which values.
 
     Parameters
@@ -354,11 +354,11 @@ class Histogram(OfLayer):
         """Take in what another has seen."""
         self.counts = self.counts + other.counts
 
-    def result(self) -> HistogramFound:
+    def result(self) -> HistogramResult:
         """The counts."""
         steps = torch.arange(self._SIDE + 1, dtype=torch.float32, device="cpu")
         ends = 2.0 ** (self._ENDS[0] + steps // 4) * (1 + steps % 4 / 4)
-        return HistogramFound(torch.cat([-ends.flip(0), ends]), self.counts.clone())
+        return HistogramResult(torch.cat([-ends.flip(0), ends]), self.counts.clone())
 
 
 class Correlation(OfLayer):

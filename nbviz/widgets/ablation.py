@@ -12,7 +12,7 @@ from torch import nn
 from nbviz.core.checks import check_indices
 from nbviz.core.errors import shown
 from nbviz.export.figure import Panel
-from nbviz.methods.ablation import AblationTable
+from nbviz.methods.ablation import AblateResult
 from nbviz.widgets.controls import Control, draws, moves
 from nbviz.widgets.figure_panels import grid_panel, picture_panel, plot_panel
 from nbviz.widgets.layer_widget import LayerWidget
@@ -67,11 +67,11 @@ class Ablation(LayerWidget):
         model: nn.Module,
         images: Any,
         layer: str | None = None,
-        table: AblationTable | None = None,
+        table: AblateResult | None = None,
         off: Sequence[int] = (),
         **options: Any,
     ) -> None:
-        if table is not None and not isinstance(table, AblationTable):
+        if table is not None and not isinstance(table, AblateResult):
             raise TypeError(f"table is {shown(table)}; expected what nbviz.ablate gives, or None")
         self.table, self._first_off = table, off
         super().__init__(model, images, layer if layer is not None or table is None else table.layer, **options)

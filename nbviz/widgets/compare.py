@@ -16,7 +16,7 @@ from nbviz.core.state import is_compiled, lock
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.compare import Comparison
+from nbviz.methods.compare import CompareResult
 from nbviz.methods.feature_maps import fuse
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice, Index, draws, moves
@@ -102,7 +102,7 @@ class Compare(Pulled):
         images: Any,
         layer: str | None = None,
         *,
-        comparison: Comparison | None = None,
+        comparison: CompareResult | None = None,
         preprocess: Any = None,
         labels: Sequence[str] | None = None,
         inputs: Any = None,
@@ -110,7 +110,7 @@ class Compare(Pulled):
         picture: int = 0,
         layer_b: str | None = None,
     ) -> None:
-        if comparison is not None and not isinstance(comparison, Comparison):
+        if comparison is not None and not isinstance(comparison, CompareResult):
             raise TypeError(f"comparison is {shown(comparison)}; expected what nbviz.compare gives, or None")
         self.comparison = comparison
         models = (model_a, model_b)
@@ -243,7 +243,7 @@ def _header(sessions: Sequence[Session], models: Sequence[nn.Module]) -> Header:
     return Header(title=f"a: {a}, b: {b}", info=info)
 
 
-def _note(sessions: Sequence[Session], comparison: Comparison | None) -> str:
+def _note(sessions: Sequence[Session], comparison: CompareResult | None) -> str:
     """The verdict, and why no answers are shown where there are none."""
     notes = [line(comparison.verdict, 300)] if comparison is not None else []
     a, b = (len(session.labels or ()) for session in sessions)
@@ -252,7 +252,7 @@ def _note(sessions: Sequence[Session], comparison: Comparison | None) -> str:
     return "; ".join(notes)
 
 
-def _counterpart(layer: str, a: Session, b: Session, found: Comparison | None) -> str:
+def _counterpart(layer: str, a: Session, b: Session, found: CompareResult | None) -> str:
     """The layer of the second model: of the same name, or the most alike, or as deep."""
     names = list(b.layers)
     if layer in names:
@@ -265,7 +265,7 @@ def _counterpart(layer: str, a: Session, b: Session, found: Comparison | None) -
     return names[round(list(a.layers).index(layer) * (len(names) - 1) / max(1, len(a.layers) - 1))]
 
 
-def _show_alike(panels: Panels, found: Comparison) -> None:
+def _show_alike(panels: Panels, found: CompareResult) -> None:
     """How alike the layers of both are."""
     assert found.cka is not None
     steps = (255 * found.cka.nan_to_num(0.0).clamp(0, 1)).round().byte().numpy()

@@ -13,7 +13,7 @@ from nbviz.core.layers import layers_of
 from nbviz.core.state import is_compiled
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
-from nbviz.methods.correspondence import CorrespondenceFound, check_boxes, correspondence
+from nbviz.methods.correspondence import CorrespondenceResult, check_boxes, correspondence
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Control, draws
 from nbviz.widgets.figure_panels import plot_panel
@@ -77,7 +77,7 @@ class Correspondence(Pulled):
         self._layers = layers_of(session.model, session.pictures.inputs, session.feed, layers)
         self._options: dict[str, Any] = {"random": random, "fill": fill, "seed": seed, "inputs": inputs}
         self._options["preprocess"] = session.pictures.preprocess  # for what is grey
-        self.found: CorrespondenceFound | None = None
+        self.found: CorrespondenceResult | None = None
         info = information(session, is_compiled(model))
         super().__init__(Header(title=line(type(session.model).__name__), info=info))
         self._note_given(preprocess=preprocess, inputs=inputs)

@@ -16,7 +16,7 @@ from nbviz.core.state import check_model
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.evolution import Moment, evolution
+from nbviz.methods.evolution import CheckpointResult, evolution
 from nbviz.pictures.load import Pictures
 from nbviz.pictures.preprocess import find_preprocess
 from nbviz.widgets.base import Pulled
@@ -35,8 +35,9 @@ class Evolution(Pulled):
     Parameters
     ----------
     model, checkpoints, images, layer, channels, rule, preprocess, inputs
-        As in :func:`nbviz.evolution`. ``checkpoints`` may be a list of :class:`nbviz.Moment` instead, such as the
-        ``moments`` of a :class:`nbviz.Recorder`; then the rest is not needed.
+        As in :func:`nbviz.evolution`. ``checkpoints`` may be a list of
+        :class:`nbviz.results.CheckpointResult` instead, such as the ``moments`` of a
+        :class:`nbviz.Recorder`; then the rest is not needed.
 
     moment, channel, picture
         Which time (None takes the last), which of the channels and which picture are shown at first, from 0.
@@ -94,14 +95,14 @@ class Evolution(Pulled):
         channel: int = 0,
         picture: int = 0,
     ) -> None:
-        if isinstance(checkpoints, (list, tuple)) and checkpoints and isinstance(checkpoints[0], Moment):
+        if isinstance(checkpoints, (list, tuple)) and checkpoints and isinstance(checkpoints[0], CheckpointResult):
             check_model(model)
             self.moments = _alike(checkpoints)
         else:
             if layer is None or images is None:
                 raise TypeError(
-                    f"images is {shown(images)} and layer {shown(layer)}; expected both, or a list of nbviz.Moment as "
-                    "checkpoints"
+                    f"images is {shown(images)} and layer {shown(layer)}; expected both, or a list of "
+                    "nbviz.results.CheckpointResult as checkpoints"
                 )
             given = {"rule": rule, "preprocess": preprocess, "inputs": inputs}
             self.moments = evolution(model, checkpoints, images, layer, channels, **given)
@@ -143,7 +144,7 @@ class Evolution(Pulled):
         """Picture and channel in a moment's tensors."""
         return (self.channel, 0) if self._own else (self.picture, self.channel)
 
-    def _shown(self, moment: Moment) -> tuple[Array, Array, Array]:
+    def _shown(self, moment: CheckpointResult) -> tuple[Array, Array, Array]:
         """The picture, the map (on the scale of all times) and the signal, as bytes (h, w, C)."""
         i, k = self._place()
         whole = Pictures(moment.pictures[i : i + 1], self._preprocess, ("",)).display()[0]
@@ -152,7 +153,7 @@ class Evolution(Pulled):
         (steps,) = to_host(quantise(moment.maps[i, k].cpu(), None, ends)[0])
         return channels_last(fitted(whole)), steps[..., None], self._signal(moment)
 
-    def _signal(self, moment: Moment) -> Array:
+    def _signal(self, moment: CheckpointResult) -> Array:
         i, k = self._place()
         signal = moment.reconstructions[i, k].float().cpu()
         return channels_last(centre(fitted(signal if len(signal) in (1, 3) else signal.mean(0, keepdim=True))))
@@ -194,10 +195,12 @@ class Evolution(Pulled):
         return [int(one) for one in times.round()]
 
 
-def _alike(moments: Sequence[Any]) -> list[Moment]:
+def _alike(moments: Sequence[Any]) -> list[CheckpointResult]:
     """The moments, if they are of the same channels, and all recorded or none."""
-    if not all(isinstance(one, Moment) for one in moments):
-        raise TypeError(f"checkpoints is {shown(moments)}; expected a list of nbviz.Moment alone, or none of them")
+    if not all(isinstance(one, CheckpointResult) for one in moments):
+        raise TypeError(
+            f"checkpoints is {shown(moments)}; expected a list of nbviz.results.CheckpointResult alone, or none of them"
+        )
     first = moments[0]
     for one in moments:
         if (one.channels, one.values.shape) != (first.channels, first.values.shape):

@@ -13,7 +13,7 @@ from nbviz.core.errors import line
 from nbviz.core.layers import layers_of
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
-from nbviz.methods.invariance import TRANSFORMS, InvarianceFound, along, amounts_of, moved_by
+from nbviz.methods.invariance import TRANSFORMS, InvarianceResult, along, amounts_of, moved_by
 from nbviz.methods.subject import Subject
 from nbviz.widgets.controls import Choice, Number, draws, moves
 from nbviz.widgets.figure_panels import filled_panels, plot_panel
@@ -134,7 +134,7 @@ class Invariance(ClassWidget):
         session = self.session
         subject = Subject(session.subject, session.pictures, session.feed, session.output)
         arguments = self.picture, self._names, self.transform, self._amounts, self.target
-        found: list[InvarianceFound] = []
+        found: list[InvarianceResult] = []
         for plot in (self.distances, self.probability):
             plot.xlabel = f"{_NAMES[self.transform]}, {TRANSFORMS[self.transform]}"
         with session.under_autocast():

@@ -14,7 +14,7 @@ from nbviz.core.weights import WeightsChanged, own_copy
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import grid
-from nbviz.methods.maximise import Growing, Maximised
+from nbviz.methods.maximise import Growing, MaximiseResult
 from nbviz.pictures.preprocess import check_labels
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Whole, draws
@@ -106,7 +106,7 @@ class Maximise(Pulled):
         return Growing(model, *self._seeds, **self._options)
 
     @property
-    def found(self) -> Maximised:
+    def found(self) -> MaximiseResult:
         """What has grown so far."""
         with self._turn(), self._under_autocast():
             return self._growing.found()

@@ -16,7 +16,7 @@ from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.destroy import destroyed, layers_with_weights
 from nbviz.methods.sanity import (
     METHODS,
-    Randomisation,
+    RandomisationResult,
     deletion_insertion,
     spearman,
     ssim,
@@ -145,7 +145,7 @@ class Sanity(ClassWidget):
             self.curve.show((kind, x, [float(one) for one in values]) for kind, values in curves.items())
             self.header.cost = f"{len(layers)} of {self._count} layers destroyed"
             yield True
-        found = Randomisation(name, tuple(layers), torch.stack(ranks[1:]), torch.stack(ssims[1:]), "cascading")
+        found = RandomisationResult(name, tuple(layers), torch.stack(ranks[1:]), torch.stack(ssims[1:]), "cascading")
         self.header.note = found.verdict
         yield False
 

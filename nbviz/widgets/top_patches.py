@@ -15,7 +15,7 @@ from nbviz.core.errors import NoRectifierWarning, line, shown
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import centre, grid
-from nbviz.methods.top_patches import StrongestPatches, top_patches
+from nbviz.methods.top_patches import TopPatchesResult, top_patches
 from nbviz.pictures.load import Reader
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Index, draws
@@ -66,7 +66,7 @@ class TopPatches(Pulled):
 
     def __init__(
         self,
-        model: nn.Module | StrongestPatches,
+        model: nn.Module | TopPatchesResult,
         dataset: Any = None,
         layer: str | None = None,
         channels: Sequence[int] | int | None = None,
@@ -75,7 +75,7 @@ class TopPatches(Pulled):
         first: int = 0,
         **options: Any,
     ) -> None:
-        if isinstance(model, StrongestPatches):
+        if isinstance(model, TopPatchesResult):
             if options or k != _K or any(given is not None for given in (dataset, layer, channels)):
                 raise TypeError("the patches are found already; expected nothing beside them")
             self.found = model

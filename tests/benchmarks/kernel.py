@@ -150,7 +150,7 @@ class Few(AblationLayer):
 def ablation_cam(images: Tensor) -> None:
     """Ablation-CAM of all 512 channels before VGG16's classifier; the peer runs the whole network for each."""
     model, layer, target = network("vgg16"), "features.30", 3
-    ours = best(lambda: nbviz.ablation_cam(model, images, layer, target), 1)
+    ours = best(lambda: nbviz.cams.ablation_cam(model, images, layer, target), 1)
     start = time.perf_counter()
     with AblationCAM(model, [model.get_submodule(layer)], ablation_layer=Few(), batch_size=Few.batch) as cam:
         cam(images, [ClassifierOutputTarget(target)])

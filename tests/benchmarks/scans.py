@@ -20,6 +20,7 @@ from torch.utils.data import ConcatDataset, TensorDataset
 
 import nbviz
 from nbviz.pictures.load import Reader
+from nbviz.results import ScanResult
 from nbviz.scanning.dataset import Inputs
 from nbviz.scanning.jobs import Job
 from nbviz.scanning.statistic import Batch, Statistic
@@ -69,7 +70,7 @@ def against_a_bare_loop(net: nn.Module) -> None:
     row(what, ours, "bare forward loop over the same loader", theirs, 1 / 1.15)
 
 
-def scan(net: nn.Module, pictures: int = PICTURES, **options: Any) -> nbviz.ScanResult:
+def scan(net: nn.Module, pictures: int = PICTURES, **options: Any) -> ScanResult:
     """The scan that is measured."""
     return nbviz.scan(net, repeated(pictures), top(), progress=False, **options)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import nbviz
 from nbviz.core.checks import check_indices
+from nbviz.errors import ModelError, PictureError
 from nbviz.methods import reconstruct
 
 X = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -160,8 +161,8 @@ def test_a_model_that_fails(name, net, snapshot):
     net[5] = nn.Conv2d(99, 12, 3)
     given = r"an input of shape \(1, 3, 32, 32\), float32, cpu"
     message = rf"^Sequential failed in its forward pass on {given}: RuntimeError: .*99"
-    refused(nbviz.ModelError, message, net, lambda: METHODS[name](net, X, "7"), snapshot)
-    refused(nbviz.ModelError, message, net, lambda: nbviz.layers(net, X), snapshot)
+    refused(ModelError, message, net, lambda: METHODS[name](net, X, "7"), snapshot)
+    refused(ModelError, message, net, lambda: nbviz.layers(net, X), snapshot)
 
 
 @reconstructions
@@ -196,8 +197,8 @@ def test_a_wrong_number_of_channels(name, count, net, snapshot):
         rf"expected \(1, 3, 32, 32\), got \(1, {count}, 32, 32\)$"
     )
     x = torch.rand(1, count, 32, 32)
-    refused(nbviz.PictureError, message, net, lambda: METHODS[name](net, x, "7"), snapshot)
-    refused(nbviz.PictureError, message, net, lambda: nbviz.layers(net, x), snapshot)
+    refused(PictureError, message, net, lambda: METHODS[name](net, x, "7"), snapshot)
+    refused(PictureError, message, net, lambda: nbviz.layers(net, x), snapshot)
 
 
 @method_names
@@ -205,7 +206,7 @@ def test_a_wrong_number_of_channels(name, count, net, snapshot):
 def test_a_wrong_number_of_dimensions(name, shape, never_run, snapshot):
     message = rf"^a tensor of shape {re.escape(str(shape))} is no picture; expected \(C, H, W\) or \(N, C, H, W\)$"
     x = torch.rand(shape)
-    refused(nbviz.PictureError, message, never_run, lambda: METHODS[name](never_run, x, "7"), snapshot)
+    refused(PictureError, message, never_run, lambda: METHODS[name](never_run, x, "7"), snapshot)
 
 
 @method_names
@@ -214,13 +215,16 @@ def test_a_picture_with_values_that_are_not_finite(name, value, never_run, snaps
     x = X.repeat(2, 1, 1, 1)
     x[1, 2, 3, 4] = value
     message = r"^picture 2 has values that are not finite \(NaN or infinity\); expected finite ones$"
-    refused(nbviz.PictureError, message, never_run, lambda: METHODS[name](never_run, x, "7"), snapshot)
+    refused(PictureError, message, never_run, lambda: METHODS[name](never_run, x, "7"), snapshot)
 
 
 @method_names
 def test_a_path_that_is_not_there(name, never_run, tmp_path, snapshot):
     path = tmp_path / "cat.png"
-    with snapshot(never_run), pytest.raises(nbviz.PictureError, match="^there is no file '.*cat.png'$") as raised:
+    with (
+        snapshot(never_run),
+        pytest.raises(PictureError, match="^there is no file '.*cat.png'$") as raised,
+    ):
         METHODS[name](never_run, str(path), "7")
     assert isinstance(raised.value, FileNotFoundError)
 
@@ -230,7 +234,7 @@ def test_a_file_that_is_no_picture(name, never_run, tmp_path, snapshot):
     path = tmp_path / "notes.jpg"
     path.write_text("no picture")
     message = "^'.*notes.jpg' is no picture that can be read; expected PNG, JPEG or the like$"
-    refused(nbviz.PictureError, message, never_run, lambda: METHODS[name](never_run, path, "7"), snapshot)
+    refused(PictureError, message, never_run, lambda: METHODS[name](never_run, path, "7"), snapshot)
 
 
 @method_names
@@ -245,7 +249,11 @@ def test_what_is_no_picture(name, images, never_run, snapshot):
 @method_names
 def test_no_picture_at_all(name, never_run, snapshot):
     refused(
-        nbviz.PictureError, "^images is empty; expected", never_run, lambda: METHODS[name](never_run, [], "7"), snapshot
+        PictureError,
+        "^images is empty; expected",
+        never_run,
+        lambda: METHODS[name](never_run, [], "7"),
+        snapshot,
     )
 
 

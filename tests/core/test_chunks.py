@@ -251,7 +251,7 @@ torch.testing.assert_close(nbviz.guided_backprop(net, x, "2", 3, seed="map"), ba
 assert shortages
 try:
     nbviz.feature_maps(net, torch.rand(1, 3, 16, 10_000), "0")
-except nbviz.ModelError as error:
+except nbviz.errors.ModelError as error:
     assert "memory does not suffice" in str(error), error
 else:
     raise AssertionError("fits")

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import nbviz
+from nbviz.errors import InterruptedWarning, PictureError
 from nbviz.scanning.statistics import Ablation
 from tests.scanning.test_statistics import same
 
@@ -377,7 +378,7 @@ def test_an_executor_gives_the_same(mode: str, net: Any, dataset: Any) -> None:
 
 
 def test_an_interrupt_gives_the_table_of_the_pictures_seen_so_far_without_curves(net: Any, dataset: Any) -> None:
-    with pytest.warns(nbviz.InterruptedWarning, match="after 32 pictures"):
+    with pytest.warns(InterruptedWarning, match="after 32 pictures"):
         part = nbviz.ablate(net, Interrupting(dataset, 36), LAYER, points=4, progress=False)
     first = TensorDataset(*(t[:32] for t in dataset.tensors))
     assert not part.complete
@@ -390,7 +391,7 @@ def test_an_interrupt_gives_the_table_of_the_pictures_seen_so_far_without_curves
 
 @pytest.mark.parametrize("at", [1, 36])
 def test_an_interrupt_on_the_way_to_the_curves_keeps_the_table(at: int, net: Any, dataset: Any, found: Any) -> None:
-    with pytest.warns(nbviz.InterruptedWarning):
+    with pytest.warns(InterruptedWarning):
         part = nbviz.ablate(net, Interrupting(dataset, 40 + at), LAYER, points=8, progress=False)
     assert part.complete
     assert torch.equal(part.loss, found.loss)
@@ -399,14 +400,14 @@ def test_an_interrupt_on_the_way_to_the_curves_keeps_the_table(at: int, net: Any
 
 @pytest.mark.parametrize(("mode", "at"), [("zero", 3), ("mean", 3), ("mean", 36), ("mean", 42)])
 def test_an_interrupt_before_there_is_a_table_comes_through(mode: str, at: int, net: Any, dataset: Any) -> None:
-    with pytest.warns(nbviz.InterruptedWarning), pytest.raises(KeyboardInterrupt):
+    with pytest.warns(InterruptedWarning), pytest.raises(KeyboardInterrupt):
         nbviz.ablate(net, Interrupting(dataset, at), LAYER, mode, progress=False)
 
 
 def test_an_interrupted_table_goes_on_from_its_checkpoint(net: Any, dataset: Any, found: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {"points": 8, "checkpoint": tmp_path / "table", "progress": False}
     interrupting = Interrupting(dataset, 36)
-    with pytest.warns(nbviz.InterruptedWarning):
+    with pytest.warns(InterruptedWarning):
         nbviz.ablate(net, interrupting, LAYER, **options)
     interrupting.read = -1000  # far from being interrupted; another place to be would make it another dataset
     assert same(nbviz.ablate(net, interrupting, LAYER, **options), found)
@@ -461,7 +462,7 @@ def test_what_are_no_trials_is_refused(net: Any, dataset: Any, off: Any, error: 
         ({"mode": "half"}, ValueError, "^no mode 'half'. Accepted: zero, mean, keep$"),
         ({"points": -1}, ValueError, "^points is -1; expected at least 0$"),
         ({"seed": 0.5}, TypeError, "^seed is 0.5; expected a whole number$"),
-        ({"dataset": []}, nbviz.PictureError, "^the dataset is empty"),
+        ({"dataset": []}, PictureError, "^the dataset is empty"),
     ],
 )
 def test_arguments(net: nn.Module, dataset: Any, arguments: Any, error: Any, message: str) -> None:

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import models
 
 import nbviz
+from nbviz.errors import ModelError
 from nbviz.pictures.noise import noisy
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -45,14 +46,14 @@ def gradient(net, x, target):
 def test_integrated_gradients_are_captums(case, steps, close, snapshot):
     net, x, target = case
     with snapshot(net):
-        found = nbviz.integrated_gradients(net, x, target, steps=steps)
+        found = nbviz.attribution.integrated_gradients(net, x, target, steps=steps)
     expected = IntegratedGradients(net).attribute(x, target=target, n_steps=steps, method="gausslegendre")
     close(found, expected.detach().float(), 1e-4)
     start = torch.full_like(x[:1], 0.3)
-    found = nbviz.integrated_gradients(net, x, target, steps=steps, baseline=0.3)
+    found = nbviz.attribution.integrated_gradients(net, x, target, steps=steps, baseline=0.3)
     expected = IntegratedGradients(net).attribute(x, start, target=target, n_steps=steps, method="gausslegendre")
     close(found, expected.detach().float(), 1e-4)
-    assert torch.equal(nbviz.integrated_gradients(net, x, target, steps=steps, baseline=start), found)
+    assert torch.equal(nbviz.attribution.integrated_gradients(net, x, target, steps=steps, baseline=start), found)
 
 
 def test_what_the_pixels_are_given_sums_to_the_change_of_the_score(case):
@@ -60,12 +61,12 @@ def test_what_the_pixels_are_given_sums_to_the_change_of_the_score(case):
     net, x, target = case
     few = isinstance(net, models.ResNet)
     steps = 16 if few else 64 if x.shape[1] == 3 else 512
-    found = nbviz.integrated_gradients(net, x, target, steps=steps).sum((1, 2, 3))
+    found = nbviz.attribution.integrated_gradients(net, x, target, steps=steps).sum((1, 2, 3))
     change = logits(net, x, target) - logits(net, torch.zeros_like(x), target)
     assert (change.abs() > 0.01).all()
     torch.testing.assert_close(found, change, rtol=0.01, atol=1e-5)
     start = x.flip(0)  # whose score may be nearly the same: to 1% of what is given and taken
-    found = nbviz.integrated_gradients(net, x, target, baseline=start, steps=32 if few else 64)
+    found = nbviz.attribution.integrated_gradients(net, x, target, baseline=start, steps=32 if few else 64)
     change = logits(net, x, target) - logits(net, start, target)
     assert ((found.sum((1, 2, 3)) - change).abs() < 0.01 * found.abs().sum((1, 2, 3))).all()
 
@@ -74,10 +75,13 @@ def test_each_picture_takes_as_many_steps_as_it_needs():
     net, (images, labels) = nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()
     x, target = images[:4, None] / 255, labels[:4].tolist()
     change = logits(net, x, target) - logits(net, torch.zeros_like(x), target)
-    found = nbviz.integrated_gradients(net, x, target)
+    found = nbviz.attribution.integrated_gradients(net, x, target)
     torch.testing.assert_close(found.sum((1, 2, 3)), change, rtol=0.011, atol=0)
     for i in range(4):
-        tried = [nbviz.integrated_gradients(net, x[i], target[i], steps=count) for count in (32, 64, 128, 256, 512)]
+        tried = [
+            nbviz.attribution.integrated_gradients(net, x[i], target[i], steps=count)
+            for count in (32, 64, 128, 256, 512)
+        ]
         enough = next(one for one in tried if abs(float(one.sum() / change[i]) - 1) <= 0.01)
         torch.testing.assert_close(found[i : i + 1], enough, rtol=1e-3, atol=1e-5)
 
@@ -88,7 +92,7 @@ def test_where_no_number_of_steps_suffices_it_says_so():
             return x.flatten(1).round() + 0.1 * x.flatten(1)  # the gradient knows nothing of the rounding
 
     with pytest.warns(UserWarning, match="after 512 steps the sum is 91 % off the change of the score"):
-        found = nbviz.integrated_gradients(Jumps(), torch.ones(1, 1, 1, 1), 0)
+        found = nbviz.attribution.integrated_gradients(Jumps(), torch.ones(1, 1, 1, 1), 0)
     assert found.item() == pytest.approx(0.1, rel=1e-4)
 
 
@@ -104,42 +108,42 @@ def test_integrated_gradients_of_a_polynomial():
             return (x**3).flatten(1) @ self.weight
 
     x = torch.tensor([[[[3.0, 5.0]]]], dtype=torch.float64)
-    found = nbviz.integrated_gradients(Cubes(), x, 0, steps=2, baseline=1.0)
+    found = nbviz.attribution.integrated_gradients(Cubes(), x, 0, steps=2, baseline=1.0)
     torch.testing.assert_close(found.flatten(), torch.tensor([27.0 - 1, -2 * (125.0 - 1)], dtype=torch.float64))
 
 
 def test_a_baseline_for_each_picture(case, close):
     net, x, target = case
     start = torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
-    found = nbviz.integrated_gradients(net, x, target, steps=4, baseline=start)
+    found = nbviz.attribution.integrated_gradients(net, x, target, steps=4, baseline=start)
     for i in range(2):
-        alone = nbviz.integrated_gradients(net, x[i : i + 1], target[i], steps=4, baseline=start[i : i + 1])
+        alone = nbviz.attribution.integrated_gradients(net, x[i : i + 1], target[i], steps=4, baseline=start[i : i + 1])
         close(found[i : i + 1], alone, 1e-4)
-    plane = nbviz.integrated_gradients(net, x, target, steps=4, baseline=start[0, 0])
-    assert torch.equal(plane, nbviz.integrated_gradients(net, x, target, steps=4, baseline=start[:1, :1]))
+    plane = nbviz.attribution.integrated_gradients(net, x, target, steps=4, baseline=start[0, 0])
+    assert torch.equal(plane, nbviz.attribution.integrated_gradients(net, x, target, steps=4, baseline=start[:1, :1]))
 
 
 def test_smooth_grad_is_a_loop(case, close, snapshot):
     net, x, target = case
     with snapshot(net):
-        found = nbviz.smooth_grad(net, x, target, samples=5, noise=0.2, seed=3)
+        found = nbviz.attribution.smooth_grad(net, x, target, samples=5, noise=0.2, seed=3)
     copies = noisy(x, 5, 0.2, 3, range(2))
     close(found, sum(gradient(net, copy, target) for copy in copies) / 5, 1e-4)
-    plain = nbviz.smooth_grad(net, x, target, samples=2, noise=0)
+    plain = nbviz.attribution.smooth_grad(net, x, target, samples=2, noise=0)
     close(plain, gradient(net, x, target), 1e-4)
 
 
 def test_smooth_grad_does_not_depend_on_the_other_pictures(case, close):
     net, x, target = case
-    together = nbviz.smooth_grad(net, x, target, samples=3)
-    close(nbviz.smooth_grad(net, x[:1], target[0], samples=3), together[:1], 1e-4)
-    assert not torch.equal(nbviz.smooth_grad(net, x, target, samples=3, seed=1), together)
+    together = nbviz.attribution.smooth_grad(net, x, target, samples=3)
+    close(nbviz.attribution.smooth_grad(net, x[:1], target[0], samples=3), together[:1], 1e-4)
+    assert not torch.equal(nbviz.attribution.smooth_grad(net, x, target, samples=3, seed=1), together)
 
 
 def test_input_x_gradient_is_captums(case, close, snapshot):
     net, x, target = case
     with snapshot(net):
-        found = nbviz.input_x_gradient(net, x, target)
+        found = nbviz.attribution.input_x_gradient(net, x, target)
     close(found, InputXGradient(net).attribute(x, target=target).detach())
     close(found, x * gradient(net, x, target))
 
@@ -148,7 +152,7 @@ def test_input_x_gradient_sums_to_the_score_of_a_network_without_biases():
     """Which is homogeneous: f(tx) = t f(x)."""
     layers = nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1800, 5, bias=False)
     net = nn.Sequential(*layers)
-    found = nbviz.input_x_gradient(net, X, [1, 4])
+    found = nbviz.attribution.input_x_gradient(net, X, [1, 4])
     torch.testing.assert_close(found.sum((1, 2, 3)), logits(net, X, [1, 4]), rtol=1e-4, atol=1e-5)
 
 
@@ -157,7 +161,10 @@ def test_the_class_is_that_of_the_picture_as_it_is(name, case):
     net, x, _ = case
     options = {} if name == "input_x_gradient" else {"samples": 2} if name == "smooth_grad" else {"steps": 2}
     predicted = net(x).argmax(1).tolist()
-    assert torch.equal(getattr(nbviz, name)(net, x, **options), getattr(nbviz, name)(net, x, predicted, **options))
+    assert torch.equal(
+        getattr(nbviz.attribution, name)(net, x, **options),
+        getattr(nbviz.attribution, name)(net, x, predicted, **options),
+    )
 
 
 class Checkpointed(nn.Module):
@@ -174,18 +181,18 @@ class Checkpointed(nn.Module):
 def test_in_any_mode_and_with_a_checkpoint(name, mode, snapshot):
     net = Checkpointed()
     plain = nn.Sequential(*net.body, nn.Flatten(), net.head)
-    expected = getattr(nbviz, name)(plain, X, 1)
+    expected = getattr(nbviz.attribution, name)(plain, X, 1)
     net.train().requires_grad_(False)
     with mode(), snapshot(net):
-        assert torch.equal(getattr(nbviz, name)(net, X, 1), expected)
+        assert torch.equal(getattr(nbviz.attribution, name)(net, X, 1), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_other_dtypes(name, dtype):
     net = nn.Sequential(nn.Conv2d(3, 4, 5), nn.Tanh(), nn.Flatten(), nn.Linear(3136, 4))
-    expected = getattr(nbviz, name)(net, X, 1)
-    found = getattr(nbviz, name)(net.to(dtype), X.to(dtype), 1)
+    expected = getattr(nbviz.attribution, name)(net, X, 1)
+    found = getattr(nbviz.attribution, name)(net.to(dtype), X.to(dtype), 1)
     assert found.dtype == dtype
     worst = float((found.float() - expected).abs().max() / expected.abs().max())
     assert worst < (1e-5 if dtype == torch.float64 else 0.05)
@@ -198,7 +205,7 @@ def test_signals_and_volumes(name, shape, close):
     x = torch.randn(shape)
     net = nn.Sequential(conv(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * x[0, 0].numel(), 5))
     options = {"steps": 64} if name == "integrated_gradients" else {}
-    found = getattr(nbviz, name)(net, x, [1, 4], **options)
+    found = getattr(nbviz.attribution, name)(net, x, [1, 4], **options)
     if name == "input_x_gradient":
         expected = x * gradient(net, x, [1, 4])
     elif name == "smooth_grad":
@@ -236,8 +243,8 @@ def test_nothing_is_left_after_an_interruption(name, error, call, when, snapshot
             return Breaks.apply(x)
 
     net = nn.Sequential(nn.Conv2d(3, 4, 3), Breaking(), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 3))
-    with snapshot(net), pytest.raises((KeyboardInterrupt, nbviz.ModelError)):
-        getattr(nbviz, name)(net, X, 1)
+    with snapshot(net), pytest.raises((KeyboardInterrupt, ModelError)):
+        getattr(nbviz.attribution, name)(net, X, 1)
 
 
 @pytest.mark.parametrize(
@@ -262,4 +269,4 @@ def test_nothing_is_left_after_an_interruption(name, error, call, when, snapshot
 def test_errors_say_what_is_accepted(name, given, error, message, snapshot):
     net = Checkpointed()
     with snapshot(net), pytest.raises(error, match=message):
-        getattr(nbviz, name)(net, X, **{"target": 0, **given})
+        getattr(nbviz.attribution, name)(net, X, **{"target": 0, **given})

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import models
 
 import nbviz
+from nbviz.errors import ModelError
 from nbviz.methods.cam import GRADIENT_CAMS
 
 X = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
@@ -81,7 +82,7 @@ def test_a_layer_that_the_class_does_not_hang_on(snapshot):
     net = Aside()
     with (
         snapshot(net),
-        pytest.raises(nbviz.ModelError, match=r"^no gradient flows .* 'aside': they do not depend"),
+        pytest.raises(ModelError, match=r"^no gradient flows .* 'aside': they do not depend"),
     ):
         nbviz.grad_cam(net, X, "aside", 1)
 
@@ -182,7 +183,7 @@ def test_grad_cam_pp_is_that_of_its_peer(large):
     """
     net, layer, target = large
     net, layer = nn.Sequential(net, Louder()), f"0.{layer}"
-    found = nbviz.grad_cam_pp(net, Y, layer, target, raw=True)
+    found = nbviz.cams.grad_cam_pp(net, Y, layer, target, raw=True)
     assert distance(found, peers_maps(pytorch_grad_cam.GradCAMPlusPlus, net, layer, Y, target)) < 1e-4
 
 
@@ -244,7 +245,7 @@ def test_each_map_is_its_papers_formula(small, layer):
 
 @pytest.mark.parametrize("name", GRADIENT_CAMS)
 def test_a_formula_makes_a_function_like_any_other(name):
-    function = getattr(nbviz, name)
+    function = getattr(nbviz.cams, name)
     assert function is GRADIENT_CAMS[name].function
     assert pickle.loads(pickle.dumps(function)) is function
     assert (function.__name__, function.__qualname__, function.__module__) == (name, name, "nbviz.methods.cam")
@@ -262,7 +263,7 @@ def test_before_a_global_average_three_methods_and_cam_are_one(close):
     net = models.resnet18(num_classes=7).eval()
     maps = nbviz.class_activation(net, X, "layer4", 3, ["grad_cam", "xgrad_cam", "hires_cam"], raw=True)
     for found in maps.values():
-        close(found * 4, nbviz.cam(net, X, "layer4", 3, raw=True), 1e-4)
+        close(found * 4, nbviz.cams.cam(net, X, "layer4", 3, raw=True), 1e-4)
 
 
 @pytest.mark.parametrize("name", GRADIENT_CAMS)
@@ -270,7 +271,7 @@ def test_before_a_global_average_three_methods_and_cam_are_one(close):
 def test_each_alone_is_that_of_all_together(name, raw, small, snapshot):
     together = nbviz.class_activation(small, Z, "2", None, raw=raw)
     with snapshot(small):
-        alone = getattr(nbviz, name)(small, Z, "2", raw=raw)
+        alone = getattr(nbviz.cams, name)(small, Z, "2", raw=raw)
     assert torch.equal(alone, together[name])
     assert alone.shape == ((2, 3, 3) if raw else (2, 9, 9))
     assert alone.min() >= 0
@@ -295,7 +296,7 @@ def test_guided_grad_cam_is_captums(close, snapshot):
     net = models.vgg11(num_classes=7).eval()
     layer = "features.15"
     with snapshot(net):
-        found = nbviz.guided_grad_cam(net, X, layer, [1, 5])
+        found = nbviz.cams.guided_grad_cam(net, X, layer, [1, 5])
     peer = GuidedGradCam(net, net.get_submodule(layer))
     expected = peer.attribute(X, [1, 5], interpolate_mode="bilinear").detach()
     raw = nbviz.grad_cam(net, X, layer, [1, 5], raw=True)
@@ -333,7 +334,7 @@ def test_signals_and_volumes(dims):
                 assert maps.shape == ((2, *shape) if raw else (2, *x.shape[2:]))
                 if raw:
                     np.testing.assert_allclose(maps[i], expected[name], rtol=2e-4, atol=1e-6)
-    assert nbviz.guided_grad_cam(net, x, "1", 1).shape == x.shape
+    assert nbviz.cams.guided_grad_cam(net, x, "1", 1).shape == x.shape
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -394,9 +395,9 @@ def test_nothing_is_left_after_an_interruption(error, name, when, snapshot):
         nn.Conv2d(3, 4, 3), nn.ReLU(), Breaking(), nn.Dropout(), nn.Flatten(), nn.Linear(196, 3)
     ).train()
     breaks = False
-    with snapshot(net), pytest.raises((KeyboardInterrupt, nbviz.ModelError)):
+    with snapshot(net), pytest.raises((KeyboardInterrupt, ModelError)):
         breaks = True
-        getattr(nbviz, name)(net, Z, "1", 0)
+        getattr(nbviz.cams, name)(net, Z, "1", 0)
 
 
 def test_a_second_call_of_a_layer_is_one_of_its_own(close):
@@ -416,7 +417,7 @@ def test_a_second_call_of_a_layer_is_one_of_its_own(close):
         a = net.conv(x).detach().requires_grad_()
         rest = net.conv(a.relu()).relu() if not before else a.relu()
         (g,) = torch.autograd.grad(net.head(rest.mean((2, 3)))[:, 1].sum(), a)
-        close(nbviz.hires_cam(net, Z, name, 1, raw=True), (a * g).sum(1).relu().detach(), 1e-5)
+        close(nbviz.cams.hires_cam(net, Z, name, 1, raw=True), (a * g).sum(1).relu().detach(), 1e-5)
 
 
 def test_a_batch_is_its_pictures(small):

@@ -11,6 +11,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 import nbviz
 from nbviz.core.layers import trace_layers
+from nbviz.errors import ModelError
 from nbviz.methods.cam import GRADIENT_CAMS
 from nbviz.methods.cam_layers import map_layers
 from tests.methods.test_cam import distance, peers_maps
@@ -209,14 +210,14 @@ def test_tokens_on_no_such_grid_need_reshape():
 def test_maps_of_a_vit_are_its_peers(name, vit):
     layer = "encoder.layers.encoder_layer_2.ln_1"
     target = seen(vit, layer, tokens_of_vit)
-    found = getattr(nbviz, name)(vit, X, layer, target, raw=True)
+    found = getattr(nbviz.cams, name)(vit, X, layer, target, raw=True)
     assert distance(found, of_peer(PEERS[name], vit, layer, target, tokens_of_vit)) < 1e-4
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_maps_of_a_swin_are_its_peers(name, swin):
     target = seen(swin, "features.1", channels_last)
-    found = getattr(nbviz, name)(swin, X, "features.5", target, raw=True)
+    found = getattr(nbviz.cams, name)(swin, X, "features.5", target, raw=True)
     assert found.shape == (2, 4, 4)
     assert distance(found, of_peer(PEERS[name], swin, "features.5", target, channels_last)) < 1e-4
 
@@ -237,17 +238,17 @@ def test_the_other_methods_take_tokens_too(name, vit, snapshot):
     options = {} if name == "eigen_cam" else {"target": [3, 5]}
     layer = "encoder.layers.encoder_layer_1"
     with snapshot(vit):
-        found = getattr(nbviz, name)(vit, X, layer, raw=True, **options)
+        found = getattr(nbviz.cams, name)(vit, X, layer, raw=True, **options)
     assert found.shape == (2, 4, 4)
     assert found.any()
-    same = getattr(nbviz, name)(vit, X, layer, raw=True, reshape=tokens_of_vit, **options)
+    same = getattr(nbviz.cams, name)(vit, X, layer, raw=True, reshape=tokens_of_vit, **options)
     torch.testing.assert_close(same, found, rtol=1e-4, atol=1e-5)
-    assert getattr(nbviz, name)(vit, X, **options).shape == (2, 64, 64)
+    assert getattr(nbviz.cams, name)(vit, X, **options).shape == (2, 64, 64)
 
 
 def test_guided_grad_cam_of_tokens(vit):
     guided, where = nbviz.guided_backprop(vit, X, target=3), nbviz.grad_cam(vit, X, target=3)
-    assert torch.equal(nbviz.guided_grad_cam(vit, X, target=3), guided * where[:, None])
+    assert torch.equal(nbviz.cams.guided_grad_cam(vit, X, target=3), guided * where[:, None])
 
 
 def test_ablation_switches_a_channel_of_all_tokens_off(vit):
@@ -256,13 +257,13 @@ def test_ablation_switches_a_channel_of_all_tokens_off(vit):
         (vit, "encoder.layers.encoder_layer_1", tokens_of_vit),
         (swin, "features.1", channels_last),
     ]:
-        found = nbviz.ablation_cam(net, X, layer, [3, 5], raw=True)
+        found = nbviz.cams.ablation_cam(net, X, layer, [3, 5], raw=True)
         maps, scores = ablated_by_hand(net, layer, arrange, [3, 5])
         weights = (scores[:, :1] - scores[:, 1:]) / scores[:, :1]
         expected = torch.einsum("nc,nchw->nhw", weights, maps).relu()
         assert expected.any()
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-        same = nbviz.ablation_cam(net, X, layer, [3, 5], raw=True, reshape=arrange)
+        same = nbviz.cams.ablation_cam(net, X, layer, [3, 5], raw=True, reshape=arrange)
         torch.testing.assert_close(same, found, rtol=1e-3, atol=1e-4)
 
 
@@ -288,12 +289,12 @@ def ablated_by_hand(net, layer, arrange, classes):
 
 def test_ablation_of_what_mixes_channels_says_so(vit):
     with pytest.raises(ValueError, match="only moves the channels"):
-        nbviz.ablation_cam(vit, X, "encoder.layers.encoder_layer_1", 3, reshape=lambda a: tokens_of_vit(a).flip(1))
+        nbviz.cams.ablation_cam(vit, X, "encoder.layers.encoder_layer_1", 3, reshape=lambda a: tokens_of_vit(a).flip(1))
 
 
 def test_cam_says_that_a_class_token_is_no_average(vit):
     with pytest.raises(ValueError, match="is not a linear layer of the average"):
-        nbviz.cam(vit, X, "encoder.layers.encoder_layer_1", 3)
+        nbviz.cams.cam(vit, X, "encoder.layers.encoder_layer_1", 3)
 
 
 def test_what_is_within_attention_is_no_map(timms):
@@ -325,7 +326,7 @@ def test_the_layer_of_timms_vit_is_a_block_also_where_the_head_is_zero(timms):
     assert torch.equal(nbviz.grad_cam(timms, X), nbviz.grad_cam(timms, X, "blocks.2.norm1"))
     zero = copy.deepcopy(timms)
     nn.init.zeros_(zero.head.weight)
-    assert torch.equal(nbviz.eigen_cam(zero, X), nbviz.eigen_cam(zero, X, "norm"))
+    assert torch.equal(nbviz.cams.eigen_cam(zero, X), nbviz.cams.eigen_cam(zero, X, "norm"))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -342,7 +343,7 @@ def test_the_layer_is_found_in_any_mode(mode, vit, snapshot):
     ("reshape", "error", "message"),
     [
         (3, TypeError, "reshape is 3; expected a callable from an activation to"),
-        (lambda value: value[:, 0, 0, 0], nbviz.ModelError, r"reshape= failed on \(2, 17, 64\): IndexError"),
+        (lambda value: value[:, 0, 0, 0], ModelError, r"reshape= failed on \(2, 17, 64\): IndexError"),
         (lambda value: value, ValueError, r"gives \(2, 17, 64\); expected feature maps \(N, C, H, W\), one for each"),
         (lambda value: tokens_of_vit(value)[:1], ValueError, r"gives \(1, 64, 4, 4\); expected feature maps"),
         (lambda value: None, TypeError, "what reshape= gives"),

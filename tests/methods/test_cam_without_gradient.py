@@ -10,6 +10,7 @@ from torch import nn
 from torchvision import models
 
 import nbviz
+from nbviz.errors import ModelError
 from tests.methods.test_cam import distance, peers_maps
 from tests.small import Weighted
 
@@ -65,11 +66,11 @@ def test_cam_is_torch_cams(name, layer, snapshot):
         net = models.get_model(name, weights=None).eval()
     head = "fc" if name == "resnet18" else "classifier"
     with snapshot(net):
-        found = nbviz.cam(net, Y, layer, [3, 22], raw=True)
+        found = nbviz.cams.cam(net, Y, layer, [3, 22], raw=True)
     with torchcam.CAM(net, target_layer=layer, fc_layer=head) as peer:
         expected = peer([3, 22], net(Y), normalized=False)[0].relu().detach()
     assert distance(found, expected) < 1e-4
-    assert torch.equal(nbviz.cam(net, Y, target=[3, 22], raw=True), found)  # which is the last layer with maps
+    assert torch.equal(nbviz.cams.cam(net, Y, target=[3, 22], raw=True), found)  # which is the last layer with maps
 
 
 def test_cam_of_densenet_is_that_of_its_maps_after_the_relu():
@@ -78,7 +79,7 @@ def test_cam_of_densenet_is_that_of_its_maps_after_the_relu():
     with torch.no_grad():
         maps = net.features(Y).relu()
         expected = torch.einsum("nchw,nc->nhw", maps, net.classifier.weight[[4, 5]]).relu()
-    assert distance(nbviz.cam(net, Y, "features.norm5", [4, 5], raw=True), expected) < 1e-5
+    assert distance(nbviz.cams.cam(net, Y, "features.norm5", [4, 5], raw=True), expected) < 1e-5
 
 
 def test_cam_by_hand(averaging, close):
@@ -89,13 +90,13 @@ def test_cam_by_hand(averaging, close):
     for i, target in enumerate((2, 4)):
         for k in range(5):
             expected[i] += weights[target, k] * maps[i, k]
-    close(nbviz.cam(averaging.train(), Z, "3", [2, 4], raw=True), expected.clamp(min=0))
+    close(nbviz.cams.cam(averaging.train(), Z, "3", [2, 4], raw=True), expected.clamp(min=0))
 
 
 def test_cam_finds_a_convolution_of_one_pixel_as_the_head(close):
     net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(5, 6, 1), nn.Flatten())
     expected = torch.einsum("nchw,c->nhw", net[:2](Z), net[3].weight[2, :, 0, 0]).relu()
-    close(nbviz.cam(net, Z, "1", 2, raw=True), expected.detach())
+    close(nbviz.cams.cam(net, Z, "1", 2, raw=True), expected.detach())
 
 
 def test_cam_of_a_network_that_ends_in_a_map_of_each_class(close):
@@ -104,17 +105,17 @@ def test_cam_of_a_network_that_ends_in_a_map_of_each_class(close):
         net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 6, 1), end, nn.AdaptiveAvgPool2d(1))
         net = nn.Sequential(*net, nn.Flatten())
         expected = net[:3](Z).detach()[[0, 1], [4, 2]].relu()
-        close(nbviz.cam(net, Z, "2", [4, 2], raw=True), expected)
-        close(nbviz.cam(net, Z, target=[4, 2], raw=True), expected)
+        close(nbviz.cams.cam(net, Z, "2", [4, 2], raw=True), expected)
+        close(nbviz.cams.cam(net, Z, target=[4, 2], raw=True), expected)
 
 
 def test_cam_refuses_networks_that_end_otherwise(small, averaging, snapshot):
     said = "is not a linear layer of the average of layer '3' over its positions, as CAM needs it; expected"
     with snapshot(small), pytest.raises(ValueError, match=said):
-        nbviz.cam(small, Z, "3", 0)
+        nbviz.cams.cam(small, Z, "3", 0)
     averaging[4] = nn.AdaptiveMaxPool2d(1)  # has weights that would fit
     with snapshot(averaging), pytest.raises(ValueError, match=said):
-        nbviz.cam(averaging, Z, "3", 0)
+        nbviz.cams.cam(averaging, Z, "3", 0)
 
 
 # Eigen-CAM
@@ -127,7 +128,7 @@ def test_eigen_cam_is_the_first_singular_vector(large, snapshot):
     """
     net, layer, _ = large
     with snapshot(net):
-        found = nbviz.eigen_cam(net, Y, layer, raw=True)
+        found = nbviz.cams.eigen_cam(net, Y, layer, raw=True)
     for i, maps in enumerate(nbviz.feature_maps(net, Y, layer).double().numpy()):
         matrix = maps.reshape(len(maps), -1).T
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
@@ -144,7 +145,7 @@ def test_eigen_cam_with_more_positions_than_channels_and_fewer(layer, small):
     wide = nn.Sequential(nn.Conv2d(3, 40, 5, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(360, 2))
     for net, name in ((small, layer), (wide, "1")):
         maps = nbviz.feature_maps(net, Z, name).double().flatten(2).mT.numpy()
-        found = nbviz.eigen_cam(net, Z, name, raw=True).flatten(1).numpy()
+        found = nbviz.cams.eigen_cam(net, Z, name, raw=True).flatten(1).numpy()
         for i in range(2):
             expected = maps[i] @ np.linalg.svd(maps[i])[2][0]
             np.testing.assert_allclose(found[i], np.maximum(expected * np.sign(expected.sum()), 0), atol=1e-5)
@@ -159,7 +160,7 @@ def test_eigen_cam_is_that_of_its_peer_where_channels_have_no_mean():
 
     torch.manual_seed(3)
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), Centred(), nn.Flatten(), nn.Linear(294, 4)).eval()
-    found = nbviz.eigen_cam(net, Z, "2", raw=True)
+    found = nbviz.cams.eigen_cam(net, Z, "2", raw=True)
     theirs = peers_maps(pytorch_grad_cam.EigenCAM, net, "2", Z, [0, 0])
     maps = nbviz.feature_maps(net, Z, "2").flatten(2).mT
     for i in range(2):
@@ -189,7 +190,7 @@ def test_score_cam_is_its_papers_algorithm(small, snapshot):
     small[2].bias.data[1] = -100  # a channel that is 0 everywhere
     for at_once in (1, 3, 32):
         with snapshot(small):
-            found = nbviz.score_cam(small, Z, "3", [2, 5], at_once=at_once, raw=True)
+            found = nbviz.cams.score_cam(small, Z, "3", [2, 5], at_once=at_once, raw=True)
         for i, target in enumerate((2, 5)):
             torch.testing.assert_close(found[i], score_loop(small, Z[i : i + 1], "3", target), rtol=1e-4, atol=1e-6)
 
@@ -206,7 +207,7 @@ def test_score_cam_is_that_of_its_peer(name, monkeypatch):
     else:
         images = nbviz.bundled.fashion_test()[0]
         net, layer, x, target = nbviz.bundled.load(name), "features.13", images[:2, None] / 255, [9, 2]
-    found = nbviz.score_cam(net, x, layer, target, raw=True)
+    found = nbviz.cams.score_cam(net, x, layer, target, raw=True)
     monkeypatch.setattr(torch.nn, "UpsamplingBilinear2d", lambda size: nn.Upsample(size, mode="bilinear"))
     assert distance(found, peers_maps(pytorch_grad_cam.ScoreCAM, net, layer, x, target)) < 1e-4
 
@@ -218,7 +219,7 @@ def test_score_cam_is_torch_cams_at_the_pictures_size():
         with torch.no_grad():
             scores = net(Z)
         expected = peer([3, 1], scores, normalized=False)[0]
-    assert distance(nbviz.score_cam(net, Z, "1", [3, 1], raw=True), expected) < 1e-4
+    assert distance(nbviz.cams.score_cam(net, Z, "1", [3, 1], raw=True), expected) < 1e-4
 
 
 # Ablation-CAM
@@ -246,7 +247,7 @@ def ablation_loop(net, x, layer, target):
 def test_ablation_cam_is_its_papers_equation(layer, small, snapshot):
     for at_once in (1, 3, 64):
         with snapshot(small):
-            found = nbviz.ablation_cam(small, Z, layer, [2, 5], at_once=at_once, raw=True)
+            found = nbviz.cams.ablation_cam(small, Z, layer, [2, 5], at_once=at_once, raw=True)
         for i, target in enumerate((2, 5)):
             expected = ablation_loop(small, Z[i : i + 1], layer, target)
             torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
@@ -271,7 +272,7 @@ def test_ablation_cam_is_that_of_its_peer(large):
     if layer == "features.29":  # the classifier's 120 million weights for each of 512 channels take long
         net = nn.Sequential(net.features, nn.Flatten(), nn.Linear(512, 8)).eval()
         layer, target = "0.29", [3]
-    found = nbviz.ablation_cam(net, x, layer, target[:1], raw=True)
+    found = nbviz.cams.ablation_cam(net, x, layer, target[:1], raw=True)
     expected = peers_maps(Ablation, net, layer, x, target[:1])
     assert distance(found, expected) < 1e-3
 
@@ -283,7 +284,7 @@ NAMES = ["cam", "eigen_cam", "score_cam", "ablation_cam"]
 
 def called(name, net, x, layer, target, **options):
     given = (net, x, layer) if name == "eigen_cam" else (net, x, layer, target)
-    return getattr(nbviz, name)(*given, **options)
+    return getattr(nbviz.cams, name)(*given, **options)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -367,7 +368,7 @@ def test_nothing_is_left_after_an_interruption(name, error, call, averaging, sna
     with snapshot(averaging):
         try:
             called(name, averaging, Z, "3", 1, **({"at_once": 1} if name in ("score_cam", "ablation_cam") else {}))
-        except (KeyboardInterrupt, nbviz.ModelError):
+        except (KeyboardInterrupt, ModelError):
             assert len(calls) == call
         else:
             assert len(calls) < call or name == "ablation_cam"  # which then runs all of the model for each channel
@@ -388,7 +389,7 @@ def test_nothing_is_left_after_an_interruption(name, error, call, averaging, sna
 def test_errors_say_what_is_accepted(name, given, error, message, averaging, snapshot):
     options = {"layer": "3", **({} if name == "eigen_cam" else {"target": 0}), **given}
     with snapshot(averaging), pytest.raises(error, match=message):
-        getattr(nbviz, name)(averaging, Z, **options)
+        getattr(nbviz.cams, name)(averaging, Z, **options)
 
 
 class Then(nn.Module):
@@ -419,14 +420,14 @@ def test_answers_that_are_no_scores(name, then, message, averaging, snapshot):
 def test_scores_that_are_no_numbers(averaging, snapshot):
     net = nn.Sequential(*averaging, Then(lambda x: x / 0 * 0))
     with snapshot(net):
-        assert nbviz.ablation_cam(net, Z, "3", 1, raw=True).isnan().all()
+        assert nbviz.cams.ablation_cam(net, Z, "3", 1, raw=True).isnan().all()
 
 
 def test_ablation_of_a_score_of_zero_shows_what_is_lost():
     """As of SqueezeNet's classes, whose last ReLU may be zero everywhere, or a head that begins with zeros."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
     nn.init.zeros_(net[4].weight), nn.init.zeros_(net[4].bias)
-    assert not nbviz.ablation_cam(net, Z, "1", 0, raw=True).any()
+    assert not nbviz.cams.ablation_cam(net, Z, "1", 0, raw=True).any()
     averages = net[:4](Z)
     net[4].weight.data[0] = torch.stack([averages[0, 1], -averages[0, 0], *torch.zeros(2)])  # of the first: 0 in all
     assert net(Z)[0, 0] == 0
@@ -434,7 +435,7 @@ def test_ablation_of_a_score_of_zero_shows_what_is_lost():
     lost = averages * net[4].weight[0]
     lost[1] /= net(Z)[1, 0]
     expected = torch.einsum("nc,nchw->nhw", lost, maps).relu()
-    torch.testing.assert_close(nbviz.ablation_cam(net, Z, "1", 0, raw=True), expected)
+    torch.testing.assert_close(nbviz.cams.ablation_cam(net, Z, "1", 0, raw=True), expected)
 
 
 def test_cam_is_not_misled_by_a_large_bias():
@@ -449,18 +450,18 @@ def test_cam_is_not_misled_by_a_large_bias():
             return self.fc(self.n(self.c(x).relu().mean((2, 3))))
 
     with pytest.raises(ValueError, match="is not a linear layer of the average of layer 'c'"):
-        nbviz.cam(Normalised(nn.LayerNorm(16)), Z, "c", 0)
-    assert nbviz.cam(Normalised(nn.Identity()), Z, "c", 0).any()
+        nbviz.cams.cam(Normalised(nn.LayerNorm(16)), Z, "c", 0)
+    assert nbviz.cams.cam(Normalised(nn.Identity()), Z, "c", 0).any()
     broken = Normalised(nn.Identity())
     nn.init.constant_(broken.fc.bias, torch.nan)
     with pytest.raises(ValueError, match="is not a linear layer of the average"):
-        nbviz.cam(broken, Z, "c", 0)
+        nbviz.cams.cam(broken, Z, "c", 0)
 
 
 def test_masked_pictures_that_hang_on_each_other_stay_together():
     model, weights = Weighted().eval(), torch.tensor([1.0, 2.0])
     options = {"inputs": lambda x: (x, weights), "raw": True}
-    found = nbviz.score_cam(model, Z, "bn", 1, **options)
+    found = nbviz.cams.score_cam(model, Z, "bn", 1, **options)
     maps = model.bn(model.c(Z))
     wide = nn.functional.interpolate(maps, Z.shape[2:], mode="bilinear")
     low, high = wide.amin((2, 3), keepdim=True), wide.amax((2, 3), keepdim=True)

@@ -20,8 +20,9 @@ from torch.utils.data import TensorDataset
 from torchvision import transforms
 
 import nbviz
+from nbviz.errors import InterruptedWarning, PictureError
 from nbviz.methods.cka import CKA
-from nbviz.methods.paired import PairFound
+from nbviz.methods.paired import PairedAccuracyResult
 from tests.methods.test_ablation import Interrupting, Stream, changed
 from tests.scanning.test_statistics import same
 
@@ -151,7 +152,7 @@ def test_mcnemars_p_is_scipys_of_a_fair_coin(only_a: int, only_b: int) -> None:
 
     n = only_a + only_b
     expected = binomtest(only_a, n).pvalue if n else 1.0
-    assert PairFound(90, only_a, only_b, 7, 0.5).p_value == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    assert PairedAccuracyResult(90, only_a, only_b, 7, 0.5).p_value == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +165,11 @@ def test_mcnemars_p_is_scipys_of_a_fair_coin(only_a: int, only_b: int) -> None:
 def test_the_interval_is_that_of_published_examples(counts: tuple[int, ...], low: float, high: float) -> None:
     both, only_a, only_b, neither = counts
     digits = len(str(high)) - 2 - (high < 0)
-    assert [round(end, digits) for end in PairFound(both, only_b, only_a, neither, 0).interval] == [low, high]
-    mirrored = PairFound(both, only_a, only_b, neither, 0).interval
+    assert [round(end, digits) for end in PairedAccuracyResult(both, only_b, only_a, neither, 0).interval] == [
+        low,
+        high,
+    ]
+    mirrored = PairedAccuracyResult(both, only_a, only_b, neither, 0).interval
     assert [round(end, digits) for end in mirrored] == [-high, -low]
 
 
@@ -190,7 +194,7 @@ def newcombe(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, 
     [(36, 12, 2, 0), (50, 3, 9, 38), (0, 0, 5, 0), (100, 0, 0, 0), (1, 30, 30, 2), (0, 9, 0, 4), (9000, 1, 2, 3)],
 )
 def test_the_interval_is_newcombes_from_scipys_wilson_intervals(counts: tuple[int, ...]) -> None:
-    found = PairFound(*counts, 0.5)
+    found = PairedAccuracyResult(*counts, 0.5)
     assert found.interval == pytest.approx(newcombe(*counts), abs=1e-9)
     assert -1 <= found.interval[0] <= found.difference <= found.interval[1] <= 1
 
@@ -200,7 +204,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     shares, n = [0.7, 0.1, 0.15, 0.05], 80
     truth = shares[2] - shares[1]
     draws = generator.multinomial(n, shares, 2000)
-    intervals = [PairFound(*map(int, draw), 0.0).interval for draw in draws]
+    intervals = [PairedAccuracyResult(*map(int, draw), 0.0).interval for draw in draws]
     assert 0.93 < np.mean([low <= truth <= high for low, high in intervals]) < 0.98
 
 
@@ -387,7 +391,7 @@ def test_an_executor_gives_the_same() -> None:
 
 def test_an_interrupt_gives_what_the_pictures_seen_so_far_say() -> None:
     a, b = pair()
-    with pytest.warns(nbviz.InterruptedWarning, match="after 32 pictures"):
+    with pytest.warns(InterruptedWarning, match="after 32 pictures"):
         found = nbviz.compare(a, b, Interrupting(some(0, 60), 40), ["features.8"], progress=False)
     assert (found.complete, found.pictures) == (False, 32)
     whole = nbviz.compare(a, b, some(0, 32), ["features.8"], progress=False)
@@ -503,7 +507,7 @@ def test_a_label_that_neither_model_has_is_left_out_and_said() -> None:
         ({"layers": "0"}, TypeError, "^layers is '0'; expected a list of modules' names, or None$"),
         ({"layers": []}, TypeError, r"^layers is \[\]; expected a list"),
         ({"most": 0}, ValueError, "^most is 0; expected at least 1$"),
-        ({"dataset": []}, nbviz.PictureError, "^the dataset is empty; expected at least one picture"),
+        ({"dataset": []}, PictureError, "^the dataset is empty; expected at least one picture"),
         ({"output": 3}, ValueError, "^no output 3: the model gives a Tensor"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import nbviz
+from nbviz.errors import ModelError
 from nbviz.methods import subject
 
 BOXES = [[2, 3, 5, 8], [0, 0, 3, 5], [6, 4, 10, 12]]
@@ -180,7 +181,7 @@ def test_where_memory_does_not_suffice_it_takes_fewer_at_once(
 
     monkeypatch.setattr(subject, "run", short)
     if by_each_other:
-        with pytest.raises(nbviz.ModelError, match="memory does not suffice for one picture"):
+        with pytest.raises(ModelError, match="memory does not suffice for one picture"):
             nbviz.correspondence(model, pictures, BOXES, ["4"], random=1)
         return
     found = nbviz.correspondence(model, pictures, BOXES, ["4"], random=1)

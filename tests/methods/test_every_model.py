@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import nbviz
 from nbviz.core.backward import RULES
+from nbviz.errors import CompiledWarning, ModelError
 
 X = torch.rand(2, 3, 24, 20, generator=torch.Generator().manual_seed(1))
 LAYER, CHANNELS = "features.6", [4, 0]
@@ -213,7 +214,9 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("how", WRAPPED)
-@pytest.mark.filterwarnings("ignore::nbviz.CompiledWarning", "ignore:The .grad attribute")  # the second is torch's own
+@pytest.mark.filterwarnings(
+    "ignore::nbviz.errors.CompiledWarning", "ignore:The .grad attribute"
+)  # the second is torch's own
 def test_wrappings(how, net, snapshot):
     expected, seen = answers(net, X), explored(net, X)
     wrap, layer = WRAPPED[how]
@@ -255,10 +258,10 @@ def test_a_compiled_model_is_said_to_run_eagerly(how, net):
         "deconvnet": lambda: nbviz.deconvnet(model, X, LAYER, 0),
     }
     for call in calls.values():
-        with pytest.warns(nbviz.CompiledWarning, match="runs as the eager one it was made from") as caught:
+        with pytest.warns(CompiledWarning, match="runs as the eager one it was made from") as caught:
             call()
         assert [warning.filename for warning in caught] == [__file__]
-    with pytest.warns(nbviz.CompiledWarning):
+    with pytest.warns(CompiledWarning):
         view = nbviz.explore(model, X)
     assert "compiled, shown eager" in view.header.info
     assert view.header.title == "Network"
@@ -287,11 +290,11 @@ def test_a_quantised_model_has_maps_and_no_gradients(net, snapshot):
     message = "^no gradient reaches the picture: .* as quantised layers do$"
     with snapshot(model):
         assert torch.equal(nbviz.feature_maps(model, x, "4"), expected)
-        with pytest.raises(nbviz.ModelError, match=message):
+        with pytest.raises(ModelError, match=message):
             nbviz.gradient(model, x, "4")
-        with pytest.raises(nbviz.ModelError, match=message):
+        with pytest.raises(ModelError, match=message):
             nbviz.guided_backprop(model, x, target=1)
-        with pytest.raises(nbviz.ModelError, match=r"^no gradient flows from the class scores to layer '4'"):
+        with pytest.raises(ModelError, match=r"^no gradient flows from the class scores to layer '4'"):
             nbviz.grad_cam(model, x, "4")
         view = nbviz.explore(model, x, "4")
         view.finish()
@@ -408,7 +411,7 @@ def test_where_the_scores_are_not(net):
         ("ou", ValueError, "^no output 'ou'; did you mean 'out'"),
         ("aux", ValueError, r"^the model gives \(\d, 3, 24, 20\); expected class scores"),
         (1.5, TypeError, "^output is float; expected a key"),
-        (lambda o: o["none"], nbviz.ModelError, "^output= failed on the model's dict: KeyError: 'none'"),
+        (lambda o: o["none"], ModelError, "^output= failed on the model's dict: KeyError: 'none'"),
     ):
         with pytest.raises(error, match=message):
             nbviz.guided_backprop(model, X, target=1, output=pick)
@@ -419,7 +422,7 @@ def test_where_the_scores_are_not(net):
                 nbviz.explore(model, X, output=pick)
     with pytest.raises(TypeError, match="^inputs is Tensor; expected a callable from the pictures"):
         nbviz.feature_maps(net, X, LAYER, inputs=X)
-    with pytest.raises(nbviz.ModelError, match=r"^inputs= failed on pictures of shape \(2, 3, 24, 20\): ZeroDivision"):
+    with pytest.raises(ModelError, match=r"^inputs= failed on pictures of shape \(2, 3, 24, 20\): ZeroDivision"):
         nbviz.layers(net, X, inputs=lambda x: 1 / 0)
     with pytest.raises(ValueError, match="^no output 0: the model gives a Tensor, which has no parts"):
         nbviz.gradient(net, X, output=0)
@@ -475,7 +478,7 @@ def test_the_reason_of_a_failed_backward_pass_is_given(net):
         raise KeyError("boom")
 
     net.features[4].register_full_backward_hook(fail)
-    with pytest.raises(nbviz.ModelError, match="boom"):
+    with pytest.raises(ModelError, match="boom"):
         nbviz.grad_cam(net, X, "features.0", 1)
     with pytest.raises(TypeError, match="^target is a set, which has no order"):
         nbviz.grad_cam(net, X, LAYER, {1, 2})

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import nbviz
-from nbviz.methods.evolution import Moment
+from nbviz.errors import ModelError
+from nbviz.methods.evolution import CheckpointResult
 
 State = dict[str, Tensor]
 
@@ -48,7 +49,9 @@ def pictures() -> Tensor:
     return torch.randn(2, 3, 12, 12)
 
 
-def check(found: list[Moment], states: list[State], pictures: Tensor, layer: str, channels: list[int]) -> None:
+def check(
+    found: list[CheckpointResult], states: list[State], pictures: Tensor, layer: str, channels: list[int]
+) -> None:
     """Each moment is what one finds who loads the state and asks nbviz."""
     assert len(found) == len(states)
     for moment, state in zip(found, states, strict=True):
@@ -74,7 +77,7 @@ def test_each_moment_is_that_state_loaded_by_hand(
         found = nbviz.evolution(model, states, pictures, layer, channels)
     check(found, states, pictures, layer, channels)
     assert [moment.name for moment in found] == ["0", "1", "2"]
-    assert repr(found[2]) == f"Moment 2: {len(channels)} channels in 2 pictures"
+    assert repr(found[2]) == f"CheckpointResult 2: {len(channels)} channels in 2 pictures"
 
 
 def wrapped(state: State) -> State:
@@ -337,7 +340,7 @@ def test_what_is_reconstructed_is_by_the_weights_at_the_end_of_the_epoch(recordi
             assert torch.equal(moment.maps[k : k + 1], maps)
             place = np.unravel_index(maps[0, 0].numpy().argmax(), maps.shape[2:])
             assert moment.positions[k, 0].tolist() == list(place)
-    assert repr(recorder.moments[0]) == "Moment epoch 0: 3 channels in 3 pictures"
+    assert repr(recorder.moments[0]) == "CheckpointResult epoch 0: 3 channels in 3 pictures"
 
 
 def test_marking_leaves_the_model_as_it_is(snapshot: Any) -> None:
@@ -390,7 +393,7 @@ def test_passes_in_eval_mode_are_not_recorded() -> None:
         model(torch.rand(2, 3, 12, 12))
         nbviz.feature_maps(model.train(), torch.rand(2, 3, 12, 12), "5")
         with pytest.raises(
-            nbviz.ModelError, match="no picture went through the model in train mode since the last .*expected"
+            ModelError, match="no picture went through the model in train mode since the last .*expected"
         ):
             recorder.mark("nothing")
     assert recorder.moments == []

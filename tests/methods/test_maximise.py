@@ -16,8 +16,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
 import nbviz
+from nbviz.errors import ModelError
 from nbviz.methods import maximise as its_module
 from nbviz.methods.maximise import Growing
+from nbviz.results import MaximiseResult
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +333,7 @@ def test_an_interrupt_leaves_no_hooks(snapshot: Any) -> None:
         nbviz.maximise(net, target=1, steps=50)
     assert len(calls) == 5
 
-    def stop(_found: nbviz.Maximised) -> None:
+    def stop(_found: MaximiseResult) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, snapshot(net), pytest.raises(KeyboardInterrupt):
@@ -457,5 +459,5 @@ def test_signals_and_models_without_a_gradient_are_refused() -> None:
         nbviz.maximise(nn.Sequential(nn.Conv1d(1, 2, 3)), "0")
     with pytest.raises(TypeError, match="the model's input is a .* meta tensor; expected a dense one"):
         nbviz.maximise(small().to("meta"), "0")
-    with pytest.raises(nbviz.ModelError, match="no gradient reaches the picture"):
+    with pytest.raises(ModelError, match="no gradient reaches the picture"):
         nbviz.maximise(nn.Sequential(nn.Conv2d(1, 2, 3), Rectify(Tensor.detach)), "1", size=8)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import nbviz
+from nbviz.errors import ModelError
 from nbviz.pictures.fill import FILLS, filling
 from nbviz.pictures.preprocess import Preprocess
 from tests.methods.test_cam import CATS, FACE, as_it_is
@@ -88,7 +89,7 @@ def test_the_class_is_that_of_the_whole_picture_and_the_square_has_a_size(net):
     assert found.lefts == tuple(range(9))
     assert found.activity is None
     assert found.channel is None
-    assert repr(found).startswith("OcclusionFound: 2 pictures, 12×9 squares of 2×2, probability 0.")
+    assert repr(found).startswith("OcclusionResult: 2 pictures, 12×9 squares of 2×2, probability 0.")
     assert nbviz.occlusion(net, X, patch=5).tops[1] == 2
     assert nbviz.occlusion(net, torch.rand(1, 3, 5, 60), patch=None).patch == (5, 9)
 
@@ -131,11 +132,11 @@ def test_nothing_is_left_after_an_interruption(call, error, net, snapshot):
             return x
 
     net[5] = Breaking()
-    with snapshot(net), pytest.raises((KeyboardInterrupt, nbviz.ModelError)):
+    with snapshot(net), pytest.raises((KeyboardInterrupt, ModelError)):
         nbviz.occlusion(net, X, None, 3, 1, layer="1")
     calls.clear()
     if call < 3:
-        with snapshot(net), pytest.raises((KeyboardInterrupt, nbviz.ModelError)):
+        with snapshot(net), pytest.raises((KeyboardInterrupt, ModelError)):
             nbviz.region_effect(net, X, (0, 0, 5, 5))
 
 

@@ -11,6 +11,7 @@ from torchvision import models
 
 import nbviz
 from nbviz.core.backward import RULES
+from nbviz.errors import ModelError, NoRectifierWarning
 from nbviz.methods.reconstruct import SEEDS, seeds
 from nbviz.methods.reconstruct import strongest as starts_at
 
@@ -158,24 +159,24 @@ def test_a_network_without_rectifiers_is_said_to_be_one(x):
     for rule, method in (("deconvnet", nbviz.deconvnet), ("guided", nbviz.guided_backprop)):
         message = f"the {rule} rule met no rectifier .* equal the plain gradient here"
         for options in ({"layer": "2"}, {"target": 1}):
-            with pytest.warns(nbviz.NoRectifierWarning, match=message) as caught:
+            with pytest.warns(NoRectifierWarning, match=message) as caught:
                 maps = method(net, x, **options)
             assert [warning.filename for warning in caught] == [__file__]
         assert torch.equal(method_quietly(method, net, x, "2"), expected)
         assert maps.shape == x.shape
-    with pytest.warns(nbviz.NoRectifierWarning) as caught:
+    with pytest.warns(NoRectifierWarning) as caught:
         nbviz.reconstruct(net, x, "2", 0)
     assert [warning.filename for warning in caught] == [__file__] * 2
 
 
 def method_quietly(method, *arguments):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", nbviz.NoRectifierWarning)
+        warnings.simplefilter("ignore", NoRectifierWarning)
         return method(*arguments)
 
 
 def test_the_first_convolution_has_no_rectifier_below_it(vgg_like, x):
-    with pytest.warns(nbviz.NoRectifierWarning):
+    with pytest.warns(NoRectifierWarning):
         nbviz.guided_backprop(vgg_like, x, "0", 0)
 
 
@@ -235,7 +236,7 @@ def test_a_call_that_fails_leaves_the_model_as_it_was(call, error, mixed, x, sna
         raise error("on purpose")
 
     mixed[4].register_forward_hook(fail)
-    expected = nbviz.ModelError if error is ValueError else KeyboardInterrupt
+    expected = ModelError if error is ValueError else KeyboardInterrupt
     with snapshot(mixed), pytest.raises(expected, match="on purpose"):
         CALLS[call](mixed, x)
 
@@ -246,7 +247,7 @@ def test_a_backward_pass_that_fails_leaves_the_model_as_it_was(error, mixed, x, 
         raise error("on purpose")
 
     mixed[4].register_full_backward_hook(fail)
-    expected = nbviz.ModelError if error is ValueError else KeyboardInterrupt
+    expected = ModelError if error is ValueError else KeyboardInterrupt
     for call in ("gradient", "guided_backprop", "reconstruct a class"):
         with snapshot(mixed), pytest.raises(expected, match="on purpose"):
             CALLS[call](mixed, x)
@@ -332,7 +333,7 @@ def test_a_layer_that_no_gradient_leaves_is_an_error(snapshot):
         if way is torch.round:  # its gradient is zero, but there
             assert not nbviz.gradient(net, x, "conv").any()
             continue
-        with snapshot(net), pytest.raises(nbviz.ModelError, match="no gradient reaches the picture"):
+        with snapshot(net), pytest.raises(ModelError, match="no gradient reaches the picture"):
             nbviz.gradient(net, x, "conv")
-        with snapshot(net.requires_grad_(False)), pytest.raises(nbviz.ModelError, match="no gradient reaches"):
+        with snapshot(net.requires_grad_(False)), pytest.raises(ModelError, match="no gradient reaches"):
             nbviz.gradient(net, x, "conv")

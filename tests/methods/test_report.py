@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import nbviz
+from nbviz.errors import InterruptedWarning, PictureError
 from nbviz.methods.report import Importance, LayerReport
 from tests.methods.test_ablation import Interrupting, Stream, changed
 from tests.scanning.test_statistics import same
@@ -249,11 +250,11 @@ class Tags(HTMLParser):
 
 def test_it_says_what_it_found(found: Any) -> None:
     text = repr(found)
-    assert text.startswith(f"Report of 6 layers, 96 pictures, accuracy {found.accuracy:.4f}\n")
+    assert text.startswith(f"ReportResult of 6 layers, 96 pictures, accuracy {found.accuracy:.4f}\n")
     part = text[text.index("features.8 ") :].splitlines()
     assert part[0] == f"features.8 · 64 channels, which vary as {found['features.8'].dimensions:.0f} would"
     assert [one.strip() for one in part[1:5]] == ["dead: 2", "constant: 12", "alike: 4 = 9", "useless: 3"]
-    assert "KernelReport of features.0" in text
+    assert "KernelReportResult of features.0" in text
 
 
 def test_its_table_has_a_row_for_each_layer_and_a_bar_for_each_channel(found: Any) -> None:
@@ -351,7 +352,7 @@ def test_an_executor_gives_the_same(planted: nn.Module, dataset: TensorDataset) 
 
 
 def test_an_interrupt_gives_what_was_seen_so_far_and_calls_nothing_useless(planted: nn.Module, dataset: Any) -> None:
-    with pytest.warns(nbviz.InterruptedWarning, match="after 64 pictures"):
+    with pytest.warns(InterruptedWarning, match="after 64 pictures"):
         found = nbviz.report(planted, Interrupting(dataset, 1 + 70), ["features.8"], progress=False)
     assert (found.complete, found.pictures) == (False, 64)
     assert "64 pictures (not complete)" in repr(found)
@@ -364,14 +365,14 @@ def test_an_interrupt_gives_what_was_seen_so_far_and_calls_nothing_useless(plant
 
 @pytest.mark.parametrize("at", [1, 70])
 def test_an_interrupt_while_channels_are_switched_off_keeps_the_rest(at: int, planted: Any, dataset: Any) -> None:
-    with pytest.warns(nbviz.InterruptedWarning):
+    with pytest.warns(InterruptedWarning):
         found = nbviz.report(planted, Interrupting(dataset, 1 + 96 + at), ["features.8"], progress=False)
     assert (found.complete, found.pictures) == (False, 96)
     assert (found["features.8"].dead, found["features.8"].useless) == ((2,), ())
 
 
 def test_an_interrupt_before_there_is_anything_comes_through(planted: nn.Module, dataset: Any) -> None:
-    with pytest.warns(nbviz.InterruptedWarning), pytest.raises(KeyboardInterrupt):
+    with pytest.warns(InterruptedWarning), pytest.raises(KeyboardInterrupt):
         nbviz.report(planted, Interrupting(dataset, 5), ["features.8"], progress=False)
 
 
@@ -387,7 +388,7 @@ def test_an_interrupt_before_there_is_anything_comes_through(planted: nn.Module,
         ),
         ({"alike": 1.5}, ValueError, "^alike is 1.5; expected 0 to 1$"),
         ({"most": -1}, ValueError, "^most is -1; expected at least 0$"),
-        ({"dataset": []}, nbviz.PictureError, "^the dataset is empty; expected at least one picture"),
+        ({"dataset": []}, PictureError, "^the dataset is empty; expected at least one picture"),
         (
             {"dataset": Stream([])},
             TypeError,

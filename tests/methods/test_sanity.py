@@ -10,10 +10,11 @@ from skimage.metrics import structural_similarity
 from torch import nn
 
 import nbviz
+from nbviz.errors import ModelError
 from nbviz.methods.destroy import destroyed, layers_with_weights
 from nbviz.methods.sanity import (
     METHODS,
-    Randomisation,
+    RandomisationResult,
     deletion_insertion,
     randomisation,
     spearman,
@@ -197,7 +198,7 @@ DOUBT = "it shows what is in the picture rather than what was learned"
 )
 def test_the_verdict(mode, means, verdict):
     rank = torch.tensor(means, dtype=torch.float64)[:, None].expand(4, 2)
-    assert Randomisation("it", ("d", "c", "b", "a"), rank, rank, mode).verdict == verdict
+    assert RandomisationResult("it", ("d", "c", "b", "a"), rank, rank, mode).verdict == verdict
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -231,7 +232,7 @@ def test_nothing_is_left_after_an_interruption(error, call, tiny, snapshot):
         return nbviz.gradient(model, inputs, target=target)
 
     said = r"^method= failed on pictures of shape \(2, 3, 10, 9\): ZeroDivisionError: "
-    with snapshot(tiny), pytest.raises((KeyboardInterrupt, nbviz.ModelError), match=f"^$|{said}"):
+    with snapshot(tiny), pytest.raises((KeyboardInterrupt, ModelError), match=f"^$|{said}"):
         randomisation(tiny, X, method)
 
 
@@ -323,7 +324,7 @@ def test_a_perfect_map_beats_a_random_one():
     assert (at_random.deletion_area < worst.deletion_area).all()
     assert (perfect.insertion_area > at_random.insertion_area).all()
     assert (at_random.insertion_area > worst.insertion_area).all()
-    assert repr(perfect).startswith("DeletionInsertion of 3 pictures: deletion 0.")
+    assert repr(perfect).startswith("DeletionInsertionResult of 3 pictures: deletion 0.")
 
 
 def test_of_many_channels_the_absolute_values_are_summed(tiny):
@@ -372,7 +373,7 @@ def test_nbvizs_own_functions_are_told_of_inputs_and_output(tiny):
             return {"logits": self.net(x * mask), "other": None}
 
     options = {"inputs": lambda x: (x, torch.ones(9)), "output": "logits"}
-    found = randomisation(Both().eval(), X, nbviz.eigen_cam, **options)
+    found = randomisation(Both().eval(), X, nbviz.cams.eigen_cam, **options)
     assert found.method == "eigen_cam"
     assert len(found.layers) == 4
 

@@ -42,7 +42,7 @@ def test_it_is_its_papers_equations(layer, small, snapshot):
     """torch-cam takes the gradient of the last copy in place of their mean, and sums the cubes times the activation."""
     net, x = small.double(), X.double()
     with snapshot(net):
-        found = nbviz.smooth_grad_cam_pp(net, x, str(layer), [2, 5], samples=5, noise=0.3, seed=7, raw=True)
+        found = nbviz.cams.smooth_grad_cam_pp(net, x, str(layer), [2, 5], samples=5, noise=0.3, seed=7, raw=True)
     copies = torch.stack(noisy(x, 5, 0.3, 7, range(2)), 1)
     for i, target in enumerate((2, 5)):
         expected = loop(net, copies[i], x[i], layer, target)
@@ -52,37 +52,37 @@ def test_it_is_its_papers_equations(layer, small, snapshot):
 
 def test_without_noise_it_is_grad_cam_pp(small, close):
     for raw in (True, False):
-        found = nbviz.smooth_grad_cam_pp(small, X, "2", 3, noise=0, samples=3, raw=raw)
-        close(found, nbviz.grad_cam_pp(small, X, "2", 3, raw=raw), 1e-4)
+        found = nbviz.cams.smooth_grad_cam_pp(small, X, "2", 3, noise=0, samples=3, raw=raw)
+        close(found, nbviz.cams.grad_cam_pp(small, X, "2", 3, raw=raw), 1e-4)
 
 
 def test_the_class_is_that_of_the_picture_without_noise(small):
     predicted = small(X).argmax(1).tolist()
     options = {"samples": 3, "noise": 10, "raw": True}
-    found = nbviz.smooth_grad_cam_pp(small, X, "2", **options)
-    assert torch.equal(found, nbviz.smooth_grad_cam_pp(small, X, "2", predicted, **options))
+    found = nbviz.cams.smooth_grad_cam_pp(small, X, "2", **options)
+    assert torch.equal(found, nbviz.cams.smooth_grad_cam_pp(small, X, "2", predicted, **options))
 
 
 def test_random_numbers_and_modes_are_left_alone(small, snapshot):
-    expected = nbviz.smooth_grad_cam_pp(small, X, "2", 3)
+    expected = nbviz.cams.smooth_grad_cam_pp(small, X, "2", 3)
     torch.manual_seed(5)
     small.train()
     for mode in (torch.no_grad, torch.inference_mode):
         with mode(), snapshot(small):
-            assert torch.equal(nbviz.smooth_grad_cam_pp(small, X, "2", 3), expected)
+            assert torch.equal(nbviz.cams.smooth_grad_cam_pp(small, X, "2", 3), expected)
 
 
 def test_in_half_precision_the_cubes_of_small_gradients_count(small):
     small[-1].weight.data *= 1e-2
-    expected = nbviz.smooth_grad_cam_pp(small, X, "2", 3, samples=2)
-    found = nbviz.smooth_grad_cam_pp(small.half(), X.half(), "2", 3, samples=2)
+    expected = nbviz.cams.smooth_grad_cam_pp(small, X, "2", 3, samples=2)
+    found = nbviz.cams.smooth_grad_cam_pp(small.half(), X.half(), "2", 3, samples=2)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_other_dtypes(dtype, small):
-    found = nbviz.smooth_grad_cam_pp(small.to(dtype), X.to(dtype), "2", 3, samples=2)
+    found = nbviz.cams.smooth_grad_cam_pp(small.to(dtype), X.to(dtype), "2", 3, samples=2)
     assert found.dtype == dtype
     assert found.isfinite().all()
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
@@ -93,7 +93,7 @@ def test_signals_and_volumes(dims):
     conv = {1: nn.Conv1d, 3: nn.Conv3d}[dims]
     net = nn.Sequential(conv(2, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 5**dims, 3)).double()
     x = torch.randn(1, 2, *[5] * dims).double()
-    found = nbviz.smooth_grad_cam_pp(net, x, "1", 1, samples=3, raw=True)
+    found = nbviz.cams.smooth_grad_cam_pp(net, x, "1", 1, samples=3, raw=True)
     (copies,) = torch.stack(noisy(x, 3, 0.15, 0, range(1)), 1)
 
     class Flat(nn.Module):
@@ -121,7 +121,7 @@ def test_nothing_is_left_after_ctrl_c(call, small, snapshot):
 
     small[1] = Breaking()
     with snapshot(small), pytest.raises(KeyboardInterrupt):
-        nbviz.smooth_grad_cam_pp(small, X, "2", 3)
+        nbviz.cams.smooth_grad_cam_pp(small, X, "2", 3)
 
 
 @pytest.mark.parametrize(
@@ -138,4 +138,4 @@ def test_nothing_is_left_after_ctrl_c(call, small, snapshot):
 )
 def test_errors_say_what_is_accepted(given, error, message, small, snapshot):
     with snapshot(small), pytest.raises(error, match=message):
-        nbviz.smooth_grad_cam_pp(small, X, **{"layer": "2", **given})
+        nbviz.cams.smooth_grad_cam_pp(small, X, **{"layer": "2", **given})

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import nbviz
 from nbviz.core.layers import trace_layers
+from nbviz.errors import CompiledWarning, ModelError
 from nbviz.methods import subject as its_module
 from nbviz.methods.subject import Subject
 
@@ -37,7 +37,7 @@ def test_it_is_checked_in_one_order(net: nn.Module) -> None:
 
 
 def test_of_a_compiled_model_it_has_the_eager_one(net: nn.Module) -> None:
-    with pytest.warns(nbviz.CompiledWarning):
+    with pytest.warns(CompiledWarning):
         assert Subject.of(torch.compile(net), X).model is net
 
 
@@ -95,7 +95,7 @@ def test_pictures_that_belong_together_stay_so(net: nn.Module, why: str) -> None
         assert len(part) == 7
         raise torch.OutOfMemoryError
 
-    with pytest.raises(nbviz.ModelError, match="memory does not suffice for one picture"):
+    with pytest.raises(ModelError, match="memory does not suffice for one picture"):
         subject.each(work)
 
 

@@ -17,7 +17,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 import nbviz
 from nbviz.core.backward import RULES
-from nbviz.scanning.statistics import Strongest
+from nbviz.errors import InterruptedWarning, PictureError
+from nbviz.scanning.statistics import TopKResult
 from tests.methods.test_ablation import Interrupting
 
 
@@ -41,7 +42,7 @@ def few(dataset: TensorDataset) -> TensorDataset:
 
 
 @pytest.fixture(scope="module")
-def found(net: nn.Module, few: TensorDataset) -> nbviz.methods.top_patches.StrongestPatches:
+def found(net: nn.Module, few: TensorDataset) -> nbviz.methods.top_patches.TopPatchesResult:
     return nbviz.top_patches(net, few, "features.8", progress=False)
 
 
@@ -69,7 +70,7 @@ def searched(maps: Tensor, labels: Any, k: int) -> list[list[tuple[float, int, t
     return rows
 
 
-def as_rows(found: Strongest) -> Any:
+def as_rows(found: TopKResult) -> Any:
     lists = (t.tolist() for t in (found.values, found.indices, found.positions, found.labels))
     return [[(v, i, tuple(p), n) for v, i, p, n in zip(*row, strict=True)] for row in zip(*lists, strict=True)]
 
@@ -320,9 +321,7 @@ def test_a_dataset_that_gives_other_pictures_the_second_time_is_refused(net: nn.
     assert len(living) > 50
     for channel in living:
         if channel != 11:
-            with pytest.raises(
-                nbviz.PictureError, match="gave .* in the scan and gives .* expected a dataset that gives"
-            ):
+            with pytest.raises(PictureError, match="gave .* in the scan and gives .* expected a dataset that gives"):
                 found.reconstructions(channel)
 
 
@@ -335,7 +334,7 @@ def test_other_pictures_are_noticed_by_a_channel_that_is_weak_beside_the_others(
     found = nbviz.top_patches(net, dataset, "features.8", [11], progress=False)
     assert 0 < found.values.max() < 1e-3
     dataset.changed = True
-    with pytest.raises(nbviz.PictureError, match="expected a dataset that gives"):
+    with pytest.raises(PictureError, match="expected a dataset that gives"):
         found.reconstructions(11)
 
 
@@ -344,7 +343,7 @@ def test_another_model_than_in_the_scan_is_refused(few: TensorDataset) -> None:
     found = nbviz.top_patches(net, few, "features.8", [11], progress=False)
     with torch.no_grad():
         net.features[5].weight.mul_(1.1)
-    with pytest.raises(nbviz.PictureError, match="and the model as it was$"):
+    with pytest.raises(PictureError, match="and the model as it was$"):
         found.reconstructions(11)
 
 
@@ -360,7 +359,7 @@ def test_pictures_that_are_gone_or_of_another_size_are_an_error(net: Any, few: A
     found = nbviz.top_patches(net, dataset, "features.8", [11], progress=False)
     dataset.changed = True
     for what in (found.patches, found.reconstructions):
-        with pytest.raises(nbviz.PictureError, match=message):
+        with pytest.raises(PictureError, match=message):
             what(11)
 
 
@@ -375,21 +374,19 @@ def test_what_cannot_be_read_is_skipped_and_named(tmp_path: Path, net: nn.Module
     assert found.patches(11).shape == (2, 3, 14, 14)
     for one in tmp_path.iterdir():
         one.write_bytes(b"none")
-    with pytest.raises(
-        nbviz.PictureError, match="^none of the first 5 pictures can be read; expected .*0.png: .*is no pict"
-    ):
+    with pytest.raises(PictureError, match="^none of the first 5 pictures can be read; expected .*0.png: .*is no pict"):
         nbviz.top_patches(net, tmp_path, "features.8", progress=False)
 
 
 def test_an_interrupt_gives_the_patches_of_the_pictures_seen_so_far(net: Any, few: Any) -> None:
     dataset = Interrupting(few, 40)
-    with pytest.warns(nbviz.InterruptedWarning, match="after 32 pictures"):
+    with pytest.warns(InterruptedWarning, match="after 32 pictures"):
         found = nbviz.top_patches(net, dataset, "features.8", [11], progress=False)
     assert not found.complete
     assert "not complete" in repr(found)
     expected = searched(activations(net, few.tensors[0][:32] / 255, "features.8"), few.tensors[1], 9)[11]
     assert as_rows(found)[0] == expected
-    with pytest.warns(nbviz.InterruptedWarning), pytest.raises(KeyboardInterrupt):
+    with pytest.warns(InterruptedWarning), pytest.raises(KeyboardInterrupt):
         nbviz.top_patches(net, Interrupting(few, 3), "features.8", [11], progress=False)
 
 
@@ -412,10 +409,10 @@ def test_the_same_on_an_executor_from_a_checkpoint_and_in_parts(net: Any, few: A
         ({"k": 0}, ValueError, "^k is 0; expected at least 1$"),
         ({"k": 10**9}, ValueError, "^k is 1000000000; expected at most 1000$"),
         ({"dataset": iter([])}, TypeError, "^an iterable dataset cannot be read again; expected one with a length"),
-        ({"dataset": []}, nbviz.PictureError, "^the dataset is empty; expected at least one picture$"),
+        ({"dataset": []}, PictureError, "^the dataset is empty; expected at least one picture$"),
         (
             {"dataset": range(10**12)},
-            nbviz.PictureError,
+            PictureError,
             "^none of the first 1000 pictures can be read; expected",
         ),
     ],

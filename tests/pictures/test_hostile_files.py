@@ -22,6 +22,7 @@ from PIL import Image
 from torch import nn
 
 import nbviz
+from nbviz.errors import PictureError
 
 NET = nn.Sequential(nn.Conv2d(3, 4, 3))
 FORMATS = ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM", "ICO", "TGA", "JPEG2000", "PCX", "SGI", "DDS", "AVIF"]
@@ -34,9 +35,9 @@ def refused(path: object, message: str = "cannot be read as a picture|is no pict
     start = time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(nbviz.PictureError, match=message) as raised:
+        with pytest.raises(PictureError, match=message) as raised:
             nbviz.load(NET, path)
-    assert raised.type is nbviz.PictureError
+    assert raised.type is PictureError
     assert "expected" in str(raised.value)
     assert time.monotonic() - start < 2
     return str(raised.value)
@@ -80,7 +81,7 @@ def read_or_refused(path: Path) -> bool:
         warnings.simplefilter("error")
         try:
             assert nbviz.load(NET, path).inputs.isfinite().all()
-        except nbviz.PictureError as error:
+        except PictureError as error:
             assert "expected" in str(error)  # noqa: PT017
             return False
     return True
@@ -214,7 +215,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "link")
-    with pytest.raises(nbviz.PictureError, match=r"there is no file|cannot be read"):
+    with pytest.raises(PictureError, match=r"there is no file|cannot be read"):
         nbviz.load(NET, tmp_path / "link")
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.transforms import functional as TF
 
 import nbviz
+from nbviz.errors import PictureError
 from nbviz.pictures.load import Pictures
 
 
@@ -96,9 +97,7 @@ def test_a_moving_picture_gives_its_first_frame(net, tmp_path):
 def test_a_missing_file_names_those_near(net, tmp_path):
     for name in ("cat1.png", "cat2.png", "dog.png"):
         (tmp_path / name).touch()
-    with pytest.raises(
-        nbviz.PictureError, match=r"^there is no file '.*cat\.jpg'; near it: cat1.png, cat2.png$"
-    ) as raised:
+    with pytest.raises(PictureError, match=r"^there is no file '.*cat\.jpg'; near it: cat1.png, cat2.png$") as raised:
         nbviz.load(net, tmp_path / "cat.jpg")
     assert isinstance(raised.value, FileNotFoundError)
     assert isinstance(raised.value, ValueError)
@@ -107,7 +106,7 @@ def test_a_missing_file_names_those_near(net, tmp_path):
 @pytest.mark.parametrize("name", ["**cat.jpg", "[cat.jpg", "*.png", "?", "missing/cat.jpg"])
 def test_a_missing_file_of_any_name_is_the_same_error(name, net, tmp_path):
     (tmp_path / "cat.png").touch()
-    with pytest.raises(nbviz.PictureError, match="^there is no file '"):
+    with pytest.raises(PictureError, match="^there is no file '"):
         nbviz.load(net, f"{tmp_path}/{name}")
 
 
@@ -126,24 +125,24 @@ def test_a_tilde_is_home(net, rgb, tmp_path, monkeypatch):
     Image.fromarray(rgb).save(tmp_path / "photo.png")
     assert np.array_equal(levels(net, "~/photo.png"), levels(net, tmp_path / "photo.png"))
     assert np.array_equal(levels(net, Path("~/photo.png")), levels(net, tmp_path / "photo.png"))
-    with pytest.raises(nbviz.PictureError):
+    with pytest.raises(PictureError):
         nbviz.load(net, "~nobody-of-this-name/photo.png")
 
 
 def test_an_address_is_not_loaded(net):
-    with pytest.raises(nbviz.PictureError, match="^'https://example.org/cat.jpg' is an address; only files are loaded"):
+    with pytest.raises(PictureError, match="^'https://example.org/cat.jpg' is an address; only files are loaded"):
         nbviz.load(net, "https://example.org/cat.jpg")
 
 
 def test_a_file_that_is_no_picture_is_an_error(net, rgb, tmp_path):
     for name in broken(tmp_path, rgb):
-        with pytest.raises(nbviz.PictureError, match=f"^'.*{name}' (is no picture that can be read|cannot be read)"):
+        with pytest.raises(PictureError, match=f"^'.*{name}' (is no picture that can be read|cannot be read)"):
             nbviz.load(net, tmp_path / name)
 
 
 @pytest.mark.parametrize("path", ["", "nul\0.png"])
 def test_a_path_that_no_file_can_have_is_an_error(path, net):
-    with pytest.raises(nbviz.PictureError):
+    with pytest.raises(PictureError):
         nbviz.load(net, path)
 
 
@@ -225,7 +224,7 @@ def test_fractions_are_of_1(grey):
     picture = Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))
     assert picture.mode == "F"
     assert levels(grey, picture)[0, 0, :, 0].tolist() == [0, 128, 255]
-    with pytest.raises(nbviz.PictureError, match=r"^a float array has values from 0 to 9; expected \[0, 1\]"):
+    with pytest.raises(PictureError, match=r"^a float array has values from 0 to 9; expected \[0, 1\]"):
         nbviz.load(grey, Image.fromarray(np.array([[0.0, 9.0]], np.float32)))
 
 
@@ -284,9 +283,7 @@ def test_arrays_may_lie_in_memory_as_they_like(net, rgb):
     "shape", [(), (5,), (5, 7, 2), (5, 7, 5), (3, 5, 7), (2, 3, 5, 7), (1, 2, 5, 7, 3), (0, 7), (5, 0, 3), (0, 5, 7, 3)]
 )
 def test_an_array_of_another_shape_is_an_error(shape, net):
-    with pytest.raises(
-        nbviz.PictureError, match=r"(is no picture; expected \(H, W\), \(H, W, C\) or)|(^images is empty)"
-    ):
+    with pytest.raises(PictureError, match=r"(is no picture; expected \(H, W\), \(H, W, C\) or)|(^images is empty)"):
         nbviz.load(net, np.zeros(shape, np.uint8))
 
 
@@ -294,7 +291,7 @@ def test_an_array_of_another_shape_is_an_error(shape, net):
 def test_an_array_that_is_not_finite_is_an_error(value, net):
     array = np.zeros((5, 7, 3))
     array[1, 2, 0] = value
-    with pytest.raises(nbviz.PictureError, match=r"not finite \(NaN or infinity\); expected finite ones"):
+    with pytest.raises(PictureError, match=r"not finite \(NaN or infinity\); expected finite ones"):
         nbviz.load(net, array)
 
 
@@ -302,7 +299,7 @@ def test_an_array_that_is_not_finite_is_an_error(value, net):
     "array", [np.array([[0.0, 1.5]]), np.array([[-0.1, 0.0]]), np.array([[0, 70000]]), np.array([[-1, 5]])]
 )
 def test_an_array_out_of_range_is_an_error(array, net):
-    with pytest.raises(nbviz.PictureError, match="array has values from .* to .*; expected"):
+    with pytest.raises(PictureError, match="array has values from .* to .*; expected"):
         nbviz.load(net, array)
 
 
@@ -349,7 +346,7 @@ def test_a_whole_number_tensor_is_a_picture(dtype, net, grey):
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
 def test_a_grey_models_whole_numbers_without_channels_are_ambiguous(count, grey, net):
     x = torch.randint(0, 256, (count, 28, 28), dtype=torch.uint8)
-    with pytest.raises(nbviz.PictureError, match=rf"^a tensor of shape \({count}, 28, 28\) .* give images\[:, None\]"):
+    with pytest.raises(PictureError, match=rf"^a tensor of shape \({count}, 28, 28\) .* give images\[:, None\]"):
         nbviz.load(grey, x)
     assert nbviz.load(grey, x[:, None]).inputs.shape == (count, 1, 28, 28)
     assert nbviz.load(grey, x[:1]).inputs.shape == (1, 1, 28, 28)
@@ -399,18 +396,18 @@ def test_batches_in_a_list_are_joined(net):
 
 def test_pictures_of_different_sizes_are_an_error(net, rgb):
     message = r"^the pictures have different sizes: \(3, 4, 7\), \(3, 5, 7\); give preprocess= with a resize and a crop"
-    with pytest.raises(nbviz.PictureError, match=message):
+    with pytest.raises(PictureError, match=message):
         nbviz.load(net, [rgb, rgb[1:]])
 
 
 @pytest.mark.parametrize("images", [[], (), [[]], [None], [3], "", {"a": 1}, iter([1]), 7, None, b"cat.png"])
 def test_what_is_no_picture_is_an_error(images, net):
-    with pytest.raises((TypeError, nbviz.PictureError), match="expected a path, a PIL picture|cannot be read"):
+    with pytest.raises((TypeError, PictureError), match="expected a path, a PIL picture|cannot be read"):
         nbviz.load(net, images)
 
 
 def test_an_error_says_which_of_several(net, rgb):
-    with pytest.raises(nbviz.PictureError, match="^picture 2 has values that are not finite"):
+    with pytest.raises(PictureError, match="^picture 2 has values that are not finite"):
         nbviz.load(net, [rgb, torch.full((3, 5, 7), torch.nan)])
 
 
@@ -533,17 +530,27 @@ def test_torchvisions_own_preprocessing_of_videos():
             TypeError,
             "^images: got Image; the model takes volumes; expected an array",
         ),
-        (nn.Conv1d, torch.rand(4), nbviz.PictureError, r"^images has shape \(4,\); the model takes signals"),
+        (nn.Conv1d, torch.rand(4), PictureError, r"^images has shape \(4,\); the model takes signals"),
         (
             nn.Conv1d,
             torch.rand(1, 1, 2, 4),
-            nbviz.PictureError,
+            PictureError,
             r"^images has shape \(1, 1, 2, 4\); the model takes signals",
         ),
-        (nn.Conv1d, np.zeros((2, 0)), nbviz.PictureError, r"^images has shape \(2, 0\); the model takes signals"),
-        (nn.Conv3d, np.zeros((2, 3, 4)), nbviz.PictureError, r"^images has shape \(2, 3, 4\); the model takes volumes"),
+        (
+            nn.Conv1d,
+            np.zeros((2, 0)),
+            PictureError,
+            r"^images has shape \(2, 0\); the model takes signals",
+        ),
+        (
+            nn.Conv3d,
+            np.zeros((2, 3, 4)),
+            PictureError,
+            r"^images has shape \(2, 3, 4\); the model takes volumes",
+        ),
         (nn.Conv1d, np.zeros((2, 4), np.int32), TypeError, "^an array of int32; expected uint8, uint16, bool or float"),
-        (nn.Conv1d, np.full((2, 4), np.nan), nbviz.PictureError, "^picture 1 has values that are not finite"),
+        (nn.Conv1d, np.full((2, 4), np.nan), PictureError, "^picture 1 has values that are not finite"),
         (nn.Conv1d, torch.zeros(2, 4, dtype=torch.int64), TypeError, "^an array of int64; expected uint8"),
     ],
 )

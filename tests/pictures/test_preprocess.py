@@ -13,6 +13,7 @@ from torchvision.transforms import functional as TF
 from torchvision.transforms import v2
 
 import nbviz
+from nbviz.errors import PictureError
 from nbviz.pictures.preprocess import Preprocess, find_preprocess, input_shape
 
 
@@ -323,7 +324,7 @@ def test_what_cannot_be_called_is_an_error(preprocess, photo):
 )
 def test_a_given_one_that_fails_is_an_error(given, message, photo, snapshot):
     net = nn.Conv2d(3, 1, 1)
-    with snapshot(net), pytest.raises(nbviz.PictureError, match=message):
+    with snapshot(net), pytest.raises(PictureError, match=message):
         nbviz.load(net, photo, given)
 
 

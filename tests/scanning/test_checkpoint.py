@@ -23,6 +23,7 @@ from torch.utils.data import Subset, TensorDataset
 from torchvision import datasets as torchvision_datasets
 
 import nbviz
+from nbviz.results import ScanResult
 from nbviz.scanning.checkpoint import _precision
 from nbviz.scanning.statistics import Accuracy, Moments, TopK
 from tests.scanning.test_statistics import same
@@ -32,7 +33,7 @@ FLIPS = min(int(os.environ.get("NBVIZ_FUZZ", "100")), 10_000)
 ROOT = Path(__file__).parents[2]
 
 
-def scanned(path: Path, model: nn.Module | None = None, dataset: Any = None, **options: Any) -> nbviz.ScanResult:
+def scanned(path: Path, model: nn.Module | None = None, dataset: Any = None, **options: Any) -> ScanResult:
     statistics = {"accuracy": Accuracy(), "top": TopK("0", 2), "moments": Moments("2")}
     dataset = labelled() if dataset is None else dataset
     options = {"batch_size": 4, "progress": False, **options}

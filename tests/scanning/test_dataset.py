@@ -16,6 +16,7 @@ from torchvision import datasets as torchvision_datasets
 from torchvision import transforms
 
 import nbviz
+from nbviz.errors import PictureError
 from nbviz.pictures.load import Reader
 from nbviz.scanning.dataset import Folder, Inputs, check_dataset
 from nbviz.scanning.jobs import Loaded
@@ -156,9 +157,9 @@ def test_links_in_a_folder_are_followed_and_each_folder_is_seen_once(folder: Pat
 
 
 def test_a_folder_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(nbviz.PictureError, match="there is no picture in the folder .*; expected a folder's path"):
+    with pytest.raises(PictureError, match="there is no picture in the folder .*; expected a folder's path"):
         check_dataset(tmp_path)
-    with pytest.raises(nbviz.PictureError, match="there is no folder .*; expected a folder's path"):
+    with pytest.raises(PictureError, match="there is no folder .*; expected a folder's path"):
         check_dataset(tmp_path / "none")
 
 
@@ -221,7 +222,7 @@ def test_a_broken_file_in_a_list_of_paths(tmp_path: Path) -> None:
 
 def test_pictures_of_different_sizes() -> None:
     small = pictures(1)[0].resize((4, 4))
-    with pytest.raises(nbviz.PictureError, match="pictures 0 to 1 .* different sizes: .* or batch_size=1"):
+    with pytest.raises(PictureError, match="pictures 0 to 1 .* different sizes: .* or batch_size=1"):
         loaded([*pictures(1), small])
     assert [tuple(one.inputs.shape) for one in loaded([*pictures(1), small], 1)] == [(1, 3, 6, 8), (1, 3, 4, 4)]
 
@@ -245,7 +246,7 @@ def test_a_stream_that_fails() -> None:
         yield pictures(1)[0]
         raise RuntimeError("the disk is gone")
 
-    with pytest.raises(nbviz.PictureError, match="failed after 1 items: RuntimeError: the disk is gone; expected"):
+    with pytest.raises(PictureError, match="failed after 1 items: RuntimeError: the disk is gone; expected"):
         loaded(stream())
 
 

@@ -28,8 +28,9 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import nbviz
-from nbviz.core.errors import ModelError
+from nbviz.errors import InterruptedWarning, ModelError, PictureError
 from nbviz.pictures.load import Reader
+from nbviz.results import ScanResult
 from nbviz.scanning import jobs as core
 from nbviz.scanning.checkpoint import key_of
 from nbviz.scanning.dataset import Inputs
@@ -67,20 +68,18 @@ def dataset() -> TensorDataset:
 
 
 @pytest.fixture(scope="module")
-def expected(net: nn.Module, dataset: TensorDataset) -> nbviz.ScanResult:
+def expected(net: nn.Module, dataset: TensorDataset) -> ScanResult:
     """From one part, in this process."""
     return nbviz.scan(net, dataset, statistics(), progress=False)
 
 
-def equal(found: nbviz.ScanResult, expected: nbviz.ScanResult) -> None:
+def equal(found: ScanResult, expected: ScanResult) -> None:
     assert found.pictures == expected.pictures
     assert found.complete
     assert [name for name in expected if not same(found[name], expected[name])] == []
 
 
-def test_against_the_functions(
-    net: nn.Module, dataset: TensorDataset, expected: nbviz.ScanResult, snapshot: Any
-) -> None:
+def test_against_the_functions(net: nn.Module, dataset: TensorDataset, expected: ScanResult, snapshot: Any) -> None:
     maps = nbviz.feature_maps(net, dataset.tensors[0], LAYER)
     values = maps.flatten(2).amax(2).T
     torch.testing.assert_close(expected["top"].values, values.sort(1, descending=True).values[:, :9])
@@ -531,7 +530,7 @@ def test_an_interrupt_keeps_what_is_done(net: nn.Module, dataset: TensorDataset,
                 signal.raise_signal(signal.SIGINT)
             return super().__getitem__(i)
 
-    with snapshot(net), pytest.warns(nbviz.InterruptedWarning, match="interrupted after 96 pictures"):
+    with snapshot(net), pytest.warns(InterruptedWarning, match="interrupted after 96 pictures"):
         found = nbviz.scan(net, Interrupted(*dataset.tensors), statistics(), progress=False)
     assert not found.complete
     part = nbviz.scan(net, TensorDataset(*(t[:96] for t in dataset.tensors)), statistics(), progress=False)
@@ -558,7 +557,7 @@ def test_what_cannot_be_read_is_skipped_and_named(tmp_path: Path, dataset: Tenso
     for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(b"none")
     with pytest.raises(
-        nbviz.PictureError,
+        PictureError,
         match="none of 5 pictures can be read, expected at least one that can; the first, .*: .*expected PNG",
     ):
         nbviz.scan(net, tmp_path, {"top": TopK(LAYER, 1)}, progress=False)
@@ -570,7 +569,7 @@ def test_a_model_that_fails(dataset: TensorDataset) -> None:
             raise RuntimeError("no")
 
     for executor in (None, Shuffled(0)):
-        with pytest.raises(nbviz.ModelError, match="failed in its forward pass"):
+        with pytest.raises(ModelError, match="failed in its forward pass"):
             nbviz.scan(Fails(), dataset, {"a": Accuracy()}, executor=executor, progress=False)
 
 
@@ -585,7 +584,7 @@ def test_a_model_that_works_in_place(dataset: TensorDataset) -> None:
     torch.testing.assert_close(found["r"].mean, maps.relu().mean((0, 2, 3)))
 
 
-def test_a_stream(net: nn.Module, dataset: TensorDataset, expected: nbviz.ScanResult) -> None:
+def test_a_stream(net: nn.Module, dataset: TensorDataset, expected: ScanResult) -> None:
     equal(nbviz.scan(net, iter(dataset), statistics(), progress=False), expected)
 
 
@@ -593,7 +592,7 @@ def test_it_tells_what_it_knows(net: nn.Module, dataset: TensorDataset, monkeypa
     from nbviz.scanning import scan as module
 
     monkeypatch.setattr(module, "_WATCH_SECONDS", 0)
-    told: list[nbviz.ScanResult] = []
+    told: list[ScanResult] = []
     nbviz.scan(net, dataset, {"accuracy": Accuracy()}, watch=told.append)
     assert [one.pictures for one in told] == [32, 64, 96, 128, 160, 192, 220, 220]
     assert [one.complete for one in told] == [False] * 7 + [True]

@@ -14,6 +14,7 @@ from ipywidgets.widgets import widget as registry
 from torch import Tensor, nn
 
 import nbviz
+from nbviz.results import AblateResult
 from tests.small import Ran, Small, labelled, pictures
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
@@ -30,7 +31,7 @@ def images() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def tables() -> dict[str, nbviz.AblationTable]:
+def tables() -> dict[str, AblateResult]:
     """Of the second rectifier, in each mode; and of the first."""
     modes = ("zero", "mean", "keep")
     found = {mode: nbviz.ablate(Small(), labelled(), "5", mode, progress=False) for mode in modes}
@@ -108,7 +109,7 @@ def test_channels_of_signals_and_volumes_are_switched_off_too(sides: tuple[int, 
 
 
 @pytest.mark.parametrize("mode", ["zero", "keep"])
-def test_the_slider_goes_along_the_curve(mode: str, tables: dict[str, nbviz.AblationTable]) -> None:
+def test_the_slider_goes_along_the_curve(mode: str, tables: dict[str, AblateResult]) -> None:
     """Where the marker stands is the accuracy with the channels off that are off."""
     net, table, dataset = Small(), tables[mode], labelled()
     images, labels = dataset.tensors
@@ -132,7 +133,7 @@ def test_the_slider_goes_along_the_curve(mode: str, tables: dict[str, nbviz.Abla
 
 
 @pytest.mark.parametrize("mode", ["zero", "mean", "keep"])
-def test_the_loss_of_each_channel_stands_beside_it(mode: str, tables: dict[str, nbviz.AblationTable]) -> None:
+def test_the_loss_of_each_channel_stands_beside_it(mode: str, tables: dict[str, AblateResult]) -> None:
     table = tables[mode]
     view = nbviz.Ablation(Small(), pictures(), table=table)
     alone, with_all = view.each.series
@@ -153,9 +154,7 @@ def test_without_a_table_the_slider_takes_the_weakest(net: Small, images: Tensor
         answer(view, sorted(weakest[:count].tolist()))
 
 
-def test_a_table_of_another_layer_shows_no_curves(
-    tables: dict[str, nbviz.AblationTable], net: Small, images: Tensor
-) -> None:
+def test_a_table_of_another_layer_shows_no_curves(tables: dict[str, AblateResult], net: Small, images: Tensor) -> None:
     view = nbviz.Ablation(net, images, "2", tables["zero"])
     assert (view.grid.ranking, view.curve.series, view.each.series) == ([], [], [])
     view.layer = "5"
@@ -318,7 +317,7 @@ def test_a_slider_that_needs_a_model_that_fails_goes_back_and_says_so(
 # What is left.
 
 
-def test_the_code_gives_the_same_view(tables: dict[str, nbviz.AblationTable], net: Small, images: Tensor) -> None:
+def test_the_code_gives_the_same_view(tables: dict[str, AblateResult], net: Small, images: Tensor) -> None:
     view = nbviz.Ablation(net, images, "5", tables["zero"], picture=1, channel=2)
     view.off = [0, 3]
     view.finish()
@@ -331,7 +330,7 @@ def test_the_code_gives_the_same_view(tables: dict[str, nbviz.AblationTable], ne
 
 
 def test_the_figure_says_which_channels_are_off_and_what_came_of_it(
-    tables: dict[str, nbviz.AblationTable], net: Small, images: Tensor
+    tables: dict[str, AblateResult], net: Small, images: Tensor
 ) -> None:
     view = nbviz.Ablation(net, images, table=tables["zero"], off=[0, 3])
     _, before, now, grid, curve, each = view.figure().axes

@@ -115,7 +115,7 @@ def check(view: Pulled, own: dict[str, Any]) -> None:
     again.close()
 
 
-@pytest.mark.filterwarnings("ignore::nbviz.NoRectifierWarning")
+@pytest.mark.filterwarnings("ignore::nbviz.errors.NoRectifierWarning")
 @pytest.mark.parametrize("given", [(), OBJECTS])
 @pytest.mark.parametrize("name", WIDGETS)
 def test_the_copied_code_gives_the_same_view_whatever_was_moved(name: str, given: tuple[str, ...]) -> None:
@@ -137,7 +137,7 @@ def test_the_copied_code_gives_the_same_view_whatever_was_moved(name: str, given
     view.close()
 
 
-@pytest.mark.filterwarnings("ignore::nbviz.NoRectifierWarning")
+@pytest.mark.filterwarnings("ignore::nbviz.errors.NoRectifierWarning")
 @pytest.mark.parametrize("given", [(), OBJECTS])
 def test_so_does_that_of_each_tab_of_the_explorer(given: tuple[str, ...]) -> None:
     own = names()

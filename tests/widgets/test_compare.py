@@ -17,7 +17,7 @@ from torch.nn import functional
 import nbviz
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.compare import Comparison
+from nbviz.methods.compare import CompareResult
 from nbviz.widgets.views import ChannelGrid
 from tests.small import Small, labelled, pictures
 
@@ -131,7 +131,7 @@ def test_the_layer_that_is_most_alike_stands_beside_it(images: Tensor) -> None:
     a, b = Small(), Other()
     names = ("0", "2", "5")
     cka = torch.tensor([[0.1, 0.9, 1.0], [0.8, 0.2, 1.0], [float("nan"), 0.3, 1.0]], dtype=torch.float64)
-    comparison = Comparison(None, 0.5, cka, names, ("a", "b", "c"), 12, complete=True)
+    comparison = CompareResult(None, 0.5, cka, names, ("a", "b", "c"), 12, complete=True)
     view = nbviz.Compare(a, b, images, "0", comparison=comparison)
     pairs = {}
     for name in names:

@@ -85,13 +85,13 @@ def test_class_activation_shows_the_functions_maps(model: nn.Module, images: Ten
     view.target = 3
     view.finish()
     for name in ("grad_cam", "grad_cam_pp", "layer_cam", "xgrad_cam", "hires_cam"):
-        heat = getattr(nbviz, name)(model, images[1:2], view.layer, 3)[0]
+        heat = getattr(nbviz.cams, name)(model, images[1:2], view.layer, 3)[0]
         np.testing.assert_array_equal(over(view, name), steps(heat))
     for name in NAMES:
         view.method = name
         view.finish()
         arguments = (model, images[1:2], view.layer, *([] if name == "eigen_cam" else [3]))
-        np.testing.assert_array_equal(over(view, "large"), steps(getattr(nbviz, name)(*arguments)[0]))
+        np.testing.assert_array_equal(over(view, "large"), steps(getattr(nbviz.cams, name)(*arguments)[0]))
         assert NAMES[name] in view.panels.slot("large")["caption"]
 
 
@@ -308,7 +308,7 @@ def test_pictures_that_hang_on_each_other_stay_together(images: Tensor) -> None:
     activation = nbviz.ClassActivation(model, images, "bn", 1, "score_cam", picture=2, **options)
     activation.finish()
     assert activation.header.error == ""
-    for slot, method in (("large", nbviz.score_cam), ("layer_cam", nbviz.layer_cam)):
+    for slot, method in (("large", nbviz.cams.score_cam), ("layer_cam", nbviz.cams.layer_cam)):
         expected = steps(method(model, images, "bn", 1, **options)[2:3])
         assert np.abs(over(activation, slot).astype(int) - expected).max() <= 1
 
@@ -323,6 +323,6 @@ def test_pictures_that_hang_on_each_other_stay_together(images: Tensor) -> None:
     sanity.finish()
     assert sanity.header.error == ""
     chosen = int(model(images / 255, weights)[2].argmax())
-    maps = nbviz.input_x_gradient(model, images, chosen, **options)
+    maps = nbviz.attribution.input_x_gradient(model, images, chosen, **options)
     curves = nbviz.sanity.deletion_insertion(model, images, maps, target=None, steps=24, **options)
     assert sanity.pixels.series[0]["name"] == f"deleted, area {float(curves.deletion_area[2]):.2f}"

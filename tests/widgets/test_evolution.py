@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import nbviz
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise
+from nbviz.results import CheckpointResult
 from tests.small import Ran, Small, pictures
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
@@ -37,7 +38,7 @@ def states(count: int = 4) -> dict[str, dict[str, Tensor]]:
     return {f"epoch {i}": {k: (i + 1) * v for k, v in Small(seed=i).state_dict().items()} for i in range(count)}
 
 
-def recorded(channels: list[int], sizes: tuple[int, ...] = (16, 16, 16)) -> list[nbviz.Moment]:
+def recorded(channels: list[int], sizes: tuple[int, ...] = (16, 16, 16)) -> list[CheckpointResult]:
     """Of a training, in the epochs of which the pictures have these sizes."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -49,7 +50,7 @@ def recorded(channels: list[int], sizes: tuple[int, ...] = (16, 16, 16)) -> list
     return recorder.moments
 
 
-def check(view: nbviz.Evolution, moments: list[nbviz.Moment], i: int, k: int) -> None:
+def check(view: nbviz.Evolution, moments: list[CheckpointResult], i: int, k: int) -> None:
     """What is shown is picture i and channel k of the moments' tensors."""
     view.finish()
     assert (view.header.state, view.header.error) == ("ready", "")
@@ -199,7 +200,11 @@ def test_nothing_runs_the_model(net: Small, images: Tensor, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"layer": None}, TypeError, "layer None; expected both, or a list of nbviz.Moment as checkpoints"),
+        (
+            {"layer": None},
+            TypeError,
+            "layer None; expected both, or a list of nbviz.results.CheckpointResult as checkpoints",
+        ),
         ({"images": None}, TypeError, "images is None and layer '2'; expected both"),
         ({"layer": "9"}, ValueError, "no layer '9'"),
         ({"layer": "8"}, ValueError, "expected feature maps"),
@@ -228,7 +233,7 @@ def test_moments_that_do_not_go_together_are_refused(net: Small, images: Tensor)
     for moments in ([one[0], other[0]], [one[0], *evolved], [*evolved, one[0]]):
         with pytest.raises(ValueError, match="expected moments of the same channels, made alike"):
             nbviz.Evolution(net, moments)
-    with pytest.raises(TypeError, match="expected a list of nbviz.Moment alone"):
+    with pytest.raises(TypeError, match="expected a list of nbviz.results.CheckpointResult alone"):
         nbviz.Evolution(net, [one[0], {}])
     with pytest.raises(TypeError, match="expected"):
         nbviz.Evolution(None, one)  # type: ignore[arg-type]

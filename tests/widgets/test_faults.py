@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import nbviz
 from nbviz.core.backward import BackwardRule
 from nbviz.core.state import lock
+from nbviz.errors import ModelError
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.widgets.layer_widget import LayerWidget
@@ -123,7 +124,7 @@ def test_a_widget_whose_first_picture_fails_leaves_nothing(
 
     net[3].register_forward_hook(fail)
     widgets = set(registry._instances)
-    with snapshot(net), pytest.raises((nbviz.ModelError, KeyboardInterrupt), match="out of tune"):
+    with snapshot(net), pytest.raises((ModelError, KeyboardInterrupt), match="out of tune"):
         kind(net, images, "6")
     assert set(registry._instances) == widgets
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import nbviz
 from nbviz.core.errors import line, shown
+from nbviz.errors import ModelError
 
 TEXTS = {
     "script": "<script>alert(1)</script><img src=x onerror=alert(2)>",
@@ -120,7 +121,7 @@ def test_any_text_in_an_error_of_the_model(text: str) -> None:
         raise RuntimeError(text)
 
     net.layer[0].register_forward_hook(fail)
-    with pytest.raises(nbviz.ModelError) as raised:
+    with pytest.raises(ModelError) as raised:
         nbviz.feature_maps(net, torch.rand(1, 8, 8), "layer.0")
     assert len(str(raised.value).encode()) < 4000
     view.session.forget()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import nbviz
 from nbviz.imaging.encode import decode
+from nbviz.results import MaximiseResult
 from tests.small import Ran, Small
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
@@ -26,7 +27,7 @@ def net() -> Small:
     return Small()
 
 
-def check(view: nbviz.Maximise, found: nbviz.Maximised, names: list[str]) -> None:
+def check(view: nbviz.Maximise, found: MaximiseResult, names: list[str]) -> None:
     """All that is shown is what has grown."""
     view.finish()
     assert (view.header.state, view.header.error) == ("ready", "")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import nbviz
 from nbviz.core.state import lock
+from nbviz.errors import InterruptedWarning, ModelError
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.views import View
 from tests.small import Ran, Small, labelled, pictures
@@ -216,7 +217,7 @@ def test_a_widget_whose_making_fails_anywhere_leaves_nothing(
                 try:
                     view = MAKE[name](net, images)
                     break
-                except (KeyboardInterrupt, nbviz.ModelError, nbviz.InterruptedWarning):
+                except (KeyboardInterrupt, ModelError, InterruptedWarning):
                     assert set(registry._instances) == widgets
                     failed += 1
         view.close()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import nbviz
 from nbviz.core.backward import RULES
 from nbviz.core.state import lock
+from nbviz.errors import ModelError
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise, shrink
 from nbviz.methods.feature_maps import FUSIONS
@@ -176,7 +177,7 @@ class Moves(RuleBasedStateMachine):
             struck = patched(patch, place, error) if place else []
             try:
                 self.open_view(kind, given)
-            except (nbviz.ModelError, *STRIKES):
+            except (ModelError, *STRIKES):
                 assert struck or Small.armed
                 assert len(registry._instances) == widgets
 
@@ -233,7 +234,7 @@ class Moves(RuleBasedStateMachine):
         self.moved("figure")
         view = self.view(number)
         if Small.armed and way == "figure":
-            with suppress(nbviz.ModelError):  # where nothing that it shows is known
+            with suppress(ModelError):  # where nothing that it shows is known
                 view.figure()
             return
         shown = getattr(view, way)()
@@ -434,7 +435,7 @@ def patched(patch: pytest.MonkeyPatch, place: str, error: type[BaseException]) -
     return struck
 
 
-@pytest.mark.filterwarnings("ignore::nbviz.NoRectifierWarning")
+@pytest.mark.filterwarnings("ignore::nbviz.errors.NoRectifierWarning")
 def test_ten_thousand_random_moves_leave_no_mark(
     snapshot: Callable[[nn.Module], Any],
     device: torch.device,

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 import nbviz
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre
+from nbviz.results import TopPatchesResult
 from tests.small import Small, labelled, pictures
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
@@ -32,7 +33,7 @@ def tiles(pixels: np.ndarray, count: int, size: tuple[int, int]) -> np.ndarray:
     return np.stack([pixels[top : top + height, left : left + width] for top, left in corners])
 
 
-def check(view: nbviz.TopPatches, found: nbviz.StrongestPatches, k: int) -> None:
+def check(view: nbviz.TopPatches, found: TopPatchesResult, k: int) -> None:
     """Each row of the page is what was found for its channel."""
     view.finish()
     assert (view.header.state, view.header.error) == ("ready", "")

@@ -20,6 +20,7 @@ import nbviz
 from nbviz.core.backward import RULES
 from nbviz.core.layers import Layer
 from nbviz.core.trace import run
+from nbviz.errors import ModelError, NoRectifierWarning
 from nbviz.methods import reconstruct
 from tests.conftest import unchanged
 from tests.reference import by_hand, cam_by_hand, strongest
@@ -52,7 +53,7 @@ def check(case: Case) -> Row:
         model, pictures = model.to(dtype), pictures.to(dtype)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", nbviz.NoRectifierWarning)
+                warnings.simplefilter("ignore", NoRectifierWarning)
                 found, largest = compare(case, model, pictures)
         except Exception as error:
             return row._replace(verdict="refused" if _is_refusal(error) else "wrong", note=_said(error))
@@ -231,7 +232,7 @@ def _is_refusal(error: Exception) -> bool:
     """Whether nbviz itself says no; that a model fails in nbviz's hands which has just run without is no such thing."""
     *_, last = traceback.walk_tb(error.__traceback__)
     inside = Path(last[0].f_code.co_filename).is_relative_to(Path(nbviz.__file__).parent)
-    return isinstance(error, (nbviz.ModelError, TypeError, ValueError)) and inside and "failed in its" not in str(error)
+    return isinstance(error, (ModelError, TypeError, ValueError)) and inside and "failed in its" not in str(error)
 
 
 def _said(error: Exception) -> str:
