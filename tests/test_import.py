@@ -92,6 +92,6 @@ def test_every_result_of_a_function_is_in_results():
     for place in (nbviz, nbviz.cams, nbviz.attribution, nbviz.sanity):
         for function in (getattr(place, name) for name in dir(place)):
             annotation = getattr(function, "__annotations__", {}).get("return", "")
-            returned |= {word for word in re.findall(r"\w+", str(annotation)) if word.endswith(("Result", "Found"))} - {"Result"}
+            returned |= set(re.findall(r"\w+(?:Result|Found)\b", str(annotation)))
     assert returned
     assert returned <= set(vars(nbviz.results))
