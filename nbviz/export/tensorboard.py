@@ -67,8 +67,6 @@ def log(
         Of the reconstructions: ``"deconvnet"``, ``"guided"`` or ``"gradient"``.
     tag
         What the names begin with.
-    preprocess, inputs
-        As in :func:`nbviz.reconstruct`.
 
     Raises
     ------
@@ -76,8 +74,6 @@ def log(
         For a writer without ``add_image``, or layers that are no list.
     ValueError
         For an unknown layer, or a model of signals or volumes.
-    PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
 
     Examples
     --------

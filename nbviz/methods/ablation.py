@@ -111,8 +111,6 @@ def ablate(
 
     Parameters
     ----------
-    model
-        Any PyTorch model that gives class scores; it is left as it was.
     dataset
         Pictures with labels, of any kind that :func:`nbviz.scan` takes. It is gone through once for each pass.
     layer
@@ -126,8 +124,6 @@ def ablate(
         order of the ranking and in three random orders (in a pass of its own afterwards); 0 for no curves.
     seed
         Of the random orders.
-    preprocess, inputs, output
-        As in :func:`nbviz.scan`.
     **options
         As in :func:`nbviz.scan`: ``batch_size``, ``workers``, ``executor``, ``parts``, ``threads``, ``checkpoint``,
         ``progress`` and ``watch``; the last but one's file and what is watched are those of the pass that gives
@@ -143,8 +139,6 @@ def ablate(
     ------
     ValueError
         For an unknown layer or mode, or a dataset without labels.
-    PictureError, ModelError, TypeError
-        As in :func:`nbviz.scan`.
 
     Warns
     -----
@@ -228,26 +222,15 @@ def switched_off(
 
     Parameters
     ----------
-    model
-        Any PyTorch model that gives class scores; it is left as it was.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     layer
         A module's name.
     channels
         Which channels are switched off, together.
-    preprocess, inputs, output
-        As in :func:`nbviz.reconstruct`.
 
     Returns
     -------
     Tensor
         Class scores (N, classes), in the model's dtype and on its device.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
 
     Examples
     --------
@@ -265,4 +248,4 @@ def switched_off(
         off[0, check_indices("channel", channels, maps.shape[1])] = True
         return part.scores(resumable.go_on(switch_off(maps, off)))
 
-    return subject.each(answer)
+    return subject.in_parts(answer)

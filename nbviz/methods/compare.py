@@ -148,8 +148,6 @@ def compare(
     ------
     ValueError
         For an unknown layer, models that prepare pictures differently, are on two devices or give other classes.
-    PictureError, ModelError, TypeError
-        As in :func:`nbviz.scan`.
 
     Examples
     --------

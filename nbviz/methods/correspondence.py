@@ -81,8 +81,6 @@ def correspondence(
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
     images
         At least two pictures; see :func:`nbviz.load`.
     boxes
@@ -97,8 +95,6 @@ def correspondence(
         picture itself, blurred.
     seed
         Of the random places.
-    preprocess, inputs
-        As in :func:`nbviz.reconstruct`.
 
     Returns
     -------
@@ -109,8 +105,6 @@ def correspondence(
     ------
     ValueError
         For fewer than two pictures, boxes that do not lie within them, or an unknown layer.
-    TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
 
     Examples
     --------
@@ -137,13 +131,16 @@ def correspondence(
         trace = part.run(names)
         return {name: check_channels(name, trace.activations[name], len(part)).flatten(1) for name in names}
 
-    own = subject.each(features)
+    own = subject.in_parts(features)
 
     def signs(places: Tensor) -> dict[str, Tensor]:
         masked = pictures.clone()
         for i, (top, left, bottom, right) in enumerate(places.tolist()):
             masked[i, :, top:bottom, left:right] = instead[i, :, top:bottom, left:right]
-        return {name: (own[name] - changed).sign() for name, changed in subject.at(masked).each(features).items()}
+        return {
+            name: (own[name] - changed).sign()
+            for name, changed in subject.with_inputs(masked).in_parts(features).items()
+        }
 
     apart = {name: _apart(sign) for name, sign in signs(given).items()}
     draw = torch.Generator().manual_seed(seed)

@@ -84,16 +84,12 @@ def evolution(
         loaded with ``weights_only=True``. A dict from names to these gives the names. A file may hold the state dict
         under ``"state_dict"``, ``"model_state_dict"`` or ``"model"``, and each key may begin with ``"module."`` or
         ``"_orig_mod."``, as those of a parallel or a compiled model do.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     layer
         A module's name, of a layer with feature maps.
     channels
         Which channels; None takes all.
     rule
         Of the reconstructions, see :func:`nbviz.reconstruct`.
-    preprocess, inputs
-        As in :func:`nbviz.reconstruct`.
 
     Returns
     -------
@@ -106,8 +102,6 @@ def evolution(
         For a checkpoint that does not fit the model, an unknown layer, a channel out of range.
     FileNotFoundError
         When there is no file at a path.
-    TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
 
     Examples
     --------

@@ -28,10 +28,6 @@ def feature_maps(
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     layer
         A module's name, ``"name:1"`` for the second call of one that runs more than once.
     channels
@@ -66,7 +62,7 @@ def feature_maps(
     torch.Size([2, 2, 6, 6])
     """
     subject = Subject.of(model, images, preprocess, inputs, values=False)
-    activation = subject.each(lambda part: check_maps(part.run([layer]), layer))
+    activation = subject.in_parts(lambda part: check_maps(part.run([layer]), layer))
     return activation if channels is None else activation[:, check_indices("channel", channels, activation.shape[1])]
 
 

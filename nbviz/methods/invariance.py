@@ -78,10 +78,6 @@ def invariance(
 
     Parameters
     ----------
-    model
-        Any PyTorch model that gives class scores; it is left as it was.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     layers
         Names of the layers whose features are looked at; None takes the first and the last that give feature maps.
     transform
@@ -91,8 +87,6 @@ def invariance(
         By how much; None takes 25 values: a quarter of the side either way, half to double, or a full turn.
     target
         The class, or one for each picture; None takes the one predicted for the picture as it is.
-    preprocess, inputs, output
-        As in :func:`nbviz.reconstruct`.
 
     Returns
     -------
@@ -104,8 +98,6 @@ def invariance(
     ValueError
         For an unknown layer or transform, a class out of range, a scale that is not above 0, or no pictures but
         signals or volumes.
-    TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
 
     Examples
     --------
@@ -142,7 +134,7 @@ def along(
     picture = subject.part([i])
 
     def work(values: Sequence[float]) -> tuple[Sequence[float], dict[str, Tensor], Tensor]:
-        moved = subject.at(torch.cat([moved_by(picture.inputs, transform, value) for value in values]))
+        moved = subject.with_inputs(torch.cat([moved_by(picture.inputs, transform, value) for value in values]))
         trace = moved.run(names, output=True)
         maps = {name: check_channels(name, trace.activations[name], len(moved)).flatten(1) for name in names}
         return values, maps, moved.scores(trace.output).float().softmax(1)

@@ -55,8 +55,6 @@ def kernels(model: nn.Module, layer: str | None = None, channels: Sequence[int] 
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
     layer
         The name of a Conv1d, Conv2d or Conv3d (or a transposed one); None takes the first.
     channels
@@ -219,8 +217,6 @@ def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.9
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
     layer
         The name of a convolution; None takes the first.
     alike
@@ -230,11 +226,6 @@ def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.9
     -------
     KernelReportResult
         ``norms``, ``dead``, ``duplicates``, ``aliased`` and ``rough``; shows as a table.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As in :func:`kernels`.
 
     Examples
     --------

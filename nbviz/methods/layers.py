@@ -17,8 +17,6 @@ def layers(model: nn.Module, images: Any, *, preprocess: Any = None, inputs: Any
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
     images
         A picture that fits the model (of several, the first is taken); see :func:`nbviz.load`.
     preprocess

@@ -119,8 +119,6 @@ def maximise(
     ------
     ValueError
         For an unknown layer, a channel out of range, a model of signals or volumes, or target with a layer.
-    TypeError, ModelError
-        As in :func:`nbviz.reconstruct`.
 
     Examples
     --------
@@ -255,7 +253,7 @@ class Growing:
 
     def _run(self, inputs: Tensor, grad: bool = False) -> tuple[Any, Tensor]:
         """The trace and what is made large of it, (N, C, ...)."""
-        subject = self._subject.at(inputs)
+        subject = self._subject.with_inputs(inputs)
         if self.layer is None:
             trace = subject.run(output=True, grad=grad)
             return trace, subject.scores(trace.output)

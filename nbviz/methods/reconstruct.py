@@ -125,7 +125,7 @@ def reconstruct(
             met.setdefault(rule, found[rule][1])
         return {rule: found[rule][0] for rule in rules}
 
-    result = subject.each(pulled)
+    result = subject.in_parts(pulled)
     for rule, maps in result.items():
         if maps.numel():
             warn_without_rectifiers(rule, met[rule])

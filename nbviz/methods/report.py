@@ -237,8 +237,6 @@ def report(
 
     Parameters
     ----------
-    model
-        Any PyTorch model that gives class scores; it is left as it was.
     dataset
         Of any kind that :func:`nbviz.scan` takes, with a length; where there are no labels, the predicted classes stand
         for them.
@@ -249,8 +247,6 @@ def report(
     most
         How many channels of each layer are switched off at most, those of least importance first: no more than these
         can be found useless.
-    preprocess, inputs, output
-        As in :func:`nbviz.scan`.
     **options
         As in :func:`nbviz.scan`: ``batch_size``, ``workers``, ``executor``, ``parts``, ``threads`` and ``progress``,
         and for the first pass ``checkpoint`` and ``watch``.
@@ -261,11 +257,6 @@ def report(
     ReportResult
         ``report["layer"]`` has ``dead``, ``constant``, ``duplicates``, ``useless``, ``redundant``, ``dimensions`` and
         ``importance``; ``kernels`` those of the first convolution. Shows as a table.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.scan`.
 
     Warns
     -----

@@ -213,8 +213,6 @@ def top_patches(
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
     dataset
         Of any kind that :func:`nbviz.scan` takes, with a length; pictures of one size. It is read from again for the
         patches, and must give the same pictures then.
@@ -224,8 +222,6 @@ def top_patches(
         Which channels; None takes all.
     k
         How many pictures for each, 1,000 at most.
-    preprocess, inputs
-        As in :func:`nbviz.scan`.
     **options
         As in :func:`nbviz.scan`: ``batch_size``, ``workers``, ``executor``, ``parts``, ``threads``, ``checkpoint``,
         ``progress`` and ``watch``.
@@ -236,11 +232,6 @@ def top_patches(
         ``values``, ``indices``, ``labels`` (K, k) and ``positions`` (K, k, 2), strongest first; of equal ones that of
         the lower index comes first, and within a picture the first position. ``patches(channel)`` gives uint8
         (k, 3, h, w), ``reconstructions(channel, rule)`` (k, C, h, w), aligned to the pixel.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.scan`, and for a layer without feature maps.
 
     Warns
     -----
