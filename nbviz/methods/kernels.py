@@ -39,7 +39,7 @@ def _convolution(model: nn.Module, layer: str | None) -> tuple[str, _Convolution
     found = convolutions(model)
     if not found:
         raise ValueError(f"{type(model).__name__} has no convolution (Conv1d, Conv2d, Conv3d); expected one that has")
-    if layer is None or (layer == "" and "" in found):  # a model that is a convolution itself
+    if layer is None or (isinstance(layer, str) and not layer and "" in found):  # a model that is a convolution itself
         return next(iter(found.items()))
     name = find_module(check_model(model), layer)[0]
     module = submodule(check_model(model), name)

@@ -142,11 +142,10 @@ def occlusion(
         subject.model, subject.pictures, target, patch, stride, fill, layer, channel, subject.feed, output
     )
     maps = [squares.gathered(list(squares.over(i)), i) for i in range(len(subject))]
-    probability, named = (torch.stack([picture[k] for picture in maps]) for k in (0, 1))
     activities = [activity for _, _, activity in maps if activity is not None]
     return OcclusionResult(
-        probability,
-        named,
+        torch.stack([probability for probability, _, _ in maps]),
+        torch.stack([named for _, named, _ in maps]),
         torch.stack(activities) if activities else None,
         torch.tensor(squares.classes),
         None if squares.channels is None else torch.tensor(squares.channels),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from nbviz.core.arguments import check_feed, check_logits, check_target
@@ -20,6 +21,7 @@ from nbviz.scanning.dataset import Inputs, check_dataset
 
 #: Results of a method: a tensor with a row for each picture, or several such tensors by name.
 Rows = TypeVar("Rows", Tensor, dict[str, Tensor])
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,18 @@ class Subject:
         pieces = in_chunks(lambda numbers: work(self.part(numbers)), range(n), at_once or n, "one picture", least)
         rows: Rows = _joined(pieces)
         return rows
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` items, evenly spaced from the first to the last.
+
+    Examples
+    --------
+    >>> evenly_spaced("abcdefg", 3)
+    ['a', 'd', 'g']
+    """
+    places = torch.linspace(0, len(items) - 1, min(count, len(items)), dtype=torch.float32).round().long()
+    return [items[place] for place in places.tolist()]
 
 
 def _joined(pieces: list[Any]) -> Any:
