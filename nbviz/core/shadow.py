@@ -32,9 +32,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nbviz.core.draws import OwnDraws, draw_again, drawn_so_far
 from nbviz.core.errors import EndlessError
-from nbviz.core.state import alone, device_aside, eagerly, parts
+from nbviz.core.generators import OwnGenerators, generator_states, restore_generators
+from nbviz.core.state import alone, device_aside, eagerly, modules_of
 
 Result = TypeVar("Result")
 
@@ -104,32 +104,32 @@ def in_shadow(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:
 
 def _own_draws(model: nn.Module, work: Callable[[nn.Module], Result]) -> Result:
     if _draws.get(model):
-        with OwnDraws():
+        with OwnGenerators():
             return work(shadow_of(model))
-    before = drawn_so_far(model)
+    before = generator_states(model)
     try:
         result = work(shadow_of(model))
     except BaseException:
         if model not in _draws:
-            draw_again(before)
+            restore_generators(before)
         raise
-    after = drawn_so_far(model)
+    after = generator_states(model)
     if after == before or model in _draws:
         return result
     # This pass has drawn, or another thread meanwhile; a pass that draws from generators of its own knows.
-    with OwnDraws(states=before) as draws:
+    with OwnGenerators(states=before) as draws:
         again = work(shadow_of(model))
-    ended = drawn_so_far(model)
+    ended = generator_states(model)
     if draws.used and ended != after:
         # Another thread still draws; or the model seeds torch's own generator, and the same each time.
-        with OwnDraws(states=before):
+        with OwnGenerators(states=before):
             work(shadow_of(model))
-        if drawn_so_far(model) == ended:
-            draw_again(before)
+        if generator_states(model) == ended:
+            restore_generators(before)
             return result
     _draws[model] = draws.used
-    if draws.used and drawn_so_far(model) == after:
-        draw_again(before)
+    if draws.used and generator_states(model) == after:
+        restore_generators(before)
     return again if draws.used else result
 
 
@@ -201,7 +201,7 @@ class _Copier:
         self.copies: dict[int, Any] = {}
         self.originals: list[Any] = []  # kept, so that no other object gets an id that has been noted
         self.room: int | None = None  # for what may still hang on the outermost object that is no module
-        tree = parts(model)
+        tree = modules_of(model)
         self.shadows = [_empty(module) for module in tree]  # first, so that whatever refers to one finds its shadow
         self.originals += tree
         self.copies.update(zip(map(id, tree), self.shadows, strict=True))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nbviz.core.errors import ModelError
 from nbviz.core.shadow import content_of, held_by, is_library, shadow_of
-from nbviz.core.state import device_aside, eager, parts
+from nbviz.core.state import device_aside, eager, modules_of
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -47,7 +47,7 @@ def fingerprint(model: nn.Module, in_full: bool = False) -> Hashable:
     in_full
         Look at all values (0.5 ms for each million), and at all else that hangs on the model.
     """
-    every = parts(model)
+    every = modules_of(model)
     tensors = [t for m in every for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
     counted = *map(id, every), *((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
     if in_full:
@@ -185,7 +185,7 @@ def is_being_changed(model: nn.Module) -> bool:
         at = top
         while at is not None:
             if at.f_code is _STEP or at.f_code is _CALL:
-                modules = parts(model) if modules is None else modules
+                modules = modules_of(model) if modules is None else modules
                 changes = _steps if at.f_code is _STEP else _updates
                 if changes(at.f_locals, modules):
                     return True

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from nbviz.core.arguments import check_channels, check_feed
 from nbviz.core.backward import pull
 from nbviz.core.checks import check_choice, check_indices, check_number, check_real, check_tensor, check_whole
-from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import shown
+from nbviz.core.generators import OwnGenerators
 from nbviz.core.state import check_model
 from nbviz.core.weights import Watch, WeightsChanged, steady
 from nbviz.methods.subject import Subject
@@ -349,7 +349,7 @@ class Basis:
 
 def _sides(reader: Reader) -> tuple[int, int]:
     """Height and width of what the preprocessing makes of a picture."""
-    with OwnDraws():
+    with OwnGenerators():
         if reader.channels in (1, 3):
             made = next(iter(reader.read(Image.new("RGB", (_PROBE, _PROBE)), 0)))[1]
             return made.shape[-2], made.shape[-1]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import get_worker_info
 
-from nbviz.core.draws import OwnDraws
+from nbviz.core.generators import OwnGenerators
 from nbviz.core.state import lock
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def seeded(number: int) -> Iterator[None]:
 def left_alone() -> Iterator[None]:
     """What is drawn inside, by this thread as far as that can be told, is put back."""
     before = _state()
-    with OwnDraws():
+    with OwnGenerators():
         try:
             yield
         finally:
