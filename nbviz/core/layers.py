@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import PAPERS
 from nbviz.core.errors import line, shown
-from nbviz.core.receptive_field import Field, FieldTracker
+from nbviz.core.field_tracker import FieldTracker
+from nbviz.core.receptive_field import Field
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model, interruptible
 from nbviz.core.trace import Feed, call_model, find_modules, hooked

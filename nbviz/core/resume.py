@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nbviz.core.errors import ModelError, shown
-from nbviz.core.receptive_field import tensors_in
+from nbviz.core.field_tracker import tensors_in
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model, interruptible
 from nbviz.core.trace import Feed, call_model, find_module, hooked, not_reached

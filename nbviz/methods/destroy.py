@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nbviz.core.field_tracker import tensors_in
 from nbviz.core.generators import OwnGenerators
-from nbviz.core.receptive_field import tensors_in
 from nbviz.core.shadow import in_shadow, shadow_of
 from nbviz.core.trace import Feed, call_model, hooked
 
