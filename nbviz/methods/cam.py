@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import NO_GRADIENT, pull
 from nbviz.core.checks import check_choice, check_real
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import ModelError, shown
+from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
 from nbviz.methods.cam_layers import Arrange, checked
 from nbviz.methods.subject import Subject
@@ -31,17 +33,41 @@ class CamFunction(Protocol):
     def __call__(
         self,
         model: nn.Module,
-        images: Any,
+        images: Images,
         layer: str | None = None,
-        target: Sequence[int] | int | None = None,
+        target: Target | None = None,
         *,
         raw: bool = False,
         reshape: Callable[[Tensor], Tensor] | None = None,
-        preprocess: Any = None,
-        inputs: Any = None,
-        output: Any = None,
+        preprocess: Preprocessing | None = None,
+        inputs: ModelInputs | None = None,
+        output: ScoresIn | None = None,
     ) -> Tensor:
-        """The maps (N, H, W)."""
+        """A class activation map.
+
+        Parameters
+        ----------
+        layer
+            The name of a module (``"name:1"`` for its second call). None takes the last layer that gives feature maps
+            with more than one position; of a transformer, the last whose tokens have a gradient.
+
+        Returns
+        -------
+        Tensor
+            (N, H, W), for signals (N, L), for volumes (N, D, H, W), at the size of the model's input, in [0, 1]: each
+            picture's map divided by its largest value and enlarged linearly; all zero where nothing speaks for the
+            class. With ``raw``, at the layer's size and in units of the score. What speaks against the class is zero
+            in both. In the model's dtype and on its device.
+
+        Raises
+        ------
+        ValueError
+            When the activation of ``layer`` cannot become feature maps.
+        ModelError
+            When the class scores do not depend on ``layer``. When ``reshape`` fails.
+        TypeError
+            When ``raw`` is neither True nor False. When ``reshape`` is not callable.
+        """
 
 
 @dataclass(frozen=True)
@@ -66,47 +92,7 @@ class Cam:
 #: The gradient family by the names of its functions, in the order in which they are offered.
 GRADIENT_CAMS: dict[str, Cam] = {}
 
-#: What follows the first words, the paper and the equations in each docstring of the family.
-_REST = """
-Parameters
-----------
-model
-    Any PyTorch model that gives class scores; it is left as it was.
-images
-    A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
-layer
-    A module's name (``"name:1"`` for its second call); None takes the last that gives feature maps with
-    more than one position, of a transformer the last whose tokens have a gradient.
-target
-    The class, or one for each picture; None takes the predicted one.
-raw
-    Give the map at the layer's size as the equations have it, but that what speaks against the class is zero.
-reshape
-    For a layer of another shape: a callable from its activation to feature maps (N, C, H, W). Tokens (N, T, C) on
-    a grid of the picture's shape, whether class tokens come before them or not, and maps with channels last are
-    found without.
-preprocess
-    A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
-inputs
-    For a model that is called with more than the pictures: a callable from their batch (N, C, H, W) to the
-    model's argument, a tuple of its arguments, or a dict of its keyword arguments.
-output
-    For a model that gives more than class scores (N, classes): where they are, as a key or an attribute's
-    name, an index, or a callable from what it gives.
-
-Returns
--------
-Tensor
-    (N, H, W), for signals (N, L), for volumes (N, D, H, W), at the size of the model's input, in [0, 1]:
-    each picture's map divided by its largest value and brought to that size linearly; all zero where
-    nothing speaks for the class. With ``raw``, at the layer's size and in units of the score. In the
-    model's dtype and on its device.
-
-Raises
-------
-ValueError, TypeError, PictureError, ModelError
-    As in :func:`nbviz.reconstruct`.
-
+_EXAMPLE = """
 Examples
 --------
 Of two channels, the class takes one three times and the other not at all:
@@ -135,22 +121,28 @@ def gradient_cam(title: str) -> Callable[[Formula], CamFunction]:
 
         def function(
             model: nn.Module,
-            images: Any,
+            images: Images,
             layer: str | None = None,
-            target: Sequence[int] | int | None = None,
+            target: Target | None = None,
             *,
             raw: bool = False,
             reshape: Callable[[Tensor], Tensor] | None = None,
-            preprocess: Any = None,
-            inputs: Any = None,
-            output: Any = None,
+            preprocess: Preprocessing | None = None,
+            inputs: ModelInputs | None = None,
+            output: ScoresIn | None = None,
         ) -> Tensor:
-            options = {"raw": raw, "reshape": reshape, "preprocess": preprocess, "inputs": inputs, "output": output}
+            options: Any = {
+                "raw": raw,
+                "reshape": reshape,
+                "preprocess": preprocess,
+                "inputs": inputs,
+                "output": output,
+            }
             return class_activation(model, images, layer, target, [name], **options)[name]
 
         function.__name__ = function.__qualname__ = name
-        function.__doc__ = f"{inspect.getdoc(formula)}\n{_REST.replace('NAME', name)}"
-        public = steady(function)
+        function.__doc__ = formula.__doc__ and f"{inspect.getdoc(formula)}\n{_EXAMPLE.replace('NAME', name)}"
+        public = documented_like(CamFunction.__call__)(steady(function))
         GRADIENT_CAMS[name] = Cam(title, public, formula)
         return public
 
@@ -227,38 +219,37 @@ def hires_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     return _weighted(gradient, activation)
 
 
+@documented_like(CamFunction.__call__)
 @steady
 def class_activation(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    target: Sequence[int] | int | None = None,
+    target: Target | None = None,
     methods: Sequence[str] = tuple(GRADIENT_CAMS),
     *,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> dict[str, Tensor]:
     """Several class activation maps from one forward and one backward pass.
 
     Parameters
     ----------
-    model, images, layer, target, raw, reshape, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`.
     methods
-        Names of functions of the gradient family, such as ``"grad_cam"`` and ``"layer_cam"``; all of them by default.
+        Names of functions of the gradient family, such as ``"grad_cam"`` and ``"layer_cam"``; by default all of them.
 
     Returns
     -------
     dict of str to Tensor
-        For each method (N, H, W), as :func:`nbviz.grad_cam` gives it.
+        For each method what its function returns, such as :func:`nbviz.grad_cam`: (N, H, W) in [0, 1].
 
     Raises
     ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.grad_cam`.
+    ValueError
+        When one of ``methods`` is unknown.
 
     Examples
     --------

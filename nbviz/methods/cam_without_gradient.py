@@ -10,25 +10,28 @@ from torch import Tensor, nn
 
 from nbviz.core.checks import check_real, check_whole
 from nbviz.core.chunks import in_chunks, joined
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import shown
 from nbviz.core.resume import Resumable, switch_off
+from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
-from nbviz.methods.cam import finished
+from nbviz.methods.cam import CamFunction, finished
 from nbviz.methods.cam_layers import Arrange, checked
 from nbviz.methods.subject import Subject
 
 
+@documented_like(CamFunction.__call__)
 @steady
 def cam(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    target: Sequence[int] | int | None = None,
+    target: Target | None = None,
     *,
     raw: bool = False,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> Tensor:
     """CAM: the channels, weighted by what the classifier gives each, for networks that end in a global average.
 
@@ -38,23 +41,14 @@ def cam(
 
     Parameters
     ----------
-    model, images, target, raw, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`.
     layer
         The layer whose average the classifier takes (a ReLU that follows it as a function is found); None takes the
         last that gives feature maps with more than one position.
-
-    Returns
-    -------
-    Tensor
-        (N, H, W) in [0, 1], as in :func:`nbviz.grad_cam`; as there, what speaks against the class is not shown.
 
     Raises
     ------
     ValueError
         When the answer is no linear function of the layer's average over its positions.
-    TypeError, PictureError, ModelError
-        As in :func:`nbviz.grad_cam`.
 
     Examples
     --------
@@ -95,18 +89,19 @@ def _head(model: nn.Module, layer: str, maps: Tensor, logits: Tensor) -> tuple[T
     )
 
 
+@documented_like(CamFunction.__call__)
 @steady
 def eigen_cam(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
     target: Any = None,
     *,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> Tensor:
     """Eigen-CAM: the strongest pattern of the layer's channels, whatever the class.
 
@@ -116,20 +111,8 @@ def eigen_cam(
 
     Parameters
     ----------
-    model, images, layer, raw, reshape, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`.
     target
         Has no part in it; it is there so that all class activation maps are called alike.
-
-    Returns
-    -------
-    Tensor
-        (N, H, W) in [0, 1], as in :func:`nbviz.grad_cam`.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.grad_cam`.
 
     Examples
     --------
@@ -156,19 +139,20 @@ def eigen_cam(
     return finished(subject.each(work), subject, raw)
 
 
+@documented_like(CamFunction.__call__)
 @steady
 def score_cam(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    target: Sequence[int] | int | None = None,
+    target: Target | None = None,
     *,
     at_once: int = 32,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> Tensor:
     """Score-CAM: each channel's weight is the class's score of the picture masked by that channel.
 
@@ -179,20 +163,8 @@ def score_cam(
 
     Parameters
     ----------
-    model, images, layer, target, raw, reshape, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`.
     at_once
         How many masked pictures go through the model at once.
-
-    Returns
-    -------
-    Tensor
-        (N, H, W) in [0, 1], as in :func:`nbviz.grad_cam`.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.grad_cam`.
 
     Examples
     --------
@@ -235,19 +207,20 @@ def _ends(maps: Tensor) -> Iterator[Tensor]:
     yield maps.flatten(2).amax(2)
 
 
+@documented_like(CamFunction.__call__)
 @steady
 def ablation_cam(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    target: Sequence[int] | int | None = None,
+    target: Target | None = None,
     *,
     at_once: int = 64,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> Tensor:
     """Ablation-CAM: each channel's weight is the share of the class's score that is lost without it.
 
@@ -259,20 +232,8 @@ def ablation_cam(
 
     Parameters
     ----------
-    model, images, layer, target, raw, reshape, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`.
     at_once
         How many ablated activations go through what follows the layer at once.
-
-    Returns
-    -------
-    Tensor
-        (N, H, W) in [0, 1], as in :func:`nbviz.grad_cam`.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.grad_cam`.
 
     Examples
     --------

@@ -12,10 +12,12 @@ from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES, UNPOOLING, pull
 from nbviz.core.checks import check_choice, check_indices, check_real
 from nbviz.core.chunks import in_chunks, joined
+from nbviz.core.documented import documented
 from nbviz.core.errors import NoRectifierWarning, shown, warn
 from nbviz.core.local_backward import Start, pull_local
 from nbviz.core.state import alone, interruptible
 from nbviz.core.trace import Trace
+from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 
@@ -24,86 +26,72 @@ SEEDS = ("max", "map", "unit")
 _CHANNELS_AT_ONCE = 8
 
 
+@documented
 @steady
 def reconstruct(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    channels: Sequence[int] | int | None = None,
-    target: Sequence[int] | int | None = None,
+    channels: Channels | None = None,
+    target: Target | None = None,
     seed: str = "max",
     rules: Sequence[str] = RULES,
     *,
     unpool: str = "sum",
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> dict[str, Tensor]:
     """Reconstructions of a layer's channels, or of an output class, under several rules from one forward pass.
 
-    All other activations of the layer are set to zero and what is left is passed down to the picture
-    (Zeiler and Fergus 2014, section 2.1); a rule says what a rectifier does to it on the way, see
+    All other activations of the layer are set to zero, and what is left is passed down to the picture
+    (Zeiler and Fergus 2014, section 2.1). A rule says what a rectifier does to the signal on its way, see
     :func:`nbviz.gradient`, :func:`nbviz.deconvnet` and :func:`nbviz.guided_backprop`. Rectifiers are ReLU, threshold
-    and clamp(min=0), however they are called; one that is put together from other operations, such as
+    and clamp(min=0), however they are called. A rectifier built from other operations, such as
     ``torch.maximum(x, zero)``, follows the plain gradient.
 
-    The papers know the ReLU alone. For ReLU6 (hardtanh from 0), LeakyReLU, PReLU, RReLU, ELU, CELU, SELU, SiLU, GELU,
-    Hardswish, Softplus and Mish, the two rules are an extension: the deconvnet passes max(R, 0), as it does through a
-    ReLU, and guided backprop max(R, 0) · f'(z), with the activation's own slope in place of [z > 0].
-    :func:`nbviz.layers` says which of them lie on the way.
+    The papers consider only the ReLU. For ReLU6 (hardtanh from 0), LeakyReLU, PReLU, RReLU, ELU, CELU, SELU, SiLU,
+    GELU, Hardswish, Softplus and Mish, both rules are extended: the deconvnet passes max(R, 0), as through a ReLU, and
+    guided backprop max(R, 0) · f'(z), with the activation's own slope in place of [z > 0]. :func:`nbviz.layers` lists
+    which of them a model has.
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     layer
-        A module's name (``"name:1"`` for its second call), or None to start from an output class.
-    channels
-        Which channels of the layer; None gives all.
+        The name of a module (``"name:1"`` for its second call), or None to start from an output class.
     target
-        With ``layer=None``: the class, or one for each picture; None takes the predicted one. The
-        signal starts as a one at the class's score.
+        With ``layer=None``: the class, or one for each picture; None takes the predicted class. The signal starts as
+        a one at the score of the class.
     seed
-        With a layer, what is passed down: ``"max"``, the activation of the channel's strongest
-        position alone, as in the paper; ``"map"``, the whole channel; ``"unit"``, a one at the
-        strongest position, which under the gradient rule is the gradient of the channel's maximum.
+        With a layer, what is passed down: ``"max"``, the activation at the channel's strongest position, as in the
+        paper; ``"map"``, the whole channel; ``"unit"``, a one at the strongest position, which under the gradient rule
+        gives the gradient of the channel's maximum.
     rules
         Any of ``"gradient"``, ``"deconvnet"``, ``"guided"``.
     unpool
-        Where overlapping pooling windows share a switch: ``"sum"`` their values, as the gradient
-        does, or ``"overwrite"`` with the last, as ``max_unpool2d`` does.
-    preprocess
-        A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
-    inputs
-        For a model that is called with more than the pictures: a callable from their batch (N, C, H, W) to the
-        model's argument, a tuple of its arguments, or a dict of its keyword arguments.
-    output
-        For a model that gives more than class scores (N, classes): where they are, as a key or an attribute's
-        name, an index, or a callable from what it gives.
+        Where overlapping pooling windows (AlexNet's 3×3, stride 2) share a switch: ``"sum"`` their values, as the
+        gradient and Captum do, or ``"overwrite"`` with the last, as ``max_unpool2d`` does.
 
     Returns
     -------
     dict of str to Tensor
-        For each rule (N, K, C, H, W) with a layer, (N, C, H, W) with a class (with L or D, H, W in place of
-        H, W for signals and volumes), in units of activation
-        per unit of the model's input (times the activation for ``"max"`` and ``"map"``), signed, in
-        the model's dtype and on its device. Under autocast the forward pass is in the dtype that autocast
-        gives, and so precise.
+        For each rule (N, K, C, H, W) with a layer, (N, C, H, W) with a class (for signals and volumes, with L or
+        D, H, W in place of H, W). The values are signed, in units of activation per unit of the model's input (times
+        the activation for ``"max"`` and ``"map"``), in the model's dtype and on its device. Under autocast, the forward
+        pass has the precision of autocast's dtype.
 
     Raises
     ------
     ValueError
-        For an unknown layer, rule, seed or unpooling; a channel or class out of range; a layer whose
-        output is no feature maps; a target with a layer, or channels without one.
+        When ``target`` is given with a ``layer``, or ``channels`` without one. When ``layer`` gives no feature maps.
+        When ``seed`` is unknown. When one of ``rules`` is unknown. When ``unpool`` is unknown.
     ModelError
-        When the model fails in its forward pass, or no gradient reaches the picture.
+        When no gradient reaches the picture.
 
     Warns
     -----
     NoRectifierWarning
-        When the deconvnet or guided rule met no rectifier and so equals the gradient.
+        When the deconvnet or guided rule met no rectifier, so that the result equals the gradient.
 
     Examples
     --------

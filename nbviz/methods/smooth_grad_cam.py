@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from nbviz.core.checks import check_number, check_whole
+from nbviz.core.documented import documented_like
+from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
-from nbviz.methods.cam import alpha, backward, finished, in_full, sum_positions
+from nbviz.methods.cam import CamFunction, alpha, backward, finished, in_full, sum_positions
 from nbviz.methods.cam_layers import checked
 from nbviz.methods.subject import Subject
 from nbviz.pictures.noise import noisy
 
 
+@documented_like(CamFunction.__call__)
 @steady
 def smooth_grad_cam_pp(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    target: Sequence[int] | int | None = None,
+    target: Target | None = None,
     *,
     samples: int = 8,
     noise: float = 0.15,
     seed: int = 0,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> Tensor:
     """Grad-CAM++ with its gradients averaged over noisy copies of the picture.
 
@@ -40,24 +42,8 @@ def smooth_grad_cam_pp(
 
     Parameters
     ----------
-    model, images, layer, target, raw, reshape, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`.
     samples
         How many noisy copies, each of which costs a forward and a backward pass.
-    noise
-        The standard deviation of the noise, as a share of the range of the picture's values.
-    seed
-        Of the noise; the person's random numbers are left alone.
-
-    Returns
-    -------
-    Tensor
-        (N, H, W) in [0, 1], as in :func:`nbviz.grad_cam`.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.grad_cam`.
 
     Examples
     --------
