@@ -15,7 +15,7 @@ from nbviz.core.checks import check_choice, check_index, check_indices, check_re
 from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import PictureError, shown
 from nbviz.core.layers import Layer, trace_layers
-from nbviz.core.local_backward import Start
+from nbviz.core.regions import Start
 from nbviz.core.state import check_model, device_aside
 from nbviz.core.trace import Feed, first_name, run
 from nbviz.imaging.pixels import cut

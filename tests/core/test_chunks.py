@@ -129,7 +129,9 @@ def scarce(monkeypatch):
 
         if what == "starts":
             run = local._Walk.run
-            monkeypatch.setattr(local._Walk, "run", lambda walk, order: check(len(walk.starts)) or run(walk, order))
+            monkeypatch.setattr(
+                local._Walk, "run", lambda walk, order: check(len(walk.regions.starts)) or run(walk, order)
+            )
         else:
             pull = methods.pull
 
