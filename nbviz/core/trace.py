@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
+from nbviz.core.copier import Hook
 from nbviz.core.errors import EndlessError, ModelError, PictureError, line, shown, unknown
-from nbviz.core.shadow import Hook, in_shadow
+from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model, device_restored, interruptible
 
 
