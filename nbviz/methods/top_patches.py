@@ -22,7 +22,7 @@ from nbviz.imaging.pixels import cut
 from nbviz.methods.reconstruct import project, warn_without_rectifiers
 from nbviz.pictures.load import Pictures, Reader
 from nbviz.scanning.dataset import Inputs, check_dataset
-from nbviz.scanning.found import Skipped
+from nbviz.scanning.records import Skipped
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistics import TopK, TopKResult
 

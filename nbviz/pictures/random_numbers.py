@@ -19,7 +19,7 @@ from nbviz.core.state import lock
 T = TypeVar("T")
 
 
-class Alike:
+class SeededReader:
     """Reads pictures such that each is the same whoever reads it and whatever was drawn before.
 
     The generators that transforms draw from are the process's: a seed that is set there is set for all its threads, and
