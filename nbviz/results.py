@@ -16,7 +16,7 @@ from nbviz.methods.sanity import RandomisationResult as RandomisationResult
 from nbviz.methods.top_patches import TopPatchesResult as TopPatchesResult
 from nbviz.scanning.answers import AblationResult as AblationResult
 from nbviz.scanning.answers import AccuracyResult as AccuracyResult
-from nbviz.scanning.scan import ScanResult as ScanResult
+from nbviz.scanning.result import ScanResult as ScanResult
 from nbviz.scanning.statistics import HistogramResult as HistogramResult
 from nbviz.scanning.statistics import MomentsResult as MomentsResult
 from nbviz.scanning.statistics import SparsityResult as SparsityResult

@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import nn
 
-from nbviz.core.draws import OwnDraws
+from nbviz.core.generators import OwnGenerators
 
 #: Seconds that a server has to answer before it counts as out of reach.
 PATIENCE = 5.0
@@ -46,7 +46,7 @@ def load(name: str) -> nn.Module:
         except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
             cause = error
         else:
-            with OwnDraws(), torch.device("cpu"):
+            with OwnGenerators(), torch.device("cpu"):
                 return cast(nn.Module, models.get_model(name, weights=weights)).eval()
     raise ConnectionError(
         f"the weights of {name!r} are not on this machine ({cached}) and cannot be downloaded from {weights.url}; "

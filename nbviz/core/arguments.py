@@ -1,4 +1,4 @@
-"""Checks that all methods share."""
+"""Checks of the arguments that all methods share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nbviz.core.checks import check_indices, check_real, check_tensor
 from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.trace import Feed, Trace
 
-#: The shape of pictures, and of feature maps, by how many dimensions it has.
+#: The shape of inputs and feature maps, by the number of dimensions.
 SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 def check_maps(trace: Trace, layer: str) -> Tensor:
-    """The layer's activation if it is (N, C, H, W) for N pictures, or has as many dimensions as they have."""
+    """The layer's activation, which must be feature maps with as many dimensions as the N inputs: (N, C, H, W)."""
     activation, ndim = trace.activations[layer], trace.inputs.ndim
     if activation.ndim != ndim or 0 in activation.shape:
         raise ValueError(
@@ -33,7 +33,7 @@ def check_maps(trace: Trace, layer: str) -> Tensor:
 
 
 def check_channels(layer: str, activation: Tensor, pictures: int) -> Tensor:
-    """The layer's activation if it has channels for each of some pictures, in maps or not: (N, C, ...)."""
+    """The layer's activation, which must have channels for every picture, as maps or not: (N, C, ...)."""
     check_real(check_tensor(f"layer {shown(layer)}'s output", activation, "(N, C, ...)"), f"layer {shown(layer)}")
     if activation.ndim < 2 or 0 in activation.shape or len(activation) != pictures:
         raise ValueError(
@@ -44,7 +44,7 @@ def check_channels(layer: str, activation: Tensor, pictures: int) -> Tensor:
 
 
 def check_feed(inputs: Any) -> Feed:
-    """The argument ``inputs`` of all methods, if it is a callable or None."""
+    """The argument ``inputs=`` of all methods, which must be a callable or None."""
     if inputs is not None and not callable(inputs):
         raise TypeError(
             f"inputs is {type(inputs).__name__}; expected a callable from the pictures (N, C, H, W) to what the model "
@@ -54,14 +54,15 @@ def check_feed(inputs: Any) -> Feed:
 
 
 def check_logits(output: Any, pick: Any = None) -> Tensor:
-    """The model's output, or the part of it that ``pick`` names, if it is (N, classes).
+    """The class scores (N, classes) in a model's output.
 
     Parameters
     ----------
     output
-        What the model gives.
+        The model's output.
     pick
-        The argument ``output`` of all methods: a key or an attribute's name, an index, a callable, or None.
+        The argument ``output=`` of all methods: a key, an attribute's name, an index, a callable, or None for the
+        output itself.
 
     Examples
     --------
@@ -76,7 +77,7 @@ def check_logits(output: Any, pick: Any = None) -> Tensor:
                 f"output= failed on the model's {type(output).__name__}: {type(error).__name__}: {line(error, 1000)}"
             ) from error
     elif pick is not None:
-        output = _part(output, pick)
+        output = _picked(output, pick)
     if not isinstance(output, Tensor):
         keys = _keys(output)
         hint = f" (output={shown(keys[0])}, for example)" if keys else ""
@@ -92,7 +93,8 @@ def check_logits(output: Any, pick: Any = None) -> Tensor:
     return check_real(output, "the model")
 
 
-def _part(output: Any, pick: Any) -> Any:
+def _picked(output: Any, pick: Any) -> Any:
+    """The entry or attribute of a model's output that ``pick`` names."""
     if isinstance(pick, bool) or not isinstance(pick, (str, int)):
         raise TypeError(f"output is {type(pick).__name__}; expected a key, an attribute's name, an index or a callable")
     keys = _keys(output)
@@ -105,13 +107,13 @@ def _part(output: Any, pick: Any) -> Any:
     if keys:
         raise unknown("output", pick, keys)
     raise ValueError(
-        f"no output {shown(pick)}: the model gives a {type(output).__name__}, which has no parts; "
-        "expected a callable from it, or None"
+        f"no output {shown(pick)}: the model gives a {type(output).__name__}, which has no entries; "
+        "expected a callable that takes it, or None"
     )
 
 
 def _keys(output: Any) -> list[Any]:
-    """How the parts of a model's output are asked for."""
+    """The keys or indices of the entries of a model's output."""
     if isinstance(output, Mapping):
         return list(output)
     if isinstance(output, (tuple, list)):
@@ -119,15 +121,15 @@ def _keys(output: Any) -> list[Any]:
     return []
 
 
-def check_target(target: Any, logits: Tensor, part: Sequence[int], n: int) -> Tensor:
-    """One class for each of some of n pictures, whose logits are given: the predicted one where target is None."""
+def check_target(target: Any, logits: Tensor, indices: Sequence[int], n: int) -> Tensor:
+    """The target class of the pictures at these indices among n, whose logits are given; None takes the prediction."""
     if target is None:
         return logits.argmax(1)
     if isinstance(target, (set, frozenset)):
         raise TypeError(
             f"target is a {type(target).__name__}, which has no order; expected a class, or one for each picture"
         )
-    chosen = check_indices("class", target, logits.shape[1])
-    if len(chosen) not in (1, n):
-        raise ValueError(f"target has {len(chosen)} classes for {n} picture(s); expected one, or one for each picture")
-    return torch.tensor([chosen[i if len(chosen) > 1 else 0] for i in part], device=logits.device)
+    classes = check_indices("class", target, logits.shape[1])
+    if len(classes) not in (1, n):
+        raise ValueError(f"target has {len(classes)} classes for {n} picture(s); expected one, or one for each picture")
+    return torch.tensor([classes[i if len(classes) > 1 else 0] for i in indices], device=logits.device)

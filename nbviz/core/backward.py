@@ -1,8 +1,8 @@
 """The backward rules (gradient, deconvnet, guided backprop) at autograd's own kernels.
 
-However a rectifier is spelled in the forward pass (module, function, in place, reused), its backward
-pass is one of a few kernels. A mode entered around ``torch.autograd.grad`` sees each call and applies
-the rule, so that nothing in the model is replaced. With R the signal from above and z the
+However a rectifier is written in the forward pass (module, function, in place, reused), its backward
+pass calls one of a few kernels. A mode entered around ``torch.autograd.grad`` intercepts these calls
+and applies the rule, so nothing in the model is replaced. With R the signal from above and z the
 rectifier's input:
 
 ==========  ====================  ====================
@@ -13,16 +13,16 @@ deconvnet   max(R, 0)             max(R, 0)
 guided      max(R, 0) · [z > 0]   max(R, 0) · f'(z)
 ==========  ====================  ====================
 
-The papers know the ReLU alone. For the activations that took its place (the table ``_RECTIFIERS``) the rules are
-an extension: only a positive signal passes, because only a positive one speaks for the channel, and guided backprop
-weighs it by the activation's own slope, which is the ReLU's [z > 0] made smooth. Where such an activation falls
-(SiLU below -1.28, GELU below -0.75), its slope turns the signal's sign. Gates (sigmoid, softmax, tanh, GLU) rectify
-nothing and keep the gradient.
+The papers define the rules for the ReLU alone. For its successors (the table ``_RECTIFIERS``) they are an extension:
+only a positive signal passes, since only that speaks for the channel, and guided backprop multiplies it by the
+activation's slope, a smooth version of the ReLU's [z > 0]. Where such an activation decreases (SiLU below -1.28, GELU
+below -0.75), its slope is negative and flips the sign of the signal. Gates (sigmoid, softmax, tanh, GLU) are no
+rectifiers and keep the gradient.
 
-A clamp from 0 has no kernel of its own in its backward pass; it is found in the graph, see :func:`_clamps`.
+A clamp at 0 has no backward kernel of its own; it is found in the graph, see :func:`_clamps`.
 
-The rest of the deconvnet is the gradient itself: a convolution's backward pass is the transposed
-filter, and max-pooling's sends each value to its recorded switch.
+The rest of a deconvnet is the gradient itself: the backward pass of a convolution is the transposed
+filter, and that of max-pooling sends each value to its recorded switch.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from nbviz.core.state import alone
 
 @dataclass(frozen=True)
 class Rule:
-    """What a rectifier does to the signal R from above, z being its input.
+    """What a rectifier with input z does to the signal R from above.
 
     Parameters
     ----------
     title
-        What a person reads for the rule.
+        The rule's name in the interface.
     paper
-        Where it comes from.
+        Its source.
     positive
-        Whether max(R, 0) takes the place of R.
+        Whether R is replaced by max(R, 0).
     slope
-        Whether that is multiplied with the rectifier's slope: [z > 0], or f'(z) of another activation.
+        Whether the result is multiplied by the rectifier's slope: [z > 0], or f'(z) of another activation.
     """
 
     title: str
@@ -64,22 +64,22 @@ class Rule:
     slope: bool
 
 
-#: The rules by name, in the order in which they are shown.
+#: The rules by name, in display order.
 BACKWARD_RULES: dict[str, Rule] = {
     "gradient": Rule("gradient", "Simonyan, Vedaldi and Zisserman 2014", positive=False, slope=True),
     "deconvnet": Rule("deconvnet", "Zeiler and Fergus 2014, section 2.1", positive=True, slope=False),
     "guided": Rule("guided backprop", "Springenberg et al. 2015, figure 1", positive=True, slope=True),
 }
-#: Their names.
+#: The names of the rules.
 RULES = tuple(BACKWARD_RULES)
-#: What becomes of a value where overlapping pooling windows share a switch.
+#: How values are combined where overlapping pooling windows share a switch.
 UNPOOLING = ("sum", "overwrite")
 
 _aten = torch.ops.aten
-#: For each rectifier's backward kernel, whose first argument is the signal from above, the name of the activation.
+#: The backward kernels of rectifiers, whose first argument is the signal from above, and the names of the activations.
 _RECTIFIERS: dict[Any, str] = {
     _aten.threshold_backward.default: "ReLU",
-    _aten.hardtanh_backward.default: "ReLU6",  # from 0; other ends rectify nothing
+    _aten.hardtanh_backward.default: "ReLU6",  # with a lower end of 0; others are no rectifiers
     _aten.leaky_relu_backward.default: "LeakyReLU",
     _aten.rrelu_with_noise_backward.default: "RReLU",
     _aten._prelu_kernel_backward.default: "PReLU",
@@ -90,19 +90,19 @@ _RECTIFIERS: dict[Any, str] = {
     _aten.softplus_backward.default: "Softplus",
     _aten.mish_backward.default: "Mish",
 }
-#: For each max-pooling's backward kernel, along how many axes it pools and which argument its switches are.
+#: The backward kernels of max-pooling: along how many axes they pool, and the position of the switches' argument.
 _SWITCHES: dict[Any, tuple[int, int]] = {
     _aten.max_pool2d_with_indices_backward.default: (2, 7),
     _aten.max_pool3d_with_indices_backward.default: (3, 7),
     _aten.adaptive_max_pool2d_backward.default: (2, 2),
     _aten.adaptive_max_pool3d_backward.default: (3, 2),
 }
-#: The activation that the papers define the rules for.
+#: The activations that the papers define the rules for.
 PAPERS = frozenset(("ReLU",))
 
 
 class BackwardRule(TorchDispatchMode):
-    """While active on a backward pass, rectifiers and unpooling follow the rules given; ``met`` names those met."""
+    """Apply a rule to the rectifiers and max-poolings of a backward pass; ``met`` collects the rectifiers' names."""
 
     def __init__(self, rule: str, unpool: str = "sum") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -115,7 +115,7 @@ class BackwardRule(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Keep torch from loading its compiler to keep it out of here: that takes seconds, and no one compiles here."""
+        """Keep torch from importing its compiler, which takes seconds, only to exempt this mode from compilation."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -124,10 +124,10 @@ class BackwardRule(TorchDispatchMode):
             self.met.add(_RECTIFIERS[func])
             if self.rule.positive:
                 args = (args[0].clamp(min=0), *args[1:])
-            if not self.rule.slope:  # a PReLU's kernel gives the gradient of its slopes too
+            if not self.rule.slope:  # the PReLU's kernel also returns the gradient of its weights
                 return (args[0], *func(*args)[1:]) if func is _aten._prelu_kernel_backward.default else args[0]
         if func is _aten.native_batch_norm_backward.default:
-            # On the CPU torch takes a single picture's signal with channels last for one with rows and columns last.
+            # On the CPU torch misreads the signal of a single picture in channels-last memory format.
             args = (args[0].contiguous(), args[1].contiguous(), *args[2:])
         if func in _SWITCHES and self.unpool == "overwrite":
             axes, place = _SWITCHES[func]
@@ -135,14 +135,14 @@ class BackwardRule(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def clamped(self, name: str, sent: tuple[Tensor | None, ...], received: tuple[Tensor | None, ...]) -> Any:
-        """What a clamp from 0 sends on, as a hook of its node."""
+        """The signals that a clamp at 0 sends on under the rule; a hook of its node."""
         self.met.add(name)
         signal = sent[0] if self.rule.slope else received[0]
         return (signal.clamp(min=0), *sent[1:]) if self.rule.positive and signal is not None else None
 
 
 def _clamps(start: Tensor) -> Iterator[Any]:
-    """The nodes below a tensor that are a clamp from 0: it passes the signal at 0 too, and else is a rectifier."""
+    """The nodes below a tensor that clamp at 0, which rectify but for passing the signal where the input is 0."""
     seen, waiting = {None}, [start.grad_fn]
     while waiting:
         node: Any = waiting.pop()
@@ -155,38 +155,38 @@ def _clamps(start: Tensor) -> Iterator[Any]:
 
 
 def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor, axes: int) -> Tensor:
-    """``max_unpool2d``: each value at its switch, a later one in place of an earlier one."""
+    """``max_unpool2d``: each value at its switch, where later values overwrite earlier ones."""
     empty = pooled_from.new_zeros(pooled_from.shape).flatten(-axes)
     return empty.scatter(-1, switches.flatten(-axes), signal.flatten(-axes)).view(pooled_from.shape)
 
 
 NO_GRADIENT = (
-    "no gradient reaches the picture: what it would start from does not depend on it, or the model detaches or rounds "
-    "on the way, as quantised layers do"
+    "no gradient reaches the picture: the start does not depend on it, or the model detaches or rounds on the way, as "
+    "quantised layers do"
 )
 
 
 def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = "sum") -> tuple[Tensor, frozenset[str]]:
-    """Send seeds from a kept tensor back to the input under a rule, through the graph of one forward pass.
+    """Send signals from a tensor back to the input under a rule, through the graph of one forward pass.
 
     Parameters
     ----------
     rule
         One of ``RULES``.
     start
-        A tensor of the graph: a trace's activation or output, of any shape.
+        A tensor of the graph, such as an activation or the output of a trace, of any shape.
     seeds
-        (K, *start.shape): K signals to start from, sent in one batched pass.
+        (K, *start.shape): K signals, sent in one batched pass.
     inputs
         The trace's inputs (N, C, H, W).
     unpool
         One of ``UNPOOLING``. Where pooling windows overlap, several values may share a switch: the
-        gradient sums them, ``max_unpool2d`` keeps the last. Without overlap both are the same.
+        gradient sums them, ``max_unpool2d`` keeps the last. Without overlap both agree.
 
     Returns
     -------
     tuple
-        The signals at the input (K, N, C, H, W), and the names of the rectifiers that the rule met on the way.
+        The signals at the input (K, N, C, H, W), and the names of the rectifiers that the rule was applied to.
 
     Raises
     ------
@@ -211,11 +211,11 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
             (signal,) = torch.autograd.grad(
                 start, inputs, seeds if batched else seeds[0], True, is_grads_batched=batched, allow_unused=True
             )
-        except Exception as error:  # an operation of the model's own, or one whose input was written to meanwhile
+        except Exception as error:  # a custom operation, or an input that was overwritten since
             if out_of_memory(error):
                 raise
-            said = f"{type(error).__name__}: {line(error, 1000)}"
-            raise ModelError(f"the model failed in its backward pass from {tuple(start.shape)}: {said}") from error
+            reason = f"{type(error).__name__}: {line(error, 1000)}"
+            raise ModelError(f"the model failed in its backward pass from {tuple(start.shape)}: {reason}") from error
     if signal is None:
         raise ModelError(NO_GRADIENT)
     return signal.detach() if batched else signal.detach()[None], frozenset(mode.met)

@@ -14,21 +14,21 @@ from torch import Tensor
 
 from nbviz.core.errors import shown, unknown
 
-#: The float dtypes that torch computes with everywhere.
+#: The float dtypes that every torch operation supports; float8 and the like are storage formats.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_choice(kind: str, given: Any, accepted: Iterable[str]) -> str:
-    """The name given, if it is one of those accepted."""
+    """The given name, which must be one of those accepted."""
     names = list(accepted)
-    # A list or an array in its place cannot be looked up, or is not one thing or the other.
+    # isinstance first: a list is unhashable, and an array compares element by element.
     if not isinstance(given, str) or given not in names:
         raise unknown(kind, given, names)
     return given
 
 
 def check_whole(name: str, given: Any, least: int, most: int = sys.maxsize) -> int:
-    """The whole number given, if it lies between two."""
+    """The given whole number, which must lie between ``least`` and ``most``."""
     if isinstance(given, bool) or not isinstance(given, Integral):
         raise TypeError(f"{name} is {shown(given)}; expected a whole number")
     whole = int(given)
@@ -40,20 +40,20 @@ def check_whole(name: str, given: Any, least: int, most: int = sys.maxsize) -> i
 
 
 def check_number(name: str, given: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    """The same for any real number."""
+    """The given real number, which must lie between ``least`` and ``most``."""
     try:
         number = float(given) if isinstance(given, Real) else None
     except OverflowError:
         number = math.nan
     if number is None:
         raise TypeError(f"{name} is {shown(given)}; expected a number")
-    if not least <= number <= most:  # which a NaN is not
+    if not least <= number <= most:  # also true of NaN
         raise ValueError(f"{name} is {shown(given)}; expected {least:g} to {most:g}")
     return number
 
 
 def check_indices(kind: str, given: Any, count: int) -> list[int]:
-    """A whole number, or several, each at least 0 and below ``count``, as a list.
+    """One or several whole numbers from 0 to ``count`` - 1, as a list.
 
     Examples
     --------
@@ -64,7 +64,7 @@ def check_indices(kind: str, given: Any, count: int) -> list[int]:
     try:
         values = given.tolist() if hasattr(given, "tolist") else given
         for value in values if isinstance(values, (list, tuple, range, set)) else [values]:
-            # A mask of truth values is no list of numbers, though Python could take it for one.
+            # A boolean mask is no list of indices, though Python counts bool as int.
             if isinstance(value, bool):
                 raise TypeError
             indices.append(operator.index(value))
@@ -72,13 +72,13 @@ def check_indices(kind: str, given: Any, count: int) -> list[int]:
                 break
         else:
             return indices
-    except Exception:  # of an object's own making as well
+    except Exception:  # foreign objects may raise anything
         raise TypeError(f"{kind}: got {shown(given)}; expected a whole number or a list of them") from None
     raise ValueError(f"no {kind} {shown(indices[-1])}: there are {count}, numbered 0 to {count - 1}")
 
 
 def check_index(kind: str, given: Any, count: int) -> int:
-    """The same for one whole number."""
+    """One whole number from 0 to ``count`` - 1."""
     indices = check_indices(kind, given, count)
     if len(indices) != 1:
         raise ValueError(f"{kind}: got {shown(given)}; expected one whole number")
@@ -86,7 +86,7 @@ def check_index(kind: str, given: Any, count: int) -> int:
 
 
 def check_tensor(name: str, given: object, expected: str) -> Tensor:
-    """The tensor given, if it is one whose numbers can be looked at."""
+    """The given tensor, which must be dense and hold values."""
     if not isinstance(given, Tensor):
         raise TypeError(f"{name} is {type(given).__name__}; expected a tensor {expected}")
     if given.is_nested or given.layout is not torch.strided or given.is_quantized or given.is_meta:
@@ -95,7 +95,7 @@ def check_tensor(name: str, given: object, expected: str) -> Tensor:
 
 
 def check_real(values: Tensor, what: str) -> Tensor:
-    """The values if they are fractions that can be ordered and have a gradient."""
+    """The given values, which must be a dense float tensor: ordered and differentiable."""
     if not values.is_floating_point() or values.layout is not torch.strided:
-        raise TypeError(f"{what} gives {values.dtype} values, {values.layout}; expected dense ones of a float dtype")
+        raise TypeError(f"{what} gives {values.dtype} values, {values.layout}; expected a dense float tensor")
     return values

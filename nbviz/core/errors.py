@@ -1,4 +1,4 @@
-"""The exceptions and warnings of nbviz, and the words they share."""
+"""The exceptions and warnings of nbviz, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 
 
 class ModelError(RuntimeError):
-    """The model itself cannot do what was asked: its forward pass failed, or no gradient reaches the picture."""
+    """The model cannot do what was asked: its forward pass failed, or no gradient reaches the picture."""
 
 
 class EndlessError(ModelError):
-    """A model that calls nbviz on itself in its own forward pass, in each of them."""
+    """Endless recursion: every forward pass of the model calls nbviz on the model itself."""
 
 
 class PictureError(ValueError):
@@ -22,22 +22,22 @@ class PictureError(ValueError):
 
 
 class PictureNotFoundError(FileNotFoundError, PictureError):
-    """There is no file at the path given for a picture."""
+    """No file exists at the path given for a picture."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class NoRectifierWarning(UserWarning):
-    """A backward rule met no rectifier: deconvnet and guided backprop equal the plain gradient there."""
+    """A backward rule met no rectifier: deconvnet and guided backprop equal the plain gradient."""
 
 
 class CompiledWarning(UserWarning):
-    """The model is compiled, which hides its layers: it runs as the eager one that it was made from."""
+    """The model is compiled, which hides its layers: the eager model it was made from runs instead."""
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line that called nbviz."""
+    """Warn, pointing at the line that called nbviz."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals["__name__"].startswith("nbviz."):
         level, frame = level + 1, frame.f_back
@@ -45,7 +45,7 @@ def warn(message: str, category: type[Warning]) -> None:
 
 
 def unknown(kind: str, given: object, accepted: Iterable[str]) -> ValueError:
-    """A ValueError which says what was given, the nearest valid choice and what is accepted.
+    """A ValueError with the given name, the nearest valid choice and the accepted names.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def unknown(kind: str, given: object, accepted: Iterable[str]) -> ValueError:
 
 
 def shown(given: object, most: int = 80) -> str:
-    """What was given, for an error to show: short, and no error itself.
+    """The repr of a value for an error message: shortened, and never raising.
 
     Examples
     --------
@@ -71,10 +71,10 @@ def shown(given: object, most: int = 80) -> str:
 
 
 def line(given: object, most: int = 200, how: Callable[[object], str] = str) -> str:
-    r"""Text from a model, a file or a person, to be shown to people: short, and such that a page can show it.
+    r"""Text from a model, a file or a user, shortened and safe to display.
 
-    Layer names and labels may hold anything. Control characters, those that turn the direction of what follows,
-    and half a surrogate pair, which no message can carry, are replaced.
+    Layer names and labels may hold anything. Control characters, characters that change the direction of text, and
+    lone surrogates, which cannot be encoded, are replaced.
 
     Examples
     --------
@@ -83,9 +83,9 @@ def line(given: object, most: int = 200, how: Callable[[object], str] = str) -> 
     """
     try:
         text = how(given)
-    except Exception:  # an object that cannot show itself, a number of 5,000 digits
+    except Exception:  # a failing __repr__, or an int of more than 4,300 digits
         text = f"a {type(given).__name__}"
-    return _NOT_SHOWN.sub("\ufffd", text if len(text) <= most else f"{text[: most - 1]}…")
+    return _NOT_PRINTABLE.sub("\ufffd", text if len(text) <= most else f"{text[: most - 1]}…")
 
 
-_NOT_SHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import PAPERS
 from nbviz.core.errors import line, shown
-from nbviz.core.receptive_field import Field, FieldTracker
+from nbviz.core.field_tracker import FieldTracker
+from nbviz.core.receptive_field import Field
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model, interruptible
 from nbviz.core.trace import Feed, call_model, find_modules, hooked
@@ -25,21 +26,21 @@ class Layer:
     Parameters
     ----------
     name
-        Its name in the model; ``"name:1"`` is the second call of a module that runs more than once.
+        The module's name in the model; ``"name:1"`` is the second call of a module that runs more than once.
     type
         The class of the module.
     shape
-        Of its output for one picture: (C, H, W) for a layer with feature maps of a picture.
+        The shape of the output for one picture, such as (C, H, W) for feature maps.
     field
-        Where each position of the output looks in the picture, or None for the whole picture.
+        Which pixels each position of the output sees; None if it sees the whole picture.
     leaf
-        False for a module that is made of other modules, such as ``layer2`` of a ResNet.
+        False for a module made of other modules, such as ``layer2`` of a ResNet.
     rectifiers
         The activations between the picture and the output that deconvnet and guided backprop act on.
     axes
-        Of the input: 2 for pictures, 1 for signals, 3 for volumes.
+        The spatial axes of the input: 2 for pictures, 1 for signals, 3 for volumes.
     pictures
-        Whether the output has one entry for each picture; False where it has one for each window, crop or region.
+        Whether the output has one entry per picture; False where it has one per window, crop or region.
     """
 
     name: str
@@ -53,35 +54,32 @@ class Layer:
 
     @property
     def has_maps(self) -> bool:
-        """Whether the output is (N, C, H, W), as far as can be told: rows and columns last.
-
-        (N, C, L) for a signal, (N, C, D, H, W) for a volume.
-        """
+        """Whether the output appears to be (N, C, H, W); (N, C, L) for signals, (N, C, D, H, W) for volumes."""
         return (
             self.pictures
             and len(self.shape) == self.axes + 1
-            and (self.field is None or self.field.axes == _last(self.axes))
+            and (self.field is None or self.field.axes == tuple(range(2, 2 + self.axes)))
         )
 
     @property
     def stride(self) -> tuple[float, ...] | None:
-        """By how many pixels of the picture neighbouring positions are apart, down and across."""
+        """The distance of neighbouring positions in pixels of the picture, down and across."""
         return None if self.field is None else self.field.stride
 
     @property
     def receptive_field(self) -> tuple[int, ...] | None:
-        """Height and width in pixels of what one position sees away from the border, or None: all of it."""
+        """The height and width in pixels of what a position sees away from the border; None: the whole picture."""
         return None if self.field is None else self.field.size
 
     def patch(self, position: Sequence[int], sides: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Corner and size of what a position sees of an input with these sides, the same size for all positions.
+        """The corner and size of the patch that a position sees of an input with these sides.
 
-        Along a side on which it sees as much as there is, or all, that is the whole side. Elsewhere the corner may be
-        negative, and the part reach beyond the border.
+        The size is the same for all positions, so a patch may reach beyond the border, and its corner be negative.
+        Along a side no longer than the receptive field the patch is the whole side.
         """
         if self.field is None:
             return (0,) * len(sides), tuple(sides)
-        size = tuple(min(seen, side) for seen, side in zip(self.field.size, sides, strict=True))
+        size = tuple(map(min, self.field.size, sides))
         corner = self.field.corner(position)
         return tuple(0 if n == side else c for c, n, side in zip(corner, size, sides, strict=True)), size
 
@@ -103,11 +101,6 @@ _WHOLE = {1: "signal", 2: "picture", 3: "volume"}
 _UNIT = {1: "samples", 2: "px", 3: "voxels"}
 
 
-def _last(axes: int) -> tuple[int, ...]:
-    """Where rows and columns are in (N, C, H, W)."""
-    return tuple(range(2, 2 + axes))
-
-
 class Layers(list[Layer]):
     """A list of layers that prints as a table."""
 
@@ -120,7 +113,7 @@ class Layers(list[Layer]):
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows]
         if any("*" in row[3] for row in rows):
             lines.append("* An extension of the papers of deconvnet and guided backprop: see nbviz.reconstruct.")
-        return "\n".join(one.rstrip() for one in lines)
+        return "\n".join(map(str.rstrip, lines))
 
 
 def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[Layers, Any]:
@@ -133,7 +126,7 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
     inputs
         Its input (N, C, H, W), on its device.
     feed
-        From the pictures to what the model is called with; see :func:`nbviz.core.trace.call_model`.
+        Makes the model's arguments from the inputs; see :func:`nbviz.core.trace.call_model`.
 
     Examples
     --------
@@ -147,20 +140,20 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
     model = check_model(model)
 
     def forward(shadow: nn.Module) -> tuple[Layers, Any]:
-        found = Layers()
+        layers = Layers()
         calls: Counter[str] = Counter()
         modules = dict(shadow.named_modules())
         picture = inputs.detach().clone()
         tracker = FieldTracker(picture)
 
         def describe(name: str, value: Any) -> None:
-            with interruptible():  # not within an operation, where torch has put the tracker aside
+            with interruptible():  # between operations: within one, an interrupt would leave the tracker disabled
                 pass
             call, calls[name] = calls[name], calls[name] + 1
             if not isinstance(value, Tensor):
                 return
             module = modules[name]
-            found.append(
+            layers.append(
                 Layer(
                     f"{name}:{call}" if call else name,
                     type(module).__name__,
@@ -175,21 +168,21 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
 
         with torch.no_grad(), hooked(shadow, None, describe), tracker:
             output = call_model(shadow, picture, feed)
-        tracker.forget()  # while Ctrl-C waits: it would be lost in a weak reference's callback
-        return found, output
+        tracker.forget()  # while Ctrl-C is deferred: in a weak reference's callback it would be lost
+        return layers, output
 
     return in_shadow(model, forward)
 
 
 def layers_of(model: nn.Module, inputs: Tensor, feed: Feed, given: Any) -> list[str]:
-    """The layers named, if there are such; None takes the first and the last that give feature maps."""
+    """The given layers' names, which must exist; None takes the first and the last layer with feature maps."""
     if given is not None:
         if not isinstance(given, (list, tuple)) or not given:
             raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
         find_modules(model, given)
         return list(dict.fromkeys(given))
-    found = trace_layers(model, inputs if feed is not None else inputs[:1], feed)[0]
-    maps = [layer.name for layer in found if layer.has_maps and layer.leaf] or [layer.name for layer in found]
-    if not maps:
-        raise ValueError(f"{type(model).__name__} has no layers; expected one that has")
-    return list(dict.fromkeys([maps[0], maps[-1]]))
+    layers = trace_layers(model, inputs if feed is not None else inputs[:1], feed)[0]
+    names = [layer.name for layer in layers if layer.has_maps and layer.leaf] or [layer.name for layer in layers]
+    if not names:
+        raise ValueError(f"{type(model).__name__} has no layers; expected a model with at least one")
+    return list(dict.fromkeys([names[0], names[-1]]))

@@ -1,43 +1,37 @@
-"""Which pixels of the picture a position of a tensor depends on, followed through a forward pass.
+"""Receptive fields: which pixels of the picture a position of a tensor depends on, and a rule for each operation.
 
-A ``TorchFunctionMode`` sees every operation of the pass, modules and functions alike, and carries
-from its inputs to its output where each position looks. Along an axis, position i sees the pixels
-``stride * i + low`` to ``stride * i + high``, both included (Araujo, Norris and Sim, 2019, "Computing
-receptive fields of convolutional neural networks", in its interval form).
+Along an axis, position i sees the pixels ``stride * i + low`` to ``stride * i + high``, both included (Araujo, Norris
+and Sim, 2019, "Computing receptive fields of convolutional neural networks", in its interval form).
+:class:`nbviz.core.field_tracker.FieldTracker` applies the rules along a forward pass.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torch._ops import OpOverload, OpOverloadPacket
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
-#: One number for each of the axes that a convolution slides along: rows and columns of a picture.
+#: One number for each spatial axis: rows and columns of a picture.
 Steps = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Field:
-    """Where the positions of one tensor look: rows first, then columns, in pixels of the input.
+    """The receptive field of a tensor's positions, rows before columns, in pixels of the input.
 
     A signal has one axis instead, its samples, and a volume three, its slices first.
 
     Parameters
     ----------
     axes
-        Which dimensions of the tensor are its rows and its columns.
+        Which dimensions of the tensor are its rows and columns.
     stride, low, high
         Position i sees pixels ``stride * i + low`` to ``stride * i + high`` before clipping.
     gated
-        The position also depends on the whole picture through a statistic: a squeeze-and-excite
+        Whether the position also depends on the whole picture through a statistic: a squeeze-and-excite
         gate, or a normalisation over positions.
     """
 
@@ -49,28 +43,28 @@ class Field:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Rows and columns of the field away from the border."""
+        """Its height and width away from the border."""
         return tuple(math.ceil(high - low) + 1 for low, high in zip(self.low, self.high, strict=True))
 
     def corner(self, position: Sequence[int]) -> tuple[int, ...]:
-        """Top and left of what a position sees, before clipping: beyond the border they are negative."""
+        """Top and left of what a position sees, before clipping: negative beyond the border."""
         return tuple(math.floor(y * i + low) for y, i, low in zip(self.stride, position, self.low, strict=True))
 
     def box(self, position: Sequence[int], sides: Sequence[int]) -> tuple[int, ...]:
-        """Top, left, bottom, right (ends excluded) of what a position sees of a picture, at least one pixel."""
+        """Top, left, bottom, right (exclusive) of what a position sees of a picture: at least one pixel."""
         first = [min(max(start, 0), side - 1) for start, side in zip(self.corner(position), sides, strict=True)]
         last = (math.ceil(y * i + high) + 1 for y, i, high in zip(self.stride, position, self.high, strict=True))
         ends = (max(min(stop, side), start + 1) for stop, side, start in zip(last, sides, first, strict=True))
         return (*first, *ends)
 
     def window(self, kernel: Steps, step: Steps, padding: Steps, dilation: Steps) -> Field:
-        """The field after a sliding window: a convolution or a pooling."""
+        """The field after a sliding window, of a convolution or a pooling."""
         first = tuple(-p for p in padding)
         last = tuple((k - 1) * d - p for k, d, p in zip(kernel, dilation, padding, strict=True))
         return self.reading(step, first, last)
 
     def reading(self, step: Steps, first: Steps, last: Steps) -> Field:
-        """The field of a tensor whose position i reads ``step * i + first`` to ``step * i + last`` of this one."""
+        """The field of a tensor whose position i reads ``step * i + first`` to ``step * i + last`` of this tensor."""
         return replace(
             self,
             stride=tuple(y * s for y, s in zip(self.stride, step, strict=True)),
@@ -79,117 +73,71 @@ class Field:
         )
 
 
-class FieldTracker(TorchFunctionMode):
-    """While active, ``fields[tensor]`` says for every tensor that depends on the picture where its positions look.
+#: The shapes and fields of an operation's inputs.
+Known = Sequence[tuple[tuple[int, ...], Field]]
 
-    None there means the whole picture, or that it is not known: what an operation unknown to this
-    file leads to, unless it keeps rows and columns. ``rectified(tensor)`` names the activations on its way.
+
+class Operation(NamedTuple):
+    """A call of a torch function in the forward pass.
+
+    Parameters
+    ----------
+    known
+        The shapes and fields of the inputs whose field is known, at least one.
+    output
+        A tensor that it returned.
+    args, kwargs
+        Its arguments.
     """
 
-    def __init__(self, picture: Tensor) -> None:
-        super().__init__()
-        self.fields: Any = WeakTensorKeyDictionary()  # None: looks at the whole picture
-        self._rectified: Any = WeakTensorKeyDictionary()  # by the tensor whose memory it is: views have it in common
-        axes = tuple(range(2, picture.ndim)) or (0,)
-        nothing = (0.0,) * len(axes)
-        self.fields[picture] = Field(axes, (1.0,) * len(axes), nothing, nothing)
+    known: Known
+    output: Tensor
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = func.__name__
-        in_place = name == "__setitem__" or re.fullmatch(r"__i\w+__|\w*[a-z0-9]_", name) or "out" in kwargs
-        name = name.strip("_")
-        taken = args[:1] if name in _SHAPED_BY_ANOTHER else (args, kwargs)
-        # Shapes are taken now: an in-place operation gives its own input back.
-        seen = [(tuple(t.shape), self.fields[t]) for t in tensors_in(taken) if t in self.fields]
-        known = [(shape, field) for shape, field in seen if field is not None]
-        rectified = _rectifier(name, args, kwargs).union(*map(self.rectified, tensors_in((args, kwargs))))
-        result = func(*args, **kwargs)
-        if seen:
-            unknown = name.startswith(("fft_", "linalg_")) or isinstance(func, (OpOverload, OpOverloadPacket))
-            rule = _lost if unknown else _RULES.get(name, _keeps_positions)
-            for output in tensors_in(args[0] if name == "setitem" else result):
-                field = rule(known, output, args, kwargs) if known and output.ndim >= 2 else None
-                if field is not None and len(known) < len(seen):
-                    field = replace(field, gated=True)
-                if in_place and (field is None or field != self.fields.get(output)):
-                    self._written(output)
-                self.fields[output] = field
-                if rectified:
-                    self._rectified[_owner(output)] = rectified | self.rectified(output)
-        return result
+    @property
+    def field(self) -> Field:
+        """The field of the first input."""
+        return self.known[0][1]
 
-    def forget(self) -> None:
-        """Let go of what is known of all tensors."""
-        self.fields.clear()
-        self._rectified.clear()
+    @property
+    def axes(self) -> int:
+        """The number of spatial axes."""
+        return len(self.field.axes)
 
-    def rectified(self, tensor: Tensor) -> frozenset[str]:
-        """The names of the rectifiers that lie between the picture and a tensor, as the backward rules have them."""
-        found: frozenset[str] = self._rectified.get(_owner(tensor), frozenset())
-        return found
+    def argument(self, place: int, name: str, default: Any = None) -> Any:
+        """An argument; the default also stands in for None."""
+        value = self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+        return default if value is None else value
 
-    def _written(self, tensor: Tensor) -> None:
-        """What else lies in the same memory is no longer known."""
-        base = _owner(tensor)
-        for other in (base, *self.fields):
-            if other is base or other._base is base:
-                self.fields[other] = None
+    def steps(self, place: int, name: str, default: Any) -> Steps:
+        """An argument as one number per axis."""
+        return _steps(self.argument(place, name, default), self.axes)
+
+    def sliding(self) -> Field | None:
+        """The first input's field if rows and columns are its last dimensions, along which windows slide."""
+        shape, field = self.known[0]
+        last = tuple(range(self.output.ndim - self.axes, self.output.ndim))
+        return field if len(shape) == self.output.ndim > len(last) and field.axes == last else None
 
 
-Known = Sequence[tuple[tuple[int, ...], Field]]
-Rule = Callable[[Known, Tensor, Sequence[Any], dict[str, Any]], Field | None]
+#: From an operation to its output's field; None where that is the whole picture or not known.
+Rule = Callable[[Operation], Field | None]
 
 
-def _owner(tensor: Tensor) -> Tensor:
-    """Whose memory a tensor looks into."""
-    return tensor if tensor._base is None else tensor._base
-
-
-def _rectifier(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> frozenset[str]:
-    """The name that the backward rules have for an operation of the forward pass, if it is one that they act on."""
-    if name in ("clamp", "clip", "clamp_min", "hardtanh"):
-        names = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
-        low, high = (_argument(args, kwargs, i + 1, name, None) for i, name in enumerate(names))
-        from_zero = low is not None and not torch.as_tensor(low != 0).any()
-        found = None if not from_zero else "ReLU" if high is None else "ReLU6"
-    else:
-        found = _RECTIFIERS.get(name)
-    return frozenset(filter(None, (found,)))
-
-
-_RECTIFIERS = {
-    **dict.fromkeys(("relu", "threshold"), "ReLU"),
-    **dict.fromkeys(("elu", "celu", "selu"), "ELU"),
-    "relu6": "ReLU6",
-    "leaky_relu": "LeakyReLU",
-    "prelu": "PReLU",
-    "rrelu": "RReLU",
-    "silu": "SiLU",
-    "gelu": "GELU",
-    "hardswish": "Hardswish",
-    "softplus": "Softplus",
-    "mish": "Mish",
-}
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in a value, in its tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return []
-    return [t for item in value for t in tensors_in(item)]
+def _steps(value: Any, axes: int) -> Steps:
+    """One number per axis; a single number stands for all axes."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return tuple(float(v) for v in (values if len(values) == axes else values[:1] * axes))
 
 
 def _sides(shape: Sequence[int], axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[axis] for axis in axes)
 
 
-def _keeps_positions(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    """Pointwise operations, and those along channels: the union of what the inputs see."""
+def keeps_positions(call: Operation) -> Field | None:
+    """Pointwise operations and those along channels: the union of the inputs' fields."""
+    known, output = call.known, call.output
     if any(len(shape) != output.ndim for shape, _ in known):
         return None
     fits = [field for shape, field in known if _sides(shape, field.axes) == _sides(output.shape, field.axes)]
@@ -204,99 +152,76 @@ def _keeps_positions(known: Known, output: Tensor, args: Sequence[Any], kwargs: 
     return replace(fits[0], low=low, high=high, gated=gated)
 
 
-def _argument(args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str, default: Any) -> Any:
-    value = args[place] if len(args) > place else kwargs.get(name, default)
-    return default if value is None else value
-
-
-def _steps(value: Any, axes: int) -> Steps:
-    """A number for each axis, of which one may stand for all."""
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return tuple(float(v) for v in (values if len(values) == axes else values[:1] * axes))
-
-
-def _rows_and_columns_last(known: Known, output: Tensor) -> Field | None:
-    """The field of a convolution's or pooling's input, if rows and columns are what it slides along."""
-    shape, field = known[0]
-    last = tuple(range(output.ndim - len(field.axes), output.ndim))
-    return field if len(shape) == output.ndim > len(last) and field.axes == last else None
-
-
-def _convolution(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    field, weight = _rows_and_columns_last(known, output), _argument(args, kwargs, 1, "weight", None)
+def _convolution(call: Operation) -> Field | None:
+    field, weight = call.sliding(), call.argument(1, "weight")
     if field is None or weight is None:
         return None
-    axes = len(field.axes)
-    kernel = _steps(tuple(weight.shape[2:]), axes)
-    dilation = _steps(_argument(args, kwargs, 5, "dilation", 1), axes)
-    padding = _argument(args, kwargs, 4, "padding", 0)
+    kernel = _steps(tuple(weight.shape[2:]), call.axes)
+    dilation = call.steps(5, "dilation", 1)
+    padding = call.argument(4, "padding", 0)
     if padding == "same":
         padding = tuple((k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True))
-    padding = _steps(0 if padding == "valid" else padding, axes)
-    return field.window(kernel, _steps(_argument(args, kwargs, 3, "stride", 1), axes), padding, dilation)
+    padding = _steps(0 if padding == "valid" else padding, call.axes)
+    return field.window(kernel, call.steps(3, "stride", 1), padding, dilation)
 
 
-def _transposed(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    field, weight = _rows_and_columns_last(known, output), _argument(args, kwargs, 1, "weight", None)
+def _transposed(call: Operation) -> Field | None:
+    field, weight = call.sliding(), call.argument(1, "weight")
     if field is None or weight is None:
         return None
-    axes = len(field.axes)
-    kernel = _steps(tuple(weight.shape[2:]), axes)
-    step = _steps(_argument(args, kwargs, 3, "stride", 1), axes)
-    padding = _steps(_argument(args, kwargs, 4, "padding", 0), axes)
-    dilation = _steps(_argument(args, kwargs, 7, "dilation", 1), axes)
-    # Output o takes from inputs i with o = i * step - padding + k * dilation.
-    first = tuple((padding[i] - (kernel[i] - 1) * dilation[i]) / step[i] for i in range(axes))
+    kernel = _steps(tuple(weight.shape[2:]), call.axes)
+    step, padding = call.steps(3, "stride", 1), call.steps(4, "padding", 0)
+    dilation = call.steps(7, "dilation", 1)
+    # Output o reads the inputs i for which o = i * step - padding + k * dilation with some k.
+    first = tuple((padding[i] - (kernel[i] - 1) * dilation[i]) / step[i] for i in range(call.axes))
     last = tuple(p / s for p, s in zip(padding, step, strict=True))
     return field.reading(tuple(1 / s for s in step), first, last)
 
 
-def _pooling(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    field = _rows_and_columns_last(known, output)
+def _pooling(call: Operation) -> Field | None:
+    field = call.sliding()
     if field is None:
         return None
-    axes = len(field.axes)
-    kernel = _steps(_argument(args, kwargs, 1, "kernel_size", 1), axes)
-    step = _steps(_argument(args, kwargs, 2, "stride", None) or kernel, axes)
-    padding = _steps(_argument(args, kwargs, 3, "padding", 0), axes)
-    return field.window(kernel, step, padding, _steps(_argument(args, kwargs, 4, "dilation", 1), axes))
+    kernel = call.steps(1, "kernel_size", 1)
+    step = _steps(call.argument(2, "stride") or kernel, call.axes)
+    return field.window(kernel, step, call.steps(3, "padding", 0), call.steps(4, "dilation", 1))
 
 
-def _average_pooling(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    return _pooling(known, output, args[:4], kwargs)  # the fifth is ceil_mode
+def _average_pooling(call: Operation) -> Field | None:
+    return _pooling(call._replace(args=call.args[:4]))  # the fifth argument is ceil_mode, not dilation
 
 
-def _power_pooling(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    return _pooling(known, output, (args[0], *args[2:4]), kwargs)  # the second is the power
+def _power_pooling(call: Operation) -> Field | None:
+    return _pooling(call._replace(args=(call.args[0], *call.args[2:4])))  # the second argument is the power
 
 
-def _adaptive_pooling(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+def _adaptive_pooling(call: Operation) -> Field | None:
     """Windows of equal share, rounded outwards."""
 
     def windows(before: int, after: int, axis: int) -> tuple[float, Reads]:
         return before / after, [(i * before // after, -((i + 1) * before // -after) - 1) for i in range(after)]
 
-    return _resampled(known, output, windows)
+    return _resampled(call, windows)
 
 
-def _interpolated(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+def _interpolated(call: Operation) -> Field | None:
     """The nearest position, or for smooth modes a few around it."""
-    mode = _argument(args, kwargs, 3, "mode", "nearest")
+    mode = call.argument(3, "mode", "nearest")
     if mode == "area":
-        return _adaptive_pooling(known, output, args, kwargs)
-    factor = _argument(args, kwargs, 2, "scale_factor", None)
-    corners = _argument(args, kwargs, 4, "align_corners", False)
-    resized = factor is None or _argument(args, kwargs, 5, "recompute_scale_factor", False)
-    antialias = _argument(args, kwargs, 6, "antialias", False)
+        return _adaptive_pooling(call)
+    factor = call.argument(2, "scale_factor")
+    corners = call.argument(4, "align_corners", False)
+    resized = factor is None or call.argument(5, "recompute_scale_factor", False)
+    antialias = call.argument(6, "antialias", False)
     around = {"linear": 1, "bilinear": 1, "trilinear": 1, "bicubic": 2}.get(mode, 0)
 
     def reads(before: int, after: int, axis: int) -> tuple[float, Reads]:
-        step = before / after if resized else 1 / _steps(factor, output.ndim - 2)[axis]
+        step = before / after if resized else 1 / _steps(factor, call.output.ndim - 2)[axis]
         if around and corners:
             step = (before - 1) / max(after - 1, 1)
         elif mode == "nearest" and after in (before, 2 * before):
-            step = before / after  # torch takes a short cut here, whatever the factor
-        found = []
+            step = before / after  # torch has a shortcut here that ignores the factor
+        spans = []
         for i in range(after):
             if mode == "nearest" or step == 1:
                 first = last = math.floor(i * step)
@@ -308,114 +233,107 @@ def _interpolated(known: Known, output: Tensor, args: Sequence[Any], kwargs: dic
             else:
                 left = math.floor(max(i * step if corners else (i + 0.5) * step - 0.5, 0))
                 first, last = left + 1 - around, left + around
-            found.append((min(max(first, 0), before - 1), min(max(last, 0), before - 1)))
-        return step, found
+            spans.append((min(max(first, 0), before - 1), min(max(last, 0), before - 1)))
+        return step, spans
 
-    return _resampled(known, output, reads)
+    return _resampled(call, reads)
 
 
+#: The first and last input position that each output position reads along an axis.
 Reads = list[tuple[int, int]]
 
 
-def _resampled(known: Known, output: Tensor, reads: Callable[[int, int, int], tuple[float, Reads]]) -> Field | None:
-    """From the first and last position that each position of the output reads, along each axis."""
-    field = _rows_and_columns_last(known, output)
-    axes = len(known[0][1].axes)
-    before, after = tuple(known[0][0][-axes:]), tuple(output.shape[-axes:])
+def _resampled(call: Operation, reads: Callable[[int, int, int], tuple[float, Reads]]) -> Field | None:
+    """The field where ``reads`` gives, for an axis' lengths before and after, the step and what each position reads."""
+    field = call.sliding()
+    before, after = call.known[0][0][-call.axes :], tuple(call.output.shape[-call.axes :])
     if field is None or set(after) == {1} != set(before):
         return None
     steps, firsts, lasts = [], [], []
-    for axis in range(axes):
-        step, found = reads(before[axis], after[axis], axis)
+    for axis in range(call.axes):
+        step, spans = reads(before[axis], after[axis], axis)
         steps.append(step)
-        firsts.append(min(first - step * i for i, (first, _) in enumerate(found)))
-        lasts.append(max(last - step * i for i, (_, last) in enumerate(found)))
+        firsts.append(min(first - step * i for i, (first, _) in enumerate(spans)))
+        lasts.append(max(last - step * i for i, (_, last) in enumerate(spans)))
     return field.reading(tuple(steps), tuple(firsts), tuple(lasts))
 
 
-def _padded(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    """What is reflected or repeated at a border is counted as zeros are; what comes from the other side is not."""
-    if _argument(args, kwargs, 2, "mode", "constant") == "circular":
+def _padded(call: Operation) -> Field | None:
+    """Reflected and replicated borders count like zeros; circular padding brings in the opposite border."""
+    if call.argument(2, "mode", "constant") == "circular":
         return None
-    pads = list(_argument(args, kwargs, 1, "pad", ()))
-    field = known[0][1]
-    padded = {output.ndim - 1 - i: -float(pads[2 * i]) for i in range(len(pads) // 2)}
-    before = tuple(padded.get(axis, 0.0) for axis in field.axes)
-    return field.reading((1.0,) * len(before), before, before)
+    pads = list(call.argument(1, "pad", ()))
+    padded = {call.output.ndim - 1 - i: -float(pads[2 * i]) for i in range(len(pads) // 2)}
+    before = tuple(padded.get(axis, 0.0) for axis in call.field.axes)
+    return call.field.reading((1.0,) * len(before), before, before)
 
 
-def _permuted(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    dims = _argument(args, kwargs, 1, "dims", ())
-    order = list(dims) if isinstance(dims, (list, tuple)) else list(args[1:])
-    ndim = output.ndim
-    order = [d % ndim for d in order]
-    field = known[0][1]
-    return replace(field, axes=tuple(map(order.index, field.axes)))
+def _permuted(call: Operation) -> Field | None:
+    dims = call.argument(1, "dims", ())
+    order = [d % call.output.ndim for d in (dims if isinstance(dims, (list, tuple)) else call.args[1:])]
+    return replace(call.field, axes=tuple(map(order.index, call.field.axes)))
 
 
-def _transposed_dims(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    a = _argument(args, kwargs, 1, "dim0", 0) % output.ndim
-    b = _argument(args, kwargs, 2, "dim1", 1) % output.ndim
+def _transposed_dims(call: Operation) -> Field | None:
+    a = call.argument(1, "dim0", 0) % call.output.ndim
+    b = call.argument(2, "dim1", 1) % call.output.ndim
     swap = {a: b, b: a}
-    field = known[0][1]
-    return replace(field, axes=tuple(swap.get(axis, axis) for axis in field.axes))
+    return replace(call.field, axes=tuple(swap.get(axis, axis) for axis in call.field.axes))
 
 
-def _reshaped(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    """Rows and columns survive where they keep their lengths and what lies before them its product."""
-    shape, field = known[0]
+def _reshaped(call: Operation) -> Field | None:
+    """Rows and columns survive if they keep their lengths, and the dimensions before them their product."""
+    shape, field = call.known[0]
     axes = []
     for axis in field.axes:
         before = math.prod(shape[:axis])
-        same = [i for i, length in enumerate(output.shape) if length == shape[axis]]
-        fits = [i for i in same if math.prod(output.shape[:i]) == before]
+        same = [i for i, length in enumerate(call.output.shape) if length == shape[axis]]
+        fits = [i for i in same if math.prod(call.output.shape[:i]) == before]
         if not fits:
             return None
         axes.append(fits[-1])
     return replace(field, axes=tuple(axes)) if len(set(axes)) == len(axes) else None
 
 
-def _normalised(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+def _normalised(call: Operation) -> Field | None:
     """Group and instance normalisation: by statistics over rows and columns."""
-    field = _keeps_positions(known[:1], output, args, kwargs)
+    field = keeps_positions(call._replace(known=call.known[:1]))
     return replace(field, gated=True) if field is not None else None
 
 
-def _layer_normalised(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
+def _layer_normalised(call: Operation) -> Field | None:
     """By statistics over the last dimensions, which may be channels alone."""
-    field = _keeps_positions(known[:1], output, args, kwargs)
-    over = len(_argument(args, kwargs, 1, "normalized_shape", ()))
-    alone = field is not None and max(field.axes) < output.ndim - over
-    return field if alone else _normalised(known, output, args, kwargs)
+    field = keeps_positions(call._replace(known=call.known[:1]))
+    over = len(call.argument(1, "normalized_shape", ()))
+    channels_only = field is not None and max(field.axes) < call.output.ndim - over
+    return field if channels_only else _normalised(call)
 
 
-def _linear(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    mixes_positions = output.ndim - 1 in known[0][1].axes
-    return None if mixes_positions else _keeps_positions(known, output, args, kwargs)
+def _batch_normalised(call: Operation) -> Field | None:
+    """By running statistics, or in training mode by those of the batch."""
+    training = call.argument(5, "training", False)
+    return _normalised(call) if training else keeps_positions(call._replace(known=call.known[:1]))
 
 
-def _batch_normalised(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    """By the statistics kept with the module, or by those of the pictures at hand."""
-    field = _keeps_positions(known[:1], output, args, kwargs)
-    by_these = _argument(args, kwargs, 5, "training", False)
-    return replace(field, gated=True) if field is not None and by_these else field
+def _linear(call: Operation) -> Field | None:
+    mixes_positions = call.output.ndim - 1 in call.field.axes
+    return None if mixes_positions else keeps_positions(call)
 
 
 def _along(place: int, default: int = -1) -> Rule:
-    """Operations that mix or move positions along given dimensions."""
+    """Operations that mix or move positions along the dimensions in the argument ``dim``."""
 
-    def rule(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-        field = _keeps_positions(known, output, args, kwargs)
-        given = _argument(args, kwargs, place, "dim", default)
-        dims = [d % output.ndim for d in (given if isinstance(given, (list, tuple)) else [given])]
+    def rule(call: Operation) -> Field | None:
+        field, dim = keeps_positions(call), call.argument(place, "dim", default)
+        dims = [d % call.output.ndim for d in (dim if isinstance(dim, (list, tuple)) else [dim])]
         return None if field is None or any(axis in dims for axis in field.axes) else field
 
     return rule
 
 
-def _indexed(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    """Slices that leave rows and columns whole; positions picked one by one may come in any order."""
-    field, index = _keeps_positions(known, output, args, kwargs), args[1] if isinstance(args[1], tuple) else (args[1],)
+def _indexed(call: Operation) -> Field | None:
+    """Slices that leave rows and columns whole; positions picked by a list may come in any order."""
+    field, index = keeps_positions(call), call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     for place, item in enumerate(index):
         if item is None or item is Ellipsis:
             return field if all(isinstance(i, slice) for i in index[place + 1 :]) else None
@@ -424,23 +342,21 @@ def _indexed(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str
     return field
 
 
-def _lost(known: Known, output: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Field | None:
-    return None
+def lost(call: Operation) -> None:
+    """Operations that mix or move positions in ways that are not followed."""
 
 
 def _sliding(name: str, rule: Rule) -> dict[str, Rule]:
-    """A rule for what slides along one, two or three axes, where these are all that the field has."""
+    """A rule for windows that slide along one, two or three axes, if these are all that the field has."""
 
     def along(axes: int) -> Rule:
-        return lambda known, *call: rule(known, *call) if len(known[0][1].axes) == axes else None
+        return lambda call: rule(call) if call.axes == axes else None
 
     return {name.format(axes): along(axes) for axes in (1, 2, 3)}
 
 
-#: They take but the shape or type of their second tensor.
-_SHAPED_BY_ANOTHER = frozenset(("view_as", "reshape_as", "expand_as", "type_as", "to"))
-
-_RULES: dict[str, Rule] = {
+#: The rules of torch's functions by name; all others keep positions.
+RULES: dict[str, Rule] = {
     **_sliding("conv{}d", _convolution),
     **_sliding("conv_transpose{}d", _transposed),
     **_sliding("max_pool{}d", _pooling),
@@ -466,14 +382,13 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort"), _along(1)),
     **dict.fromkeys(("index_select", "gather", "index_add", "index_copy", "index_reduce"), _along(1)),
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _along(1)),
-    # They mix or move positions in ways that are not followed.
-    **dict.fromkeys(("setitem", "roll", "rot90", "flip", "fliplr", "flipud", "movedim", "moveaxis", "get"), _lost),
-    **dict.fromkeys(("t", "adjoint", "as_strided", "take", "put", "index_put", "masked_scatter", "set"), _lost),
-    **dict.fromkeys(("gradient", "renorm", "convolution", "max_unpool2d"), _lost),
-    **dict.fromkeys(("native_batch_norm", "native_group_norm", "native_layer_norm"), _lost),
-    **dict.fromkeys(("matmul", "rmatmul", "bmm", "baddbmm", "einsum", "tensordot", "bilinear"), _lost),
-    **dict.fromkeys(("mm", "addmm", "addbmm", "inner", "cdist"), _lost),
-    **dict.fromkeys(("scaled_dot_product_attention", "multi_head_attention_forward"), _lost),
-    **dict.fromkeys(("grid_sample", "deform_conv2d", "pixel_shuffle", "take_along_dim", "topk"), _lost),
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _lost),
+    **dict.fromkeys(("setitem", "roll", "rot90", "flip", "fliplr", "flipud", "movedim", "moveaxis", "get"), lost),
+    **dict.fromkeys(("t", "adjoint", "as_strided", "take", "put", "index_put", "masked_scatter", "set"), lost),
+    **dict.fromkeys(("gradient", "renorm", "convolution", "max_unpool2d"), lost),
+    **dict.fromkeys(("native_batch_norm", "native_group_norm", "native_layer_norm"), lost),
+    **dict.fromkeys(("matmul", "rmatmul", "bmm", "baddbmm", "einsum", "tensordot", "bilinear"), lost),
+    **dict.fromkeys(("mm", "addmm", "addbmm", "inner", "cdist"), lost),
+    **dict.fromkeys(("scaled_dot_product_attention", "multi_head_attention_forward"), lost),
+    **dict.fromkeys(("grid_sample", "deform_conv2d", "pixel_shuffle", "take_along_dim", "topk"), lost),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), lost),
 }

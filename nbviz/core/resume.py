@@ -1,4 +1,4 @@
-"""Change a layer's activation and see what comes of it, by running only what follows the layer."""
+"""Replace a layer's activation and compute the model's output by running only what follows the layer."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nbviz.core.errors import ModelError, shown
-from nbviz.core.receptive_field import tensors_in
+from nbviz.core.field_tracker import tensors_in
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model, interruptible
 from nbviz.core.trace import Feed, call_model, find_module, hooked, not_reached
 
 
 class Resumable:
-    """A forward pass that goes on from one of its layers, as often as wanted, with other activations.
+    """A forward pass that can be resumed from one of its layers with other activations, any number of times.
 
-    All calls of torch's functions before the layer are answered with what they gave the first time: the model's own
-    code runs again, so that any control flow and any connection around the layer is followed, but nothing is computed.
-    Where that does not work (what follows writes to what was before, or what comes out is not what came out the first
-    time), the whole model runs.
+    On resuming, the model's code runs again, so control flow and connections around the layer are followed; but every
+    torch function called before the layer returns its recorded result, so nothing is computed there. Where that fails
+    (later operations write to earlier tensors, or the output is not reproduced), the whole model runs.
 
     Parameters
     ----------
@@ -35,27 +34,27 @@ class Resumable:
     layer
         A module's name; ``"name:1"`` is the second call of one that runs more than once.
     feed
-        As in :func:`nbviz.core.trace.run`.
+        Makes the model's arguments from the inputs; see :func:`nbviz.core.trace.call_model`.
     known
-        ``skips`` and ``widens`` as they were found before, of this model and layer; None finds them out, at the cost of
-        what follows the layer, for three times as many pictures.
+        ``skips`` and ``widens`` from an earlier pass of this model and layer; None tests for them, which runs what
+        follows the layer on three times as many pictures.
 
     Attributes
     ----------
     activation, output
-        What the layer and the model gave.
+        Those of the layer and the model.
     skips
-        Whether what is before the layer is not run again.
+        Whether resuming skips what comes before the layer.
     widens
-        Whether the activations of several variants may go on in one batch (K * N, C, H, W).
+        Whether several variants of the activation may be resumed as one batch (K * N, C, H, W).
 
     Examples
     --------
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
-    >>> one = Resumable(net, torch.rand(1, 1, 2, 2), "1")
-    >>> torch.equal(one.go_on(one.activation), one.output), one.skips, one.widens
+    >>> resumable = Resumable(net, torch.rand(1, 1, 2, 2), "1")
+    >>> torch.equal(resumable.go_on(resumable.activation), resumable.output), resumable.skips, resumable.widens
     (True, True, True)
-    >>> torch.equal(one.go_on(one.activation * 0), net[3](torch.zeros(1, 8)))
+    >>> torch.equal(resumable.go_on(resumable.activation * 0), net[3](torch.zeros(1, 8)))
     True
     """
 
@@ -71,43 +70,39 @@ class Resumable:
         self._calls = calls
         if calls.written:
             return
-        if known is None:
-            self._check()
-        else:
+        if known is not None:
             self.skips, self.widens = known
-
-    def _check(self) -> None:
-        self.skips = True
-        if not self._gives(1):
-            self.skips = False
-        elif self.feed is None:
+            return
+        self.skips = True  # go_on reads both flags
+        self.skips = self._reproduces(1)
+        if self.skips and self.feed is None:
             self.widens = True
-            self.widens = self._gives(2)
+            self.widens = self._reproduces(2)
 
-    def _gives(self, times: int) -> bool:
-        """Whether the layer's own activation, so many times, leads to the model's own output."""
+    def _reproduces(self, times: int) -> bool:
+        """Whether resuming with the layer's own activation, repeated, gives the model's output, repeated."""
         try:
-            found = self.go_on(_repeat(self.activation, times))
+            output = self.go_on(_repeat(self.activation, times))
         except ModelError:
             return False
-        return _alike(found, self.output, times)
+        return _alike(output, self.output, times)
 
     def go_on(self, activation: Tensor) -> Any:
         """The model's output with this activation (N, C, H, W), or (K * N, C, H, W), in place of the layer's."""
         times = len(activation) // max(len(self.activation), 1)
         if not self.skips or (times > 1 and not self.widens):
             return self._run(lambda: None, activation)[0]
-        return self._run(lambda: self._calls.again(times), activation, times)[0]
+        return self._run(lambda: _Replay(self._calls, times), activation, times)[0]
 
     def _run(
-        self, make_mode: Callable[[], _Calls | _Again | None], activation: Tensor | None, times: int = 1
-    ) -> tuple[Any, Tensor, _Calls | _Again | None]:
-        def forward(shadow: nn.Module) -> tuple[Any, Tensor | None, type, int, _Calls | _Again | None]:
+        self, make_mode: Callable[[], _Calls | _Replay | None], activation: Tensor | None, times: int = 1
+    ) -> tuple[Any, Tensor, _Calls | _Replay | None]:
+        def forward(shadow: nn.Module) -> tuple[Any, Tensor | None, type, int, _Calls | _Replay | None]:
             count, seen, kind, mode = 0, None, Tensor, make_mode()
             wide = mode is not None and times > 1 and mode.uses_inputs
             inputs = _repeat(self.inputs, times) if wide else self.inputs
 
-            def at(name: str, value: Any) -> Any:
+            def on_output(name: str, value: Any) -> Any:
                 nonlocal count, seen, kind
                 call, count = count, count + 1
                 if call != self._call:
@@ -115,13 +110,13 @@ class Resumable:
                 kind = type(value)
                 if not isinstance(value, Tensor):
                     return None
-                with torch._C.DisableTorchFunction():  # these are no calls of the model's
+                with torch._C.DisableTorchFunction():  # not calls of the model
                     if mode is not None:
                         mode.pass_layer()
                     seen = value.clone() if activation is None else activation
-                    return seen.clone()  # what follows may write to it
+                    return seen.clone()  # later layers may write to it
 
-            with torch.no_grad(), hooked(shadow, {self._module}, at), mode or nullcontext(), interruptible():
+            with torch.no_grad(), hooked(shadow, {self._module}, on_output), mode or nullcontext(), interruptible():
                 output = call_model(shadow, inputs, self.feed)
             return output, seen, kind, count, mode
 
@@ -134,121 +129,120 @@ class Resumable:
 
 
 class _Calls(TorchFunctionMode):
-    """Notes what torch's functions give up to the layer, and which of it is used after it."""
+    """Records the results of torch functions before the layer, and which of them are used after it."""
 
     uses_inputs = True
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: list[tuple[Any, Callable[[int], Any]]] = []
+        self.records: list[_Record] = []
         self._tensors: list[weakref.ref[Tensor]] = []
-        self._alive: dict[int, tuple[Tensor, int]] = {}  # by their id, those that the model still has at the layer
+        self._alive: dict[
+            int, tuple[Tensor, int]
+        ] = {}  # by id, the tensors still alive at the layer, and their version
         self._used: set[int] = set()
-        self._behind = False
+        self._after_layer = False
         self.written = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._behind:
+        if self._after_layer:
             self._used |= {id(tensor) for tensor in tensors_in((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        if not self._behind:
-            self._held.append((func, self._hold(result)))
+        if not self._after_layer:
+            self.records.append((func, self._replay_of(result)))
         return result
 
-    def _hold(self, value: Any) -> Callable[[int], Any]:
-        """How to give a result again, so many times as wide; what the model has let go of at the layer is gone."""
+    def _replay_of(self, value: Any) -> Callable[[int], Any]:
+        """A function that returns a result again, repeated; tensors freed before the layer are not kept alive."""
         if isinstance(value, Tensor):
             ref = weakref.ref(value)
             self._tensors.append(ref)
-            return lambda times: self._again(ref(), times)
+            return lambda times: self._replayed(ref(), times)
         if isinstance(value, (tuple, list)) and type(value) is not torch.Size:
-            parts, kind = [self._hold(part) for part in value], type(value)
-            return lambda times: kind([part(times) for part in parts])
+            replays, kind = [self._replay_of(item) for item in value], type(value)
+            return lambda times: kind([replay(times) for replay in replays])
         return lambda times: value
 
-    def _again(self, tensor: Tensor | None, times: int) -> Tensor:
-        if tensor is None:  # only given to calls that are not made again
-            return _GONE
+    def _replayed(self, tensor: Tensor | None, times: int) -> Tensor:
+        if tensor is None:  # used by skipped calls only
+            return _FREED
         return _repeat(tensor, times) if times > 1 and id(tensor) in self._used else tensor
 
     def pass_layer(self) -> None:
-        """From here on calls are made."""
-        self._behind = True
+        """Stop recording results; note what is used instead."""
+        self._after_layer = True
         alive = [tensor for ref in self._tensors if (tensor := ref()) is not None]
         self._alive = {id(tensor): (tensor, tensor._version) for tensor in alive if not tensor.is_inference()}
 
     def end(self, inputs: Tensor, output: Any) -> None:
-        """Keep of what is before the layer only what is used after it."""
+        """Of the tensors made before the layer, keep only those used after it."""
         self._used |= {id(tensor) for tensor in tensors_in(output)}
         self.written = any(tensor._version != version for tensor, version in self._alive.values())
-        self._alive = {i: held for i, held in self._alive.items() if i in self._used}
+        self._alive = {i: kept for i, kept in self._alive.items() if i in self._used}
         self.uses_inputs = id(inputs) in self._used
 
-    def again(self, times: int) -> _Again:
-        """A mode that gives it all again."""
-        return _Again(self._held, times, self.uses_inputs)
 
+class _Replay(TorchFunctionMode):
+    """Replays the recorded results of the calls before the layer."""
 
-class _Again(TorchFunctionMode):
-    """Answers the calls up to the layer with what they gave."""
-
-    def __init__(self, held: list[tuple[Any, Callable[[int], Any]]], times: int, uses_inputs: bool) -> None:
+    def __init__(self, calls: _Calls, times: int) -> None:
         super().__init__()
-        self._held, self._times, self.uses_inputs = held, times, uses_inputs
-        self._next, self._behind = 0, False
+        self._records, self._times, self.uses_inputs = calls.records, times, calls.uses_inputs
+        self._next, self._after_layer = 0, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._behind:
+        if self._after_layer:
             return func(*args, **(kwargs or {}))
-        first, again = self._held[self._next] if self._next < len(self._held) else (None, None)
-        if again is None or first != func:
-            raise RuntimeError("the forward pass is another one than the first time")
+        recorded, replay = self._records[self._next] if self._next < len(self._records) else (None, None)
+        if replay is None or recorded != func:
+            raise RuntimeError("the forward pass differs from the first one")
         self._next += 1
-        return again(self._times)
+        return replay(self._times)
 
     def pass_layer(self) -> None:
-        """From here on calls are made."""
-        self._behind = True
+        """Stop replaying: from here on calls are made."""
+        self._after_layer = True
 
 
-_GONE = torch.empty(0, dtype=torch.float32, device="cpu")
+#: A torch function that was called, and what returns its result again, repeated a number of times.
+_Record = tuple[Any, Callable[[int], Any]]
+_FREED = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def _repeat(tensor: Tensor, times: int) -> Tensor:
     return tensor if times == 1 or not tensor.ndim else tensor.repeat(times, *[1] * (tensor.ndim - 1))
 
 
-def _alike(found: Any, expected: Any, times: int) -> bool:
-    found, expected = tensors_in(found), tensors_in(expected)
-    if len(found) != len(expected):
+def _alike(output: Any, expected: Any, times: int) -> bool:
+    """Whether an output equals another one, repeated, but for rounding."""
+    tensors, others = tensors_in(output), tensors_in(expected)
+    return len(tensors) == len(others) and all(
+        _close(a, _repeat(b, times)) for a, b in zip(tensors, others, strict=True)
+    )
+
+
+def _close(tensor: Tensor, expected: Tensor) -> bool:
+    if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
         return False
-    for one, other in zip(found, expected, strict=True):
-        wide = _repeat(other, times)
-        if one.shape != wide.shape or one.dtype != wide.dtype:
-            return False
-        if one.is_meta or one.layout is not torch.strided or wide.layout is not torch.strided:
-            return False
-        if not (wide.is_floating_point() or wide.is_complex()):
-            if not torch.equal(one, wide):
-                return False
-            continue
-        largest = float(wide.abs().nan_to_num(0, 0, 0).max()) if wide.numel() else 0.0
-        if not torch.allclose(one, wide, 1e-4, 1e-5 * (largest or 1), equal_nan=True):
-            return False
-    return True
+    if tensor.is_meta or tensor.layout is not torch.strided or expected.layout is not torch.strided:
+        return False
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return torch.equal(tensor, expected)
+    largest = float(expected.abs().nan_to_num(0, 0, 0).max()) if expected.numel() else 0.0
+    return torch.allclose(tensor, expected, 1e-4, 1e-5 * (largest or 1), equal_nan=True)
 
 
 def switch_off(maps: Tensor, off: Tensor, value: Tensor | None = None) -> Tensor:
-    """A layer's activation with some channels switched off, trial by trial.
+    """A layer's activation with channels switched off, for each of S trials.
 
     Parameters
     ----------
     maps
-        (N, C, ...).
+        The activation (N, C, ...).
     off
-        bool (S, C).
+        bool (S, C): the channels that each trial switches off.
     value
-        (C,) that the channels are set to; None takes zero.
+        (C,) that these channels are set to; None sets them to zero.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What nbviz works under: one thread at a time, Ctrl-C held back, no default device; and which models it takes."""
+"""What nbviz runs under: a lock, Ctrl-C deferred, no default device; and which models it takes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from torch.utils._device import DeviceContext
 
 from nbviz.core.errors import line, shown
 
-#: Held by whoever is in a pass of nbviz's own, a call or a widget's observer on a thread of its own: what they keep
-#: between passes, and the device's memory, are for one at a time.
+#: Held during nbviz's own passes, whether a call or a widget's observer runs them: they share caches and the memory of
+#: the device.
 lock = threading.RLock()
 
 
 def _after_fork() -> None:
-    """A child has none of the other threads, of which one may have had the lock."""
+    """Release the lock in a child process if another thread of the parent held it: the child has no other threads."""
     if not lock._is_owned():  # type: ignore[attr-defined]
         lock._at_fork_reinit()  # type: ignore[attr-defined]
 
@@ -36,23 +36,23 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Interrupts:
-    """A handler of SIGINT that passes it on while ``open``, and else notes that it came."""
+    """A SIGINT handler that forwards the signal while ``open`` and otherwise keeps it ``pending``."""
 
     def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
-        self.handler, self.open, self.came = handler, False, False
+        self.handler, self.open, self.pending = handler, False, False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if not self.open:
-            self.came = True
+            self.pending = True
             return
-        self.open = False  # what now puts things back is not to be interrupted again
+        self.open = False  # a second Ctrl-C must not interrupt the clean-up that the first one starts
         self.handler(number, frame)
         self.open = True
 
     def set(self, is_open: bool) -> None:
         self.open = is_open
-        if self.open and self.came:
-            self.came = False
+        if self.open and self.pending:
+            self.pending = False
             signal.raise_signal(signal.SIGINT)
 
     @contextmanager
@@ -67,7 +67,7 @@ class _Interrupts:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """While inside, Ctrl-C waits for the end, or for a part that is :func:`interruptible`."""
+    """Defer Ctrl-C until the end of the block, or until an :func:`interruptible` block within it."""
     handler = _handler()
     if not callable(handler):
         yield
@@ -81,13 +81,13 @@ def uninterrupted() -> Iterator[None]:
             yield
         finally:
             signal.signal(signal.SIGINT, handler)
-            if interrupts.came:
+            if interrupts.pending:
                 signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """A part of what is :func:`uninterrupted` that Ctrl-C may end; one that has been waiting does so at once."""
+    """Let Ctrl-C through within an :func:`uninterrupted` block; a pending one is delivered at once."""
     handler = _handler()
     if isinstance(handler, _Interrupts):
         with handler.setting(True):
@@ -97,14 +97,14 @@ def interruptible() -> Iterator[None]:
 
 
 def _handler() -> Any:
-    """What Ctrl-C would call; it never interrupts any but the main thread."""
+    """The handler of Ctrl-C; None off the main thread, which is the only one that Python interrupts."""
     return signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Hold the lock on all models, and Ctrl-C back; while waiting for the lock, Ctrl-C is let through."""
-    # The lock within: an interrupt between the end of a ``with lock`` and its release would leave it locked.
+    """Hold the lock and defer Ctrl-C, which is let through while waiting for the lock."""
+    # The lock is taken within: an interrupt between the end of a ``with lock`` and its release would leave it locked.
     with uninterrupted():
         while not lock.acquire(timeout=0.1):
             with interruptible():
@@ -116,12 +116,12 @@ def alone() -> Iterator[None]:
 
 
 def check_model(model: object) -> nn.Module:
-    """The model, or the eager one that a compiled one was made from.
+    """The model; the eager one that a compiled model was made from.
 
     Raises
     ------
     TypeError
-        Unless it is a module whose operations autograd can see.
+        Unless it is a module whose operations autograd sees.
     """
     if type(model).__name__ == "ExportedProgram":
         raise TypeError("the model is exported (torch.export), which hides its layers; give the one it was made from")
@@ -129,25 +129,27 @@ def check_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module")
     try:
-        modules = parts(model)
-    except Exception as error:  # one whose __init__ does not begin with nn.Module's own
-        said = line(error)
-        raise TypeError(f"model is a {type(model).__name__} without parts ({said}); expected a complete one") from None
+        modules = modules_of(model)
+    except Exception as error:  # its __init__ has not called that of nn.Module
+        raise TypeError(
+            f"model is an incomplete {type(model).__name__} ({line(error)}); expected one whose __init__ calls "
+            "super().__init__()"
+        ) from None
     tensors = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()))
-    if any(issubclass(kind, _HIDES) for kind in set(map(type, chain(modules, tensors)))):
+    if any(issubclass(kind, _SUSPECT) for kind in set(map(type, chain(modules, tensors)))):
         for name, module in model.named_modules():
             if (fault := _fault(module)) is not None:
-                what = f"its part {shown(name)}" if name else "the model"
+                what = f"its module {shown(name)}" if name else "the model"
                 raise TypeError(f"{what} is {fault}")
     return model
 
 
-def parts(model: nn.Module) -> list[nn.Module]:
-    """``list(model.modules())``, several times as fast: it is asked for in every call.
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """``list(model.modules())``, several times faster: every call of nbviz needs it.
 
     Examples
     --------
-    >>> parts(nn.Sequential(nn.Flatten(), nn.ReLU()))[1:]
+    >>> modules_of(nn.Sequential(nn.Flatten(), nn.ReLU()))[1:]
     [Flatten(start_dim=1, end_dim=-1), ReLU()]
     """
     found: dict[int, nn.Module] = {}
@@ -161,21 +163,21 @@ def parts(model: nn.Module) -> list[nn.Module]:
 
 
 def eager(model: Any) -> Any:
-    """The model that a compiled one was made from; any other as it is."""
+    """The model that a compiled one was made from; any other model itself."""
     while isinstance(model, nn.Module) and isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
         model = inner
     return model
 
 
-#: What may keep autograd from seeing a module's operations, see :func:`_fault`.
-_HIDES = (nn.UninitializedParameter, nn.UninitializedBuffer, torch.jit.ScriptModule, torch.fx.GraphModule)
+#: Modules and parameters of these types need a closer look, see :func:`_fault`.
+_SUSPECT = (nn.UninitializedParameter, nn.UninitializedBuffer, torch.jit.ScriptModule, torch.fx.GraphModule)
 
 
 def _fault(module: nn.Module) -> str | None:
-    """What keeps autograd from seeing a module's operations."""
+    """Why autograd does not see a module's operations, if it does not."""
     tensors: chain[Any] = chain(module._parameters.values(), module._buffers.values())
     if any(map(is_lazy, tensors)):
-        return "lazy and has yet to see its first input; expected a model that has run once"
+        return "lazy and not yet initialised; expected a model that has run once"
     if isinstance(module, torch.jit.ScriptModule):
         return "scripted (torch.jit), which hides its layers; give the one it was made from"
     if isinstance(module, torch.fx.GraphModule) and any(
@@ -186,56 +188,56 @@ def _fault(module: nn.Module) -> str | None:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether the model or a part of it is compiled."""
-    if "torch._dynamo" not in sys.modules:  # whoever has compiled anything has loaded this
+    """Whether the model or one of its modules is compiled."""
+    if "torch._dynamo" not in sys.modules:  # compiling anything imports it
         return False
-    return any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in parts(model))
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules_of(model))
 
 
 def eagerly() -> AbstractContextManager[None]:
-    """While inside, what is compiled runs as what it was made from, hooks and all."""
-    # It would load torch._dynamo, which takes seconds.
+    """Run compiled functions and modules eagerly within the block, with their hooks."""
+    # Without anything compiled, set_stance would import torch._dynamo, which takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-_persons = threading.local()
+_set_aside = threading.local()
 
 
-def persons_device() -> torch.device | None:
-    """The default device that this thread has been given (``torch.set_default_device``), if any."""
-    found = next((mode for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)), None)
-    own: torch.device | None = getattr(_persons, "device", None)
-    return own if own is not None or found is None else found.device
+def user_device() -> torch.device | None:
+    """The default device that the user has set for this thread (``torch.set_default_device``), if any."""
+    aside: torch.device | None = getattr(_set_aside, "device", None)
+    mode = next((mode for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)), None)
+    return aside if aside is not None or mode is None else mode.device
 
 
 @contextmanager
 def device_aside(device: torch.device | None = None) -> Iterator[None]:
-    """While inside, the person's default device counts for the model's own code alone, see :func:`as_given`.
+    """Set the user's default device (this thread's, or the one given) aside for nbviz's own code.
 
-    It is this thread's, or the one given.
+    For the model's code it is restored, see :func:`device_restored`.
     """
-    device, before = device or persons_device(), getattr(_persons, "device", None)
+    device, before = device or user_device(), getattr(_set_aside, "device", None)
     if device is None:
         yield
         return
-    _persons.device = device
+    _set_aside.device = device
     try:
         with torch.device("cpu"):
             yield
     finally:
-        _persons.device = before
+        _set_aside.device = before
 
 
 @contextmanager
-def as_given() -> Iterator[None]:
-    """While inside :func:`device_aside`, the person's default device again: for code of the person's own."""
-    device = getattr(_persons, "device", None)
+def device_restored() -> Iterator[None]:
+    """Within :func:`device_aside`, restore the user's default device for the user's code."""
+    device = getattr(_set_aside, "device", None)
     if device is None:
         yield
         return
-    _persons.device = None
+    _set_aside.device = None
     try:
         with torch.device(device):
             yield
     finally:
-        _persons.device = device
+        _set_aside.device = device

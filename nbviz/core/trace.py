@@ -1,10 +1,10 @@
-"""Run a model once, keep the activations asked for, stop after the last of them, leave nothing behind."""
+"""Run a model once and keep some activations, stopping after the last of them and leaving nothing behind."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -13,26 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
+from nbviz.core.copier import Hook
 from nbviz.core.errors import EndlessError, ModelError, PictureError, line, shown, unknown
-from nbviz.core.shadow import Hook, in_shadow
-from nbviz.core.state import as_given, check_model, interruptible
+from nbviz.core.shadow import in_shadow
+from nbviz.core.state import check_model, device_restored, interruptible
 
 
 @dataclass
 class Trace:
-    """What one forward pass left: the input, the activations asked for, the output.
+    """The record of one forward pass.
 
     Parameters
     ----------
     inputs
-        The pictures (N, C, H, W) that went in, on the model's device; a leaf that requires grad
-        where the run was asked for it.
+        The pictures (N, C, H, W), on the model's device; a leaf that requires grad if the run was
+        asked to keep the graph.
     activations
-        The output of each layer asked for, under the name it was asked by.
+        The outputs of the requested layers by name.
     output
-        The model's own output, or None where the run stopped before.
+        The model's output; None if the run stopped before.
     model
-        The shadow of the model that ran, whose weights are the model's.
+        The shadow of the model that ran; it shares the model's weights.
     """
 
     inputs: Tensor
@@ -42,7 +43,7 @@ class Trace:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the trace keeps beside the model and the pictures, its graph's saved tensors among them."""
+        """The bytes that the trace holds besides the model and the pictures, including the graph's saved tensors."""
         tensors = list(self.activations.values())
         seen: set[Any] = {None}
         nodes = [t.grad_fn for t in (*tensors, self.output) if isinstance(t, Tensor)]
@@ -62,17 +63,17 @@ class Trace:
 def _saved(node: Any) -> Iterator[Tensor]:
     """The tensors that a node of the graph keeps for its backward pass.
 
-    Those that a hook would have to make again are left out: a checkpoint runs a part of the model for that.
+    Those with an unpack hook are skipped: unpacking them would recompute them, as a checkpoint does.
     """
     for name in _saved_names(node.__class__):
         raw = getattr(node, name)
-        for i, one in enumerate(raw if isinstance(raw, (list, tuple)) else [raw]):
-            if getattr(one, "unpack_hook", one) is None:
-                with suppress(RuntimeError):  # let go of, or written to, since
+        for i, variable in enumerate(raw if isinstance(raw, (list, tuple)) else [raw]):
+            if getattr(variable, "unpack_hook", variable) is None:
+                with suppress(RuntimeError):  # freed or overwritten since
                     value = getattr(node, name.removeprefix("_raw"))
-                    kept = value[i] if isinstance(raw, (list, tuple)) else value
-                    if isinstance(kept, Tensor):
-                        yield kept
+                    saved = value[i] if isinstance(raw, (list, tuple)) else value
+                    if isinstance(saved, Tensor):
+                        yield saved
 
 
 @cache
@@ -81,7 +82,7 @@ def _saved_names(kind: Hashable) -> tuple[str, ...]:
 
 
 class _Enough(BaseException):
-    """Ends a forward pass once its last wanted layer has spoken (no model catches a BaseException)."""
+    """Ends a forward pass after the last requested layer; a BaseException, so that no model catches it."""
 
 
 def run(
@@ -105,27 +106,27 @@ def run(
     layers
         Names of modules; ``"name:1"`` is the second call of a module that runs more than once.
     feed
-        From the pictures to what the model is called with; see :func:`call_model`.
+        Makes the model's arguments from the inputs; see :func:`call_model`.
     output
-        Go on to the end and keep the model's output. Otherwise the pass stops right after the last
+        Run to the end and keep the model's output. Otherwise the pass stops right after the last
         of ``layers``.
     grad
-        Keep the autograd graph, for backward passes from any kept tensor to ``inputs``; ``"after"`` only that of what
-        comes after the first of ``layers``, for backward passes to the activations.
+        Keep the autograd graph, for backward passes from any kept tensor to ``inputs``; ``"after"`` keeps only the
+        graph of what follows the first of ``layers``, for backward passes to the activations.
     use
-        Called with a layer's name and activation as soon as the layer has given it, which is then kept only if this
-        returns True. It is the model's own, still in the processor's cache, and not to be written to.
+        Called with a layer's name and activation as soon as it is computed; the activation is kept only if this
+        returns True. It is the model's own tensor, still in the processor's cache, and must not be written to.
 
     Returns
     -------
     Trace
-        Activations as the layers gave them, on the model's device; later in-place operations of the
-        model do not reach them.
+        The activations as the layers returned them, on the model's device; later in-place operations
+        of the model do not change them.
 
     Raises
     ------
     ValueError
-        For an unknown layer, or one that this forward pass did not reach.
+        For an unknown layer, or a layer that the forward pass did not reach.
     ModelError
         When the model's forward pass fails.
     TypeError
@@ -145,10 +146,9 @@ def run(
     def forward(shadow: nn.Module) -> tuple[Trace, dict[tuple[str, int], Any], Counter[str]]:
         kept: dict[tuple[str, int], Any] = {}
         calls: Counter[str] = Counter()
-        failed: list[Exception] = []  # in ``use``, which is no fault of the model's
-        after = grad == "after"
-        given = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
-        trace = Trace(given.requires_grad_(grad is True), model=shadow)
+        failures: list[Exception] = []  # of ``use``, not to be reported as failures of the model
+        leaf = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
+        trace = Trace(leaf.requires_grad_(grad is True), model=shadow)
 
         def keep(module: str, value: Any) -> Any:
             call = module, calls[module]
@@ -158,17 +158,17 @@ def run(
             keeps = True
             if use is not None and isinstance(value, Tensor):
                 try:
-                    used = [use(name, _dense(value)) for name, its_call in names.items() if its_call == call]
+                    wishes = [use(name, _dense(value)) for name, its_call in names.items() if its_call == call]
                 except Exception as error:
-                    failed.append(error)
+                    failures.append(error)
                     raise _Enough from error
-                keeps = any(used)
-            # A copy to keep and one to go on with: what follows may work in place, on what a layer handed on as well.
+                keeps = any(wishes)
+            # One copy to keep and one to continue with: what follows may work in place, even on the layer's input.
             copies = keeps and isinstance(value, Tensor)
             kept[call] = value.clone() if copies else value if keeps else _USED
-            if after and copies and not value.requires_grad and value.is_floating_point():
+            if grad == "after" and copies and not value.requires_grad and value.is_floating_point():
                 kept[call].requires_grad_()
-                torch.set_grad_enabled(True)  # from here on, until the pass ends
+                torch.set_grad_enabled(True)  # until the end of the pass
             if len(kept) == len(wanted) and not output:
                 raise _Enough
             return kept[call].clone() if copies else None
@@ -176,99 +176,93 @@ def run(
         hooks = hooked(shadow, {module for module, _ in wanted}, keep)
         with torch.set_grad_enabled(grad is True), hooks, suppress(_Enough), interruptible():
             trace.output = call_model(shadow, trace.inputs.clone(), feed)
-        if failed:
-            raise failed[0]
+        if failures:
+            raise failures[0]
         return trace, kept, calls
 
     trace, kept, calls = in_shadow(model, forward)
-    for name, call in names.items():
-        if call not in kept:
-            raise not_reached(name, call[0], calls[call[0]])
-        value = kept[call]
-        if value is _USED:
-            continue
-        if not isinstance(value, Tensor):
+    for name, (module, call) in names.items():
+        if (module, call) not in kept:
+            raise not_reached(name, module, calls[module])
+        value = kept[module, call]
+        if isinstance(value, Tensor):
+            trace.activations[name] = _dense(value)
+        elif value is not _USED:
             raise TypeError(f"layer {shown(name)} gives a {type(value).__name__}; expected a layer that gives a tensor")
-        trace.activations[name] = _dense(value)
     return trace
 
 
-_USED = object()
+_USED = object()  # in place of an activation that ``use`` has seen and that is not kept
 
 
 def _dense(value: Tensor) -> Tensor:
     return value.dequantize() if value.is_quantized else value
 
 
-#: From a batch of pictures to the model's arguments; None for a model that takes the batch itself.
+#: Makes the model's arguments from a batch of pictures; None for a model that takes the batch itself.
 Feed = Callable[[Tensor], Any] | None
 
 
 def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
-    """The model's output; its own exceptions come as a PictureError or ModelError that says what went in.
+    """The model's output; its exceptions are raised as a PictureError or ModelError that describes the input.
 
-    What ``feed`` makes of the pictures is the model's argument, or a tuple of its arguments, or a dict of its
-    keyword arguments.
+    ``feed`` returns the model's argument, a tuple of its arguments, or a dict of its keyword arguments.
     """
     try:
-        with as_given():
-            given = inputs if feed is None else feed(inputs)
+        with device_restored():
+            arguments = inputs if feed is None else feed(inputs)
     except EndlessError:
         raise
     except Exception as error:
         raise ModelError(
             f"inputs= failed on pictures of shape {tuple(inputs.shape)}: {type(error).__name__}: {line(error, 1000)}"
         ) from error
-    # Replicas on other devices would each call the hooks.
+    # Not on several devices: the hooks would be called for every replica.
     parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
     forward: Any = model.module if parallel else model
     try:
-        with as_given():
-            if isinstance(given, dict):
-                return forward(**given)
-            return forward(*given) if isinstance(given, tuple) else forward(given)
+        with device_restored():
+            if isinstance(arguments, dict):
+                return forward(**arguments)
+            return forward(*arguments) if isinstance(arguments, tuple) else forward(arguments)
     except EndlessError:
         raise
     except Exception as error:
         first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
         name, takes = (first[0], first[1].in_channels) if first is not None else ("", 0)
-        said = line(error, 1000)
-        if f"to have {takes} channels, but got {inputs.shape[1]} channels" in said:
+        reason = line(error, 1000)
+        if f"to have {takes} channels, but got {inputs.shape[1]} channels" in reason:
             raise PictureError(
                 f"the input has {inputs.shape[1]} channel(s), the model's first convolution {shown(name)} takes "
                 f"{takes}; expected {(len(inputs), takes, *inputs.shape[2:])}, got {tuple(inputs.shape)}"
             ) from error
-        given = f"an input of shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}, {inputs.device}"
+        what = f"an input of shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}, {inputs.device}"
         if out_of_memory(error):
-            raise too_large(f"the forward pass of {type(model).__name__} on {given}", error) from error
+            raise too_large(f"the forward pass of {type(model).__name__} on {what}", error) from error
         raise ModelError(
-            f"{type(model).__name__} failed in its forward pass on {given}: {type(error).__name__}: {said}"
+            f"{type(model).__name__} failed in its forward pass on {what}: {type(error).__name__}: {reason}"
         ) from error
 
 
 @contextmanager
 def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, Any], Any]) -> Iterator[None]:
-    """While inside, ``on_output(name, output)`` sees each call of the named modules (None: of all but the root).
+    """Within the block, call ``on_output(name, output)`` after each call of the named modules (None: all but the root).
 
-    What it returns, unless None, takes the place of the output.
+    If it returns something other than None, that replaces the output.
     """
-    handles = []
-    try:
-        if names is None:  # what a parametrisation gives are weights
+    with ExitStack() as stack:
+        if names is None:  # a parametrisation's outputs are weights
             named = model.named_modules()
             modules = [(name, module) for name, module in named if name and "parametrizations" not in name.split(".")]
         else:
             modules = [(name, module) for name in names if (module := submodule(model, name)) is not None]
         for name, module in modules:
-            handles.append(module.register_forward_hook(Hook(name, on_output)))
+            stack.callback(module.register_forward_hook(Hook(name, on_output)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def find_modules(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """For each layer's name the module's and the number of its call."""
+    """For each layer's name, the name of its module and the number of the call."""
     result = {}
     for name in names:
         if not isinstance(name, str):
@@ -283,30 +277,30 @@ def find_modules(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str,
 
 
 def find_module(model: nn.Module, name: str) -> tuple[str, int]:
-    """The same for one."""
+    """The name of a layer's module and the number of the call."""
     return find_modules(model, [name])[name]
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module | None:
-    """The part of a model that has this name, which may be one of several; None if there is none.
+    """The module with this name, which may have several names; None if there is none.
 
-    As in ``model.named_modules()``: ``get_submodule`` knows no name with a dot of its own.
+    Unlike ``get_submodule``, this also finds names that themselves contain a dot.
 
     Examples
     --------
     >>> submodule(nn.Sequential(nn.Sequential(nn.ReLU())), "0.0")
     ReLU()
     """
-    found: nn.Module | None = model
+    module: nn.Module | None = model
     for step in name.split("."):
-        found = None if found is None else found._modules.get(step)
-    if found is None and name:
-        found = dict(model.named_modules(remove_duplicate=False)).get(name)
-    return found
+        module = None if module is None else module._modules.get(step)
+    if module is None and name:
+        module = dict(model.named_modules(remove_duplicate=False)).get(name)
+    return module
 
 
 def first_name(model: nn.Module, layer: str) -> str:
-    """The name that :func:`nbviz.layers` has for a layer: a module may have several, and ``"name:0"`` is a first call.
+    """The name that :func:`nbviz.layers` lists a layer under, since a module may have several names.
 
     Examples
     --------
@@ -317,12 +311,12 @@ def first_name(model: nn.Module, layer: str) -> str:
     """
     name, call = find_module(model, layer)
     module = submodule(model, name)
-    first = next(name for name, one in model.named_modules() if one is module)
+    first = next(name for name, candidate in model.named_modules() if candidate is module)
     return f"{first}:{call}" if call else first
 
 
 def not_reached(name: str, module: str, calls: int) -> ValueError:
-    """The error for a layer whose module is called fewer times than its name says."""
+    """The error for a layer whose module is called too few times."""
     if calls == 0:
         return ValueError(
             f"layer {shown(name)} takes no part in the forward pass; expected one that nbviz.layers lists"

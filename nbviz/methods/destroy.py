@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nbviz.core.draws import OwnDraws
-from nbviz.core.receptive_field import tensors_in
+from nbviz.core.field_tracker import tensors_in
+from nbviz.core.generators import OwnGenerators
 from nbviz.core.shadow import in_shadow, shadow_of
 from nbviz.core.trace import Feed, call_model, hooked
 
@@ -82,7 +82,7 @@ def _randomise(module: nn.Module, seed: int) -> None:
     before = [weight.detach().clone() for weight in own]
     others = [t for child in module.children() for t in (*child.parameters(), *child.buffers())]
     kept = [t.detach().clone() for t in others]
-    with OwnDraws(seed), torch.no_grad():
+    with OwnGenerators(seed), torch.no_grad():
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             reset()

@@ -16,8 +16,8 @@ from nbviz.core.arguments import check_channels, check_feed
 from nbviz.core.backward import pull
 from nbviz.core.checks import check_choice, check_indices, check_number, check_real, check_tensor, check_whole
 from nbviz.core.documented import documented
-from nbviz.core.draws import OwnDraws
 from nbviz.core.errors import shown
+from nbviz.core.generators import OwnGenerators
 from nbviz.core.state import check_model
 from nbviz.core.types import Channels, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import Watch, WeightsChanged, steady
@@ -347,7 +347,7 @@ class Basis:
 
 def _input_sides(reader: Reader) -> tuple[int, int]:
     """Height and width of the model's input after preprocessing."""
-    with OwnDraws():
+    with OwnGenerators():
         if reader.channels in (1, 3):
             prepared = next(iter(reader.read(Image.new("RGB", (_PROBE, _PROBE)), 0)))[1]
             return prepared.shape[-2], prepared.shape[-1]

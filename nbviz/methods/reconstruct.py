@@ -14,7 +14,8 @@ from nbviz.core.checks import check_choice, check_indices, check_real
 from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.documented import documented
 from nbviz.core.errors import NoRectifierWarning, shown, warn
-from nbviz.core.local_backward import Start, pull_local
+from nbviz.core.local_backward import pull_local
+from nbviz.core.regions import Start
 from nbviz.core.state import alone, interruptible
 from nbviz.core.trace import Trace
 from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing, ScoresIn, Target

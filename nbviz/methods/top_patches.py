@@ -14,7 +14,7 @@ from nbviz.core.checks import check_choice, check_index, check_indices, check_re
 from nbviz.core.documented import documented
 from nbviz.core.errors import PictureError, shown
 from nbviz.core.layers import Layer
-from nbviz.core.local_backward import Start
+from nbviz.core.regions import Start
 from nbviz.core.state import device_aside
 from nbviz.core.trace import first_name
 from nbviz.core.types import Channels, Dataset, ModelInputs, Preprocessing
@@ -22,7 +22,7 @@ from nbviz.imaging.pixels import cut
 from nbviz.methods.reconstruct import project, warn_without_rectifiers
 from nbviz.methods.subject import Subject
 from nbviz.scanning.dataset import Inputs
-from nbviz.scanning.found import Skipped
+from nbviz.scanning.records import Skipped
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistics import TopK, TopKResult
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nbviz.core.checks import check_choice, check_tensor
 from nbviz.core.errors import PictureError, line, shown
-from nbviz.core.state import parts
+from nbviz.core.state import modules_of
 
 #: Those of which torch finds the least and the greatest value.
 _HAVE_ENDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -276,7 +276,7 @@ def _torchvision(model: nn.Module) -> Preprocess | None:
     module = type(model).__module__
     if not module.startswith("torchvision.models."):
         return None
-    modules = parts(model)
+    modules = modules_of(model)
     size = sum(p.numel() for p in {p for m in modules for p in m._parameters.values() if p is not None})
     outputs = [m.out_features for m in modules if isinstance(m, nn.Linear)]
     outputs = outputs or [m.out_channels for m in modules if isinstance(m, nn.Conv2d)]

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import get_worker_info
 
-from nbviz.core.draws import OwnDraws
+from nbviz.core.generators import OwnGenerators
 from nbviz.core.state import lock
 
 T = TypeVar("T")
 
 
-class Alike:
+class SeededReader:
     """Reads pictures such that each is the same whoever reads it and whatever was drawn before.
 
     The generators that transforms draw from are the process's: a seed that is set there is set for all its threads, and
@@ -71,7 +71,7 @@ def seeded(number: int) -> Iterator[None]:
 def left_alone() -> Iterator[None]:
     """What is drawn inside, by this thread as far as that can be told, is put back."""
     before = _state()
-    with OwnDraws():
+    with OwnGenerators():
         try:
             yield
         finally:

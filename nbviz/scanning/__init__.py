@@ -1,4 +1,4 @@
-"""Whole datasets: statistics of what a model does on all pictures, gathered in parallel and kept on disk."""
+"""Whole datasets: statistics of a model over all pictures, computed in parallel and checkpointed."""
 
 import lazy_loader
 

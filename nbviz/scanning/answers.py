@@ -1,4 +1,4 @@
-"""Statistics of a model's answers: whether they are right, and what becomes of them without a channel."""
+"""Statistics of a model's answers: its accuracy, also with channels switched off."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nbviz.core.checks import check_choice, check_whole
+from nbviz.core.documented import documented
 from nbviz.core.errors import shown
 from nbviz.core.resume import switch_off
-from nbviz.scanning.statistic import Batch, Measured, OfLayer, Tree, add_along_tree, merge_trees, tree_sum
+from nbviz.scanning.statistic import Batch, LayerStatistic, Measured, Tree, add_along_tree, merge_trees, tree_sum
 
 
 @dataclass(frozen=True)
 class AccuracyResult:
-    """How well the model names the pictures that have a label.
+    """The accuracy over the pictures that have a label.
 
     Parameters
     ----------
     accuracy, top5
-        Share of pictures whose class has the highest score, and one of the five highest.
+        The fraction of pictures whose class has the highest score, and one of the five highest.
     loss
-        Mean cross-entropy.
+        The mean cross-entropy.
     pictures
-        How many had a label.
+        The number of pictures with a label.
     per_class
-        float64 (classes,): the accuracy on each class; NaN where there were no pictures of it.
+        float64 (classes,): the accuracy on each class; NaN for classes without pictures.
     counts
-        int64 (classes, classes): how many pictures of a class (row) were taken for which.
+        int64 (classes, classes): the confusion matrix, true classes as rows and predicted ones as columns.
     """
 
     accuracy: float
@@ -41,7 +42,7 @@ class AccuracyResult:
 
 
 class Accuracy(Measured):
-    """Accuracy, also on each class, loss and confusions.
+    """Accuracy, also per class, loss and confusion matrix.
 
     Memory: 8 bytes for each pair of classes.
 
@@ -63,25 +64,25 @@ class Accuracy(Measured):
         self.counts = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
 
     def measure(self, batch: Batch) -> Accuracy:
-        """That of one batch; pictures without a label do not count."""
+        """The accuracy on one batch; pictures without a label do not count."""
         assert batch.logits is not None
-        one, classes = Accuracy(), batch.logits.shape[1]
+        measured, classes = Accuracy(), batch.logits.shape[1]
         labelled = batch.labels >= 0
         logits, labels = batch.logits[labelled].double(), batch.labels[labelled]
         if not len(labels):
-            return one
+            return measured
         check_classes(labels, classes)
         pairs = (labels * classes + logits.argmax(1)).bincount(minlength=classes * classes).view(classes, classes)
-        one.counts = pairs.cpu()
+        measured.counts = pairs.cpu()
         best = logits.topk(min(5, classes), 1).indices
-        # Of equal scores topk may take others than argmax.
+        # Among equal scores, topk and argmax may differ.
         in_five = (best == labels[:, None]).any(1) | (logits.argmax(1) == labels)
-        one.in_five = int(in_five.sum())
-        add_along_tree(one.losses, batch.number, F.cross_entropy(logits, labels, reduction="sum").cpu())
-        return one
+        measured.in_five = int(in_five.sum())
+        add_along_tree(measured.losses, batch.number, F.cross_entropy(logits, labels, reduction="sum").cpu())
+        return measured
 
     def merge(self, other: Accuracy) -> None:
-        """Take in what another has seen."""
+        """Add the accuracy over other pictures."""
         merge_trees(self.losses, other.losses)
         self.in_five += other.in_five
         self.counts = self.counts + other.counts
@@ -91,43 +92,37 @@ class Accuracy(Measured):
         n = int(self.counts.sum())
         if not n:
             return None
-        right, loss = self.counts.diagonal(), float(tree_sum(self.losses)) / n
-        per_class = right.double() / self.counts.sum(1)
-        return AccuracyResult(int(right.sum()) / n, self.in_five / n, loss, n, per_class, self.counts.clone())
+        correct, loss = self.counts.diagonal(), float(tree_sum(self.losses)) / n
+        per_class = correct.double() / self.counts.sum(1)
+        return AccuracyResult(int(correct.sum()) / n, self.in_five / n, loss, n, per_class, self.counts.clone())
 
 
 def check_classes(labels: Tensor, classes: int) -> None:
-    """Whether all labels are classes of the model's, or -1.
-
-    Raises
-    ------
-    ValueError
-        Where one is not.
-    """
+    """Check that all labels are classes of the model, or -1."""
     if int(labels.max()) >= classes:
         raise ValueError(f"a picture has the label {int(labels.max())}; expected 0 to {classes - 1}")
 
 
-#: Which channels are switched off in turn: each alone, or all but each.
+#: Which channels are switched off in a trial: one, or all but one.
 ABLATIONS = ("zero", "keep")
 
 
 @dataclass(frozen=True)
 class AblationResult:
-    """How well the model does without each channel, or with it alone, or without each of some sets of channels.
+    """Accuracy and loss with channels switched off, for each of S trials; by default one for each of C channels.
 
     Parameters
     ----------
     accuracy, loss
-        float64 (C,), or (S,) where ``off`` names sets: of the pictures with a label.
+        float64 (S,): over the pictures with a label.
     baseline, baseline_loss
-        With all channels.
+        The same with all channels.
     per_class
-        float64 (C, classes): the accuracy on each class; NaN where there were no pictures of it.
+        float64 (S, classes): the accuracy on each class; NaN for classes without pictures.
     ranking
-        int64 (C,): the channels, the one whose loss is lowest first: the most redundant where each was switched off.
+        int64 (S,): the trials by increasing loss. With single channels switched off, the most redundant come first.
     pictures
-        How many had a label.
+        The number of pictures with a label.
     """
 
     accuracy: Tensor
@@ -139,28 +134,27 @@ class AblationResult:
     pictures: int
 
 
-class Ablation(OfLayer):
-    """Accuracy and loss with each channel of a layer switched off in turn, or left on alone.
+@documented
+class Ablation(LayerStatistic):
+    """Accuracy and loss with each channel of a layer switched off in turn, or kept alone.
 
-    For each batch and channel only what follows the layer is run. Memory: 8 bytes for each channel and class, and for
+    For each batch and channel, only what follows the layer runs. Memory: 8 bytes for each channel and class, and for
     each channel and doubling of the number of batches.
 
     Parameters
     ----------
-    layer
-        A module's name.
     mode
-        ``"zero"`` sets the channel to zero, ``"keep"`` all others.
+        ``"zero"`` sets the channel to zero, ``"keep"`` sets all other channels to zero.
     value
-        In place of zero, a value for each channel (C,), such as the mean that :class:`Moments` found.
+        A value for each channel (C,) in place of zero, such as the mean from :class:`Moments`.
     off
-        In place of ``mode``, bool (S, C): the channels that are switched off together, for each of S trials.
+        bool (S, C), in place of ``mode``: the channels that each of S trials switches off.
     at_once
         How many pictures go through what follows the layer at once.
 
     Examples
     --------
-    Two channels, of which the second decides:
+    Of two channels, the second decides:
 
     >>> import nbviz
     >>> net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Flatten(), torch.nn.Linear(2, 2))
@@ -197,14 +191,14 @@ class Ablation(OfLayer):
         self.losses: Tree = {}
 
     def measure(self, batch: Batch) -> Ablation:
-        """The table of one batch; pictures without a label do not count."""
-        one = Ablation(self.layers[0], self.mode, self.value, self.off, self.at_once)
+        """The ablation on one batch; pictures without a label do not count."""
+        measured = Ablation(self.layers[0], self.mode, self.value, self.off, self.at_once)
         assert batch.logits is not None
         assert batch.go_on is not None
         labelled = batch.labels >= 0
         labels, classes = batch.labels[labelled], batch.logits.shape[1]
         if not len(labels):
-            return one
+            return measured
         check_classes(labels, classes)
         maps, go_on = batch.activations[self.layers[0]], batch.go_on
         off, n = self._trials(maps), len(maps)
@@ -217,36 +211,35 @@ class Ablation(OfLayer):
             loss[row] = F.cross_entropy(logits, labels, reduction="sum").cpu()
 
         note(len(off), batch.logits)
-        for some in torch.arange(len(off)).split(max(1, self.at_once // n)):
-            variants = switch_off(maps, off[some.to(off.device)], self.value)
-            for row, logits in zip(some.tolist(), go_on(self.layers[0], variants).split(n), strict=True):
-                note(row, logits)
-        one.right, one.pictures = right, labels.bincount(minlength=classes).cpu()
-        add_along_tree(one.losses, batch.number, loss)
-        return one
+        for trials in torch.arange(len(off)).split(max(1, self.at_once // n)):
+            variants = switch_off(maps, off[trials.to(off.device)], self.value)
+            for trial, logits in zip(trials.tolist(), go_on(self.layers[0], variants).split(n), strict=True):
+                note(trial, logits)
+        measured.right, measured.pictures = right, labels.bincount(minlength=classes).cpu()
+        add_along_tree(measured.losses, batch.number, loss)
+        return measured
 
     def _trials(self, maps: Tensor) -> Tensor:
-        """Which channels are off in each trial (S, C)."""
+        """The channels that each trial switches off, bool (S, C)."""
         channels = maps.shape[1]
         if self.off is None:
-            each = torch.eye(channels, dtype=torch.bool, device=maps.device)
-            return each if self.mode == "zero" else ~each
+            single = torch.eye(channels, dtype=torch.bool, device=maps.device)
+            return single if self.mode == "zero" else ~single
         if self.off.shape[1] != channels:
             raise ValueError(f"off has shape {tuple(self.off.shape)}; expected (S, {channels}): the layer's channels")
         return self.off.to(maps.device)
 
     def merge(self, other: Ablation) -> None:
-        """Take in what another has seen."""
+        """Add the ablation over other pictures."""
         self.right, self.pictures = self.right + other.right, self.pictures + other.pictures
         merge_trees(self.losses, other.losses)
 
     def result(self) -> AblationResult | None:
-        """The table; None before the first picture with a label."""
+        """Accuracy and loss of each trial; None before the first picture with a label."""
         n = int(self.pictures.sum())
         if not n:
             return None
         accuracy, loss = self.right.sum(1).double() / n, tree_sum(self.losses) / n
         per_class = self.right.double() / self.pictures
-        ranking = loss[:-1].argsort(stable=True)
-        rest = float(accuracy[-1]), float(loss[-1]), per_class[:-1], ranking, n
-        return AblationResult(accuracy[:-1], loss[:-1], *rest)
+        baselines = float(accuracy[-1]), float(loss[-1])
+        return AblationResult(accuracy[:-1], loss[:-1], *baselines, per_class[:-1], loss[:-1].argsort(stable=True), n)

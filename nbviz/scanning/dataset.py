@@ -17,74 +17,73 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nbviz.core.errors import PictureError, line, shown
 from nbviz.pictures.load import Reader, as_path
-from nbviz.pictures.random_numbers import Alike
-from nbviz.scanning.found import Loaded, NoClass, Skipped
+from nbviz.pictures.random_numbers import SeededReader
 from nbviz.scanning.identity import Known, identity
 from nbviz.scanning.labels import Label, Names, class_names, given_label, label_of
+from nbviz.scanning.records import LoadedBatch, NoClass, Skipped
 
-#: Under which names the items of a dataset, if they are dicts, hold the picture.
+#: The keys under which items that are dicts may hold the picture.
 PICTURE_KEYS = ("image", "img", "picture", "pixel_values", "jpg", "png", "jpeg")
 _ACCEPTED = (
     "a folder's path, a torchvision or Hugging Face dataset, anything with a length and items, or an iterable; "
     "its items are pictures, (picture, label) or dicts of these"
 )
 
-_TRIED = 1000  # pictures, for one that can be read
+_MOST_TRIED = 1000  # pictures that may be unreadable before the first readable one
 
 
 def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")  # such as .ipynb_checkpoints, or what macOS leaves beside a picture
+    return not path.name.startswith(".")  # as .ipynb_checkpoints does, and the files that macOS adds to pictures
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether a file's name says that Pillow can open it: some formats it can only write, or knows by name alone."""
+    """Whether a file is of a format that Pillow can open."""
     kind = Image.registered_extensions().get(path.suffix.lower())
-    return _visible(path) and kind in Image.OPEN and kind not in _BY_NAME and path.is_file()
+    return _visible(path) and kind in Image.OPEN and kind not in _UNREADABLE and path.is_file()
 
 
-_BY_NAME = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS")  # or, the last two, only with another program's help
+_UNREADABLE = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS")  # the last two need another program
 
 
 def _pictures_below(path: Path, folders: Sequence[Path]) -> list[list[str]]:
-    """The pictures in each of a folder's folders and those below, in the order of their names.
+    """The pictures below each of a folder's sub-folders, sorted by path.
 
-    Links are followed, but each folder is looked into once, and by its own name before any link's: a link to what lies
-    above it has no end, and one beside it would have its pictures counted twice. A link to a picture is one more.
+    Links are followed, but each folder is visited once, by its own name rather than by that of a link: a link to a
+    parent would never end, and pictures behind a link to a sibling would count twice. Links to pictures count.
     """
     found: list[list[Path]] = [[] for _ in folders]
-    seen = {_place(path)}
+    visited = {_inode(path)}
     own = [(i, folder) for i, folder in enumerate(folders) if not folder.is_symlink()]
     links = [(i, folder) for i, folder in enumerate(folders) if folder.is_symlink()]
     while own or links:
         i, folder = own.pop() if own else links.pop(0)
         try:
-            place, inside = _place(folder), sorted(folder.iterdir())
-        except OSError:  # may not be looked into, or has gone
+            inode, entries = _inode(folder), sorted(folder.iterdir())
+        except OSError:  # no permission, or deleted meanwhile
             continue
-        if place in seen:
+        if inode in visited:
             continue
-        seen.add(place)
-        for one in filter(_visible, inside):
-            if _is_picture(one):
-                found[i].append(one)
-            elif one.is_dir():
-                (links if one.is_symlink() else own).append((i, one))
+        visited.add(inode)
+        for entry in filter(_visible, entries):
+            if _is_picture(entry):
+                found[i].append(entry)
+            elif entry.is_dir():
+                (links if entry.is_symlink() else own).append((i, entry))
     return [list(map(str, sorted(files))) for files in found]
 
 
-def _place(folder: Path) -> tuple[int, int]:
-    """What a folder is known by, whatever its name."""
-    known = folder.stat()
-    return known.st_dev, known.st_ino
+def _inode(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 class Folder(Dataset[Any]):
-    """The pictures below a folder; those in each of its sub-folders are a class, in the order of their names.
+    """The pictures below a folder; its sub-folders are the classes, in alphabetical order.
 
     Parameters
     ----------
     path
-        Of the folder. Where no picture lies in a sub-folder, there are no classes.
+        The path of the folder. If no sub-folder has pictures, there are no classes.
 
     Raises
     ------
@@ -94,19 +93,18 @@ class Folder(Dataset[Any]):
 
     def __init__(self, path: Path) -> None:
         try:
-            there = path.is_dir()
-        except (OSError, ValueError):  # a name that no folder can have
-            there = False
-        if not there:
+            exists = path.is_dir()
+        except (OSError, ValueError):  # not a possible file name
+            exists = False
+        if not exists:
             raise PictureError(f"there is no folder {shown(str(path), 200)}; expected {_ACCEPTED}")
         self.path = str(path)
-        below = [one for one in sorted(path.iterdir()) if _visible(one) and one.is_dir()]
-        found = dict(zip((one.name for one in below), _pictures_below(path, below), strict=True))
+        folders = [entry for entry in sorted(path.iterdir()) if _visible(entry) and entry.is_dir()]
+        found = dict(zip((folder.name for folder in folders), _pictures_below(path, folders), strict=True))
         self.classes = [name for name, files in found.items() if files]
-        # What lies beside the classes' folders belongs to none of them.
-        beside = [(str(file), None) for file in sorted(path.iterdir()) if _is_picture(file)]
-        inside = [(file, label) for label, name in enumerate(self.classes) for file in found[name]]
-        self.samples: list[tuple[str, int | None]] = [*beside, *inside]
+        unlabelled = [(str(file), None) for file in sorted(path.iterdir()) if _is_picture(file)]
+        labelled = [(file, label) for label, name in enumerate(self.classes) for file in found[name]]
+        self.samples: list[tuple[str, int | None]] = [*unlabelled, *labelled]
         if not self.samples:
             raise PictureError(f"there is no picture in the folder {shown(str(path), 200)}; expected {_ACCEPTED}")
 
@@ -121,12 +119,12 @@ class Folder(Dataset[Any]):
 
 
 def check_dataset(given: Any) -> Any:
-    """The dataset: of a folder's path, a :class:`Folder`; otherwise as it is, if it is one.
+    """The given dataset; a :class:`Folder` for a path.
 
     Raises
     ------
     TypeError, PictureError
-        For anything that is none.
+        For anything that is not a dataset.
     """
     if isinstance(given, (str, os.PathLike)):
         return Folder(as_path(given).expanduser())
@@ -136,23 +134,23 @@ def check_dataset(given: Any) -> Any:
         sized = hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, IterableDataset)
         if sized or isinstance(given, Iterable):
             return given
-    except Exception:  # an object of the person's own that fails however it is looked at
+    except Exception:  # foreign objects may raise anything
         pass
     raise TypeError(f"dataset is {type(given).__name__}; expected {_ACCEPTED}")
 
 
 @dataclass
 class Inputs(Dataset[Any]):
-    """A dataset as a model's inputs, in batches: the source of a scan.
+    """A dataset in batches of a model's inputs: the source of a scan.
 
     Parameters
     ----------
     dataset
-        What :func:`check_dataset` lets pass.
+        A dataset that :func:`check_dataset` accepts.
     reader
-        The model's.
+        The reader of the model's inputs.
     batch_size
-        How many pictures a batch has, but for the last.
+        The number of pictures in each batch but the last.
     """
 
     dataset: Any
@@ -162,26 +160,26 @@ class Inputs(Dataset[Any]):
     def __post_init__(self) -> None:
         self.count = _length(self.dataset)
         self.batches = None if self.count is None else -(-self.count // self.batch_size)
-        self._alike = Alike()
+        self._seeded = SeededReader()
 
     @cached_property
     def names(self) -> Names:
         """The numbers of the classes by name; see :func:`nbviz.scanning.labels.class_names`."""
         return class_names(self.dataset, self.reader.preprocess.labels)
 
-    def classes_named(self) -> int | None:
-        """How many classes there are, where labels are names that are taken in the order of the alphabet."""
+    def alphabetic_classes(self) -> int | None:
+        """The number of classes, if labels are names that are numbered alphabetically."""
         return len(self.names.numbers or ()) if self.names.alphabetic else None
 
     def name(self, i: int) -> str:
-        """What a person finds a picture by."""
+        """The name of a picture for people."""
         return _name(self.dataset, i)
 
     def __str__(self) -> str:
         return f"{self.count} pictures of a {type(self.dataset).__name__} by {self.batch_size}"
 
-    def load(self, numbers: Sequence[int] | None, workers: int = 0) -> Iterator[Loaded]:
-        """These batches in order (None: all), read by so many processes beside this one.
+    def load(self, numbers: Sequence[int] | None, workers: int = 0) -> Iterator[LoadedBatch]:
+        """The batches with these numbers (None: all), read by ``workers`` processes besides this one.
 
         Raises
         ------
@@ -196,8 +194,7 @@ class Inputs(Dataset[Any]):
             batch_sampler=_Batches(numbers, self.batch_size, len(self)),
             num_workers=workers,
             collate_fn=partial(_collated, self.batch_size),
-            # Its seed would come from the person's random numbers.
-            generator=torch.Generator(),
+            generator=torch.Generator(),  # by default, the user's generator would give its seed
         )
         for loaded in _started(loader):
             if isinstance(loaded, PictureError):
@@ -205,44 +202,46 @@ class Inputs(Dataset[Any]):
             yield loaded
 
     def parts(self, known: Known) -> Iterator[tuple[str, Any]]:
-        """The size of batches, what prepares a picture, and what the dataset holds."""
+        """What identifies these inputs: the batch size, the preprocessing, and everything the dataset holds."""
         yield "batch_size=", self.batch_size
         yield "the number of pictures", self.count
-        reader, made = self.reader, self.reader.preprocess
-        yield "preprocess=", (made.transform, made.mode, reader.channels, reader.axes, reader.dtype)
+        reader, preprocess = self.reader, self.reader.preprocess
+        yield "preprocess=", (preprocess.transform, preprocess.mode, reader.channels, reader.axes, reader.dtype)
         yield from identity(self.dataset, known)
 
     def first(self) -> Tensor:
-        """The model's input (1, C, H, W), on its device, for the first picture that can be read.
+        """The model's input (1, C, H, W), on its device, for the first readable picture.
 
         Raises
         ------
         PictureError
-            When there is none, or none among the first thousand.
+            When none of the first thousand pictures can be read.
         """
-        tried, first = min(len(self), _TRIED), None
+        tried, skipped = min(len(self), _MOST_TRIED), None
         for i in range(tried):
             item = self[i]
             if not isinstance(item, Skipped):
                 return item[1][None].to(self.reader.device)
-            first = first or item
-        if first is None:
+            skipped = skipped or item
+        if skipped is None:
             raise PictureError("the dataset is empty; expected at least one picture")
-        said = f"the first, {first.name}: {first.reason}"
-        raise PictureError(f"none of the first {tried} pictures can be read; expected at least one that can; {said}")
+        raise PictureError(
+            f"none of the first {tried} pictures can be read; expected at least one that can; the first, "
+            f"{skipped.name}: {skipped.reason}"
+        )
 
     def sample(self) -> Iterator[tuple[Any, ...]]:
-        """The first picture, the last and one between: each with its index and class, if it can be read."""
+        """The first, the middle and the last picture: index, input and label, or the index alone if unreadable."""
         for i in sorted({0, len(self) // 2, len(self) - 1}) if len(self) else ():
             item = self[i]
             yield (i,) if isinstance(item, Skipped) else (*item[:2], *item[2])
 
-    def _stream(self) -> Iterator[Loaded]:
+    def _stream(self) -> Iterator[LoadedBatch]:
         """All batches of an iterable dataset."""
         items: list[Any] = []
         number = 0
-        for i, item in enumerate(_given(self.dataset)):
-            items.append(self._alike.read(i, partial(self._read, i, item)))
+        for i, item in enumerate(_items(self.dataset)):
+            items.append(self._seeded.read(i, partial(self._read, i, item)))
             if len(items) == self.batch_size:
                 yield _batch(number, items)
                 items, number = [], number + 1
@@ -253,7 +252,7 @@ class Inputs(Dataset[Any]):
         return self.count or 0
 
     def __getitem__(self, i: int) -> Item:
-        return self._alike.read(i, partial(self._item, i))
+        return self._seeded.read(i, partial(self._item, i))
 
     def _item(self, i: int) -> Item:
         try:
@@ -263,12 +262,12 @@ class Inputs(Dataset[Any]):
         return self._read(i, item)
 
     def _read(self, i: int, item: Any) -> Item:
-        """The picture's input (C, H, W) and class."""
+        """The input (C, H, W) and label of a picture."""
         try:
-            found = list(self.reader.read(_picture(item), i))
-            if len(found) != 1:
-                raise PictureError(f"it holds {len(found)} pictures; expected one")
-            return i, found[0][1], label_of(given_label(item), lambda: self.names.numbers)
+            inputs = [x for _, x in self.reader.read(_picture(item), i)]
+            if len(inputs) != 1:
+                raise PictureError(f"it holds {len(inputs)} pictures; expected one")
+            return i, inputs[0], label_of(given_label(item), lambda: self.names.numbers)
         except Exception as error:
             return Skipped(i, _name(self.dataset, i), line(error))
 
@@ -276,7 +275,7 @@ class Inputs(Dataset[Any]):
 def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
         return iter(loader)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:  # where processes are not forked
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # if processes are spawned, not forked
         raise TypeError(
             f"the dataset or preprocess= cannot be sent to the processes that read pictures "
             f"(workers={loader.num_workers}): {type(error).__name__}: {line(error, 1000)}; expected what pickle takes, "
@@ -285,7 +284,7 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 class _Batches:
-    """The indices of each of some batches, when they are asked for."""
+    """The indices of the pictures in each batch, made when they are needed."""
 
     def __init__(self, numbers: Sequence[int], size: int, count: int) -> None:
         self._numbers, self._size, self._count = numbers, size, count
@@ -298,8 +297,8 @@ class _Batches:
         return len(self._numbers)
 
 
-def _collated(size: int, items: list[Item]) -> Loaded | PictureError:
-    """A batch, stacked in the process that reads it: each tensor that goes to another takes a file descriptor."""
+def _collated(size: int, items: list[Item]) -> LoadedBatch | PictureError:
+    """A batch, stacked in the reader's process, since each tensor sent to another takes a file descriptor."""
     first = items[0]
     try:
         return _batch((first.index if isinstance(first, Skipped) else first[0]) // size, items)
@@ -307,17 +306,15 @@ def _collated(size: int, items: list[Item]) -> Loaded | PictureError:
         return error
 
 
-def _given(dataset: Any) -> Iterator[Any]:
-    """What an iterable gives, until its end."""
+def _items(dataset: Any) -> Iterator[Any]:
+    """The items of an iterable dataset."""
     n = 0
     try:
         for n, item in enumerate(dataset, 1):  # noqa: B007 - for the error
             yield item
-    except GeneratorExit:
-        raise
     except Exception as error:
-        said = f"{type(error).__name__}: {line(error, 1000)}"
-        raise PictureError(f"the dataset failed after {n} items: {said}; expected {_ACCEPTED}") from error
+        reason = f"{type(error).__name__}: {line(error, 1000)}"
+        raise PictureError(f"the dataset failed after {n} items: {reason}; expected {_ACCEPTED}") from error
 
 
 def _length(dataset: Any) -> int | None:
@@ -325,14 +322,14 @@ def _length(dataset: Any) -> int | None:
         return None
     try:
         return len(dataset)
-    except Exception:  # an iterable that has the method and not the answer
+    except Exception:  # an iterable whose __len__ fails
         return None
 
 
 def _name(dataset: Any, i: int) -> str:
-    """What a person finds a picture by: its file's path where the dataset keeps it, as torchvision's do."""
-    named = (getattr(dataset, "samples", None), getattr(dataset, "imgs", None), dataset)
-    samples = next((one for one in named if isinstance(one, (list, tuple)) and i < len(one)), None)
+    """The path of a picture's file, if the dataset has it as torchvision's do, else its number."""
+    lists = (getattr(dataset, "samples", None), getattr(dataset, "imgs", None), dataset)
+    samples = next((items for items in lists if isinstance(items, (list, tuple)) and i < len(items)), None)
     if samples is not None:
         first = samples[i][0] if isinstance(samples[i], (list, tuple)) and samples[i] else samples[i]
         if isinstance(first, (str, os.PathLike)):
@@ -341,7 +338,7 @@ def _name(dataset: Any, i: int) -> str:
 
 
 def _picture(item: Any) -> Any:
-    """The picture in one item."""
+    """The picture in an item of a dataset."""
     if isinstance(item, Mapping):
         names = [name for name in PICTURE_KEYS if name in item]
         names += [name for name, value in item.items() if isinstance(value, Image.Image)]
@@ -356,7 +353,7 @@ def _picture(item: Any) -> Any:
     return item
 
 
-def _batch(number: int, items: list[Item]) -> Loaded:
+def _batch(number: int, items: list[Item]) -> LoadedBatch:
     skipped = [item for item in items if isinstance(item, Skipped)]
     read = [item for item in items if not isinstance(item, Skipped)]
     indices, labels = [i for i, _, _ in read], [label for _, _, label in read]
@@ -368,9 +365,10 @@ def _batch(number: int, items: list[Item]) -> Loaded:
         )
     inputs = torch.stack([x for _, x, _ in read]) if read else None
     numbers, classes = [label.number for label in labels], [label.classes for label in labels]
-    no_class = [NoClass(label.why, 1, i, label.given) for i, label in zip(indices, labels, strict=True) if label.why]
-    return Loaded(number, indices, inputs, numbers, skipped, classes, no_class)
+    pairs = zip(indices, labels, strict=True)
+    no_class = [NoClass(label.reason, 1, i, label.given) for i, label in pairs if label.reason]
+    return LoadedBatch(number, indices, inputs, numbers, skipped, classes, no_class)
 
 
-#: A picture's index, input (C, H, W) and class; or why it could not be read.
+#: A picture's index, input (C, H, W) and label; or why it could not be read.
 Item = tuple[int, Tensor, Label] | Skipped

@@ -1,4 +1,4 @@
-"""What tells a value from another one, whichever process made it: its content and its code, never its address."""
+"""Digests of arbitrary values by content and code, never by address, so that they agree between processes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 
 def digest(value: Any, hooks: bool = True) -> tuple[str, list[str]]:
-    """A digest of all that a value holds, and of what kind is that in it which cannot be known.
+    """A digest of everything a value holds, and the types of the values in it that could not be digested.
 
-    Of a callable it is that of its code, with the constants, defaults, closures and globals that it uses; of an object
-    its class and its state. What an installed package defines goes by its name. Without ``hooks``, those of modules
-    go by their code alone, see :func:`hooks_of`.
+    Callables are digested by their code with the constants, defaults, closures and globals that it uses, objects by
+    their class and state, and definitions of installed packages by name. Without ``hooks``, modules' hooks are digested
+    by their code alone, see :func:`hooks_of`.
 
     Examples
     --------
@@ -39,17 +39,17 @@ def digest(value: Any, hooks: bool = True) -> tuple[str, list[str]]:
     >>> digest([1, (letter for letter in "ab")])[1]
     ['generator']
     """
-    one = _Digest(hooks)
-    return one.of(value).hex(), sorted(one.unknown)
+    digester = _Digester(hooks)
+    return digester.digest(value).hex(), sorted(digester.unknown)
 
 
 def _hashed(*parts: Part) -> bytes:
-    found = hashlib.sha256()  # for which processors have instructions
+    hasher = hashlib.sha256()  # processors have instructions for it
     for part in parts:
         data = part.encode("utf8", "surrogatepass") if isinstance(part, str) else part
-        found.update(len(data).to_bytes(8, "little"))
-        found.update(data)
-    return found.digest()[:16]
+        hasher.update(len(data).to_bytes(8, "little"))
+        hasher.update(data)
+    return hasher.digest()[:16]
 
 
 Part = bytes | str | memoryview
@@ -57,21 +57,21 @@ Part = bytes | str | memoryview
 
 _PLAIN = (bool, int, float, complex, type(None), type(Ellipsis), type(NotImplemented), range, slice)
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
-_MODULES_OWN = frozenset(vars(nn.Module()))  # the attributes that every module has
-_MADE_BY_PYTHON = frozenset(("_abc_impl", "_member_map_", "_member_names_", "_member_type_", "_value2member_map_"))
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # those that every module has
+_CLASS_INTERNALS = frozenset(("_abc_impl", "_member_map_", "_member_names_", "_member_type_", "_value2member_map_"))
 
 
-#: Those that may change what a model gives, or its gradient.
+#: The hooks that may change a model's output or its gradient.
 _HOOKS = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
 
 
 def hooks_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The hooks of a model's modules and those of all modules, each with a name for people."""
+    """The hooks of a model's modules and the global hooks, each with a name for people."""
     for name, module in model.named_modules():
         for i, hook in enumerate(_own_hooks(module)):
             yield f"hook {i} of {name!r}" if name else f"hook {i} of the model", hook
-    every = (hook for kind in _HOOKS for hook in getattr(nn.modules.module, f"_global{kind}", {}).values())
-    for i, hook in enumerate(every):
+    global_hooks = (hook for kind in _HOOKS for hook in getattr(nn.modules.module, f"_global{kind}", {}).values())
+    for i, hook in enumerate(global_hooks):
         yield f"hook {i} of all modules", hook
 
 
@@ -79,40 +79,36 @@ def _own_hooks(module: nn.Module) -> Iterator[Any]:
     return (hook for kind in _HOOKS for hook in vars(module).get(kind, {}).values())
 
 
-class _Digest:
+class _Digester:
     def __init__(self, hooks: bool) -> None:
         self._hooks = hooks
         self.unknown: set[str] = set()
-        self._open: dict[int, int] = {}  # what is being looked at, and how deep it lies
-        self._done: dict[int, tuple[Any, bytes]] = {}  # with the value, so that its id stays its own
+        self._open: dict[int, int] = {}  # the values being digested, by id, and their depth
+        self._done: dict[int, tuple[Any, bytes]] = {}  # by id, together with the value, so that its id stays unique
 
-    def of(self, value: Any) -> bytes:
-        """The digest of a value."""
+    def digest(self, value: Any) -> bytes:
         if type(value) in _PLAIN:
             return _hashed(type(value).__name__, repr(value))
         if type(value) in (str, bytes):
             return _hashed(type(value).__name__, value)
-        place = id(value)
-        if place in self._done:
-            return self._done[place][1]
-        if place in self._open:
-            return _hashed("again", str(len(self._open) - self._open[place]))
-        self._open[place] = len(self._open)
+        key = id(value)
+        if key in self._done:
+            return self._done[key][1]
+        if key in self._open:
+            return _hashed("again", str(len(self._open) - self._open[key]))
+        self._open[key] = len(self._open)
         try:
-            found = _hashed(type(value).__name__, *self._parts(value))
-        except Exception:  # of an object's own making, or one that holds too much
-            found = self._not_known(value)
+            result = _hashed(type(value).__name__, *self._parts(value))
+        except Exception:  # foreign objects may raise anything, and deep ones a RecursionError
+            self.unknown.add(type(value).__name__)
+            result = _hashed("not known", type(value).__name__)
         finally:
-            del self._open[place]
-        self._done[place] = value, found
-        return found
-
-    def _not_known(self, value: Any) -> bytes:
-        self.unknown.add(type(value).__name__)
-        return _hashed("not known", type(value).__name__)
+            del self._open[key]
+        self._done[key] = value, result
+        return result
 
     def _all(self, values: Iterable[Any]) -> Iterator[bytes]:
-        return map(self.of, values)
+        return map(self.digest, values)
 
     def _parts(self, value: Any) -> Iterator[Part]:
         if isinstance(value, Tensor):
@@ -126,7 +122,7 @@ class _Digest:
         elif isinstance(value, PurePath):
             yield str(value)
         elif isinstance(value, Enum):
-            yield from (value.name, self.of(value.value))
+            yield from (value.name, self.digest(value.value))
         elif isinstance(value, nn.Module):
             yield from self._module(value)
         elif isinstance(value, FunctionType):
@@ -135,27 +131,27 @@ class _Digest:
             yield from self._all((value.__func__, value.__self__))
         elif isinstance(value, BuiltinFunctionType):
             owner = value.__self__
-            yield from (value.__qualname__, owner.__name__ if isinstance(owner, ModuleType) else self.of(owner))
+            yield from (value.__qualname__, owner.__name__ if isinstance(owner, ModuleType) else self.digest(owner))
         elif isinstance(value, CodeType):
             yield from self._code(value)
         elif isinstance(value, property):
             yield from self._all((value.fget, value.fset, value.fdel))
         elif isinstance(value, (staticmethod, classmethod)):
-            yield self.of(value.__func__)
+            yield self.digest(value.__func__)
         elif isinstance(value, type):
             yield from self._class(value)
         elif isinstance(value, ModuleType):
             yield value.__name__
         elif isinstance(value, weakref.ref):
-            yield self.of(value())
+            yield self.digest(value())
         elif isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
             yield str(value)
         elif isinstance(value, torch.Generator):
-            yield self.of(value.get_state())
+            yield self.digest(value.get_state())
         elif isinstance(value, torch.UntypedStorage):
-            yield self.of(torch.empty(0, dtype=torch.uint8, device=value.device).set_(value))
+            yield self.digest(torch.empty(0, dtype=torch.uint8, device=value.device).set_(value))
         elif isinstance(value, torch.ScriptObject):
-            yield self.of(value.__getstate__())
+            yield self.digest(value.__getstate__())
         elif not isinstance(value, _LOCKS):  # which hold nothing
             yield from self._object(value)
 
@@ -165,44 +161,44 @@ class _Digest:
         if value.is_nested:
             yield from self._all(value.unbind())
         elif value.is_quantized:
-            yield self.of(value.dequantize())
+            yield self.digest(value.dequantize())
         elif value.layout is not torch.strided:
-            yield self.of(value.to_dense())
+            yield self.digest(value.to_dense())
         elif not value.is_meta and value.numel():
-            # What is expanded is looked at once, and no second copy of a large one is made.
+            # Expanded dimensions are read once, and large tensors copied in chunks.
             value = value[tuple(slice(0, 1) if step == 0 else slice(None) for step in value.stride())]
             rows = value if value.ndim else value[None]
-            for some in rows.split(max(1, _CHUNK // max(1, rows[0].nbytes))):
-                plain = some.resolve_conj().resolve_neg().cpu().contiguous().flatten()
+            for chunk in rows.split(max(1, _CHUNK // max(1, rows[0].nbytes))):
+                plain = chunk.resolve_conj().resolve_neg().cpu().contiguous().flatten()
                 yield plain.view(torch.uint8).numpy().data
 
     def _container(self, value: Any) -> Iterator[Part]:
-        try:  # a million names of files, in C
-            # JSON takes nothing whose content it does not write, and marshal, in the version without references, no
-            # subclasses but tells {1: …} from {"1": …} and (1,) from [1].
+        try:  # in C, for millions of file names
+            # JSON fails on anything it cannot represent in full. Marshal, in its version without references, fails on
+            # subclasses, and distinguishes {1: …} from {"1": …} and (1,) from [1].
             yield from (json.dumps(value, default=_as_text), marshal.dumps(value, 2))
             return
         except (TypeError, ValueError, RecursionError, OverflowError):
             pass
         if isinstance(value, dict):
-            for key, one in value.items():
-                yield from (self.of(key), self.of(one))
+            for key, item in value.items():
+                yield from (self.digest(key), self.digest(item))
         else:
             yield from self._all(value)
 
     def _module(self, module: nn.Module) -> Iterator[Part]:
-        """Without what a module notes down beside its work, such as flags."""
+        """The module without flags such as ``training``."""
         own = vars(module)
-        yield self.of(type(module))
+        yield self.digest(type(module))
         yield from self._all((own["_parameters"], own["_buffers"], own["_modules"]))
-        yield self.of({name: value for name, value in own.items() if name not in _MODULES_OWN})
+        yield self.digest({name: value for name, value in own.items() if name not in _MODULE_ATTRIBUTES})
         for hook in _own_hooks(module):
-            yield self.of(hook if self._hooks else getattr(getattr(hook, "__func__", hook), "__code__", type(hook)))
+            yield self.digest(hook if self._hooks else getattr(getattr(hook, "__func__", hook), "__code__", type(hook)))
 
     def _function(self, function: FunctionType) -> Iterator[Part]:
         cells: list[Any] = []
         for cell in function.__closure__ or ():
-            with suppress(ValueError):  # nothing in it yet
+            with suppress(ValueError):  # still empty
                 cells.append(cell.cell_contents)
         yield from self._all((function.__code__, function.__defaults__, function.__kwdefaults__, vars(function)))
         yield from self._all(cells)
@@ -214,8 +210,8 @@ class _Digest:
                 yield from (name, *self._global(names[name], function.__code__))
 
     def _global(self, value: Any, code: CodeType) -> Iterator[Part]:
-        """What a function uses by a global's name; of a module of the person's own, what it may take from it."""
-        yield self.of(value)
+        """What a function uses through a global name; of a user's module, the attributes that its code names."""
+        yield self.digest(value)
         if isinstance(value, ModuleType) and not _is_installed(value.__name__) and id(value) not in self._open:
             self._open[id(value)] = len(self._open)
             for name in sorted(_names(code) & vars(value).keys()):
@@ -223,7 +219,7 @@ class _Digest:
             del self._open[id(value)]
 
     def _code(self, code: CodeType) -> Iterator[Part]:
-        """All but where it stands."""
+        """Everything but the file and the lines."""
         numbers = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
         yield from (code.co_code, getattr(code, "co_exceptiontable", b""), repr(numbers))
         yield json.dumps([code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars])
@@ -235,24 +231,24 @@ class _Digest:
             return
         yield value.__name__
         yield from self._all(value.__bases__)
-        for name, own in sorted(vars(value).items()):
-            made = name.startswith("__") or name in _MADE_BY_PYTHON
-            if isinstance(own, (FunctionType, staticmethod, classmethod, property)) or not made:
-                yield from (name, self.of(own))
+        for name, attribute in sorted(vars(value).items()):
+            generated = name.startswith("__") or name in _CLASS_INTERNALS
+            if isinstance(attribute, (FunctionType, staticmethod, classmethod, property)) or not generated:
+                yield from (name, self.digest(attribute))
 
     def _object(self, value: Any) -> Iterator[Part]:
-        """What pickle would write of it."""
+        """What pickle would save."""
         if type(value).__module__.startswith("PIL.") and getattr(value, "filename", None):
-            yield from map(repr, files([value.filename]))  # the same whether it has been read by now or not
+            yield from map(repr, files([value.filename]))  # the same whether its pixels are loaded or not
             return
-        how: Any = copyreg.dispatch_table.get(type(value))
-        reduced = value.__reduce_ex__(4) if how is None else how(value)
+        reducer: Any = copyreg.dispatch_table.get(type(value))
+        reduced = value.__reduce_ex__(4) if reducer is None else reducer(value)
         if isinstance(reduced, str):
             yield f"{type(value).__module__} {reduced}"
             yield from self._all([value.__wrapped__] if hasattr(value, "__wrapped__") else [])
             return
         make, arguments, state, *items = (*reduced, None, None, None, None)[:5]
-        yield from self._all((make, arguments, state, *(list(some) for some in items if some is not None)))
+        yield from self._all((make, arguments, state, *(list(part) for part in items if part is not None)))
 
 
 _CHUNK = 1 << 24  # bytes
@@ -264,8 +260,8 @@ def _array(value: np.ndarray[Any, Any]) -> Iterator[Part]:
         whole: Any = value
         while isinstance(whole.base, np.ndarray):
             whole = whole.base
-        place = value.ctypes.data - whole.ctypes.data
-        yield f"{files([os.fspath(value.filename)])} {value.offset} {place} {value.strides}"
+        start = value.ctypes.data - whole.ctypes.data
+        yield f"{files([os.fspath(value.filename)])} {value.offset} {start} {value.strides}"
         return
     if not value.size:
         return
@@ -283,7 +279,7 @@ def _as_text(value: Any) -> Any:
 
 @cache
 def _is_installed(module: str | None) -> bool:
-    """Whether a module belongs to Python or an installed package, which does not change with the person's script."""
+    """Whether a module belongs to Python or an installed package, and so does not change with the user's script."""
     if not module or module == "__main__":
         return False
     if module.partition(".")[0] in (*sys.stdlib_module_names, "nbviz"):
@@ -293,40 +289,40 @@ def _is_installed(module: str | None) -> bool:
 
 
 def _within(code: CodeType) -> Iterator[CodeType]:
-    """The code itself and that of the functions in it."""
+    """The code and that of the functions defined in it."""
     yield code
-    for one in code.co_consts:
-        if isinstance(one, CodeType):
-            yield from _within(one)
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _within(const)
 
 
 def _names(code: CodeType) -> set[str]:
-    return {name for one in _within(code) for name in one.co_names}
+    return {name for inner in _within(code) for name in inner.co_names}
 
 
 def _globals_used(code: CodeType) -> set[str]:
-    steps = (step for one in _within(code) for step in dis.get_instructions(one))
-    return {step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    instructions = (instruction for inner in _within(code) for instruction in dis.get_instructions(inner))
+    return {i.argval for i in instructions if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
 
 
 def files(paths: Sequence[str]) -> list[tuple[int, int | str]]:
-    """Of each file its size, and what it holds; where all together are large, in place of that when it was written.
+    """The size of each file and a digest of its content; its time of modification instead if the files are large.
 
-    A file that is not there is one of no size.
+    The size of a missing file is -1.
     """
-    found: list[tuple[int, int | str]] = [_size_and_time(path) for path in paths]
-    if sum(size for size, _ in found) > _READ:
-        return found
-    return [(size, _content(path)) for path, (size, _) in zip(paths, found, strict=True)]
+    facts: list[tuple[int, int | str]] = [_size_and_time(path) for path in paths]
+    if sum(size for size, _ in facts) > _READ:
+        return facts
+    return [(size, _content(path)) for path, (size, _) in zip(paths, facts, strict=True)]
 
 
-_READ = 1 << 26  # bytes of files that are read to tell them from others: a tenth of a second
+_READ = 1 << 26  # bytes of files to read at most, which takes a tenth of a second
 
 
 def _size_and_time(path: str) -> tuple[int, int]:
     try:
-        known = os.stat(path)  # noqa: PTH116 - of a million files
-        return known.st_size, known.st_mtime_ns
+        status = os.stat(path)  # noqa: PTH116 - faster, for a million files
+        return status.st_size, status.st_mtime_ns
     except (OSError, ValueError):
         return -1, 0
 

@@ -1,4 +1,4 @@
-"""What a dataset says of a picture's class, in whichever form."""
+"""Labels of datasets, in any of their forms, as numbers of classes."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from torch import Tensor
 from nbviz.core.errors import shown
 from nbviz.scanning.statistic import NAMELESS
 
-#: Under which names the items of a dataset, if they are dicts, hold the class.
+#: The keys under which items that are dicts may hold the label.
 LABEL_KEYS = ("label", "labels", "fine_label", "target", "cls", "class")
 
 
 class Label(NamedTuple):
-    """A picture's class, -1 where there is none.
+    """A picture's class.
 
     Parameters
     ----------
     number
-        The class.
+        The class, -1 for none.
     classes
-        How many there are, where the label says it: the length of a one-hot vector; else 0.
-    why, given
-        Why a label that there is is none, and what it is.
+        The length of a one-hot vector, else 0.
+    reason, given
+        For a label that is no class: why, and the label as text.
     """
 
     number: int = -1
     classes: int = 0
-    why: str = ""
+    reason: str = ""
     given: str = ""
 
 
 def label_of(given: Any, names: Callable[[], Mapping[str, int] | None] = dict) -> Label:
-    """The class that a label is: a whole number, a name, or a one-hot vector. None and -1 say that there is none.
+    """The class of a label: a whole number, a name, or a one-hot vector; None and -1 stand for no class.
 
     Examples
     --------
     >>> label_of(2.0).number, label_of("cat", lambda: {"cat": 0}).number, label_of([0, 0, 1])[:2]
     (2, 0, (2, 3))
-    >>> label_of(0.5).why
+    >>> label_of(0.5).reason
     'no whole number'
     """
     try:
@@ -52,14 +52,13 @@ def label_of(given: Any, names: Callable[[], Mapping[str, int] | None] = dict) -
             value = value[0]
         if value is None:
             return Label()
-        number, classes, why = _number(value, names)
-    except Exception:  # of an object's own making
-        number, classes, why = -1, 0, _STRANGE
-    return Label(number, classes, why, shown(given, 40) if why else "")
+        number, classes, reason = _number(value, names)
+    except Exception:  # foreign objects may raise anything
+        number, classes, reason = -1, 0, "neither a number nor a name"
+    return Label(number, classes, reason, shown(given, 40) if reason else "")
 
 
-NO_NAME = "the name of no class that is known"
-_STRANGE = "neither a number nor a name"
+NO_NAME = "the name of no known class"
 
 
 def _number(value: Any, names: Callable[[], Mapping[str, int] | None]) -> tuple[int, int, str]:
@@ -72,8 +71,8 @@ def _number(value: Any, names: Callable[[], Mapping[str, int] | None]) -> tuple[
         return -1, 0, NAMELESS if known is None else NO_NAME
     if isinstance(value, (list, tuple)):
         if sorted(value) == [0] * (len(value) - 1) + [1]:
-            return [bool(one) for one in value].index(True), len(value), ""
-        return -1, 0, "several values, and no one-hot vector"
+            return [bool(entry) for entry in value].index(True), len(value), ""
+        return -1, 0, "several values, but no one-hot vector"
     if isinstance(value, Real) and not hasattr(value, "__index__"):
         if not float(value).is_integer():
             return -1, 0, "no whole number"
@@ -88,16 +87,16 @@ def _checked(number: int) -> tuple[int, int, str]:
 
 
 def given_label(item: Any) -> Any:
-    """The label in one item of a dataset, None where there is none."""
+    """The label in an item of a dataset; None if there is none."""
     if isinstance(item, Mapping):
         return next((item[name] for name in LABEL_KEYS if name in item), None)
     return item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
 
 
 class Names(NamedTuple):
-    """The numbers of the classes by name, None where they cannot be known; and whether they are the alphabet's order.
+    """The numbers of the classes by name, or None if they are unknown; and whether they follow the alphabet.
 
-    That is the model's order only where it has just as many classes.
+    The alphabetic order can be the model's only if it has as many classes.
     """
 
     numbers: Mapping[str, int] | None
@@ -107,11 +106,11 @@ class Names(NamedTuple):
 def class_names(dataset: Any, model_names: Sequence[str] | None) -> Names:
     """The numbers of the classes by name.
 
-    From the dataset's own list of them; otherwise, where all labels are names of the model's outputs, from these;
-    otherwise, where all labels are names, in the order of the alphabet.
+    They come from the dataset's own list of classes; without one, from the model's output names if all labels are among
+    them; otherwise, if all labels are names, they are numbered alphabetically.
     """
     owner, features = dataset, None
-    for _ in range(_DEPTH):  # of datasets within datasets
+    for _ in range(_DEPTH):  # datasets may wrap other datasets
         features = getattr(owner, "features", None)
         numbers, names = getattr(owner, "class_to_idx", None), _texts(getattr(owner, "classes", None))
         if isinstance(numbers, Mapping) and numbers:
@@ -141,21 +140,21 @@ def _keys(features: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _texts(given: Any) -> list[str] | None:
-    """A list of text, if it is one."""
+    """The given list of strings; None for anything else, and for an empty list."""
     values = given.tolist() if isinstance(given, np.ndarray) else given
-    if isinstance(values, (list, tuple)) and values and all(isinstance(one, str) for one in values):
+    if isinstance(values, (list, tuple)) and values and all(isinstance(value, str) for value in values):
         return list(values)
     return None
 
 
 def _all_labels(dataset: Any) -> list[str] | None:
-    """All labels of a dataset, if they are text and known without its pictures being read."""
+    """All labels of a dataset, if they are strings and known without reading the pictures."""
     if isinstance(dataset, (list, tuple)):
         return _texts([label for label in map(given_label, dataset) if label is not None])
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping) and hasattr(dataset, "unique"):
         key = next(_keys(features), None)
-        return None if key is None else _texts([one for one in dataset.unique(key) if one is not None])
-    named = [_texts(getattr(dataset, name, None)) or [] for name in ("targets", "labels")]
+        return None if key is None else _texts([label for label in dataset.unique(key) if label is not None])
+    lists = [_texts(getattr(dataset, name, None)) or [] for name in ("targets", "labels")]
     count = len(dataset) if hasattr(dataset, "__len__") else -1
-    return next((one for one in named if len(one) == count), None)
+    return next((labels for labels in lists if len(labels) == count), None)

@@ -1,7 +1,9 @@
-"""What can be collected over a dataset, batch by batch, such that the order does not matter."""
+"""The interface of statistics over a dataset, and sums that do not depend on the order of batches."""
 
 from __future__ import annotations
 
+import functools
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,32 +13,32 @@ from torch import Tensor
 
 from nbviz.core.errors import shown
 
-#: Why a label is no class, where it is a name and it is not known of which class.
+#: The reason for which a name as a label is no class, where the order of the classes is not known.
 NAMELESS = "a name, and the order of the classes is not known"
 
 
 @dataclass
 class Batch:
-    """What a statistic sees of some pictures that went through the model together.
+    """A batch of pictures that went through the model, as statistics see it.
 
     Parameters
     ----------
     number
-        Of the batch in the dataset, from 0.
+        The number of the batch in the dataset, from 0.
     indices
         (N,) int64 on the CPU, ascending: the pictures' indices in the dataset.
     inputs
         (N, C, H, W) on the model's device.
     labels
-        (N,) int64 on the model's device: their classes, -1 where the dataset says none; where there are logits, none
-        that the model does not have.
+        (N,) int64 on the model's device: the pictures' classes, -1 for none. If there are logits, all labels are
+        classes of the model or -1.
     activations
-        Those of the layers that any of the statistics asks for, on the model's device. Not to be written to.
+        The activations of the layers that any statistic needs, on the model's device. They must not be written to.
     logits
-        (N, classes) if any of the statistics asks for them.
+        (N, classes) if any statistic needs them.
     go_on
-        From a layer's name and other activations for it, (K * N, C, H, W), the logits (K * N, classes) that they lead
-        to; what is before the layer is not run again.
+        Takes a layer's name and other activations for it (K * N, C, H, W), and returns the resulting logits
+        (K * N, classes); what comes before the layer does not run again.
     """
 
     number: int
@@ -49,11 +51,11 @@ class Batch:
 
 
 class Statistic(ABC):
-    """What is collected over a dataset: fed batch by batch, and merged with what another worker found.
+    """The base of all statistics: collected batch by batch, and merged with those of other workers.
 
-    Merging must be associative and commutative, so that the result does not depend on how the dataset was shared out.
-    For a scan with a checkpoint, the attributes hold nothing but tensors, numbers, text, None, and lists, tuples and
-    dicts of these. Other code's statistics are subclasses of this one.
+    Merging must be associative and commutative, so that the result does not depend on how the batches are divided.
+    For a scan with a checkpoint, the attributes may hold tensors, numbers, strings, None, and lists, tuples and dicts
+    of these. Subclass it to write your own statistic.
 
     Examples
     --------
@@ -71,47 +73,48 @@ class Statistic(ABC):
     layers: tuple[str, ...] = ()
     #: Whether it needs the class scores.
     logits: bool = False
-    #: Whether it needs the gradient of the class scores: they and the activations then have a graph, in which it may go
-    #: backwards under ``torch.enable_grad()``, keeping the graph for others.
+    #: Whether it needs the gradient of the class scores. They and the activations then have a graph; it may run
+    #: backward passes under ``torch.enable_grad()`` that retain the graph for other statistics.
     grad: bool = False
-    #: Whether it says something of the classes, so that labels whose class is not known are not to be left out.
+    #: Whether it depends on the labels, so that labels of unknown classes are an error.
     needs_labels: bool = False
-    #: How many models' class scores stand side by side.
+    #: How many models' class scores are concatenated in ``logits``.
     side_by_side: int = 1
-    #: Whether it measures its one layer as soon as this has spoken, so that the activation need not be kept: then
-    #: ``measure`` is called before anything else of the batch is known, and must give no part of the activation itself.
+    #: Whether ``measure`` runs as soon as its one layer has been computed, so that the activation need not be kept.
+    #: Nothing else of the batch is known by then, and the return value must not share the activation's memory.
     early: bool = False
 
     def reduce(self, activation: Tensor) -> Tensor:
-        """What of one of its layers' activations it needs to keep until the rest of the batch is known."""
+        """The part of a layer's activation that is kept until the whole batch is known."""
         return activation
 
     def measure(self, batch: Batch) -> Any:
-        """What there is to take in of a batch. What takes long is done here, where it may be interrupted."""
+        """What ``update`` takes of a batch. Long computations belong here, where Ctrl-C may interrupt them."""
         return batch
 
     @abstractmethod
     def update(self, batch: Any) -> None:
-        """Take in one batch, or what was measured of it."""
+        """Add what ``measure`` returned for a batch."""
 
     @abstractmethod
     def merge(self, other: Any) -> None:
-        """Take in what another of the same kind has seen, which is other pictures."""
+        """Add a statistic of the same kind over other pictures."""
 
     @abstractmethod
     def result(self) -> Any:
-        """What the pictures seen so far amount to."""
+        """The result over the pictures seen so far."""
 
 
+#: Partial sums by level and number in a binary tree over the batches.
 Tree = dict[tuple[int, int], Tensor]
 
 
 def add_along_tree(tree: Tree, number: int, value: Tensor, level: int = 0) -> None:
-    """Add one batch's value to a sum in which the order does not matter, to the last bit.
+    """Add a batch's value to a sum that does not depend on the order of batches, to the last bit.
 
-    Floating-point sums depend on the order of their terms. Here two sums are added only if they are those of two
-    neighbours in one binary tree over the batches, so that each is always made of the same terms in the same way. What
-    has no neighbour yet is kept: after n batches in order at most log2(n) + 1 values.
+    Floating-point sums depend on the order of their terms. Here two partial sums are added only if they are siblings
+    in a fixed binary tree over the batches, so every partial sum has the same terms, added in the same order. Sums
+    without their sibling are kept: after n batches in order, at most log2(n) + 1 values.
 
     Examples
     --------
@@ -124,42 +127,38 @@ def add_along_tree(tree: Tree, number: int, value: Tensor, level: int = 0) -> No
     >>> tree_sum(tree)
     tensor(5.)
     """
-    while (neighbour := tree.pop((level, number ^ 1), None)) is not None:
-        value = value + neighbour
+    while (sibling := tree.pop((level, number ^ 1), None)) is not None:
+        value = value + sibling
         level, number = level + 1, number >> 1
     tree[level, number] = value
 
 
 def merge_trees(tree: Tree, other: Tree) -> None:
-    """Add to a sum along the tree what another has of other batches."""
+    """Add a sum along the tree over other batches."""
     for (level, number), value in other.items():
         add_along_tree(tree, number, value, level)
 
 
 def tree_sum(tree: Tree) -> Tensor:
-    """The sum along the tree."""
-    terms = [tree[node] for node in sorted(tree)]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+    """The total of a sum along the tree."""
+    return functools.reduce(operator.add, [tree[node] for node in sorted(tree)])
 
 
 class Measured(Statistic):
-    """The base of those that measure a batch as one of their own, and take that in as any other."""
+    """The base of statistics whose ``measure`` returns a statistic of the same kind over one batch."""
 
     def update(self, batch: Any) -> None:
-        """Take in what was measured of a batch."""
+        """Add the statistic of a batch."""
         self.merge(batch)
 
 
-class OfLayer(Measured):
-    """The base of those that look at one layer.
+class LayerStatistic(Measured):
+    """The base of statistics of one layer.
 
     Parameters
     ----------
     layer
-        A module's name, ``"name:1"`` for the second call of one that runs more than once.
+        The name of a module, ``"name:1"`` for its second call.
     """
 
     early = True

@@ -1,8 +1,7 @@
-"""What can be collected in a scan over a dataset: one class for each, all mergeable.
+"""The statistics that a scan over a dataset can collect.
 
-Each is a :class:`nbviz.scanning.statistic.Statistic`; its docstring says how much memory it keeps when batches come in
-order; where parts end in any order, sums that wait for their neighbours add to it. Values that are not finite count as
-zero in sums.
+Each is a :class:`nbviz.scanning.statistic.Statistic`. Its docstring gives the memory it takes when batches come in
+order; when parts finish out of order, partial sums add to it. Values that are not finite count as zero in sums.
 """
 
 from __future__ import annotations
@@ -14,27 +13,28 @@ import torch
 from torch import Tensor
 
 from nbviz.core.checks import check_number, check_whole
+from nbviz.core.documented import documented
 from nbviz.scanning.answers import Ablation as Ablation
 from nbviz.scanning.answers import Accuracy as Accuracy
-from nbviz.scanning.statistic import Batch, OfLayer, Tree, add_along_tree, merge_trees, tree_sum
+from nbviz.scanning.statistic import Batch, LayerStatistic, Tree, add_along_tree, merge_trees, tree_sum
 from nbviz.scanning.statistic import Statistic as Statistic
 
 
 @dataclass(frozen=True)
 class TopKResult:
-    """For each channel its strongest activations, strongest first.
+    """The strongest activations of each channel, strongest first.
 
     Parameters
     ----------
     values
-        float32 (C, k); minus infinity where there were fewer pictures with a number.
+        float32 (C, k); minus infinity where there were fewer than k pictures.
     indices
-        int64 (C, k): in the dataset; -1 where there were fewer.
+        int64 (C, k): the pictures' indices in the dataset; -1 where there were fewer.
     positions
-        int64 (C, k, 2): row and column in the layer's map; for signals (C, k, 1), for volumes (C, k, 3), for a layer
-        without maps (C, k, 0).
+        int64 (C, k, 2): row and column in the layer's map; (C, k, 1) for signals, (C, k, 3) for volumes, (C, k, 0) for
+        a layer without maps.
     labels
-        int64 (C, k): the pictures' classes, -1 where the dataset says none.
+        int64 (C, k): the pictures' classes; -1 for none.
     """
 
     values: Tensor
@@ -43,19 +43,17 @@ class TopKResult:
     labels: Tensor
 
 
-class TopK(OfLayer):
-    """The k strongest activations of each channel, each in another picture.
+@documented
+class TopK(LayerStatistic):
+    """The k strongest activations of each channel, at most one per picture.
 
-    Of equal ones that of the lower index in the dataset comes first, and within a picture the first position. A picture
-    in which the channel has a value that is no number is left out.
-    Memory: 36 bytes for each channel and place.
+    Ties are broken by the index in the dataset, and within a picture by the position. A picture in which the channel
+    has a NaN is left out. Memory: 36 bytes for each of the k activations of a channel.
 
     Parameters
     ----------
-    layer
-        A module's name.
     k
-        How many.
+        How many activations of each channel.
 
     Examples
     --------
@@ -73,7 +71,7 @@ class TopK(OfLayer):
         self.numbers = torch.empty(0, k, 2, dtype=torch.int64, device="cpu")  # index, label, then the position
 
     def measure(self, batch: Batch) -> Candidates | None:
-        """The activations of one batch that are stronger than the weakest of those found so far."""
+        """The activations of one batch that are stronger than the weakest so far."""
         maps = self._values(batch)
         values = maps.amax(2).float().cpu()
         sides = batch.activations[self.layers[0]].shape[2:]
@@ -81,24 +79,24 @@ class TopK(OfLayer):
             self._make(values.shape[1], len(sides))
         weakest, index = self.values[:, -1], self.numbers[:, -1, 0]
         better = values > weakest
-        if int(batch.indices[0]) < int(index.max()):  # later ones have been seen before
+        if int(batch.indices[0]) < int(index.max()):  # batches come out of order, so ties have to be compared
             better |= (values == weakest) & (batch.indices[:, None] < index)
         pictures, channels = better.nonzero().unbind(1)
         if not len(pictures):
             return None
-        # Only what is better needs its position.
+        # Positions are needed only for these.
         places = maps[pictures.to(maps.device), channels.to(maps.device)].argmax(1).cpu()
         positions = np.unravel_index(places.numpy(), tuple(sides)) if sides else ()
         numbers = [batch.indices[pictures], batch.labels.cpu()[pictures], *map(torch.from_numpy, positions)]
         return channels, values[pictures, channels], torch.stack(numbers, 1)
 
     def update(self, batch: Candidates | None) -> None:
-        """Take in what was measured of a batch."""
+        """Add the candidates of a batch."""
         if batch is not None:
             self._keep(*batch)
 
     def merge(self, other: TopK) -> None:
-        """Take in what another has seen."""
+        """Add the strongest activations over other pictures."""
         if len(other.values):
             if not len(self.values):
                 self._make(len(other.values), other.numbers.shape[2] - 2)
@@ -106,10 +104,9 @@ class TopK(OfLayer):
             self._keep(channels, other.values[channels, places], other.numbers[channels, places])
 
     def result(self) -> TopKResult:
-        """The strongest."""
-        indices, labels, positions = (
-            n.clone() for n in (self.numbers[..., 0], self.numbers[..., 1], self.numbers[..., 2:])
-        )
+        """The strongest activations."""
+        numbers = self.numbers
+        indices, labels, positions = numbers[..., 0].clone(), numbers[..., 1].clone(), numbers[..., 2:].clone()
         return TopKResult(self.values.clone(), indices, positions, labels)
 
     def _make(self, channels: int, axes: int) -> None:
@@ -117,7 +114,7 @@ class TopK(OfLayer):
         self.numbers = torch.full((channels, self.k, 2 + axes), -1, device="cpu")
 
     def _keep(self, channels: Tensor, values: Tensor, numbers: Tensor) -> None:
-        """The k best of each channel, of what was there and what has come. With NumPy, which is quicker on few."""
+        """Keep the k best of each channel, in NumPy, which is faster for few values."""
         rows, new = np.unique(channels.numpy(), return_inverse=True)
         row = np.concatenate([np.repeat(np.arange(len(rows)), self.k), new])
         value = np.concatenate([self.values.numpy()[rows].ravel(), values.numpy()])
@@ -127,20 +124,20 @@ class TopK(OfLayer):
         self.values[rows], self.numbers[rows] = torch.from_numpy(value[best]), torch.from_numpy(number[best])
 
 
-#: Activations of some channels: whose (P,), their values (P,), and index, label and position (P, 2 + axes).
+#: P candidates: their channels (P,), values (P,), and index, label and position (P, 2 + axes).
 Candidates = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class MomentsResult:
-    """Of each channel, over all pictures and positions.
+    """The moments of each channel over all pictures and positions.
 
     Parameters
     ----------
     mean, std, low, high
-        float64 (C,): mean, standard deviation, and the smallest and largest finite value (NaN where there is none).
+        float64 (C,): mean, standard deviation, and the smallest and largest finite value (NaN if there is none).
     count
-        How many values each has.
+        The number of values of each channel.
     strange
         int64 (C,): how many of them were not finite, and counted as zero.
     """
@@ -153,15 +150,11 @@ class MomentsResult:
     strange: Tensor
 
 
-class Moments(OfLayer):
+@documented
+class Moments(LayerStatistic):
     """Mean, standard deviation and range of each channel.
 
     Memory: 40 bytes for each channel, 16 more for each doubling of the number of batches.
-
-    Parameters
-    ----------
-    layer
-        A module's name.
 
     Examples
     --------
@@ -180,7 +173,7 @@ class Moments(OfLayer):
 
     def measure(self, batch: Batch) -> Moments:
         """The moments of one batch."""
-        values, one = self._values(batch), Moments(self.layers[0])
+        values, measured = self._values(batch), Moments(self.layers[0])
         finite = values.isfinite()
         strange = (~finite).sum((0, 2)).cpu()
         low = high = values
@@ -189,22 +182,21 @@ class Moments(OfLayer):
             values = torch.where(finite, values, 0)
         sums = [values.sum((0, 2), dtype=torch.float64), values.to(torch.float64, copy=True).square_().sum((0, 2))]
         ends = torch.stack([low.amin((0, 2)), high.amax((0, 2))]).double().cpu()
-        add_along_tree(one.sums, batch.number, torch.stack(sums).cpu())
-        one._more(values.shape[0] * values.shape[2], ends[0], ends[1], strange)
-        return one
+        add_along_tree(measured.sums, batch.number, torch.stack(sums).cpu())
+        measured.count = values.shape[0] * values.shape[2]
+        measured.low, measured.high, measured.strange = ends[0], ends[1], strange
+        return measured
 
     def merge(self, other: Moments) -> None:
-        """Take in what another has seen."""
-        if other.count:
-            merge_trees(self.sums, other.sums)
-            self._more(other.count, other.low, other.high, other.strange)
-
-    def _more(self, count: int, low: Tensor, high: Tensor, strange: Tensor) -> None:
+        """Add the moments over other pictures."""
+        if not other.count:
+            return
+        merge_trees(self.sums, other.sums)
         first = not self.count
-        self.low = low if first else torch.minimum(self.low, low)
-        self.high = high if first else torch.maximum(self.high, high)
-        self.strange = strange if first else self.strange + strange
-        self.count += count
+        self.low = other.low if first else torch.minimum(self.low, other.low)
+        self.high = other.high if first else torch.maximum(self.high, other.high)
+        self.strange = other.strange if first else self.strange + other.strange
+        self.count += other.count
 
     def result(self) -> MomentsResult | None:
         """The moments; None before the first picture."""
@@ -224,13 +216,13 @@ class SparsityResult:
     Parameters
     ----------
     zeros
-        float64 (C,): the share of values, over all pictures and positions, that are exactly zero.
+        float64 (C,): the fraction of values, over all pictures and positions, that are exactly zero.
     silent
-        float64 (C,): the share of pictures in which no value is above zero.
+        float64 (C,): the fraction of pictures without a value above zero.
     dead
-        bool (C,): whether that is so in all.
+        bool (C,): whether no picture has a value above zero.
     pictures
-        How many.
+        The number of pictures.
     """
 
     zeros: Tensor
@@ -239,15 +231,11 @@ class SparsityResult:
     pictures: int
 
 
-class Sparsity(OfLayer):
-    """How often each channel is silent, and which always are.
+@documented
+class Sparsity(LayerStatistic):
+    """How often each channel is silent, and which channels always are.
 
     Memory: 16 bytes for each channel.
-
-    Parameters
-    ----------
-    layer
-        A module's name.
 
     Examples
     --------
@@ -264,62 +252,57 @@ class Sparsity(OfLayer):
         self.zeros = self.silent = torch.zeros(1, dtype=torch.int64, device="cpu")
 
     def measure(self, batch: Batch) -> Sparsity:
-        """That of one batch."""
-        values, one = self._values(batch), Sparsity(self.layers[0])
-        one.zeros = (values == 0).sum((0, 2)).cpu()
-        one.silent = (~(values > 0).any(2)).sum(0).cpu()
-        one.pictures, one.values = len(values), values.shape[0] * values.shape[2]
-        return one
+        """The sparsity on one batch."""
+        values, measured = self._values(batch), Sparsity(self.layers[0])
+        measured.zeros = (values == 0).sum((0, 2)).cpu()
+        measured.silent = (~(values > 0).any(2)).sum(0).cpu()
+        measured.pictures, measured.values = len(values), values.shape[0] * values.shape[2]
+        return measured
 
     def merge(self, other: Sparsity) -> None:
-        """Take in what another has seen."""
+        """Add the sparsity over other pictures."""
         self.zeros, self.silent = self.zeros + other.zeros, self.silent + other.silent
         self.pictures, self.values = self.pictures + other.pictures, self.values + other.values
 
     def result(self) -> SparsityResult | None:
-        """The shares; None before the first picture."""
+        """The fractions; None before the first picture."""
         if not self.pictures:
             return None
-        dead = self.silent == self.pictures
-        shares = self.zeros.double() / self.values, self.silent.double() / self.pictures
-        return SparsityResult(*shares, dead, self.pictures)
+        zeros, silent = self.zeros.double() / self.values, self.silent.double() / self.pictures
+        return SparsityResult(zeros, silent, self.silent == self.pictures, self.pictures)
 
 
 @dataclass(frozen=True)
 class HistogramResult:
-    """How often each channel has which values.
+    """The histogram of each channel's values.
 
     Parameters
     ----------
     edges
-        float32 (B + 1,): a bin holds the values between its edge and the next one's, the edge nearer to zero included.
+        float32 (B + 1,): the edges of the bins. A bin includes its edge nearer to zero.
     counts
-        int64 (C, B).
+        int64 (C, B): the number of values in each bin.
     """
 
     edges: Tensor
     counts: Tensor
 
     def quantile(self, share: float) -> Tensor:
-        """The upper edge of the bin in which each channel passes a share of its values, float32 (C,).
+        """The upper edge of the bin that contains the quantile of each channel, float32 (C,).
 
-        NaN for a channel without values. The share is above 0 and at most 1.
+        ``share`` is above 0 and at most 1. NaN for channels without values.
         """
         share, total = check_number("share", share, 1e-9, 1), self.counts.sum(1)
         passed = self.counts.cumsum(1) >= share * total[:, None]
         return torch.where(total > 0, self.edges[1:][passed.int().argmax(1)], torch.nan)
 
 
-class Histogram(OfLayer):
-    """How often each channel has which values, in bins that need no range: four for each doubling, of either sign.
+@documented
+class Histogram(LayerStatistic):
+    """The histogram of each channel's values in logarithmic bins, four per doubling for either sign.
 
-    They reach from 2**-24 to 2**16; what is nearer to zero is in the bin of zero, what is larger in the last, what is
-    no number nowhere. Memory: 2,568 bytes for each channel.
-
-    Parameters
-    ----------
-    layer
-        A module's name.
+    The bins reach from 2**-24 to 2**16. Values nearer to zero fall into the bin of zero, larger ones into the last bin;
+    NaN is not counted. Memory: 2,568 bytes for each channel.
 
     Examples
     --------
@@ -330,28 +313,28 @@ class Histogram(OfLayer):
     [(-3.5, 1), (-5.960464477539063e-08, 1), (1.0, 2)]
     """
 
-    _ENDS = -24, 16  # as powers of 2
-    _SIDE = 4 * (_ENDS[1] - _ENDS[0])  # bins of one sign
+    _ENDS = -24, 16  # exponents of 2
+    _SIDE = 4 * (_ENDS[1] - _ENDS[0])  # bins for one sign
 
     def __init__(self, layer: str) -> None:
         super().__init__(layer)
         self.counts = torch.zeros(1, 2 * self._SIDE + 1, dtype=torch.int64, device="cpu")
 
     def measure(self, batch: Batch) -> Histogram:
-        """That of one batch."""
-        one, values = Histogram(self.layers[0]), self._values(batch).transpose(0, 1).flatten(1).float()
-        # Exponent and first two bits of the fraction are the bin's number.
+        """The histogram of one batch."""
+        measured, values = Histogram(self.layers[0]), self._values(batch).transpose(0, 1).flatten(1).float()
+        # The exponent and the first two bits of the fraction give the number of the bin.
         steps = (values.contiguous().view(torch.int32) >> 21) & 0x3FF
         steps = (steps - 4 * (127 + self._ENDS[0]) + 1).clamp(0, self._SIDE)
         bins = torch.where(values.isnan(), 2 * self._SIDE + 1, self._SIDE + torch.where(values < 0, -steps, steps))
         width = 2 * self._SIDE + 2
         bins = bins + width * torch.arange(len(bins), device=bins.device)[:, None]
-        found = bins.flatten().bincount(minlength=width * len(bins)).view(len(bins), width)
-        one.counts = found[:, :-1].cpu()
-        return one
+        counts = bins.flatten().bincount(minlength=width * len(bins)).view(len(bins), width)
+        measured.counts = counts[:, :-1].cpu()
+        return measured
 
     def merge(self, other: Histogram) -> None:
-        """Take in what another has seen."""
+        """Add the histogram of other pictures."""
         self.counts = self.counts + other.counts
 
     def result(self) -> HistogramResult:
@@ -361,16 +344,12 @@ class Histogram(OfLayer):
         return HistogramResult(torch.cat([-ends.flip(0), ends]), self.counts.clone())
 
 
-class Correlation(OfLayer):
-    """How alike two channels are: the correlation of their values over all pictures and positions.
+@documented
+class Correlation(LayerStatistic):
+    """The correlation of the channels' values over all pictures and positions.
 
-    The result is float64 (C, C); NaN for channels that never change. Memory: 8 bytes for each pair of channels, as much
+    The result is float64 (C, C); NaN for constant channels. Memory: 8 bytes for each pair of channels, and as much
     again for each doubling of the number of batches. Time: C multiplications for each value.
-
-    Parameters
-    ----------
-    layer
-        A module's name.
 
     Examples
     --------
@@ -389,16 +368,16 @@ class Correlation(OfLayer):
 
     def measure(self, batch: Batch) -> Correlation:
         """The products of one batch."""
-        one = Correlation(self.layers[0])
+        measured = Correlation(self.layers[0])
         values = torch.nan_to_num(self._values(batch).double(), 0.0, 0.0, 0.0).transpose(0, 1).flatten(1)
         ones = values.new_ones(1, values.shape[1])
-        values = torch.cat([values, ones])  # whose products with the others are the sums
-        add_along_tree(one.sums, batch.number, (values @ values.T).cpu())
-        one.count = values.shape[1]
-        return one
+        values = torch.cat([values, ones])  # their products with the values are the sums of the values
+        add_along_tree(measured.sums, batch.number, (values @ values.T).cpu())
+        measured.count = values.shape[1]
+        return measured
 
     def merge(self, other: Correlation) -> None:
-        """Take in what another has seen."""
+        """Add the products over other pictures."""
         merge_trees(self.sums, other.sums)
         self.count += other.count
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nbviz.core.errors import line
 from nbviz.core.resume import Resumable, switch_off
-from nbviz.core.state import device_aside, persons_device
+from nbviz.core.state import device_aside, user_device
 from nbviz.core.trace import run
 from nbviz.core.weights import Watch, WeightsChanged, is_being_changed
 from nbviz.methods.subject import Subject
@@ -239,7 +239,7 @@ class Answers:
 
 def context_of_now(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """Gives today's autocast and default device as a context, for the threads on which widgets answer."""
-    kind, default = device.type, persons_device()
+    kind, default = device.type, user_device()
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
     @contextmanager

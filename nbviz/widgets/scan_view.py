@@ -7,7 +7,7 @@ from typing import Any
 import ipywidgets
 from IPython.display import display
 
-from nbviz.scanning.scan import ScanResult
+from nbviz.scanning.result import ScanResult
 
 
 class ScanView(ipywidgets.HTML):  # type: ignore[misc]

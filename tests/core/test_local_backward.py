@@ -12,7 +12,8 @@ from torch import nn
 import nbviz
 from nbviz.core import local_backward as local
 from nbviz.core.backward import RULES, pull
-from nbviz.core.local_backward import Start, pull_local
+from nbviz.core.local_backward import pull_local
+from nbviz.core.regions import Start
 from nbviz.core.trace import run
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from nbviz.core.layers import trace_layers
 from nbviz.core.shadow import in_shadow
-from nbviz.core.state import alone, check_model, interruptible, is_compiled, lock, parts, uninterrupted
+from nbviz.core.state import alone, check_model, interruptible, is_compiled, lock, modules_of, uninterrupted
 from nbviz.core.trace import run
 from nbviz.methods.reconstruct import project
 
@@ -53,7 +53,7 @@ def test_an_ordinary_model_passes(net):
 def test_a_scripted_model_is_an_error(make, net):
     with pytest.raises(TypeError, match="^the model is scripted .* give the one it was made from"):
         check_model(make(net))
-    with pytest.raises(TypeError, match="^its part '1' is scripted"):
+    with pytest.raises(TypeError, match="^its module '1' is scripted"):
         check_model(nn.Sequential(nn.ReLU(), make(net)))
 
 
@@ -117,9 +117,9 @@ def test_the_parts_of_a_model_are_its_modules(net):
     net.add_module("none", None)
     net.add_module("again", net[2])
     net[2].add_module("inner", nn.Sequential(net[0], nn.Tanh()))
-    assert list(map(id, parts(net))) == list(map(id, net.modules()))
+    assert list(map(id, modules_of(net))) == list(map(id, net.modules()))
     densenet = torchvision.models.densenet121()
-    assert list(map(id, parts(densenet))) == list(map(id, densenet.modules()))
+    assert list(map(id, modules_of(densenet))) == list(map(id, densenet.modules()))
 
 
 def reconstruct(net):

@@ -347,7 +347,7 @@ def test_the_layer_is_found_in_any_mode(mode, vit, snapshot):
         (lambda value: value, ValueError, r"gives \(2, 17, 64\); expected feature maps \(N, C, H, W\), one for each"),
         (lambda value: tokens_of_vit(value)[:1], ValueError, r"gives \(1, 64, 4, 4\); expected feature maps"),
         (lambda value: None, TypeError, "what reshape= gives"),
-        (lambda value: tokens_of_vit(value).long(), TypeError, "expected dense ones of a float dtype"),
+        (lambda value: tokens_of_vit(value).long(), TypeError, "expected a dense float tensor"),
     ],
 )
 def test_what_reshape_gives_is_checked(reshape, error, message, vit, snapshot):

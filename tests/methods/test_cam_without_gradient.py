@@ -405,7 +405,7 @@ class Then(nn.Module):
 @pytest.mark.parametrize(
     ("then", "message"),
     [
-        (lambda x: x > 0, r"torch.bool values, .*; expected dense ones of a float dtype"),
+        (lambda x: x > 0, r"torch.bool values, .*; expected a dense float tensor"),
         (lambda x: x.round().long(), "torch.int64 values"),
         (torch.Tensor.to_sparse, "torch.sparse_coo; expected dense ones"),
         (lambda x: x[:, :0], r"the model gives \(2, 0\); expected class scores"),

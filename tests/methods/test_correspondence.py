@@ -181,7 +181,7 @@ def test_where_memory_does_not_suffice_it_takes_fewer_at_once(
 
     monkeypatch.setattr(subject, "run", short)
     if by_each_other:
-        with pytest.raises(ModelError, match="memory does not suffice for one picture"):
+        with pytest.raises(ModelError, match="out of memory for one picture"):
             nbviz.correspondence(model, pictures, BOXES, ["4"], random=1)
         return
     found = nbviz.correspondence(model, pictures, BOXES, ["4"], random=1)

@@ -309,7 +309,7 @@ def test_an_exported_program(call, net):
     for model, what in (
         (program, "the model is exported"),
         (program.module(), "the model is exported"),
-        (nn.Sequential(program.module()), "its part '0' is exported"),
+        (nn.Sequential(program.module()), "its module '0' is exported"),
     ):
         with pytest.raises(TypeError, match=rf"^{what} \(torch.export\), which hides its layers; give the one it was"):
             call(model, X)
@@ -424,7 +424,7 @@ def test_where_the_scores_are_not(net):
         nbviz.feature_maps(net, X, LAYER, inputs=X)
     with pytest.raises(ModelError, match=r"^inputs= failed on pictures of shape \(2, 3, 24, 20\): ZeroDivision"):
         nbviz.layers(net, X, inputs=lambda x: 1 / 0)
-    with pytest.raises(ValueError, match="^no output 0: the model gives a Tensor, which has no parts"):
+    with pytest.raises(ValueError, match="^no output 0: the model gives a Tensor, which has no entries"):
         nbviz.gradient(net, X, output=0)
 
 

@@ -95,7 +95,7 @@ def test_pictures_that_belong_together_stay_so(net: nn.Module, why: str) -> None
         assert len(part) == 7
         raise torch.OutOfMemoryError
 
-    with pytest.raises(ModelError, match="memory does not suffice for one picture"):
+    with pytest.raises(ModelError, match="out of memory for one picture"):
         subject.in_parts(work)
 
 

@@ -14,7 +14,7 @@ import torch
 
 import nbviz
 from nbviz.core.state import lock
-from nbviz.pictures.random_numbers import Alike, left_alone, seeded
+from nbviz.pictures.random_numbers import SeededReader, left_alone, seeded
 from nbviz.scanning.statistics import Moments
 from tests.small import Small, pictures
 
@@ -45,7 +45,7 @@ def test_what_is_drawn_is_the_same_whatever_came_before_and_is_put_back(kind: st
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         random.seed(seed)
-        before, alike = states(), Alike()
+        before, alike = states(), SeededReader()
         found.append([alike.read(number, draw) for number in (3, 4, 3)])
         assert states() == before
         assert alike.draws
@@ -60,7 +60,7 @@ def test_what_is_drawn_is_the_same_whatever_came_before_and_is_put_back(kind: st
 
 
 def test_what_draws_only_now_and_then_is_the_same() -> None:
-    alike, before = Alike(), states()
+    alike, before = SeededReader(), states()
     found = [alike.read(number, lambda: float(torch.rand(1)) if number % 2 else 0.0) for number in range(4)]  # noqa: B023
     assert states() == before
     with seeded(1):
@@ -75,7 +75,7 @@ def test_where_nothing_is_drawn_no_generator_is_set(monkeypatch: pytest.MonkeyPa
     for module, name in ((torch, "set_rng_state"), (np.random, "set_state"), (random, "setstate"), (random, "seed")):
         monkeypatch.setattr(module, name, never)
     own = torch.Generator().manual_seed(0)
-    alike = Alike()
+    alike = SeededReader()
     for number in range(5):
         alike.read(number, lambda: torch.rand(3, generator=own))
     assert alike.draws is False
@@ -99,7 +99,7 @@ def test_the_numbers_that_another_thread_draws_meanwhile_are_its_own() -> None:
     torch.manual_seed(0)
     thread = threading.Thread(target=train)
     thread.start()
-    alike = Alike()
+    alike = SeededReader()
     while not done.is_set():
         assert alike.read(7, dataset[3].sum) == dataset[3].sum()
     thread.join()
@@ -111,8 +111,8 @@ def test_threads_that_read_at_random_at_once_have_no_others_seed() -> None:
     def crop() -> list[float]:
         return [float(torch.rand(1)) for _ in range(20)]
 
-    expected = [Alike().read(number, crop) for number in range(40)]
-    before, alike = states(), Alike()
+    expected = [SeededReader().read(number, crop) for number in range(40)]
+    before, alike = states(), SeededReader()
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda number: alike.read(number, crop), range(40))) == expected
     assert states() == before

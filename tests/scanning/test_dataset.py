@@ -19,7 +19,7 @@ import nbviz
 from nbviz.errors import PictureError
 from nbviz.pictures.load import Reader
 from nbviz.scanning.dataset import Folder, Inputs, check_dataset
-from nbviz.scanning.jobs import Loaded
+from nbviz.scanning.records import LoadedBatch
 
 NET = nn.Conv2d(3, 2, 1)
 
@@ -33,12 +33,14 @@ def expected(n: int = 5) -> torch.Tensor:
     return nbviz.load(NET, pictures(n)).inputs
 
 
-def loaded(dataset: Any, batch_size: int = 2, net: nn.Module = NET, workers: int = 0, **options: Any) -> list[Loaded]:
+def loaded(
+    dataset: Any, batch_size: int = 2, net: nn.Module = NET, workers: int = 0, **options: Any
+) -> list[LoadedBatch]:
     source = Inputs(check_dataset(dataset), Reader.of(net, **options), batch_size)
     return list(source.load(None if source.batches is None else range(source.batches), workers))
 
 
-def joined(found: list[Loaded]) -> torch.Tensor:
+def joined(found: list[LoadedBatch]) -> torch.Tensor:
     return torch.cat([one.inputs for one in found if one.inputs is not None])
 
 

@@ -30,7 +30,7 @@ NAMES = {"cat": 0, "dog": 1, "7": 2}
 )
 def test_what_is_a_class(given: Any, number: int) -> None:
     found = label_of(given, lambda: NAMES)
-    assert (found.number, found.why) == (number, "")
+    assert (found.number, found.reason) == (number, "")
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_what_is_a_class(given: Any, number: int) -> None:
     [
         *((0.5, "no whole number"), (float("nan"), "no whole number"), (torch.tensor(float("inf")), "no whole number")),
         *((-5, "negative"), (-2.0, "negative"), (10**30, "too large"), (1e30, "too large")),
-        *(("bird", "the name of no class that is known"), ({"boxes": 1}, "neither a number nor a name")),
-        *(([1, 2], "several values, and"), ([0, 1, 1], "several values"), ([0.9, 0.1], "several"), ([0, 0], "several")),
+        *(("bird", "the name of no known class"), ({"boxes": 1}, "neither a number nor a name")),
+        *(([1, 2], "several values, but"), ([0, 1, 1], "several values"), ([0.9, 0.1], "several"), ([0, 0], "several")),
         *(
             (torch.eye(2), "several"),
             ([], "several"),
@@ -52,9 +52,9 @@ def test_what_is_a_class(given: Any, number: int) -> None:
 def test_what_is_none(given: Any, why: str) -> None:
     found = label_of(given, lambda: NAMES)
     assert found.number == -1
-    assert found.why.startswith(why)
+    assert found.reason.startswith(why)
     assert found.given
-    assert label_of("bird", lambda: None).why == NAMELESS
+    assert label_of("bird", lambda: None).reason == NAMELESS
 
 
 def test_where_the_names_of_the_classes_come_from() -> None:

@@ -31,6 +31,7 @@ import nbviz
 from nbviz.errors import InterruptedWarning, ModelError, PictureError
 from nbviz.pictures.load import Reader
 from nbviz.results import ScanResult
+from nbviz.scanning import executors
 from nbviz.scanning import jobs as core
 from nbviz.scanning.checkpoint import key_of
 from nbviz.scanning.dataset import Inputs
@@ -182,7 +183,7 @@ def test_an_executors_workers_run_under_the_autocast_of_the_scan(net: Any, datas
 
 
 def test_the_model_travels_once_to_a_worker_that_does_not_see_the_file(net: Any, dataset: Any, expected: Any) -> None:
-    core._held.clear()
+    executors._jobs.clear()
     executor = Shuffled(0, has_file=False)
     equal(nbviz.scan(net, dataset, statistics(), executor=executor, parts=7, progress=False), expected)
     assert executor.sent == 1  # though all parts had been handed out before the first came back
@@ -307,7 +308,7 @@ elif sys.argv[1] == "unguarded":  # in a worker, which may not
     [
         ("fine", "8"),
         ("local", "TypeError the model, the dataset or a statistic cannot be sent to the executor's workers: "),
-        ("main", "TypeError the model, the dataset or a statistic cannot be made again in the executor's worker: "),
+        ("main", "TypeError the model, the dataset or a statistic cannot be unpickled in the executor's worker: "),
         ("unguarded", "BrokenProcessPool the executor's workers have died "),
     ],
 )
@@ -499,7 +500,7 @@ def test_what_is_no_class_is_counted_and_said(executor: Any, net: Any, dataset: 
             ("one-hot for 2 classes where the model has 10", 1, 61, "1"),
         ]
         (said,) = (str(one.message) for one in told)
-        assert said.startswith("5 of 220 pictures have a label that is no class, and count as without: 2 are no whole")
+        assert said.startswith("5 of 220 pictures have a label that is no class, and count as unlabelled: 2 are")
         assert "(0.5, of picture 3); " in said
         assert "5 with a label that is no class:\n  2: no whole number (3: 0.5)" in repr(found)
 
@@ -618,7 +619,7 @@ def test_it_tells_what_it_knows(net: nn.Module, dataset: TensorDataset, monkeypa
         ({"progress": None}, TypeError, "progress is None; expected True or False"),
         ({"dataset": 3}, TypeError, "dataset is int; expected a folder's path"),
         ({"dataset": []}, ValueError, "the dataset is empty; expected"),
-        ({"dataset": iter([]), "executor": Shuffled(0)}, TypeError, "an iterable dataset cannot be shared out"),
+        ({"dataset": iter([]), "executor": Shuffled(0)}, TypeError, "the work on an iterable dataset cannot be"),
         ({"dataset": iter([]), "checkpoint": "x"}, TypeError, "an iterable dataset has no checkpoints"),
         ({"statistics": {"a": TopK("classifier")}, "dataset": [torch.rand(1, 28, 28)]}, None, ""),
     ],
@@ -650,13 +651,13 @@ def test_memory_does_not_grow_with_the_dataset() -> None:
     for n in (40, 40 * 64):
         x = torch.rand(1, 4, 2, 2).expand(n, -1, -1, -1)
         job = core.Job(nn.Sequential(nn.Identity()), None, {}, torch.device("cpu"))  # type: ignore[arg-type]
-        found = core.Found({"m": Moments("0"), "c": Correlation("0"), "t": TopK("0")})
+        found = core.PartialResult({"m": Moments("0"), "c": Correlation("0"), "t": TopK("0")})
         for number in range(n // 2):
             part = x[2 * number : 2 * number + 2]
             indices = torch.arange(2 * number, 2 * number + 2)
             for statistic in found.statistics.values():
                 statistic.update(statistic.measure(Batch(number, indices, part, indices * 0, {"0": part}, None)))
-            found.add(core.Loaded(number, indices.tolist(), part, [0, 0], []))
+            found.add(core.LoadedBatch(number, indices.tolist(), part, [0, 0], []))
         assert job.fresh().pictures == 0
         sizes.append(
             sum(len(pickle.dumps(vars(one))) for one in found.statistics.values()) + len(pickle.dumps(found.done))

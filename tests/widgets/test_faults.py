@@ -348,7 +348,7 @@ def test_a_picture_that_memory_does_not_suffice_for_is_a_line_that_says_what_to_
             in_a_hook(net, patch, short)
             view.picture = 1
             view.finish()
-        assert view.header.error.startswith("ModelError: memory does not suffice for the forward pass of Sequential")
+        assert view.header.error.startswith("ModelError: out of memory for the forward pass of Sequential")
         assert "fewer or smaller pictures" in view.header.error
         goes_on(view)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nbviz.core.draws import OwnDraws
+from nbviz.core.generators import OwnGenerators
 
 X = torch.linspace(0.1, 0.9, 20).view(4, 5)
 DRAWS = {
@@ -38,7 +38,7 @@ DRAWS = {
 @pytest.mark.parametrize("draw", DRAWS)
 def test_what_is_drawn_is_what_torch_would_draw_and_torch_draws_it_still(draw):
     before = torch.get_rng_state()
-    with OwnDraws() as draws:
+    with OwnGenerators() as draws:
         found = DRAWS[draw]()
     assert draws.used
     assert torch.equal(torch.get_rng_state(), before)
@@ -47,14 +47,14 @@ def test_what_is_drawn_is_what_torch_would_draw_and_torch_draws_it_still(draw):
 
 @pytest.mark.parametrize("draw", DRAWS)
 def test_a_seed_gives_what_it_gives_torch(draw):
-    with OwnDraws(3):
+    with OwnGenerators(3):
         found = DRAWS[draw]()
     torch.manual_seed(3)
     assert torch.equal(found, DRAWS[draw]())
 
 
 def test_what_does_not_draw_is_not_said_to():
-    with OwnDraws() as draws:
+    with OwnGenerators() as draws:
         F.dropout(X, 0.5, False).relu().sum()
     assert not draws.used
 
@@ -63,7 +63,7 @@ def test_one_draw_goes_on_from_the_other(device):
     torch.manual_seed(1)
     expected = torch.rand(3, device=device), torch.rand(3, device=device)
     torch.manual_seed(1)
-    with OwnDraws():
+    with OwnGenerators():
         found = torch.rand(3, device=device), torch.rand(3, device=device)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -73,6 +73,6 @@ def test_a_dropout_draws_the_same_on_each_device(device):
     torch.manual_seed(1)
     expected = F.dropout(x, 0.5, True), F.dropout(x, 0.5, True)
     torch.manual_seed(1)
-    with OwnDraws():
+    with OwnGenerators():
         found = F.dropout(x, 0.5, True), F.dropout(x, 0.5, True)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -1,4 +1,4 @@
-"""Random numbers of nbviz's own: torch's generators are the process's, and another thread may be drawing from them."""
+"""Random generators of nbviz's own, since torch's are global and other threads may be drawing from them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-#: For each device, the state of its generator.
+#: The state of the generator of each device.
 States = dict[torch.device, bytes]
 
 
-class OwnDraws(TorchDispatchMode):
-    """While active, this thread's random operations draw from generators of its own, one for each device.
+class OwnGenerators(TorchDispatchMode):
+    """While active, this thread's random operations draw from private generators, one per device.
 
     Parameters
     ----------
     seed
-        Of the generators; None begins where torch's own are, so that what is drawn is what would have been drawn, and
-        is drawn again by whoever draws next.
+        Of the generators; None starts them from the state of torch's global ones: the same numbers are drawn as
+        without this mode, and drawn again by the next operation after it.
     states
-        Where to begin instead, as :func:`drawn_so_far` has it.
+        Start from these states instead, see :func:`generator_states`.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class OwnDraws(TorchDispatchMode):
     Examples
     --------
     >>> _ = torch.manual_seed(0)
-    >>> with OwnDraws():
+    >>> with OwnGenerators():
     ...     first = torch.rand(3)
     >>> torch.equal(first, torch.rand(3))
     True
@@ -44,21 +44,20 @@ class OwnDraws(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """As in :class:`nbviz.core.backward.BackwardRule`."""
+        """Keep torch from importing its compiler, which takes seconds, only to exempt this mode from compilation."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if (takes := _TAKES[func]) is None:
+        if (takes_generator := _TAKES_GENERATOR[func]) is None:
             return func(*args, **kwargs)
         self.used = True
-        given = kwargs.get("generator") or next((one for one in args if isinstance(one, torch.Generator)), None)
-        if given is not None:
+        if kwargs.get("generator") or any(isinstance(arg, torch.Generator) for arg in args):
             return func(*args, **kwargs)
         device = _device(args, kwargs)
-        if takes:
+        if takes_generator:
             return func(*args, **{**kwargs, "generator": self._generator(device)})
-        # One that only torch's own generator serves, such as a fused dropout of a GPU.
+        # Some operations use the global generator only, such as a fused dropout on a GPU.
         default, own = _default(device), self._generator(device)
         before = default.get_state()
         default.set_state(own.get_state())
@@ -80,8 +79,8 @@ class OwnDraws(TorchDispatchMode):
         return self._generators[device]
 
 
-class _Takes(dict[Any, "bool | None"]):
-    """Whether a random operation takes a generator; None for one that is not random."""
+class _TakesGenerator(dict[Any, "bool | None"]):
+    """Whether a random operation takes a generator; None for an operation that is not random."""
 
     def __missing__(self, func: Any) -> bool | None:
         random = torch.Tag.nondeterministic_seeded in func.tags
@@ -89,12 +88,12 @@ class _Takes(dict[Any, "bool | None"]):
         return self[func]
 
 
-_TAKES = _Takes()
+_TAKES_GENERATOR = _TakesGenerator()
 
 
 def _device(args: Any, kwargs: Any) -> torch.device:
-    """Where an operation draws."""
-    tensor = next((one for one in args if isinstance(one, torch.Tensor)), None)
+    """The device on which an operation draws."""
+    tensor = next((arg for arg in args if isinstance(arg, torch.Tensor)), None)
     device = tensor.device if tensor is not None else torch.device(kwargs.get("device") or "cpu")
     return torch.device(device.type, device.index or 0) if device.type == "cuda" else device
 
@@ -103,18 +102,18 @@ def _default(device: torch.device) -> torch.Generator:
     return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
 
 
-def drawn_so_far(model: nn.Module) -> States:
-    """Where torch's generators are, of the CPU and of a model's GPUs: tells whether anyone has drawn from them."""
-    found = {_CPU: bytes(torch.default_generator.get_state().numpy())}
+def generator_states(model: nn.Module) -> States:
+    """The states of torch's global generators for the CPU and the model's GPUs; they change when anyone draws."""
+    states = {_CPU: bytes(torch.default_generator.get_state().numpy())}
     if torch.cuda.is_initialized():
         for index in {p.device.index or 0 for p in model.parameters() if p.is_cuda}:
             device = torch.device("cuda", index)
-            found[device] = bytes(_default(device).get_state().numpy())
-    return found
+            states[device] = bytes(_default(device).get_state().numpy())
+    return states
 
 
-def draw_again(states: States) -> None:
-    """Put torch's generators where they were."""
+def restore_generators(states: States) -> None:
+    """Set torch's global generators to these states."""
     for device, state in states.items():
         _default(device).set_state(_tensor(state))
 

@@ -1,10 +1,11 @@
-"""What a worker reads and finds: batches before the model has seen them, and what they gave."""
+"""Records that readers, workers and the scan exchange: batches that were read, and partial results."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from torch import Tensor
 
@@ -23,12 +24,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class NoClass:
-    """Labels that are no class of the model's, so that their pictures count as without: why, and how many.
+    """Labels that are no class of the model, so that their pictures count as unlabelled.
 
     Parameters
     ----------
     reason, count
-        Why, and of how many pictures.
+        Why they are no class, and the number of pictures.
     index, label
         The first of these pictures, and its label as text.
     """
@@ -40,47 +41,44 @@ class NoClass:
 
 
 @dataclass
-class Loaded:
-    """A batch before the model has seen it; without inputs where no picture of it could be read.
-
-    ``classes`` says how many there are of them where a label says it, else 0.
-    """
+class LoadedBatch:
+    """A batch as it was read, before it goes through the model."""
 
     number: int
     indices: list[int]
-    inputs: Tensor | None
+    inputs: Tensor | None  # None if no picture of the batch could be read
     labels: list[int]
     skipped: list[Skipped]
-    classes: list[int] = field(default_factory=list)
+    classes: list[int] = field(default_factory=list)  # the length of each label that is a one-hot vector, else 0
     no_class: list[NoClass] = field(default_factory=list)
 
 
 @dataclass
-class Found:
-    """What some of the batches gave."""
+class PartialResult:
+    """The statistics over some of the batches."""
 
     statistics: dict[str, Statistic]
-    done: list[tuple[int, int]] = field(default_factory=list)  # ranges of batches, ascending, none touching another
+    done: list[tuple[int, int]] = field(default_factory=list)  # ascending ranges of batches, with gaps between them
     pictures: int = 0
     skipped: list[Skipped] = field(default_factory=list)
-    no_class: dict[str, NoClass] = field(default_factory=dict)  # by the reason
-    torn: bool = False  # whether some statistics have taken something in that others have not
+    no_class: dict[str, NoClass] = field(default_factory=dict)  # by reason
+    torn: bool = False  # whether only some of the statistics have been updated
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """While inside, all statistics take something in, or it is torn."""
+    def updating(self) -> Iterator[None]:
+        """Update all statistics within the block, without interruption; if it fails, the result is torn."""
         self.torn = True
         with uninterrupted():
             yield
             self.torn = False
 
-    def add(self, loaded: Loaded) -> None:
-        """Note that a batch is done."""
+    def add(self, loaded: LoadedBatch) -> None:
+        """Record that a batch is done."""
         self._note([(loaded.number, loaded.number + 1)], len(loaded.indices), loaded.skipped, loaded.no_class)
 
-    def merge(self, other: Found) -> None:
-        """Take in what other batches gave."""
-        with self.whole():
+    def merge(self, other: PartialResult) -> None:
+        """Add the result of other batches."""
+        with self.updating():
             for name, statistic in self.statistics.items():
                 statistic.merge(other.statistics[name])
             self._note(other.done, other.pictures, other.skipped, other.no_class.values())
@@ -94,16 +92,16 @@ class Found:
             joined.append((joined.pop()[0] if touches else start, stop))
         self.done = joined
         self.pictures += pictures
-        late = bool(self.skipped and skipped) and skipped[0].index < self.skipped[-1].index
+        out_of_order = bool(self.skipped and skipped) and skipped[0].index < self.skipped[-1].index
         self.skipped += skipped
-        if late:
-            self.skipped.sort(key=lambda one: one.index)
-        for one in no_class:
-            same = self.no_class.get(one.reason, one)
-            first, count = min(one, same, key=lambda one: one.index), one.count + (same.count if same is not one else 0)
-            self.no_class[one.reason] = replace(first, count=count)
+        if out_of_order:
+            self.skipped.sort(key=attrgetter("index"))
+        for new in no_class:
+            known = self.no_class.get(new.reason, replace(new, count=0))
+            first = min(new, known, key=attrgetter("index"))
+            self.no_class[new.reason] = replace(first, count=new.count + known.count)
 
     def missing(self, batches: int) -> list[int]:
-        """The batches that are not done, of so many."""
+        """The numbers below ``batches`` of the batches that are not done."""
         done = {number for start, stop in self.done for number in range(start, stop)}
         return [number for number in range(batches) if number not in done]
