@@ -25,10 +25,10 @@ from nbviz.methods.cam import GRADIENT_CAMS
 from nbviz.methods.deconvnet import deconvnet
 from nbviz.methods.deletion_insertion import DeletionInsertionResult as DeletionInsertionResult
 from nbviz.methods.deletion_insertion import deletion_insertion as deletion_insertion
-from nbviz.methods.destroy import destroyed, layers_with_weights
 from nbviz.methods.gradient import gradient
 from nbviz.methods.guided_backprop import guided_backprop
 from nbviz.methods.guided_grad_cam import guided_grad_cam
+from nbviz.methods.randomise import layers_with_weights, randomised_copies
 from nbviz.methods.similarity import spearman as spearman
 from nbviz.methods.similarity import ssim as ssim
 from nbviz.methods.subject import Subject
@@ -41,7 +41,7 @@ METHODS: dict[str, Method] = {
     "guided_backprop": guided_backprop,
     "input_x_gradient": input_x_gradient,
     "smooth_grad": smooth_grad,
-    "integrated_gradients": partial(integrated_gradients, steps=64),  # a destroyed network may need any number
+    "integrated_gradients": partial(integrated_gradients, steps=64),  # the default may take 512
     **{name: cam.function for name, cam in GRADIENT_CAMS.items()},
     "guided_grad_cam": guided_grad_cam,
 }
@@ -82,12 +82,12 @@ class RandomisationResult:
         means, count = self.rank.nanmean(1).nan_to_num(0.0).tolist(), len(self.layers)
         if self.mode == "independent":
             mean = sum(means) / count
-            changes, how = mean < _DOUBTFUL, f"with a layer destroyed (mean rank correlation {mean:.2f})"
+            changes, how = mean < _DOUBTFUL, f"with a layer randomised (mean rank correlation {mean:.2f})"
         else:
             kept = next((i for i, mean in enumerate(means) if mean < _DOUBTFUL), count)
             changes = 2 * kept < count
             randomised = kept + 1 if changes else kept
-            how = f"with {randomised} of {count} layers destroyed (rank correlation {means[randomised - 1]:.2f})"
+            how = f"with {randomised} of {count} layers randomised (rank correlation {means[randomised - 1]:.2f})"
         if changes:
             return f"{self.method} changes {how}, as it should"
         return f"{self.method} hardly changes {how}: it shows what is in the picture rather than what was learned"
@@ -228,7 +228,7 @@ def randomisation_steps(
         The arguments of :func:`randomisation`.
     """
     before = maps(model) if before is None else before
-    for layer, changed in destroyed(model, layers, mode, seed):
+    for layer, changed in randomised_copies(model, layers, mode, seed):
         after = maps(changed)
         compared = (before.abs(), after.abs()) if absolute else (before, after)
         yield Similarity(layer, spearman(*compared), ssim(*compared)), after

@@ -151,7 +151,7 @@ class TopPatchesResult(TopKResult):
             raise ValueError(f"no channel {channel}: {known}; expected one of these")
         indices = [i for i in self.indices[rows[0]].tolist() if i >= 0]
         if not indices:
-            raise ValueError(f"channel {channel} is no number in any picture (NaN); expected one that is")
+            raise ValueError(f"channel {channel} is NaN in all pictures; expected one with numbers")
         read = {i: self._read[i] if i in self._read else self._load(i) for i in indices}
         self._read.clear()
         self._read.update(read)

@@ -13,7 +13,7 @@ from nbviz.core.errors import line
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.destroy import layers_with_weights
+from nbviz.methods.randomise import layers_with_weights
 from nbviz.methods.sanity import (
     METHODS,
     Similarity,
@@ -30,9 +30,9 @@ _FILM, _ROW = 10, 5  # maps, in all and in a row
 
 
 class Sanity(ClassWidget):
-    """Whether a method's map can be believed: it should change when the network's weights are destroyed.
+    """Whether a method's map can be believed: it should change when the network's weights are randomised.
 
-    The weights of a copy are destroyed layer by layer from the top, and the map drawn again each time (Adebayo et al.
+    The weights of a copy are randomised layer by layer from the top, and the map drawn again each time (Adebayo et al.
     2018); below, the pixels that the map calls important are deleted, and brought back (Petsiuk et al. 2018).
 
     Parameters
@@ -93,11 +93,11 @@ class Sanity(ClassWidget):
         # Rows of equal length, the last of which ends with what is never filled.
         film = [{"slot": f"film_{i}"} for i in range(-(-most // _ROW) * _ROW)]
         rows = [film[i : i + _ROW] for i in range(0, len(film), _ROW)]
-        title = "The map, trained and with more and more layers destroyed, from the top"
+        title = "The map, trained and with more and more layers randomised, from the top"
         self.panels = Panels([{"title": title if i == 0 else "", "cells": row} for i, row in enumerate(rows)])
         self.curve = Plot(
             title="Likeness to the map of the trained network",
-            xlabel="layers destroyed",
+            xlabel="layers randomised",
             ylabel="likeness",
             range=[-0.2, 1],
         )
@@ -143,7 +143,7 @@ class Sanity(ClassWidget):
             curves = {"rank correlation": [s.rank for s in steps], "SSIM": [s.ssim for s in steps]}
             x = range(len(steps) + 1)
             self.curve.show((kind, x, [1.0, *map(float, values)]) for kind, values in curves.items())
-            self.header.cost = f"{len(steps)} of {self._count} layers destroyed"
+            self.header.cost = f"{len(steps)} of {self._count} layers randomised"
             yield True
         self.header.note = randomisation_result(name, steps, "cascading").verdict
         yield False

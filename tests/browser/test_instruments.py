@@ -353,7 +353,7 @@ def test_occlusion_fills_and_sanity_says_what_to_believe(notebook: Callable[...,
     expect(note).to_contain_text("guided_backprop hardly changes")
     widgets[1].locator("select").first.select_option("gradient")
     widget = ready(book, 2)
-    expect(note).to_contain_text("gradient changes with 1 of 7 layers destroyed")
+    expect(note).to_contain_text("gradient changes with 1 of 7 layers randomised")
     for i, name in enumerate(("occlusion", "sanity"), 1):
         both_themes(book, ready(book, i), name)
 

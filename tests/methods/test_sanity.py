@@ -11,7 +11,7 @@ from torch import nn
 
 import nbviz
 from nbviz.errors import ModelError
-from nbviz.methods.destroy import destroyed, layers_with_weights
+from nbviz.methods.randomise import layers_with_weights, randomised_copies
 from nbviz.methods.sanity import (
     METHODS,
     RandomisationResult,
@@ -30,7 +30,7 @@ def tiny():
     )
 
 
-# Weights destroyed
+# Weights randomised
 
 
 def by_hand(net, mode, seed):
@@ -72,7 +72,9 @@ def test_randomisation_by_hand(mode, absolute, method, tiny, snapshot):
 def test_the_weights_are_new_and_the_model_is_as_it_was(mode, tiny, snapshot):
     with snapshot(tiny):
         order = layers_with_weights(tiny, X, None)
-        found = [(name, copy.deepcopy(changed.state_dict())) for name, changed in destroyed(tiny, order, mode, 3)]
+        found = [
+            (name, copy.deepcopy(changed.state_dict())) for name, changed in randomised_copies(tiny, order, mode, 3)
+        ]
     for (name, weights), (expected_name, expected) in zip(found, by_hand(tiny, mode, 3), strict=True):
         assert name == expected_name
         for key, other in expected.state_dict().items():
@@ -119,31 +121,35 @@ DOUBT = "it shows what is in the picture rather than what was learned"
 @pytest.mark.parametrize(
     ("mode", "means", "verdict"),
     [
-        ("cascading", [1, 1, 1, 1], f"it hardly changes with 4 of 4 layers destroyed (rank correlation 1.00): {DOUBT}"),
+        (
+            "cascading",
+            [1, 1, 1, 1],
+            f"it hardly changes with 4 of 4 layers randomised (rank correlation 1.00): {DOUBT}",
+        ),
         (
             "cascading",
             [0.9, 0.6, 0.4, 0.8],
-            f"it hardly changes with 2 of 4 layers destroyed (rank correlation 0.60): {DOUBT}",
+            f"it hardly changes with 2 of 4 layers randomised (rank correlation 0.60): {DOUBT}",
         ),
         (
             "cascading",
             [0.9, 0.4, 0.1, 0.8],
-            "it changes with 2 of 4 layers destroyed (rank correlation 0.40), as it should",
+            "it changes with 2 of 4 layers randomised (rank correlation 0.40), as it should",
         ),
         (
             "cascading",
             [np.nan, 0.4, 0.1, 0],
-            "it changes with 1 of 4 layers destroyed (rank correlation 0.00), as it should",
+            "it changes with 1 of 4 layers randomised (rank correlation 0.00), as it should",
         ),
         (
             "independent",
             [0.9, 0.5, 0.5, 0.5],
-            f"it hardly changes with a layer destroyed (mean rank correlation 0.60): {DOUBT}",
+            f"it hardly changes with a layer randomised (mean rank correlation 0.60): {DOUBT}",
         ),
         (
             "independent",
             [0.9, 0, -0.1, 0],
-            "it changes with a layer destroyed (mean rank correlation 0.20), as it should",
+            "it changes with a layer randomised (mean rank correlation 0.20), as it should",
         ),
     ],
 )
