@@ -47,7 +47,7 @@ class FeatureMaps(LayerWidget):
         t.dlink((self, "channel"), (self.grid, "channel"))
         self.grid.large = True
         self.grid.side = 128  # the grid has most of the width here
-        self._lay_out([*self._of_the_picture(), self.how_control, self.fused], [*self._of_the_layer(), self.grid])
+        self._lay_out([*self._picture_column(), self.how_control, self.fused], [*self._layer_controls(), self.grid])
 
     def _figure_rows(self) -> list[list[Panel]]:
         return [[fused_panel(self), grid_panel(self)]]

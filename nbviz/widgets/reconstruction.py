@@ -38,8 +38,8 @@ class Reconstruction(LayerWidget):
     _parts = ("trace", "channel", "predictions")
 
     def _arrange(self) -> None:
-        right = [*self._of_the_layer(), self.channel_control, self.panels, self.seed_control]
-        self._lay_out(self._of_the_picture(), right)
+        right = [*self._layer_controls(), self.channel_control, self.panels, self.seed_control]
+        self._lay_out(self._picture_column(), right)
 
     def _figure_rows(self) -> list[list[Panel]]:
         return reconstruction_panels(self) or [[picture_panel(self)]]

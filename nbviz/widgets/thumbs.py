@@ -24,7 +24,7 @@ class Thumbs:
     """
 
     def __init__(self, session: Session, size: int = 96) -> None:
-        self.names = [line(name) for name in session.pictures.names]
+        self.names = [line(name) for name in session.subject.pictures.names]
         self.plot = session.axes == 1
         self._session, self._display, self._size = session, session.display, size
 

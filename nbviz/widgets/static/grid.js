@@ -26,7 +26,7 @@ import {
 /** @typedef {"each" | "shared"} Scale */
 
 /** What the tiles are; empty at first.
- * @typedef {{key: number, kind: "map" | "signed", of: string, shape: number[], strength: DataView, spread: DataView,
+ * @typedef {{key: number, kind: "map" | "signed", state: string, shape: number[], strength: DataView, spread: DataView,
  *   plots: boolean, ends?: [number, number]}} Header */
 
 /** Some of the tiles. @typedef {Encoded & {channels: number[], low: DataView, high: DataView}} Block */
@@ -52,7 +52,7 @@ import {
 
 /** @typedef {Own & Record<`block_${number}`, Block>} Traits */
 
-/** @typedef {Tiles & {key: number, of: string, whole: number[], strength: Float32Array, spread: Float32Array,
+/** @typedef {Tiles & {key: number, state: string, whole: number[], strength: Float32Array, spread: Float32Array,
  *   blocks: Block[]}} Ranked */
 
 const GAP = 3;
@@ -60,7 +60,7 @@ const MAX_HEIGHT = 400;
 
 /** Before the first tiles have come. @returns {Ranked} */
 const none = () => ({
-  ...{ key: 0, kind: "map", of: "", count: 0, h: 1, w: 1, whole: [1, 1], channels: 1, plots: false },
+  ...{ key: 0, kind: "map", state: "", count: 0, h: 1, w: 1, whole: [1, 1], channels: 1, plots: false },
   ...{ low: new Float32Array(), high: new Float32Array(), strength: new Float32Array(), spread: new Float32Array() },
   ...{ data: new Uint8Array(), have: new Uint8Array(), blocks: [], fresh: new Set() },
 });
@@ -368,12 +368,12 @@ async function render({ model, el }) {
       arrange();
       el.dataset.shape = header.shape.join("×");
       el.dataset.there = String(tiles.have.reduce((a, b) => a + b, 0));
-      el.dataset.of = header.of;
+      el.dataset.tiles = header.state;
     });
   }
 
   /** Start on other tiles. @param {Header} header @param {number[]} shape of a block */
-  function begin({ key, kind, of, shape, strength, spread, plots, ends }, [, h, w, channels = 1]) {
+  function begin({ key, kind, state, shape, strength, spread, plots, ends }, [, h, w, channels = 1]) {
     const before = tiles;
     const [count, ...whole] = shape;
     const nothing = { low: new Float32Array(count), high: new Float32Array(count), have: new Uint8Array(count) };
@@ -382,7 +382,7 @@ async function render({ model, el }) {
     tiles = {
       key,
       kind,
-      of,
+      state,
       count,
       h,
       w,
@@ -396,10 +396,10 @@ async function render({ model, el }) {
       blocks: [],
       fresh: new Set(),
     };
-    if (before.of === of && h >= before.h && w >= before.w) magnify(before);
+    if (before.state === state && h >= before.h && w >= before.w) magnify(before);
     else tip.hidden = true;
     release(before);
-    if (side() < model.get("side") && before.count && before.of !== of) {
+    if (side() < model.get("side") && before.count && before.state !== state) {
       model.set("side", side());
       model.save_changes();
     }
