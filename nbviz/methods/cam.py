@@ -1,7 +1,7 @@
 """Class activation maps from gradients: where in the picture a layer speaks for a class.
 
-All maps of this family are made of one forward and one backward pass, see :func:`class_activation`. A method is its
-formula, under :func:`gradient_cam`.
+One forward and one backward pass serve all maps of this family, see :func:`class_activation`. A method is its formula,
+decorated with :func:`gradient_cam`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import NO_GRADIENT, pull
 from nbviz.core.checks import check_choice, check_real
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import ModelError, shown
+from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
 from nbviz.methods.cam_layers import Arrange, checked
 from nbviz.methods.subject import Subject
 
-#: From a layer's activation and the gradient of the class's score (N, C, ...) to each map (N, ...), before max(0, .).
+#: From a layer's activation and the gradient of the class score (N, C, ...) to the maps (N, ...), before max(0, .).
 Formula = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -31,17 +33,41 @@ class CamFunction(Protocol):
     def __call__(
         self,
         model: nn.Module,
-        images: Any,
+        images: Images,
         layer: str | None = None,
-        target: Sequence[int] | int | None = None,
+        target: Target | None = None,
         *,
         raw: bool = False,
         reshape: Callable[[Tensor], Tensor] | None = None,
-        preprocess: Any = None,
-        inputs: Any = None,
-        output: Any = None,
+        preprocess: Preprocessing | None = None,
+        inputs: ModelInputs | None = None,
+        output: ScoresIn | None = None,
     ) -> Tensor:
-        """The maps (N, H, W)."""
+        """A class activation map.
+
+        Parameters
+        ----------
+        layer
+            The name of a module (``"name:1"`` for its second call). None takes the last layer that gives feature maps
+            with more than one position; of a transformer, the last whose tokens have a gradient.
+
+        Returns
+        -------
+        Tensor
+            (N, H, W), for signals (N, L), for volumes (N, D, H, W), at the size of the model's input, in [0, 1]: each
+            picture's map divided by its largest value and enlarged linearly; all zero where nothing speaks for the
+            class. With ``raw``, at the layer's size and in units of the score. What speaks against the class is zero
+            in both. In the model's dtype and on its device.
+
+        Raises
+        ------
+        ValueError
+            When the activation of ``layer`` cannot become feature maps.
+        ModelError
+            When the class scores do not depend on ``layer``. When ``reshape`` fails.
+        TypeError
+            When ``raw`` is neither True nor False. When ``reshape`` is not callable.
+        """
 
 
 @dataclass(frozen=True)
@@ -51,11 +77,11 @@ class Cam:
     Parameters
     ----------
     title
-        As its paper calls it.
+        The name in its paper.
     function
         The public function, whose docstring names the paper.
     formula
-        From a layer's activation and gradient to its map; None for one that is not made of these two alone.
+        From a layer's activation and gradient to its map; None for a map that needs more than these two.
     """
 
     title: str
@@ -63,50 +89,10 @@ class Cam:
     formula: Formula | None = None
 
 
-#: The gradient family by the names of its functions, in the order in which they are offered.
+#: The gradient family by the names of its functions, in the order in which menus list them.
 GRADIENT_CAMS: dict[str, Cam] = {}
 
-#: What follows the first words, the paper and the equations in each docstring of the family.
-_REST = """
-Parameters
-----------
-model
-    Any PyTorch model that gives class scores; it is left as it was.
-images
-    A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
-layer
-    A module's name (``"name:1"`` for its second call); None takes the last that gives feature maps with
-    more than one position, of a transformer the last whose tokens have a gradient.
-target
-    The class, or one for each picture; None takes the predicted one.
-raw
-    Give the map at the layer's size as the equations have it, but that what speaks against the class is zero.
-reshape
-    For a layer of another shape: a callable from its activation to feature maps (N, C, H, W). Tokens (N, T, C) on
-    a grid of the picture's shape, whether class tokens come before them or not, and maps with channels last are
-    found without.
-preprocess
-    A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
-inputs
-    For a model that is called with more than the pictures: a callable from their batch (N, C, H, W) to the
-    model's argument, a tuple of its arguments, or a dict of its keyword arguments.
-output
-    For a model that gives more than class scores (N, classes): where they are, as a key or an attribute's
-    name, an index, or a callable from what it gives.
-
-Returns
--------
-Tensor
-    (N, H, W), for signals (N, L), for volumes (N, D, H, W), at the size of the model's input, in [0, 1]:
-    each picture's map divided by its largest value and brought to that size linearly; all zero where
-    nothing speaks for the class. With ``raw``, at the layer's size and in units of the score. In the
-    model's dtype and on its device.
-
-Raises
-------
-ValueError, TypeError, PictureError, ModelError
-    As in :func:`nbviz.reconstruct`.
-
+_EXAMPLE = """
 Examples
 --------
 Of two channels, the class takes one three times and the other not at all:
@@ -120,14 +106,14 @@ tensor([[[0.5000, 1.0000]]])
 
 
 def gradient_cam(title: str) -> Callable[[Formula], CamFunction]:
-    """Make the public function of a class activation map from its formula, and enter it in the table.
+    """Turn a formula into the public function of its class activation map, and register it in ``GRADIENT_CAMS``.
 
     The function has the formula's name, and its docstring begins with the formula's.
 
     Parameters
     ----------
     title
-        What its paper calls it.
+        The name in its paper.
     """
 
     def make(formula: Formula) -> CamFunction:
@@ -135,22 +121,28 @@ def gradient_cam(title: str) -> Callable[[Formula], CamFunction]:
 
         def function(
             model: nn.Module,
-            images: Any,
+            images: Images,
             layer: str | None = None,
-            target: Sequence[int] | int | None = None,
+            target: Target | None = None,
             *,
             raw: bool = False,
             reshape: Callable[[Tensor], Tensor] | None = None,
-            preprocess: Any = None,
-            inputs: Any = None,
-            output: Any = None,
+            preprocess: Preprocessing | None = None,
+            inputs: ModelInputs | None = None,
+            output: ScoresIn | None = None,
         ) -> Tensor:
-            options = {"raw": raw, "reshape": reshape, "preprocess": preprocess, "inputs": inputs, "output": output}
+            options: Any = {
+                "raw": raw,
+                "reshape": reshape,
+                "preprocess": preprocess,
+                "inputs": inputs,
+                "output": output,
+            }
             return class_activation(model, images, layer, target, [name], **options)[name]
 
         function.__name__ = function.__qualname__ = name
-        function.__doc__ = f"{inspect.getdoc(formula)}\n{_REST.replace('NAME', name)}"
-        public = steady(function)
+        function.__doc__ = formula.__doc__ and f"{inspect.getdoc(formula)}\n{_EXAMPLE.replace('NAME', name)}"
+        public = documented_like(CamFunction.__call__)(steady(function))
         GRADIENT_CAMS[name] = Cam(title, public, formula)
         return public
 
@@ -158,7 +150,7 @@ def gradient_cam(title: str) -> Callable[[Formula], CamFunction]:
 
 
 def sum_positions(maps: Tensor) -> Tensor:
-    """Over the positions of (N, C, ...), as (N, C, 1, ...)."""
+    """The sum of (N, C, ...) over all positions, (N, C, 1, ...)."""
     return maps.sum(tuple(range(2, maps.ndim)), keepdim=True)
 
 
@@ -168,10 +160,10 @@ def _weighted(weights: Tensor, activation: Tensor) -> Tensor:
 
 @gradient_cam("Grad-CAM")
 def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Where a layer speaks for a class: its channels, weighted by what they do for the class, in one map.
+    """Where a layer speaks for a class: the sum of its channels, each weighted by its effect on the class score.
 
     R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
-    ICCV 2017. A channel's weight is the mean over its positions of the gradient of the class's score before
+    ICCV 2017. A channel's weight is the mean over its positions of the gradient of the class score before
     the softmax (equation 1); the map is max(0, the weighted sum of the channels) (equation 2).
     """
     return _weighted(sum_positions(gradient) / gradient[0, 0].numel(), activation)
@@ -179,12 +171,12 @@ def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 @gradient_cam("Grad-CAM++")
 def grad_cam_pp(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Grad-CAM++: each position's gradient counts by itself, so that several things of one class all show.
+    """Grad-CAM++: each position has a gradient weight of its own, so that several objects of one class all show.
 
     A. Chattopadhay et al., "Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep Convolutional
     Networks", WACV 2018. With the gradient G and the activation A of channel k, a channel's weight is the sum of
     α · max(0, G) over its positions (equation 5), α = G² / (2 G² + G³ · ΣA) (equation 19, where the score is the
-    exponential of the logit; its factor exp(logit), the same for all weights, is left out).
+    exponential of the logit; the factor exp(logit), which all weights share, is left out).
     """
     return _weighted(sum_positions(alpha(activation, gradient**2, gradient**3) * gradient.relu()), activation)
 
@@ -197,7 +189,7 @@ def alpha(activation: Tensor, second: Tensor, third: Tensor) -> Tensor:
 
 @gradient_cam("LayerCAM")
 def layer_cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """LayerCAM: each position is weighted by its own gradient where this speaks for the class; for early layers too.
+    """LayerCAM: each position is weighted by its own gradient where that is positive; suits early layers too.
 
     P.-T. Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE TIP 2021:
     max(0, Σ max(0, G) · A) over the channels (equations 7 to 9).
@@ -207,7 +199,7 @@ def layer_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 @gradient_cam("XGrad-CAM")
 def xgrad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """XGrad-CAM: gradients are averaged by how strong the activation is at their position.
+    """XGrad-CAM: gradients are averaged with the activations as weights.
 
     R. Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", BMVC 2020: a
     channel's weight is ΣG·A / ΣA over its positions (equation 8).
@@ -219,46 +211,45 @@ def xgrad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 @gradient_cam("HiResCAM")
 def hires_cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """HiResCAM: activation times gradient, position by position, nothing averaged.
+    """HiResCAM: activation times gradient, position by position, without averaging.
 
     R. Draelos and L. Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural
-    networks", 2020: Σ G · A over the channels (equation 3); what speaks against the class is not shown here.
+    networks", 2020: Σ G · A over the channels (equation 3). Here, what speaks against the class is set to zero.
     """
     return _weighted(gradient, activation)
 
 
+@documented_like(CamFunction.__call__)
 @steady
 def class_activation(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    target: Sequence[int] | int | None = None,
+    target: Target | None = None,
     methods: Sequence[str] = tuple(GRADIENT_CAMS),
     *,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> dict[str, Tensor]:
     """Several class activation maps from one forward and one backward pass.
 
     Parameters
     ----------
-    model, images, layer, target, raw, reshape, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`.
     methods
-        Names of functions of the gradient family, such as ``"grad_cam"`` and ``"layer_cam"``; all of them by default.
+        Names of functions of the gradient family, such as ``"grad_cam"`` and ``"layer_cam"``; by default all of them.
 
     Returns
     -------
     dict of str to Tensor
-        For each method (N, H, W), as :func:`nbviz.grad_cam` gives it.
+        For each method what its function returns, such as :func:`nbviz.grad_cam`: (N, H, W) in [0, 1].
 
     Raises
     ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.grad_cam`.
+    ValueError
+        When one of ``methods`` is unknown.
 
     Examples
     --------
@@ -275,14 +266,14 @@ def class_activation(
 
     def maps(part: Subject) -> dict[str, Tensor]:
         pair = backward(part, layer, target, arrange)
-        activation, gradient = map(in_full, pair)
+        activation, gradient = map(at_least_float32, pair)
         return {name: formula(activation, gradient).relu().to(pair[0].dtype) for name, formula in formulas.items()}
 
-    return {name: finished(found, subject, raw) for name, found in subject.each(maps).items()}
+    return {name: finished(values, subject, raw) for name, values in subject.in_parts(maps).items()}
 
 
 def backward(subject: Subject, layer: str, target: Any, arrange: Arrange) -> tuple[Tensor, Tensor]:
-    """A layer's activation, and the gradient of the pictures' class scores by it, as maps (N, C, ...)."""
+    """A layer's activation, and the gradient of the class scores with respect to it, as maps (N, C, ...)."""
     trace = subject.run([layer], output=True, grad="after")
     activation = check_real(trace.activations[layer], f"layer {shown(layer)}")
     scores = subject.scores(trace.output)
@@ -297,15 +288,15 @@ def backward(subject: Subject, layer: str, target: Any, arrange: Arrange) -> tup
 
 
 def finished(maps: Tensor, subject: Subject, raw: bool) -> Tensor:
-    """Maps (N, h, w), not negative, as they are asked for: as they are, or in [0, 1] at the pictures' size."""
+    """Non-negative maps (N, h, w) in [0, 1] at the size of the pictures; with ``raw``, unchanged."""
     if raw:
         return maps
-    dtype, maps = maps.dtype, in_full(maps)
+    dtype, maps = maps.dtype, at_least_float32(maps)
     maps = maps / maps.flatten(1).amax(1).view(-1, *[1] * (maps.ndim - 1)).clamp(min=torch.finfo(maps.dtype).tiny)
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[maps.ndim - 1]
     return nn.functional.interpolate(maps[:, None], subject.inputs.shape[2:], mode=mode)[:, 0].to(dtype)
 
 
-def in_full(values: Tensor) -> Tensor:
-    """In single precision at least: the square of a small gradient is nothing in half."""
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in single precision at least: in half precision, the square of a small gradient is zero."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

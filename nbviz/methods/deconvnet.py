@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from nbviz.core.documented import documented_like
+from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
 from nbviz.methods.reconstruct import reconstruct
 
 
+@documented_like(reconstruct)
 @steady
 def deconvnet(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    channels: Sequence[int] | int | None = None,
-    target: Sequence[int] | int | None = None,
+    channels: Channels | None = None,
+    target: Target | None = None,
     seed: str = "max",
     *,
     unpool: str = "sum",
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> Tensor:
     """What in the picture a channel's activation was made of, by running the network backwards.
 
@@ -32,35 +34,23 @@ def deconvnet(
     is undone by placing each value at its recorded switch (*unpooling*), the signal is rectified,
     R → max(R, 0) (*rectification*), and each convolution is applied transposed (*filtering*).
 
-    The signal is rectified where the network has a rectifier, so what reaches the picture, after the
-    first convolution, has both signs. As in the paper, the signal ignores which rectifiers were open.
-
-    Parameters
-    ----------
-    model, images, layer, channels, target, seed, preprocess, inputs, output
-        As in :func:`nbviz.reconstruct`. The paper starts from the strongest position, ``seed="max"``.
-    unpool
-        Where overlapping pooling windows (AlexNet's 3×3, stride 2) share a switch: ``"sum"`` their
-        values, as the gradient and Captum do, or ``"overwrite"`` with the last, as ``max_unpool2d``.
+    The signal is rectified where the network has a rectifier, so what reaches the picture through the
+    first convolution has both signs. As in the paper, the signal ignores which rectifiers were open,
+    and starts from the strongest position, ``seed="max"``.
 
     Returns
     -------
     Tensor
-        (N, K, C, H, W) for a layer's channels, (N, C, H, W) for a class; the model's dtype and device.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
+        (N, K, C, H, W) for a layer's channels, (N, C, H, W) for a class; in the model's dtype and on its device.
 
     Warns
     -----
     NoRectifierWarning
-        When no rectifier was met: the result equals the gradient.
+        When the rule met no rectifier, so that the result equals the gradient.
 
     Examples
     --------
-    A rectifier that was shut lets the deconvnet's signal through, and the gradient's not:
+    A rectifier that was shut lets the deconvnet's signal through, but not the gradient's:
 
     >>> import torch
     >>> net = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 1, 3, padding=1))
@@ -68,5 +58,5 @@ def deconvnet(
     >>> deconvnet(net, torch.tensor([[[[-1.0, 2.0]]]]), "1", 0, seed="unit").flatten().tolist()
     [1.0, 1.0]
     """
-    options = {"unpool": unpool, "preprocess": preprocess, "inputs": inputs, "output": output}
+    options: Any = {"unpool": unpool, "preprocess": preprocess, "inputs": inputs, "output": output}
     return reconstruct(model, images, layer, channels, target, seed, ["deconvnet"], **options)["deconvnet"]

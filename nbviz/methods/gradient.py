@@ -2,48 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from nbviz.core.documented import documented_like
+from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
 from nbviz.methods.reconstruct import reconstruct
 
 
+@documented_like(reconstruct)
 @steady
 def gradient(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    channels: Sequence[int] | int | None = None,
-    target: Sequence[int] | int | None = None,
+    channels: Channels | None = None,
+    target: Target | None = None,
     seed: str = "max",
     *,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> Tensor:
     """How a small change of each pixel would change a channel or a class.
 
     A rectifier passes R · [z > 0] (K. Simonyan, A. Vedaldi and A. Zisserman, "Deep Inside
     Convolutional Networks", ICLR workshop 2014, section 3).
 
-    Parameters
-    ----------
-    model, images, layer, channels, target, seed, preprocess, inputs, output
-        As in :func:`nbviz.reconstruct`. ``seed="unit"`` gives the gradient itself; ``"max"`` (the
-        default of all three rules, so that they compare) gives it times the channel's maximum.
+    With ``seed="unit"``, the result is the gradient itself. With ``"max"``, the default of all three rules so that
+    they can be compared, it is the gradient times the channel's maximum.
 
     Returns
     -------
     Tensor
-        (N, K, C, H, W) for a layer's channels, (N, C, H, W) for a class; the model's dtype and device.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
+        (N, K, C, H, W) for a layer's channels, (N, C, H, W) for a class; in the model's dtype and on its device.
 
     Examples
     --------
@@ -53,5 +47,5 @@ def gradient(
     >>> gradient(net, torch.tensor([[[[0.1, 0.5]]]]), "1", 0, seed="unit").flatten().tolist()
     [0.0, 3.0]
     """
-    options = {"preprocess": preprocess, "inputs": inputs, "output": output}
+    options: Any = {"preprocess": preprocess, "inputs": inputs, "output": output}
     return reconstruct(model, images, layer, channels, target, seed, ["gradient"], **options)["gradient"]

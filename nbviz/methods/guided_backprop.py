@@ -2,52 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from nbviz.core.documented import documented_like
+from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
 from nbviz.methods.reconstruct import reconstruct
 
 
+@documented_like(reconstruct)
 @steady
 def guided_backprop(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    channels: Sequence[int] | int | None = None,
-    target: Sequence[int] | int | None = None,
+    channels: Channels | None = None,
+    target: Target | None = None,
     seed: str = "max",
     *,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> Tensor:
     """What in the picture speaks for a channel or a class: gradient and deconvnet, each masking the other.
 
     A rectifier passes max(R, 0) · [z > 0] (J. Springenberg, A. Dosovitskiy, T. Brox and M. Riedmiller,
     "Striving for Simplicity: The All Convolutional Net", ICLR workshop 2015, figure 1).
 
-    Parameters
-    ----------
-    model, images, layer, channels, target, seed, preprocess, inputs, output
-        As in :func:`nbviz.reconstruct`.
-
     Returns
     -------
     Tensor
-        (N, K, C, H, W) for a layer's channels, (N, C, H, W) for a class; the model's dtype and device.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
+        (N, K, C, H, W) for a layer's channels, (N, C, H, W) for a class; in the model's dtype and on its device.
 
     Warns
     -----
     NoRectifierWarning
-        When no rectifier was met: the result equals the gradient.
+        When the rule met no rectifier, so that the result equals the gradient.
 
     Examples
     --------
@@ -57,5 +49,5 @@ def guided_backprop(
     >>> guided_backprop(net, torch.tensor([[[[-1.0, 2.0]]]]), "1", 0, seed="unit").flatten().tolist()
     [0.0, 1.0]
     """
-    options = {"preprocess": preprocess, "inputs": inputs, "output": output}
+    options: Any = {"preprocess": preprocess, "inputs": inputs, "output": output}
     return reconstruct(model, images, layer, channels, target, seed, ["guided"], **options)["guided"]

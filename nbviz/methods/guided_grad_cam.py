@@ -1,48 +1,41 @@
-"""Guided Grad-CAM (Selvaraju et al. 2017): guided backprop where Grad-CAM says that the class is."""
+"""Guided Grad-CAM (Selvaraju et al. 2017): guided backprop, masked by Grad-CAM."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
+from nbviz.core.documented import documented_like
+from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
-from nbviz.methods.cam import grad_cam
+from nbviz.methods.cam import CamFunction, grad_cam
 from nbviz.methods.guided_backprop import guided_backprop
 
 
+@documented_like(CamFunction.__call__)
 @steady
 def guided_grad_cam(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    target: Sequence[int] | int | None = None,
+    target: Target | None = None,
     *,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> Tensor:
-    """Guided Grad-CAM: guided backprop of the class, where Grad-CAM says that the class is.
+    """Guided Grad-CAM: guided backprop of the class, masked by Grad-CAM.
 
-    R. Selvaraju et al., "Grad-CAM", ICCV 2017, section 3.2: both multiplied. As guided backprop alone, its details
-    say what is in the picture rather than what was learned.
-
-    Parameters
-    ----------
-    model, images, layer, target, reshape, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`.
+    R. Selvaraju et al., "Grad-CAM", ICCV 2017, section 3.2: the product of both. As with guided backprop alone, its
+    details show what is in the picture rather than what was learned.
 
     Returns
     -------
     Tensor
         (N, C, H, W), signed, in the model's dtype and on its device.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.grad_cam`.
 
     Examples
     --------
@@ -51,6 +44,6 @@ def guided_grad_cam(
     >>> guided_grad_cam(net, torch.rand(2, 1, 8, 8), "1", target=0).shape
     torch.Size([2, 1, 8, 8])
     """
-    given = {"preprocess": preprocess, "inputs": inputs, "output": output}
-    where = grad_cam(model, images, layer, target, reshape=reshape, **given)
-    return guided_backprop(model, images, target=target, **given) * where[:, None]
+    given: Any = {"preprocess": preprocess, "inputs": inputs, "output": output}
+    mask = grad_cam(model, images, layer, target, reshape=reshape, **given)
+    return guided_backprop(model, images, target=target, **given) * mask[:, None]

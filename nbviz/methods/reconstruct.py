@@ -1,4 +1,4 @@
-"""What a channel or a class answers to in the picture: all three rules from one forward pass."""
+"""What in the picture a channel or a class responds to: all three backward rules from one forward pass."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES, UNPOOLING, pull
 from nbviz.core.checks import check_choice, check_indices, check_real
 from nbviz.core.chunks import in_chunks, joined
+from nbviz.core.documented import documented
 from nbviz.core.errors import NoRectifierWarning, shown, warn
 from nbviz.core.local_backward import Start, pull_local
 from nbviz.core.state import alone, interruptible
 from nbviz.core.trace import Trace
+from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 
@@ -24,86 +26,72 @@ SEEDS = ("max", "map", "unit")
 _CHANNELS_AT_ONCE = 8
 
 
+@documented
 @steady
 def reconstruct(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str | None = None,
-    channels: Sequence[int] | int | None = None,
-    target: Sequence[int] | int | None = None,
+    channels: Channels | None = None,
+    target: Target | None = None,
     seed: str = "max",
     rules: Sequence[str] = RULES,
     *,
     unpool: str = "sum",
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> dict[str, Tensor]:
     """Reconstructions of a layer's channels, or of an output class, under several rules from one forward pass.
 
-    All other activations of the layer are set to zero and what is left is passed down to the picture
-    (Zeiler and Fergus 2014, section 2.1); a rule says what a rectifier does to it on the way, see
+    All other activations of the layer are set to zero, and what is left is passed down to the picture
+    (Zeiler and Fergus 2014, section 2.1). A rule says what a rectifier does to the signal on its way, see
     :func:`nbviz.gradient`, :func:`nbviz.deconvnet` and :func:`nbviz.guided_backprop`. Rectifiers are ReLU, threshold
-    and clamp(min=0), however they are called; one that is put together from other operations, such as
+    and clamp(min=0), however they are called. A rectifier built from other operations, such as
     ``torch.maximum(x, zero)``, follows the plain gradient.
 
-    The papers know the ReLU alone. For ReLU6 (hardtanh from 0), LeakyReLU, PReLU, RReLU, ELU, CELU, SELU, SiLU, GELU,
-    Hardswish, Softplus and Mish, the two rules are an extension: the deconvnet passes max(R, 0), as it does through a
-    ReLU, and guided backprop max(R, 0) · f'(z), with the activation's own slope in place of [z > 0].
-    :func:`nbviz.layers` says which of them lie on the way.
+    The papers consider only the ReLU. For ReLU6 (hardtanh from 0), LeakyReLU, PReLU, RReLU, ELU, CELU, SELU, SiLU,
+    GELU, Hardswish, Softplus and Mish, both rules are extended: the deconvnet passes max(R, 0), as through a ReLU, and
+    guided backprop max(R, 0) · f'(z), with the activation's own slope in place of [z > 0]. :func:`nbviz.layers` lists
+    which of them a model has.
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     layer
-        A module's name (``"name:1"`` for its second call), or None to start from an output class.
-    channels
-        Which channels of the layer; None gives all.
+        The name of a module (``"name:1"`` for its second call), or None to start from an output class.
     target
-        With ``layer=None``: the class, or one for each picture; None takes the predicted one. The
-        signal starts as a one at the class's score.
+        With ``layer=None``: the class, or one for each picture; None takes the predicted class. The signal starts as
+        a one at the score of the class.
     seed
-        With a layer, what is passed down: ``"max"``, the activation of the channel's strongest
-        position alone, as in the paper; ``"map"``, the whole channel; ``"unit"``, a one at the
-        strongest position, which under the gradient rule is the gradient of the channel's maximum.
+        With a layer, what is passed down: ``"max"``, the activation at the channel's strongest position, as in the
+        paper; ``"map"``, the whole channel; ``"unit"``, a one at the strongest position, which under the gradient rule
+        gives the gradient of the channel's maximum.
     rules
         Any of ``"gradient"``, ``"deconvnet"``, ``"guided"``.
     unpool
-        Where overlapping pooling windows share a switch: ``"sum"`` their values, as the gradient
-        does, or ``"overwrite"`` with the last, as ``max_unpool2d`` does.
-    preprocess
-        A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
-    inputs
-        For a model that is called with more than the pictures: a callable from their batch (N, C, H, W) to the
-        model's argument, a tuple of its arguments, or a dict of its keyword arguments.
-    output
-        For a model that gives more than class scores (N, classes): where they are, as a key or an attribute's
-        name, an index, or a callable from what it gives.
+        Where overlapping pooling windows (AlexNet's 3×3, stride 2) share a switch: ``"sum"`` their values, as the
+        gradient and Captum do, or ``"overwrite"`` with the last, as ``max_unpool2d`` does.
 
     Returns
     -------
     dict of str to Tensor
-        For each rule (N, K, C, H, W) with a layer, (N, C, H, W) with a class (with L or D, H, W in place of
-        H, W for signals and volumes), in units of activation
-        per unit of the model's input (times the activation for ``"max"`` and ``"map"``), signed, in
-        the model's dtype and on its device. Under autocast the forward pass is in the dtype that autocast
-        gives, and so precise.
+        For each rule (N, K, C, H, W) with a layer, (N, C, H, W) with a class (for signals and volumes, with L or
+        D, H, W in place of H, W). The values are signed, in units of activation per unit of the model's input (times
+        the activation for ``"max"`` and ``"map"``), in the model's dtype and on its device. Under autocast, the forward
+        pass has the precision of autocast's dtype.
 
     Raises
     ------
     ValueError
-        For an unknown layer, rule, seed or unpooling; a channel or class out of range; a layer whose
-        output is no feature maps; a target with a layer, or channels without one.
+        When ``target`` is given with a ``layer``, or ``channels`` without one. When ``layer`` gives no feature maps.
+        When ``seed`` is unknown. When one of ``rules`` is unknown. When ``unpool`` is unknown.
     ModelError
-        When the model fails in its forward pass, or no gradient reaches the picture.
+        When no gradient reaches the picture.
 
     Warns
     -----
     NoRectifierWarning
-        When the deconvnet or guided rule met no rectifier and so equals the gradient.
+        When the deconvnet or guided rule met no rectifier, so that the result equals the gradient.
 
     Examples
     --------
@@ -120,35 +108,39 @@ def reconstruct(
     rules = [check_choice("rule", rule, RULES) for rule in ([rules] if isinstance(rules, str) else rules)]
     check_choice("seed", seed, SEEDS)
     check_choice("unpooling", unpool, UNPOOLING)
-    if layer is not None and target is not None:
-        raise ValueError("target is a class of the model's output and goes with layer=None; give channels for a layer")
-    if layer is None and channels is not None:
-        raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
-
+    check_layer_or_target(layer, channels, target)
     subject = Subject.of(model, images, preprocess, inputs, output)
     met: dict[str, frozenset[str]] = {}
 
-    def pulled(part: Subject) -> dict[str, Tensor]:
+    def work(part: Subject) -> dict[str, Tensor]:
         if layer is None:
-            found = _class(part, target, rules, unpool)
+            pulled = _pull_class(part, target, rules, unpool)
         else:
-            found = _channels(part, layer, channels, rules, seed, unpool)
+            pulled = _pull_layer(part, layer, channels, rules, seed, unpool)
         for rule in rules:
-            met.setdefault(rule, found[rule][1])
-        return {rule: found[rule][0] for rule in rules}
+            met.setdefault(rule, pulled[rule][1])
+        return {rule: pulled[rule][0] for rule in rules}
 
-    result = subject.each(pulled)
+    result = subject.in_parts(work)
     for rule, maps in result.items():
         if maps.numel():
             warn_without_rectifiers(rule, met[rule])
     return result
 
 
-#: For each rule what reaches the picture, and the names of the rectifiers met on the way.
+def check_layer_or_target(layer: str | None, channels: Any, target: Any) -> None:
+    """Raise a ValueError if channels are given without a layer, or a class with one."""
+    if layer is not None and target is not None:
+        raise ValueError("target is a class of the model's output and goes with layer=None; give channels for a layer")
+    if layer is None and channels is not None:
+        raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
+
+
+#: For each rule the signal that reaches the picture, and the names of the rectifiers met on its way.
 _Pulled = dict[str, tuple[Tensor, frozenset[str]]]
 
 
-def _class(subject: Subject, target: Any, rules: Sequence[str], unpool: str) -> _Pulled:
+def _pull_class(subject: Subject, target: Any, rules: Sequence[str], unpool: str) -> _Pulled:
     trace = subject.run(output=True, grad=True)
     scores = subject.scores(trace.output)
     signal = subject.selector(target, scores)[None]
@@ -156,14 +148,14 @@ def _class(subject: Subject, target: Any, rules: Sequence[str], unpool: str) -> 
     return {rule: (maps[0], met) for rule, (maps, met) in pulled.items()}
 
 
-def _channels(subject: Subject, layer: str, channels: Any, rules: Sequence[str], seed: str, unpool: str) -> _Pulled:
+def _pull_layer(subject: Subject, layer: str, channels: Any, rules: Sequence[str], seed: str, unpool: str) -> _Pulled:
     trace = subject.run([layer], grad=True)
     chosen = traced_channels(trace, layer, channels)
     return {rule: project(trace, layer, chosen, rule, seed, unpool) for rule in rules}
 
 
 def traced_channels(trace: Trace, layer: str, given: Any) -> list[int]:
-    """Which channels of a traced layer are asked for, if they have a gradient; None takes all."""
+    """The given channels of a traced layer, checked; None takes all."""
     count = check_real(check_maps(trace, layer), f"layer {shown(layer)}").shape[1]
     return list(range(count)) if given is None else check_indices("channel", given, count)
 
@@ -177,20 +169,22 @@ def project(
     unpool: str = "sum",
     starts: list[Start] | None = None,
 ) -> tuple[Tensor, frozenset[str]]:
-    """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and the names of the rectifiers met.
+    """Send channels of a traced layer back to the picture: (N, K, C, H, W), and the names of the rectifiers met.
 
-    Where each starts, for each picture and then each channel, may be given in place of the strongest positions.
+    ``starts`` gives, for each picture and each channel of it, a start other than the strongest position.
     """
     activation = trace.activations[layer]
     starts = strongest(activation, channels, seed) if starts is None and seed != "map" else starts
     with alone(), interruptible():
-        if channels and starts is not None and unpool == "sum":  # from one position: work only where the signal is
+        if channels and starts is not None and unpool == "sum":  # one position: compute only its receptive field
             local = pull_local(rule, activation, starts, trace.inputs)
             if local is not None:
                 return local[0].unflatten(0, (len(activation), len(channels))), local[1]
 
         def send(part: Sequence[int]) -> tuple[Tensor, frozenset[str]]:
-            own = None if starts is None else [starts[i] for i in _rows(part, len(channels), len(activation))]
+            own = None
+            if starts is not None:
+                own = [starts[i * len(channels) + k] for i in range(len(activation)) for k in part]
             signals = seeds(activation, [channels[k] for k in part], own)
             return pull(rule, activation, signals, trace.inputs, unpool)
 
@@ -202,17 +196,12 @@ def project(
     return joined([maps for maps, _ in sent]).transpose(0, 1), sent[0][1]
 
 
-def _rows(part: Sequence[int], channels: int, pictures: int) -> list[int]:
-    """Where the starts of some of the channels are, picture by picture."""
-    return [picture * channels + k for picture in range(pictures) for k in part]
-
-
 def strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[Start]:
-    """For each picture, and then each channel, the strongest position with its activation or a one."""
+    """For each picture and each channel, the strongest position with its activation or a one."""
     chosen = activation.detach()[:, list(channels)].flatten(2)
     values, places = (t.flatten().tolist() for t in (chosen.amax(2), chosen.argmax(2)))
-    k, at = len(channels), np.array(places, np.intp)
-    positions = np.stack(np.unravel_index(at, activation.shape[2:]), 1).tolist()
+    k, flat = len(channels), np.array(places, np.intp)
+    positions = np.stack(np.unravel_index(flat, activation.shape[2:]), 1).tolist()
     return [
         Start(i // k, channels[i % k], tuple(position), value if seed == "max" else 1.0)
         for i, (value, position) in enumerate(zip(values, positions, strict=True))
@@ -220,7 +209,7 @@ def strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[St
 
 
 def seeds(activation: Tensor, channels: Sequence[int], starts: list[Start] | None) -> Tensor:
-    """The layer with all but one channel of it, or but one position of that, set to zero.
+    """The activation with all but one channel, or all but one position of it, set to zero.
 
     Parameters
     ----------
@@ -229,7 +218,7 @@ def seeds(activation: Tensor, channels: Sequence[int], starts: list[Start] | Non
     channels
         K indices.
     starts
-        For each picture, and then each channel, where the position is and what stands there; None keeps the channel.
+        For each picture and each channel, the position that is kept and its value; None keeps the whole channel.
 
     Returns
     -------
@@ -248,7 +237,7 @@ def seeds(activation: Tensor, channels: Sequence[int], starts: list[Start] | Non
 
 
 def warn_without_rectifiers(rule: str, met: frozenset[str]) -> None:
-    """Warn when a rule had nothing to act on."""
+    """Warn if no rectifier was met, so that the rule equals the gradient."""
     if rule == "gradient" or met:
         return
     warn(
