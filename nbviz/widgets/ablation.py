@@ -10,9 +10,11 @@ import traitlets as t
 from torch import nn
 
 from nbviz.core.checks import check_indices
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import shown
+from nbviz.core.types import Images
 from nbviz.export.figure import Panel
-from nbviz.methods.ablation import AblateResult
+from nbviz.methods.ablation import AblateResult, switched_off
 from nbviz.widgets.controls import Control, draws, moves
 from nbviz.widgets.figure_panels import bars_panels, grid_panel, picture_panel, plot_panel
 from nbviz.widgets.layer_widget import LayerOptions, LayerWidget
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@documented_like(switched_off, LayerWidget)
 class Ablation(LayerWidget):
     """Switch a layer's channels off by a click, and see at once how the predictions for a picture change.
 
@@ -32,20 +35,12 @@ class Ablation(LayerWidget):
 
     Parameters
     ----------
-    model, images, layer, preprocess
-        As in :func:`nbviz.switched_off`; ``layer=None`` takes that of the table, or starts where maps still show
-        shapes.
+    layer
+        The layer at first. None takes the table's, or starts where maps still show shapes.
     table
-        What :func:`nbviz.ablate` found, of this model.
+        What :func:`nbviz.ablate` found of this model.
     off
         The channels that are switched off at first.
-    labels, inputs, output, picture
-        As in :func:`nbviz.explore`.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.switched_off`.
 
     Examples
     --------
@@ -70,7 +65,7 @@ class Ablation(LayerWidget):
     def __init__(
         self,
         model: nn.Module | Session,
-        images: Any,
+        images: Images,
         layer: str | None = None,
         table: AblateResult | None = None,
         off: Sequence[int] = (),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from nbviz.core.documented import documented_like
 from nbviz.core.trace import first_name
+from nbviz.core.types import Images
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.cam import GRADIENT_CAMS, class_activation
+from nbviz.methods.cam import GRADIENT_CAMS, class_activation, grad_cam
 from nbviz.methods.cam_layers import find_maps, map_layers
 from nbviz.methods.cams import CAMS
 from nbviz.methods.guided_grad_cam import guided_grad_cam
@@ -26,25 +28,17 @@ if TYPE_CHECKING:
 NAMES = {name: cam.title for name, cam in CAMS.items()}
 
 
+@documented_like(grad_cam)
 class ClassActivation(ClassWidget):
     """Where a layer speaks for a class: one method in large, and those of the gradient family side by side.
 
     Parameters
     ----------
-    model, images, layer, target, preprocess, inputs, output
-        As in :func:`nbviz.grad_cam`.
+    target
+        The class at first; None takes the predicted class.
     method
-        Which is shown in large at first: the name of the function of any class activation map, such as
+        The method that is shown in large at first: the name of the function of any class activation map, such as
         ``"grad_cam"`` or ``"score_cam"``.
-    labels
-        The names of the model's outputs; found for torchvision's and timm's ImageNet models.
-    picture
-        Which of the pictures is shown at first, from 0.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.grad_cam`.
 
     Examples
     --------
@@ -67,7 +61,7 @@ class ClassActivation(ClassWidget):
     def __init__(
         self,
         model: nn.Module | Session,
-        images: Any,
+        images: Images,
         layer: str | None = None,
         target: int | None = None,
         method: str = "grad_cam",

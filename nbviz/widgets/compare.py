@@ -9,11 +9,13 @@ import ipywidgets
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import line, shown
+from nbviz.core.types import Images
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.compare import CompareResult
+from nbviz.methods.compare import CompareResult, compare
 from nbviz.methods.feature_maps import fuse
 from nbviz.widgets.controls import Choice, draws, moves
 from nbviz.widgets.figure_panels import bars_panels, filled_panels, tiles_panel
@@ -39,6 +41,7 @@ def _layer_control(number: int, **rest: Any) -> Choice:
     )
 
 
+@documented_like(compare)
 class Compare(PictureWidget):
     """Two models on the same picture: a layer of each on one scale, the difference, and both predictions.
 
@@ -47,26 +50,12 @@ class Compare(PictureWidget):
 
     Parameters
     ----------
-    model_a, model_b, preprocess, inputs, output
-        As in :func:`nbviz.compare`.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     layer
-        The layer at first, of the first model; None starts where maps still show shapes.
+        The layer of the first model at first. None starts where maps still show shapes.
     comparison
         What :func:`nbviz.compare` found of these models.
-    labels
-        The names of the models' outputs; found for torchvision's and timm's ImageNet models.
-    picture
-        Which of the pictures is shown at first, from 0.
-
     layer_b
-        The layer at first of the second model; None takes that of the same name, or the most alike, or as deep.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.compare`.
+        The layer of the second model at first. None takes the one of the same name, or the most alike, or as deep.
 
     Examples
     --------
@@ -92,7 +81,7 @@ class Compare(PictureWidget):
         self,
         model_a: nn.Module,
         model_b: nn.Module,
-        images: Any,
+        images: Images,
         layer: str | None = None,
         *,
         comparison: CompareResult | None = None,

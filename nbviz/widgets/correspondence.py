@@ -8,7 +8,9 @@ from typing import Any
 import ipywidgets
 from torch import nn
 
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
+from nbviz.core.types import Images, ModelInputs, Preprocessing
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.correspondence import CorrespondenceResult, check_boxes, correspondence
@@ -20,20 +22,15 @@ from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.views import Boxes, Plot
 
 
+@documented_like(correspondence)
 class Correspondence(Pulled):
     """Draw the same part, an eye or a collar, in several pictures, and see whether the network relates it (table 1).
 
     Parameters
     ----------
-    model, images, layers, random, fill, seed, preprocess, inputs
-        As in :func:`nbviz.correspondence`.
     boxes
-        Of the part in each picture at first; None puts them in the middle.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.correspondence`.
+        For each picture top, left, bottom and right of the part at first, in pixels of the model's input, ends
+        excluded. None puts the boxes in the middle.
 
     Examples
     --------
@@ -55,15 +52,15 @@ class Correspondence(Pulled):
     def __init__(
         self,
         model: nn.Module,
-        images: Any,
+        images: Images,
         boxes: Any = None,
         layers: Sequence[str] | None = None,
         *,
         random: int = 10,
         fill: str = "grey",
         seed: int = 0,
-        preprocess: Any = None,
-        inputs: Any = None,
+        preprocess: Preprocessing | None = None,
+        inputs: ModelInputs | None = None,
     ) -> None:
         self.session = session = Session(model, images, preprocess, None, False, inputs)
         subject = session.subject

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from nbviz.core.checks import check_index
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import line, shown
 from nbviz.core.state import check_model
+from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
@@ -29,23 +31,20 @@ _FILM = 8  # times in the row from first to last
 _CURVES = 6  # channels with a curve
 
 
+@documented_like(evolution)
 class Evolution(Pulled):
     """What channels answer to at each time of the training; a slider moves through it (figure 4 of the paper).
 
     Parameters
     ----------
-    model, checkpoints, images, layer, channels, rule, preprocess, inputs
-        As in :func:`nbviz.evolution`. ``checkpoints`` may be a list of
-        :class:`nbviz.results.CheckpointResult` instead, such as the ``moments`` of a
-        :class:`nbviz.Recorder`; then the rest is not needed.
-
-    moment, channel, picture
-        Which time (None takes the last), which of the channels and which picture are shown at first, from 0.
-
-    Raises
-    ------
-    ValueError, TypeError, FileNotFoundError, PictureError, ModelError
-        As in :func:`nbviz.evolution`.
+    checkpoints
+        A list, in order of time, of state dicts or files: safetensors, or what ``torch.save`` wrote. A dict also names
+        them. A list of :class:`nbviz.results.CheckpointResult`, such as the ``moments`` of a :class:`nbviz.Recorder`,
+        needs no pictures and no layer.
+    moment
+        The time that is shown at first, from 0; None takes the last.
+    channel
+        Which of the channels is shown at first, from 0.
 
     Examples
     --------
@@ -83,13 +82,13 @@ class Evolution(Pulled):
         self,
         model: nn.Module,
         checkpoints: Any,
-        images: Any = None,
+        images: Images | None = None,
         layer: str | None = None,
-        channels: Sequence[int] | int | None = None,
+        channels: Channels | None = None,
         *,
         rule: str = "deconvnet",
-        preprocess: Any = None,
-        inputs: Any = None,
+        preprocess: Preprocessing | None = None,
+        inputs: ModelInputs | None = None,
         moment: int | None = None,
         channel: int = 0,
         picture: int = 0,
@@ -103,8 +102,9 @@ class Evolution(Pulled):
                     f"images is {shown(images)} and layer {shown(layer)}; expected both, or a list of "
                     "nbviz.results.CheckpointResult as checkpoints"
                 )
-            options = {"rule": rule, "preprocess": preprocess, "inputs": inputs}
-            self.moments = evolution(model, checkpoints, images, layer, channels, **options)
+            self.moments = evolution(
+                model, checkpoints, images, layer, channels, rule=rule, preprocess=preprocess, inputs=inputs
+            )
         self._preprocess = find_preprocess(model, preprocess)
         first = self.moments[0]
         if first.pictures.ndim != 4:

@@ -11,6 +11,8 @@ import traitlets as t
 from torch import nn
 
 from nbviz import bundled
+from nbviz.core.documented import documented_like
+from nbviz.core.types import Images
 from nbviz.export.figure import Panel
 from nbviz.pictures.preprocess import find_preprocess
 from nbviz.widgets.base import Pulled
@@ -51,6 +53,7 @@ _SHARED = ("picture", "layer", "channel", "target")
 _ONE_OF_EACH = [0, 1, 2, 4, 6, 8, 9, 13, 18, 19]
 
 
+@documented_like(LayerWidget)
 class Explorer(LayerWidget):
     """What a network sees, read from left to right: picture, layer, channel.
 
@@ -60,8 +63,8 @@ class Explorer(LayerWidget):
 
     Parameters
     ----------
-    model, images, layer, channel, labels, preprocess, inputs, output
-        As in :func:`nbviz.explore`.
+    view
+        What is shown at first: ``"channels"``, or the name of another tab.
 
     Examples
     --------
@@ -85,7 +88,7 @@ class Explorer(LayerWidget):
     def __init__(
         self,
         model: nn.Module | Session,
-        images: Any,
+        images: Images,
         layer: str | None = None,
         channel: int | None = None,
         *,
@@ -165,10 +168,11 @@ def _pass_on(left: Pulled, entered: Pulled) -> None:
                 setattr(entered, name, getattr(left, name))
 
 
+@documented_like(Explorer)
 @spelled_out(Explorer)
 def explore(
     model: nn.Module | None = None,
-    images: Any = None,
+    images: Images | None = None,
     layer: str | None = None,
     channel: int | None = None,
     *,
@@ -180,58 +184,15 @@ def explore(
     Parameters
     ----------
     model
-        Any PyTorch model; it is left as it was, on its device. None takes the bundled network,
-        which needs no download.
+        Any PyTorch model. It is left unchanged, on its device. None takes the bundled network, which needs no download.
     images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`. None takes
-        bundled ones: photographs, or Fashion-MNIST for a model that takes 28×28 grey pictures.
-    layer
-        The layer at first; None takes the deepest whose maps still show shapes.
-    channel
-        The channel at first; None takes the one that is strongest away from the border.
-    labels
-        The names of the model's outputs, in order; found for torchvision's and timm's ImageNet models.
-    preprocess
-        A callable from a PIL picture to the model's input (C, H, W), such as
-        ``weights.transforms()``; found for torchvision's and timm's models.
-    inputs
-        For a model that is called with more than the pictures: a callable from their batch (N, C, H, W) to the
-        model's argument, a tuple of its arguments, or a dict of its keyword arguments.
-    output
-        For a model that gives more than class scores (N, classes): where they are, as a key or an attribute's
-        name, an index, or a callable from what it gives.
-    picture
-        Which of the pictures is shown at first, from 0.
-    seed
-        What a reconstruction starts from, as in :func:`nbviz.reconstruct`.
-    how
-        How all channels are fused into one map, as in :func:`nbviz.fuse`.
-    tiles
-        What the grid shows of each channel: ``"activation"``, its map; or ``"gradient"``, ``"deconvnet"`` or
-        ``"guided"``, what this rule makes of it, cut to what the channel sees.
-    plane
-        Of volumes, the slice that is shown at first, from 0; None takes the middle.
-    bands
-        Which channels of the pictures are shown: three as red, green and blue, or one in grey. None takes the
-        first three.
-    view
-        What is shown at first: ``"channels"``, or the name of another tab.
+        A path, a PIL picture, an array or a tensor, or a list of these; see :func:`nbviz.load`. None takes bundled
+        ones: photographs, or Fashion-MNIST for a model that takes grey pictures of 28×28.
 
     Returns
     -------
     Explorer
         The widget, to be shown as a cell's last value.
-
-    Raises
-    ------
-    ValueError
-        For an unknown layer, a channel out of range, labels that do not fit.
-    PictureError
-        For a picture that cannot be read or does not fit the model (a ValueError).
-    ModelError
-        When the model fails in its forward pass (a RuntimeError).
-    TypeError
-        For an argument of the wrong type, or a scripted or exported model.
 
     Examples
     --------

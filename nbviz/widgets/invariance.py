@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
+from nbviz.core.types import Images
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
-from nbviz.methods.invariance import TRANSFORMS, InvarianceResult, along, amounts_of, moved_by
+from nbviz.methods.invariance import TRANSFORMS, InvarianceResult, along, amounts_of, invariance, moved_by
 from nbviz.widgets.controls import Choice, Number, draws, moves
 from nbviz.widgets.figure_panels import bars_panels, filled_panels, plot_panel
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
@@ -27,24 +29,16 @@ _NAMES = {"down": "shift down", "across": "shift across", "scale": "scale", "ang
 _LONGEST = 40  # characters of a layer's name in a legend
 
 
+@documented_like(invariance)
 class Invariance(ClassWidget):
     """A picture shifted, scaled or turned by a slider, and how features and prediction follow (figure 5 of the paper).
 
     Parameters
     ----------
-    model, images, layers, transform, values, target, preprocess, inputs, output
-        As in :func:`nbviz.invariance`.
-    labels
-        The names of the model's outputs; found for torchvision's and timm's ImageNet models.
-    picture
-        Which of the pictures is shown at first, from 0.
+    target
+        The class at first; None takes the class predicted for the original picture.
     value
         Where the slider stands at first; None, where nothing is done.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.invariance`.
 
     Examples
     --------
@@ -70,7 +64,7 @@ class Invariance(ClassWidget):
     def __init__(
         self,
         model: nn.Module | Session,
-        images: Any,
+        images: Images,
         layers: Sequence[str] | None = None,
         transform: str = "angle",
         values: Sequence[float] | None = None,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import line, shown
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model
@@ -22,6 +23,7 @@ from nbviz.widgets.view import reference
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
 
 
+@documented_like(kernels)
 class Kernels(Pulled):
     """The kernels of a convolution: all of them, and of the picked one its slices and its frequencies.
 
@@ -30,15 +32,8 @@ class Kernels(Pulled):
 
     Parameters
     ----------
-    model, layer
-        As in :func:`nbviz.kernels`.
     channel
         The kernel that is picked at first.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As in :func:`nbviz.kernels`.
 
     Examples
     --------

@@ -10,6 +10,7 @@ import ipywidgets
 from torch import nn
 
 from nbviz.core.checks import check_choice, check_indices
+from nbviz.core.types import Images
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
@@ -43,7 +44,34 @@ class LayerOptions(PictureOptions, total=False):
 
 
 class LayerWidget(PictureWidget):
-    """A widget that shows one layer of a model at work on one of several pictures; a subclass lays out the views."""
+    """A widget that shows one layer of a model at work on one of several pictures; a subclass lays out the views.
+
+    Parameters
+    ----------
+    layer
+        The layer at first. None takes the deepest whose maps still show shapes.
+    channel
+        The channel at first. None takes the one that is strongest away from the border.
+    seed
+        What a reconstruction starts from: ``"max"``, the channel's strongest position; ``"map"``, all of its map; or
+        ``"one"``, a one at the strongest position.
+    how
+        How all channels are fused into one map; see :func:`nbviz.fuse`.
+    tiles
+        What the grid shows of each channel: ``"activation"``, its map; or ``"gradient"``, ``"deconvnet"`` or
+        ``"guided"``, its reconstruction under this rule, cut to its receptive field.
+    plane
+        The slice of a volume that is shown at first, from 0. None takes the middle.
+    bands
+        Which channels of the pictures are shown: three as red, green and blue, or one in grey. None takes the first
+        three.
+
+    Raises
+    ------
+    ValueError
+        When the model has no such ``layer``. When ``channel``, ``picture`` or ``plane`` is out of range. When
+        ``labels`` do not fit the model's outputs.
+    """
 
     _needs_maps = True
     _grad = True
@@ -95,7 +123,7 @@ class LayerWidget(PictureWidget):
     def __init__(
         self,
         model: nn.Module | Session,
-        images: Any,
+        images: Images,
         layer: str | None = None,
         channel: int | None = None,
         *,

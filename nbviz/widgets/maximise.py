@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from nbviz.core.checks import check_whole
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
 from nbviz.core.state import check_model
+from nbviz.core.types import Channels, Target
 from nbviz.core.weights import WeightsChanged, own_copy
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last
@@ -27,22 +29,14 @@ _MOST_STEPS = 2048
 _SHOW_EVERY = 8  # steps
 
 
-class Maximise(Pulled, options_of=maximise):
+@documented_like(maximise)
+class Maximise(Pulled, options_of=Growing):
     """Pictures that channels or classes answer to as strongly as possible, while they grow.
 
     Parameters
     ----------
-    model, layer, channels, target, objective, rate, size, robust, seed, preprocess, inputs, output
-        As in :func:`nbviz.maximise`.
     steps
-        How many at first; the slider goes on from there.
-    labels
-        The names of the model's outputs; found for torchvision's and timm's ImageNet models.
-
-    Raises
-    ------
-    ValueError, TypeError, ModelError
-        As in :func:`nbviz.maximise`.
+        How many steps at first; the slider goes on from there.
 
     Examples
     --------
@@ -68,8 +62,8 @@ class Maximise(Pulled, options_of=maximise):
         self,
         model: nn.Module,
         layer: str | None = None,
-        channels: Sequence[int] | int | None = None,
-        target: Sequence[int] | int | None = None,
+        channels: Channels | None = None,
+        target: Target | None = None,
         *,
         steps: int = 256,
         labels: Sequence[str] | None = None,

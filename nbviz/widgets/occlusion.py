@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
 
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
+from nbviz.core.types import Images
 from nbviz.imaging.encode import Array, channels_last
-from nbviz.methods.occlusion import Piece, Squares
+from nbviz.methods.occlusion import Piece, Squares, occlusion
 from nbviz.pictures.fill import FILLS
 from nbviz.widgets.controls import Choice, Whole, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
@@ -33,6 +35,7 @@ _SHADES = {
 }
 
 
+@documented_like(occlusion)
 class Occlusion(ClassWidget):
     """Which regions decide: a square slid over the picture, and what becomes of the answer (figure 7 of the paper).
 
@@ -40,17 +43,11 @@ class Occlusion(ClassWidget):
 
     Parameters
     ----------
-    model, images, target, patch, stride, fill, layer, channel, preprocess, inputs, output
-        As in :func:`nbviz.occlusion`.
-    labels
-        The names of the model's outputs; found for torchvision's and timm's ImageNet models.
-    picture
-        Which of the pictures is shown at first, from 0.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.occlusion`.
+    target
+        The class at first; None takes the class predicted for the whole picture.
+    patch
+        Height and width of the square at first, in pixels of the model's input. None takes a seventh of the picture's
+        longer side.
 
     Examples
     --------
@@ -82,7 +79,7 @@ class Occlusion(ClassWidget):
     def __init__(
         self,
         model: nn.Module | Session,
-        images: Any,
+        images: Images,
         target: int | None = None,
         patch: int | None = None,
         stride: int | None = None,

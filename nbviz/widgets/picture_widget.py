@@ -11,6 +11,7 @@ from torch import nn
 from nbviz.core.checks import check_index
 from nbviz.core.errors import line
 from nbviz.core.state import lock
+from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice, Index, draws, moves
 from nbviz.widgets.session import Session, information
@@ -23,10 +24,10 @@ _MOST_CLASSES = 100  # in the dropdown, the most probable first
 class PictureOptions(TypedDict, total=False):
     """The keyword arguments that all widgets on pictures share."""
 
-    preprocess: Any
+    preprocess: Preprocessing | None
     labels: Sequence[str] | None
-    inputs: Any
-    output: Any
+    inputs: ModelInputs | None
+    output: ScoresIn | None
     picture: int
 
 
@@ -50,12 +51,12 @@ class PictureWidget(Pulled):
     def __init__(
         self,
         model: nn.Module | Session,
-        images: Any,
+        images: Images,
         *,
-        preprocess: Any = None,
+        preprocess: Preprocessing | None = None,
         labels: Sequence[str] | None = None,
-        inputs: Any = None,
-        output: Any = None,
+        inputs: ModelInputs | None = None,
+        output: ScoresIn | None = None,
         picture: int = 0,
     ) -> None:
         if not isinstance(model, Session):

@@ -11,10 +11,12 @@ import torch
 import traitlets as t
 from torch import Tensor, nn
 
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import shown
+from nbviz.core.types import Images
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
-from nbviz.methods.occlusion import check_region
+from nbviz.methods.occlusion import check_region, region_effect
 from nbviz.pictures.fill import FILLS, filling
 from nbviz.widgets.controls import Choice, Control, draws
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
@@ -25,22 +27,15 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@documented_like(region_effect)
 class Regions(PictureWidget):
     """Cut the background away, and see whether the answer survives: draw a box, or paint over a region.
 
     Parameters
     ----------
-    model, images, mask, keep, fill, preprocess, inputs, output
-        As in :func:`nbviz.region_effect`; ``mask=None`` starts with a box in the middle.
-    labels
-        The names of the model's outputs; found for torchvision's and timm's ImageNet models.
-    picture
-        Which of the pictures is shown at first, from 0.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.region_effect`.
+    mask
+        The region at first: bool (H, W) at the size of the model's input, or a box (top, left, bottom, right) in its
+        pixels, ends excluded. None takes a box in the middle.
 
     Examples
     --------
@@ -85,7 +80,7 @@ class Regions(PictureWidget):
     def __init__(
         self,
         model: nn.Module | Session,
-        images: Any,
+        images: Images,
         mask: Any = None,
         keep: bool = True,
         fill: str = "grey",

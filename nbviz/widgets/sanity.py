@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nbviz.core.checks import check_whole
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
+from nbviz.core.types import Images
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.destroy import layers_with_weights
@@ -17,6 +19,7 @@ from nbviz.methods.sanity import (
     METHODS,
     Similarity,
     deletion_insertion,
+    randomisation,
     randomisation_result,
     randomisation_steps,
 )
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 _FILM, _ROW = 10, 5  # the number of maps, in all and in a row
 
 
+@documented_like(randomisation)
 class Sanity(ClassWidget):
     """Whether a method's map can be believed: it should change when the network's weights are destroyed.
 
@@ -39,17 +43,12 @@ class Sanity(ClassWidget):
 
     Parameters
     ----------
-    model, images, method, target, seed, preprocess, inputs, output
-        As in :func:`nbviz.sanity.randomisation`; ``method`` is a name.
-    labels
-        The names of the model's outputs; found for torchvision's and timm's ImageNet models.
-    picture
-        Which of the pictures is shown at first, from 0.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.sanity.randomisation`.
+    method
+        The name of a method: ``"gradient"``, ``"deconvnet"``, ``"guided_backprop"``, ``"input_x_gradient"``,
+        ``"smooth_grad"``, ``"integrated_gradients"``, ``"guided_grad_cam"``, or a class activation map of the gradient
+        family such as ``"grad_cam"``.
+    target
+        The class at first; None takes the class that the trained network predicts.
 
     Examples
     --------
@@ -68,7 +67,7 @@ class Sanity(ClassWidget):
     def __init__(
         self,
         model: nn.Module | Session,
-        images: Any,
+        images: Images,
         method: str = "guided_backprop",
         target: int | None = None,
         *,

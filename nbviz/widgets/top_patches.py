@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import NoRectifierWarning, line, shown
+from nbviz.core.types import Channels, Dataset
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import centre, grid
 from nbviz.methods.top_patches import TopPatchesResult, top_patches
@@ -26,22 +28,16 @@ _K = 9  # pictures for each, as in the paper
 _RULES = {"deconvnet": "deconvnet", "guided": "guided backprop"}
 
 
+@documented_like(top_patches)
 class TopPatches(Pulled, options_of=top_patches):
     """For each channel the patches that excite it most, and beside them what of them it answers to (figure 2).
 
     Parameters
     ----------
-    model, dataset, layer, channels, k
-        As in :func:`nbviz.top_patches`, which is run first; further keywords are its own. In place of the model what it
-        has found may be given, and then nothing else.
-
+    model
+        Any PyTorch model, which is left unchanged; or what :func:`nbviz.top_patches` found, and then nothing else.
     first
         The first channel on the page at first, as its place among those that were asked for.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.top_patches`.
 
     Examples
     --------
@@ -66,9 +62,9 @@ class TopPatches(Pulled, options_of=top_patches):
     def __init__(
         self,
         model: nn.Module | TopPatchesResult,
-        dataset: Any = None,
+        dataset: Dataset | None = None,
         layer: str | None = None,
-        channels: Sequence[int] | int | None = None,
+        channels: Channels | None = None,
         k: int = _K,
         *,
         first: int = 0,
