@@ -41,8 +41,8 @@ if hasattr(os, "register_at_fork"):
 def between_cells(before_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock on all models; on a subshell's thread, only while no cell runs.
 
-    A thread that already has the lock does not wait for cells: a cell that begins waits for the lock, so that both would
-    wait for each other.
+    A thread that already has the lock does not wait for cells: a cell that begins waits for the lock, and each would
+    wait for the other.
     """
     own = threading.get_ident()
     runs_cell = any(own == thread for _, thread in _running)
