@@ -121,7 +121,7 @@ def test_the_invariance_slider_moves_the_picture_and_the_markers(notebook: Calla
     for i in range(2):
         expect(plots.nth(i)).to_have_attribute("data-marker", "3")
     said = kernel(
-        book, "view.session.changed(0, nbviz.pictures.warp.warp(view.session.pictures.inputs[:1], across=3.0))"
+        book, "view.session.changed(0, nbviz.pictures.warp.warp(view.session.subject.inputs[:1], across=3.0))"
     )
     assert isinstance(said, list)
     shown = probabilities(widget)
