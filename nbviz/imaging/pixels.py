@@ -248,6 +248,13 @@ def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.5, cmap: str = "v
     Tensor
         uint8 (N, 3, H, W) on the pictures' device.
 
+    Raises
+    ------
+    ValueError
+        When the shapes do not fit or are empty. When ``opacity`` is out of range. When there is no colour map ``cmap``.
+    TypeError
+        When ``pictures`` is not uint8, or ``maps`` is complex or not a tensor.
+
     Examples
     --------
     >>> overlay(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.rand(1, 2, 2), opacity=0).max().item()

@@ -43,6 +43,13 @@ class Preprocess:
     source
         Where this was found, for people to read.
 
+    Raises
+    ------
+    TypeError
+        When ``transform`` is not callable, ``mean`` or ``std`` are not numbers, or ``labels`` are not a list.
+    ValueError
+        When ``mode`` is unknown.
+
     Examples
     --------
     >>> from PIL import Image
