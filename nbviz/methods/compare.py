@@ -21,7 +21,7 @@ from nbviz.core.trace import find_module
 from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairedAccuracy, PairedAccuracyResult
 from nbviz.pictures.load import Reader
-from nbviz.pictures.random_numbers import left_alone
+from nbviz.pictures.random_numbers import random_state_restored
 from nbviz.scanning.dataset import Inputs, check_dataset
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistic import Statistic
@@ -230,7 +230,7 @@ def _prepared(reader: Reader) -> Tensor:
     """What a model's own preprocessing makes of a picture with details, in which no two colours or sides are alike."""
     grey = Image.effect_mandelbrot((301, 257), (-2.0, -1.0, 0.5, 1.25), 64)
     probe = Image.merge("RGB", (grey, ImageOps.mirror(grey), ImageOps.flip(grey)))
-    with left_alone():
+    with random_state_restored():
         return next(reader.read(probe, 0))[1]
 
 

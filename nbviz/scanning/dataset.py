@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nbviz.core.errors import PictureError, line, shown
-from nbviz.pictures.load import Reader, as_path
+from nbviz.pictures.decode import as_path
+from nbviz.pictures.load import Reader
 from nbviz.pictures.random_numbers import SeededReader
 from nbviz.scanning.identity import Known, identity
 from nbviz.scanning.labels import Label, Names, class_names, given_label, label_of
