@@ -1,4 +1,4 @@
-"""A view as a matplotlib figure, through the object interface: no pyplot, so nothing of the person's is touched."""
+"""A view as a matplotlib figure, made without pyplot, whose state belongs to the user."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ class Panel:
     Parameters
     ----------
     pixels
-        (H, W) values to colour, bytes from 0 to 255 and others from the lowest to the highest; or uint8 (H, W, 3).
+        uint8 (H, W, 3), or values (H, W) for the colour map: bytes from 0 to 255, others from lowest to highest.
     caption
-        Below it.
+        The text below.
     cmap
         The matplotlib colour map for values.
     box
-        Top, left, bottom, right of a frame to draw on it, in its pixels.
+        A frame to draw: top, left, bottom and right, in pixels.
     bars
-        In place of pixels: (label, share) rows; without either, nothing is drawn.
+        In place of pixels: a label and a fraction for each bar. Without pixels, bars or series, nothing is drawn.
     width
-        Its share of the row's width.
+        The relative width in its row.
     plot
-        The pixels (1, L, C) are C curves.
+        Draw the pixels (1, L, C) as C curves.
     zero
-        The value at which a line is drawn under curves.
+        The value of a horizontal line behind the curves.
     series
-        In place of pixels: name, x and y of curves over one axis.
+        In place of pixels: name, x and y of each curve.
     labels
-        Of the two axes.
+        The labels of both axes.
     dashed
-        The names of the curves that are dashed.
+        The names of dashed curves.
     ends
-        Low and high of the curves' axis; None leaves it to them.
+        The limits of the y axis; None finds them.
     marker
-        Where on the other axis a line stands.
+        The x value of a vertical line.
     """
 
     pixels: np.ndarray[Any, Any] | None
@@ -73,13 +73,13 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", w
     Parameters
     ----------
     heading
-        The line on top.
+        The title.
     rows
         Panels, row by row; each row fills the width.
     foot
-        What must be read with them.
+        The note below.
     width
-        Of the figure, in inches.
+        The width of the figure in inches.
 
     Examples
     --------
@@ -89,7 +89,6 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", w
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     rows = rows or [[Panel(None)]]
     title = _wrapped(heading, width - 0.3, _TITLE, lines=2)
@@ -120,67 +119,73 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", w
             if panel.plot:
                 _draw_curves(axes, panel)
                 continue
-            # Bytes are on a scale already.
-            ends = (0, 255) if panel.pixels.dtype == np.uint8 else (None, None)
-            axes.imshow(panel.pixels, cmap=panel.cmap, interpolation="nearest", vmin=ends[0], vmax=ends[1])
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            if panel.box is not None:
-                top, left, bottom, right = panel.box
-                frame = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, ec="#ff9800", lw=1.5)
-                axes.add_patch(frame)
+            _draw_pixels(axes, panel)
     engine = figure.get_layout_engine()
     if engine is not None and any("\n" in text for texts in captions for text in texts):
-        engine.execute(figure)  # in one go alone it does not find room for all lines
+        engine.execute(figure)  # a single layout pass does not make room for captions of several lines
     return figure
 
 
 def save_figure(figure: Figure, file: Path | BytesIO, **options: Any) -> None:
-    """Write a figure, for whose text a box stands where the font has no such letter.
+    """Write a figure to a file. Letters that the font lacks become boxes.
 
     Raises
     ------
     ValueError
-        When there is no writing to this file.
+        When the file cannot be written.
     """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             figure.savefig(file, **options)
     except (OSError, ValueError) as error:
-        said = line(error, 200)
-        raise ValueError(f"the figure cannot be written: {said}; expected a path that can be written to") from error
+        cause = line(error, 200)
+        raise ValueError(f"the figure cannot be written: {cause}; expected a path that can be written to") from error
 
 
 def check_figure_path(given: Any) -> Path:
-    """The path, if its ending says how a figure is written and it can be a file."""
+    """The path, if it can be a file and has a known suffix."""
     try:
         path = Path(given)
-        usable = path.is_file() or not path.exists()  # a pipe would be waited for
-    except Exception as error:  # no path, or one that no file can have
+        usable = path.is_file() or not path.exists()  # writing to a pipe would block
+    except Exception as error:  # not a path, or not a possible one
         kind = ValueError if isinstance(error, (OSError, ValueError)) else TypeError
         raise kind(f"path is {shown(given)}; expected the path of a file to write") from None
-    if not usable or path.suffix.lower().removeprefix(".") not in _ENDINGS:
-        raise ValueError(f"path is {shown(given)}; expected a file that ends with {', '.join(_ENDINGS)}")
+    if not usable or path.suffix.lower().removeprefix(".") not in _SUFFIXES:
+        raise ValueError(f"path is {shown(given)}; expected a file that ends with {', '.join(_SUFFIXES)}")
     return path
 
 
-_ENDINGS = ("png", "svg", "pdf", "jpg", "webp")
+_SUFFIXES = ("png", "svg", "pdf", "jpg", "webp")
 
 
 def _share(panel: Panel, row: Sequence[Panel]) -> float:
-    """A panel's share of the figure's width."""
-    return panel.width / sum(one.width for one in row)
+    """A panel's fraction of the figure's width."""
+    return panel.width / sum(other.width for other in row)
 
 
 def _height(panel: Panel, row: Sequence[Panel]) -> float:
-    """A panel's height as a share of the figure's width."""
+    """A panel's height as a fraction of the figure's width."""
     share = _share(panel, row)
     if panel.series:
         return min(0.55 * share, 0.3)
     if panel.pixels is None:
         return 0.018 * len(panel.bars)
     return share * (0.5 if panel.plot else panel.pixels.shape[0] / panel.pixels.shape[1])
+
+
+def _draw_pixels(axes: Any, panel: Panel) -> None:
+    from matplotlib.patches import Rectangle
+
+    pixels = np.asarray(panel.pixels)
+    low, high = (0, 255) if pixels.dtype == np.uint8 else (None, None)
+    axes.imshow(pixels, cmap=panel.cmap, interpolation="nearest", vmin=low, vmax=high)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    if panel.box is not None:
+        top, left, bottom, right = panel.box
+        corner = (left - 0.5, top - 0.5)
+        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec="#ff9800", lw=1.5))
 
 
 def _draw_curves(axes: Any, panel: Panel) -> None:
@@ -192,7 +197,7 @@ def _draw_curves(axes: Any, panel: Panel) -> None:
     if panel.box is not None:
         axes.axvspan(panel.box[1] - 0.5, panel.box[3] - 0.5, color="#ff9800", alpha=0.25, lw=0)
     axes.set(yticks=[], xmargin=0.01)
-    if curves.dtype == np.uint8:  # as in the page: all panels on one scale, zero of what is signed in the middle
+    if curves.dtype == np.uint8:  # one scale for all panels, with the zero of signed values in the middle
         axes.set_ylim(0, 255)
     axes.tick_params(labelsize=7, length=2)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -206,7 +211,7 @@ def _draw_series(axes: Any, panel: Panel, caption: str) -> None:
 
     for name, x, y in panel.series:
         label = _plain(name, 40)
-        # Matplotlib leaves out of the legend what is empty or begins so.
+        # Matplotlib hides labels that are empty or start with an underscore.
         label = f" {label}" if label[:1] in ("", "_") else label
         axes.plot(x, y, lw=1.2, ls="--" if name in panel.dashed else "-", label=label)
     if all(float(place).is_integer() for _, x, _ in panel.series for place in x):
@@ -227,7 +232,7 @@ def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]], caption: str, inche
         axes.set_axis_off()
         return
     axes.barh(range(len(bars)), [share for _, share in bars], color="#1976d2", height=0.7)
-    # Of which two may be the same.
+    # Numbers as positions, since two labels may be equal.
     axes.set_yticks(range(len(bars)), [_wrapped(label, inches, lines=1) for label, _ in bars])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
@@ -245,17 +250,17 @@ _TITLE, _CAPTION, _NOTE = 11.0, 8.0, 7.5  # points
 
 
 def _wrapped(text: str, inches: float, size: float = _CAPTION, most: int = 200, lines: int = 3) -> str:
-    """Text in lines of about so many inches at most."""
+    """Text wrapped into lines of about this width."""
     spaced = " ".join(line(text, most).split())
     letters = max(4, int(0.95 * len(spaced) * inches / max(_inches(spaced, size), 1e-3)))
-    # Dollars come last: a line could end between one and its backslash.
+    # Escape after wrapping, so that no line break separates a dollar sign from its backslash.
     if lines == 1:
         return _escaped(line(spaced, letters))
     return _escaped(textwrap.fill(spaced, letters, max_lines=lines, placeholder="…"))
 
 
 def _inches(text: str, size: float) -> float:
-    """How wide a text is on one line, in bold letters if it is as large as a title."""
+    """The width of a text on one line; titles are bold."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties(weight="bold" if size == _TITLE else "normal")))
@@ -271,7 +276,7 @@ def _lines(text: str) -> int:
 
 
 def _plain(text: str, most: int = 200) -> str:
-    """Text on one line, in which no dollar sign starts mathematics."""
+    """Text on one line, with dollar signs escaped, which would start mathematics."""
     return _escaped(" ".join(line(text, most).split()))
 
 

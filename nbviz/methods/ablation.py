@@ -1,9 +1,9 @@
-"""Which channels a network needs: switch them off and see what becomes of its answers."""
+"""Which channels a network needs: switch them off and see how its answers change."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,30 +12,34 @@ from torch import Tensor, nn
 
 from nbviz.core.arguments import check_channels
 from nbviz.core.checks import check_choice, check_indices, check_whole
+from nbviz.core.documented import documented
 from nbviz.core.resume import Resumable, switch_off
 from nbviz.core.state import device_aside
+from nbviz.core.types import Channels, Dataset, Images, ModelInputs, Preprocessing, ScoresIn
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 from nbviz.scanning.answers import Ablation, AblationResult
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistics import Moments
 
-#: What a channel that is switched off becomes, or that all others are switched off.
+#: How a channel is switched off, or, for "keep", that all others are.
 MODES = ("zero", "mean", "keep")
+_SHOWN = 12  # rows of a table
+_RANDOM = 3  # orders
 
 
 @dataclass(frozen=True)
 class AblateResult(AblationResult):
     """How well the model does without each channel; shows as a table, most redundant channel first.
 
-    Beside the fields of :class:`nbviz.scanning.answers.AblationResult`:
+    Has the fields of :class:`nbviz.results.AblationResult`, and:
 
     Parameters
     ----------
     layer, mode
-        As they were given.
+        The arguments.
     steps
-        int64 (P,): numbers of channels, of which the curves are; empty if none were asked for.
+        int64 (P,): how many channels are off at each point of the curves; empty without curves.
     ranked
         float64 (P,): accuracy with so many channels switched off (``"keep"``: left on), in the order of ``ranking``.
     random
@@ -52,7 +56,7 @@ class AblateResult(AblationResult):
     complete: bool = True
 
     def table(self) -> Any:
-        """Channel, accuracy, loss, and by how much accuracy falls: a pandas DataFrame, or a list of dicts without it.
+        """Channel, accuracy, loss and fall of accuracy: a pandas DataFrame, or a list of dicts without pandas.
 
         The most redundant channel comes first.
         """
@@ -71,34 +75,28 @@ class AblateResult(AblationResult):
             return rows
 
     def __repr__(self) -> str:
-        rows = self.ranking.tolist()
-        lines = [
-            f"{len(rows)} channels, mode {self.mode!r}, {self.pictures:,} pictures"
-            f"{'' if self.complete else ' (not complete)'}: "
-            f"accuracy {self.baseline:.4f}, loss {self.baseline_loss:.4f}",
-            "channel  accuracy    loss",
-        ]
-        middle = ["      …"] if len(rows) > _SHOWN else []
-        told = [f"{c:7}  {self.accuracy[c]:8.4f}  {self.loss[c]:6.4f}" for c in rows]
-        half = _SHOWN // 2
-        return "\n".join(lines + (told[:half] + middle + told[-half:] if middle else told))
+        rows = [f"{c:7}  {self.accuracy[c]:8.4f}  {self.loss[c]:6.4f}" for c in self.ranking.tolist()]
+        pictures = f"{self.pictures:,} pictures{'' if self.complete else ' (not complete)'}"
+        scores = f"accuracy {self.baseline:.4f}, loss {self.baseline_loss:.4f}"
+        head = [f"{len(rows)} channels, mode {self.mode!r}, {pictures}: {scores}", "channel  accuracy    loss"]
+        if len(rows) > _SHOWN:
+            rows[_SHOWN // 2 : -_SHOWN // 2] = ["      …"]
+        return "\n".join(head + rows)
 
 
-_SHOWN = 12  # rows
-
-
+@documented
 @device_aside()
 def ablate(
     model: nn.Module,
-    dataset: Any,
+    dataset: Dataset,
     layer: str,
     mode: str = "zero",
     *,
     points: int = 16,
     seed: int = 0,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
     **options: Any,
 ) -> AblateResult:
     """Accuracy and loss with each channel of a layer switched off in turn, or kept alone.
@@ -106,32 +104,22 @@ def ablate(
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.3, remove
     layers to see what they are for; here it is channels. For each channel only what follows the layer is run.
 
-    Channels that are redundant one by one may stand in for each other: together they can be worth more than as many
-    others. The curves show that.
+    Channels that are redundant one by one may replace each other: together they can matter more than as many others.
+    The curves show that. They take a pass of their own after the table's, and mode ``"mean"`` one before. The options
+    ``checkpoint`` and ``watch`` apply to the table's pass only.
 
     Parameters
     ----------
-    model
-        Any PyTorch model that gives class scores; it is left as it was.
     dataset
-        Pictures with labels, of any kind that :func:`nbviz.scan` takes. It is gone through once for each pass.
-    layer
-        A module's name.
+        Pictures with labels, of any kind that :func:`nbviz.scan` takes. It is read once for each pass.
     mode
-        ``"zero"`` sets the channel to zero; ``"mean"`` to its mean over the dataset (in a pass of its own before),
-        which tells what follows nothing of the picture, but nothing unheard-of either; ``"keep"`` sets all others to
-        zero.
+        ``"zero"`` sets the channel to zero; ``"mean"`` to its mean over the dataset, which holds no information about
+        the picture but is a usual value for what follows; ``"keep"`` sets all other channels to zero.
     points
-        In how many steps the curves go that show what becomes of the accuracy as more and more channels go, in the
-        order of the ranking and in three random orders (in a pass of its own afterwards); 0 for no curves.
+        In how many steps the curves switch off more and more channels, in the order of the ranking and in three random
+        orders; 0 for no curves.
     seed
-        Of the random orders.
-    preprocess, inputs, output
-        As in :func:`nbviz.scan`.
-    **options
-        As in :func:`nbviz.scan`: ``batch_size``, ``workers``, ``executor``, ``parts``, ``threads``, ``checkpoint``,
-        ``progress`` and ``watch``; the last but one's file and what is watched are those of the pass that gives
-        the table.
+        Seed of the random orders.
 
     Returns
     -------
@@ -142,112 +130,96 @@ def ablate(
     Raises
     ------
     ValueError
-        For an unknown layer or mode, or a dataset without labels.
-    PictureError, ModelError, TypeError
-        As in :func:`nbviz.scan`.
+        When ``mode`` is unknown. When ``dataset`` has no labels.
+    TypeError
+        When ``dataset`` is an iterator and several passes are needed.
 
     Warns
     -----
     InterruptedWarning
-        When it was interrupted: the table is that of the pictures seen so far, and has no curves. Before there is a
-        table, the interrupt itself comes as well.
+        When it was interrupted: the table covers the pictures seen so far, and has no curves. Without a table, it
+        raises KeyboardInterrupt, too.
 
     Examples
     --------
     >>> import nbviz
     >>> images, labels = nbviz.bundled.fashion_test()
     >>> dataset = torch.utils.data.TensorDataset(images[:100, None], labels[:100])
-    >>> found = ablate(nbviz.bundled.load("fashion"), dataset, "features.13", progress=False)
-    >>> found.accuracy.shape, found.per_class.shape, len(found.table()) == 128
+    >>> result = ablate(nbviz.bundled.load("fashion"), dataset, "features.13", progress=False)
+    >>> result.accuracy.shape, result.per_class.shape, len(result.table()) == 128
     (torch.Size([128]), torch.Size([128, 10]), True)
     """
     check_choice("mode", mode, MODES)
     points, seed = check_whole("points", points, 0), check_whole("seed", seed, 0)
     if isinstance(dataset, Iterator) and (points or mode == "mean"):
         raise TypeError(
-            "an iterator can be gone through only once; expected a dataset with a length and items (or points=0 and "
-            "another mode than 'mean')"
+            "an iterator can be read only once; expected a dataset with a length and items (or points=0 and another "
+            "mode than 'mean')"
         )
-    given = {"preprocess": preprocess, "inputs": inputs, "output": output}
-    aside = {name: value for name, value in options.items() if name not in ("checkpoint", "watch")}
+    options |= {"preprocess": preprocess, "inputs": inputs, "output": output}
+    other_passes = {name: value for name, value in options.items() if name not in ("checkpoint", "watch")}
     value = None
     if mode == "mean":
-        moments = scan(model, dataset, {"mean": Moments(layer)}, **given, **aside)
+        moments = scan(model, dataset, {"mean": Moments(layer)}, **other_passes)
         if not moments.complete:
             raise KeyboardInterrupt
         value = moments["mean"].mean
-    one = "keep" if mode == "keep" else "zero"
-    first = scan(model, dataset, {"off": Ablation(layer, one, value)}, **given, **options)
-    found: AblationResult | None = first["off"]
-    if found is None and not first.complete:
+    scanned = scan(model, dataset, {"off": Ablation(layer, "keep" if mode == "keep" else "zero", value)}, **options)
+    table: AblationResult | None = scanned["off"]
+    if table is None and not scanned.complete:
         raise KeyboardInterrupt
-    if found is None:
+    if table is None:
         raise ValueError(
             "no picture of the dataset has a label that is a whole number; expected (picture, label), "
             "or a folder for each class"
         )
-    channels, draw = len(found.accuracy), torch.Generator().manual_seed(seed)
+    channels, generator = len(table.accuracy), torch.Generator().manual_seed(seed)
     points = min(points, channels)
     steps = torch.linspace(0, channels, points + 1, dtype=torch.float32).round().long().unique()
     curves: Tensor | None = None
-    if points and first.complete:
-        orders = [found.ranking, *(torch.randperm(channels, generator=draw) for _ in range(_RANDOM))]
-        gone = torch.cat([_first(order, steps) for order in orders])
-        trials = Ablation(layer, value=value, off=~gone if mode == "keep" else gone)
-        last = scan(model, dataset, {"off": trials}, **given, **aside)
-        curves = last["off"].accuracy.view(len(orders), -1) if last.complete else None
+    if points and scanned.complete:
+        orders = [table.ranking, *(torch.randperm(channels, generator=generator) for _ in range(_RANDOM))]
+        # For each order and step, whether the channel is among the first ones.
+        chosen = torch.cat([order.argsort()[None] < steps[:, None] for order in orders])
+        trials = Ablation(layer, value=value, off=~chosen if mode == "keep" else chosen)
+        trial_scan = scan(model, dataset, {"off": trials}, **other_passes)
+        curves = trial_scan["off"].accuracy.view(len(orders), -1) if trial_scan.complete else None
     if curves is None:
         steps, curves = steps[:0], torch.empty(1 + _RANDOM, 0, dtype=torch.float64)
-    table = {field.name: getattr(found, field.name) for field in fields(found)}
     return AblateResult(
-        **table, layer=layer, mode=mode, steps=steps, ranked=curves[0], random=curves[1:], complete=first.complete
+        **{field.name: getattr(table, field.name) for field in fields(table)},
+        layer=layer,
+        mode=mode,
+        steps=steps,
+        ranked=curves[0],
+        random=curves[1:],
+        complete=scanned.complete,
     )
 
 
-_RANDOM = 3  # orders
-
-
-def _first(order: Tensor, steps: Tensor) -> Tensor:
-    """The first so many of an order, for each step: bool (P, C)."""
-    place = order.argsort()
-    return place[None] < steps[:, None]
-
-
+@documented
 @steady
 def switched_off(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str,
-    channels: Sequence[int] | int,
+    channels: Channels,
     *,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> Tensor:
     """The model's answer with some channels of a layer set to zero.
 
     Parameters
     ----------
-    model
-        Any PyTorch model that gives class scores; it is left as it was.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
-    layer
-        A module's name.
     channels
-        Which channels are switched off, together.
-    preprocess, inputs, output
-        As in :func:`nbviz.reconstruct`.
+        Which channels are switched off together.
 
     Returns
     -------
     Tensor
         Class scores (N, classes), in the model's dtype and on its device.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
 
     Examples
     --------
@@ -265,4 +237,4 @@ def switched_off(
         off[0, check_indices("channel", channels, maps.shape[1])] = True
         return part.scores(resumable.go_on(switch_off(maps, off)))
 
-    return subject.each(answer)
+    return subject.in_parts(answer)

@@ -1,7 +1,7 @@
 """Class activation maps from gradients: where in the picture a layer speaks for a class.
 
-All maps of this family are made of one forward and one backward pass, see :func:`class_activation`. A method is its
-formula, under :func:`gradient_cam`.
+One forward and one backward pass serve all maps of this family, see :func:`class_activation`. A method is its formula,
+decorated with :func:`gradient_cam`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nbviz.core.weights import steady
 from nbviz.methods.cam_layers import Arrange, checked
 from nbviz.methods.subject import Subject
 
-#: From a layer's activation and the gradient of the class's score (N, C, ...) to each map (N, ...), before max(0, .).
+#: From a layer's activation and the gradient of the class score (N, C, ...) to the maps (N, ...), before max(0, .).
 Formula = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -77,11 +77,11 @@ class Cam:
     Parameters
     ----------
     title
-        As its paper calls it.
+        The name in its paper.
     function
         The public function, whose docstring names the paper.
     formula
-        From a layer's activation and gradient to its map; None for one that is not made of these two alone.
+        From a layer's activation and gradient to its map; None for a map that needs more than these two.
     """
 
     title: str
@@ -89,7 +89,7 @@ class Cam:
     formula: Formula | None = None
 
 
-#: The gradient family by the names of its functions, in the order in which they are offered.
+#: The gradient family by the names of its functions, in the order in which menus list them.
 GRADIENT_CAMS: dict[str, Cam] = {}
 
 _EXAMPLE = """
@@ -106,14 +106,14 @@ tensor([[[0.5000, 1.0000]]])
 
 
 def gradient_cam(title: str) -> Callable[[Formula], CamFunction]:
-    """Make the public function of a class activation map from its formula, and enter it in the table.
+    """Turn a formula into the public function of its class activation map, and register it in ``GRADIENT_CAMS``.
 
     The function has the formula's name, and its docstring begins with the formula's.
 
     Parameters
     ----------
     title
-        What its paper calls it.
+        The name in its paper.
     """
 
     def make(formula: Formula) -> CamFunction:
@@ -150,7 +150,7 @@ def gradient_cam(title: str) -> Callable[[Formula], CamFunction]:
 
 
 def sum_positions(maps: Tensor) -> Tensor:
-    """Over the positions of (N, C, ...), as (N, C, 1, ...)."""
+    """The sum of (N, C, ...) over all positions, (N, C, 1, ...)."""
     return maps.sum(tuple(range(2, maps.ndim)), keepdim=True)
 
 
@@ -160,10 +160,10 @@ def _weighted(weights: Tensor, activation: Tensor) -> Tensor:
 
 @gradient_cam("Grad-CAM")
 def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Where a layer speaks for a class: its channels, weighted by what they do for the class, in one map.
+    """Where a layer speaks for a class: the sum of its channels, each weighted by its effect on the class score.
 
     R. Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
-    ICCV 2017. A channel's weight is the mean over its positions of the gradient of the class's score before
+    ICCV 2017. A channel's weight is the mean over its positions of the gradient of the class score before
     the softmax (equation 1); the map is max(0, the weighted sum of the channels) (equation 2).
     """
     return _weighted(sum_positions(gradient) / gradient[0, 0].numel(), activation)
@@ -171,12 +171,12 @@ def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 @gradient_cam("Grad-CAM++")
 def grad_cam_pp(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Grad-CAM++: each position's gradient counts by itself, so that several things of one class all show.
+    """Grad-CAM++: each position has a gradient weight of its own, so that several objects of one class all show.
 
     A. Chattopadhay et al., "Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep Convolutional
     Networks", WACV 2018. With the gradient G and the activation A of channel k, a channel's weight is the sum of
     α · max(0, G) over its positions (equation 5), α = G² / (2 G² + G³ · ΣA) (equation 19, where the score is the
-    exponential of the logit; its factor exp(logit), the same for all weights, is left out).
+    exponential of the logit; the factor exp(logit), which all weights share, is left out).
     """
     return _weighted(sum_positions(alpha(activation, gradient**2, gradient**3) * gradient.relu()), activation)
 
@@ -189,7 +189,7 @@ def alpha(activation: Tensor, second: Tensor, third: Tensor) -> Tensor:
 
 @gradient_cam("LayerCAM")
 def layer_cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """LayerCAM: each position is weighted by its own gradient where this speaks for the class; for early layers too.
+    """LayerCAM: each position is weighted by its own gradient where that is positive; suits early layers too.
 
     P.-T. Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE TIP 2021:
     max(0, Σ max(0, G) · A) over the channels (equations 7 to 9).
@@ -199,7 +199,7 @@ def layer_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 @gradient_cam("XGrad-CAM")
 def xgrad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """XGrad-CAM: gradients are averaged by how strong the activation is at their position.
+    """XGrad-CAM: gradients are averaged with the activations as weights.
 
     R. Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", BMVC 2020: a
     channel's weight is ΣG·A / ΣA over its positions (equation 8).
@@ -211,10 +211,10 @@ def xgrad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 @gradient_cam("HiResCAM")
 def hires_cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """HiResCAM: activation times gradient, position by position, nothing averaged.
+    """HiResCAM: activation times gradient, position by position, without averaging.
 
     R. Draelos and L. Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural
-    networks", 2020: Σ G · A over the channels (equation 3); what speaks against the class is not shown here.
+    networks", 2020: Σ G · A over the channels (equation 3). Here, what speaks against the class is set to zero.
     """
     return _weighted(gradient, activation)
 
@@ -266,14 +266,14 @@ def class_activation(
 
     def maps(part: Subject) -> dict[str, Tensor]:
         pair = backward(part, layer, target, arrange)
-        activation, gradient = map(in_full, pair)
+        activation, gradient = map(at_least_float32, pair)
         return {name: formula(activation, gradient).relu().to(pair[0].dtype) for name, formula in formulas.items()}
 
-    return {name: finished(found, subject, raw) for name, found in subject.each(maps).items()}
+    return {name: finished(values, subject, raw) for name, values in subject.in_parts(maps).items()}
 
 
 def backward(subject: Subject, layer: str, target: Any, arrange: Arrange) -> tuple[Tensor, Tensor]:
-    """A layer's activation, and the gradient of the pictures' class scores by it, as maps (N, C, ...)."""
+    """A layer's activation, and the gradient of the class scores with respect to it, as maps (N, C, ...)."""
     trace = subject.run([layer], output=True, grad="after")
     activation = check_real(trace.activations[layer], f"layer {shown(layer)}")
     scores = subject.scores(trace.output)
@@ -288,15 +288,15 @@ def backward(subject: Subject, layer: str, target: Any, arrange: Arrange) -> tup
 
 
 def finished(maps: Tensor, subject: Subject, raw: bool) -> Tensor:
-    """Maps (N, h, w), not negative, as they are asked for: as they are, or in [0, 1] at the pictures' size."""
+    """Non-negative maps (N, h, w) in [0, 1] at the size of the pictures; with ``raw``, unchanged."""
     if raw:
         return maps
-    dtype, maps = maps.dtype, in_full(maps)
+    dtype, maps = maps.dtype, at_least_float32(maps)
     maps = maps / maps.flatten(1).amax(1).view(-1, *[1] * (maps.ndim - 1)).clamp(min=torch.finfo(maps.dtype).tiny)
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[maps.ndim - 1]
     return nn.functional.interpolate(maps[:, None], subject.inputs.shape[2:], mode=mode)[:, 0].to(dtype)
 
 
-def in_full(values: Tensor) -> Tensor:
-    """In single precision at least: the square of a small gradient is nothing in half."""
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in single precision at least: in half precision, the square of a small gradient is zero."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

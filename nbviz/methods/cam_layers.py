@@ -1,4 +1,4 @@
-"""Which layer class activation maps are made of, and how its activation becomes feature maps."""
+"""Which layer a class activation map uses, and how its activation becomes feature maps."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from nbviz.core.state import alone
 from nbviz.core.trace import find_module, first_name
 from nbviz.methods.subject import Subject
 
-#: From an activation, or a gradient of it, of so many pictures to feature maps (N, C, H, W).
+#: From an activation or its gradient, and the number of pictures, to feature maps (N, C, H, W).
 Arrange = Callable[[Tensor, int], Tensor]
-_MOST_CLASS_TOKENS = 5  # before those of the picture: a class, a distillation, registers
+_MOST_CLASS_TOKENS = 5  # before the picture's tokens: class, distillation, registers
+_MOST_TOKEN_LAYERS = 24  # the last ones, among which one with a gradient is looked for
 
 
 def checked(
     model: nn.Module, images: Any, layer: str | None, raw: Any, reshape: Any, preprocess: Any, inputs: Any, output: Any
 ) -> tuple[Subject, str, Arrange]:
-    """The arguments that all class activation maps share: the subject, the layer, how its values become maps."""
+    """Check the arguments that all class activation maps share: the subject, the layer, how its values become maps."""
     if not isinstance(raw, bool):
         raise TypeError(f"raw is {shown(raw)}; expected True or False")
     subject = Subject.of(model, images, preprocess, inputs, output)
-    return subject, *find_maps(subject, layer, reshape, later=True)
+    return subject, *find_maps(subject, layer, reshape, lazily=True)
 
 
-def find_maps(subject: Subject, layer: str | None, reshape: Any = None, later: bool = False) -> tuple[str, Arrange]:
-    """The layer's name, the last useful one where none is given, and how its activation becomes maps.
+def find_maps(subject: Subject, layer: str | None, reshape: Any = None, lazily: bool = False) -> tuple[str, Arrange]:
+    """The name of the layer, by default the last suitable one, and the function that turns its activation into maps.
 
-    How is told from a pass of the model; ``later``, only where the shape of an activation leaves it open.
+    That function takes a forward pass to find; ``lazily`` puts it off until the shape of an activation is ambiguous.
 
     Raises
     ------
@@ -47,57 +48,58 @@ def find_maps(subject: Subject, layer: str | None, reshape: Any = None, later: b
         raise TypeError(f"reshape is {shown(reshape)}; expected a callable from an activation to (N, C, H, W), or None")
     pictures = subject.inputs
     if layer is None:
-        chosen = _last(subject)
-        arrange = _arrangement(chosen, pictures) if reshape is None else reshape
-        return chosen.name, lambda values, _: _reshaped(chosen.name, pictures, arrange, values)
+        last = _last_layer(subject)
+        arrange = _arrangement(last, pictures) if reshape is None else reshape
+        return last.name, lambda values, _: _reshaped(last.name, pictures, arrange, values)
     find_module(subject.model, layer)
     if reshape is not None:
         return layer, lambda values, _: _reshaped(layer, pictures, reshape, values)
-    by_field = cache(lambda: _by_field(subject, layer))
-    if not later:
-        by_field()
+    traced = cache(lambda: _traced_arrangement(subject, layer))
+    if not lazily:
+        traced()
     return layer, lambda values, n: _reshaped(
-        layer, pictures, _plain if _are_maps(values, pictures, n) else by_field(), values
+        layer, pictures, _identity if _are_maps(values, pictures, n) else traced(), values
     )
 
 
-def _plain(values: Tensor) -> Tensor:
+def _identity(values: Tensor) -> Tensor:
     return values
 
 
 def _are_maps(values: Tensor, pictures: Tensor, n: int) -> bool:
-    """Whether values of n pictures are (N, C, H, W) beyond doubt: by the pictures' proportion, which costs no pass."""
+    """Whether values are certainly (N, C, H, W): judged by the aspect ratio of the pictures, without a forward pass."""
     if values.ndim != 4 or pictures.ndim != 4 or len(values) != n:
         return False
-    return _fits(values.shape[2:], pictures) and not _fits(values.shape[1:3], pictures)
+    return _has_aspect(values.shape[2:], pictures) and not _has_aspect(values.shape[1:3], pictures)
 
 
-def _fits(sides: Sequence[int], pictures: Tensor) -> bool:
-    """Whether sides are in the pictures' proportion, to about one position."""
+def _has_aspect(sides: Sequence[int], pictures: Tensor) -> bool:
+    """Whether height and width have the aspect ratio of the pictures, to about one position."""
     height, width = pictures.shape[2:]
     return abs(sides[0] * width - sides[1] * height) <= max(height, width)
 
 
-def _by_field(subject: Subject, layer: str) -> Callable[[Tensor], Tensor]:
-    """How the layer's activation becomes maps, by where its positions look."""
+def _traced_arrangement(subject: Subject, layer: str) -> Callable[[Tensor], Tensor]:
+    """How the layer's activation becomes maps, from a forward pass that finds receptive fields."""
     name, pictures = first_name(subject.model, layer), subject.inputs
-    found = next((one for one in subject.layers() if one.name == name), None)
-    own = None if found is None else _arrangement(found, pictures)
-    if own is None:
-        given = subject.at(subject.first).run([layer]).activations[layer]  # says so itself if it is not reached
+    traced = next((entry for entry in subject.layers() if entry.name == name), None)
+    arrange = None if traced is None else _arrangement(traced, pictures)
+    if arrange is None:
+        # Raises an error of its own if the layer is not reached.
+        activation = subject.with_inputs(subject.first).run([layer]).activations[layer]
         raise ValueError(
-            f"layer {shown(layer)} gives {tuple(given.shape)}; expected feature maps {SHAPES[pictures.ndim]}, tokens "
-            "on a grid of the picture's shape, or reshape="
+            f"layer {shown(layer)} gives {tuple(activation.shape)}; expected feature maps {SHAPES[pictures.ndim]}, "
+            "tokens on a grid of the picture's shape, or reshape="
         )
-    return own
+    return arrange
 
 
 def _reshaped(layer: str, pictures: Tensor, arrange: Any, values: Tensor) -> Tensor:
     try:
         maps: Tensor = arrange(values)
     except Exception as error:
-        said = f"{type(error).__name__}: {line(error, 1000)}"
-        raise ModelError(f"reshape= failed on {tuple(values.shape)}: {said}") from error
+        cause = f"{type(error).__name__}: {line(error, 1000)}"
+        raise ModelError(f"reshape= failed on {tuple(values.shape)}: {cause}") from error
     check_real(check_tensor("what reshape= gives", maps, SHAPES[pictures.ndim]), f"layer {shown(layer)}")
     if maps.ndim != pictures.ndim or len(maps) != len(values) or 0 in maps.shape:
         raise ValueError(
@@ -108,83 +110,83 @@ def _reshaped(layer: str, pictures: Tensor, arrange: Any, values: Tensor) -> Ten
 
 
 def _arrangement(layer: Layer, pictures: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """How a layer's activation becomes maps, None where that cannot be told."""
+    """How a layer's activation becomes maps; None where that is not known."""
     if _channels_last(layer, pictures):
         return lambda activation: activation.movedim(-1, 1)
     if layer.has_maps:
-        return _plain
+        return _identity
     if not layer.pictures or layer.axes != 2 or len(layer.shape) != 2:
         return None
-    if (found := _grid(layer.shape[0], pictures.shape[2:])) is None:
+    if (grid := _token_grid(layer.shape[0], pictures.shape[2:])) is None:
         return None
-    sides, before = found
-    return lambda activation: activation[:, before:].transpose(1, 2).unflatten(2, sides)
+    sides, skipped = grid
+    return lambda activation: activation[:, skipped:].transpose(1, 2).unflatten(2, sides)
 
 
-def map_layers(every: Sequence[Layer], pictures: Tensor) -> list[Layer]:
-    """Those whose activations become maps without ``reshape=``."""
-    return [one for one in every if _has_plain_maps(one, pictures) or _has_tokens(one, pictures)]
+def map_layers(layers: Sequence[Layer], pictures: Tensor) -> list[Layer]:
+    """The layers whose activations become maps without ``reshape=``."""
+    return [layer for layer in layers if _has_plain_maps(layer, pictures) or _has_tokens(layer, pictures)]
 
 
 def _has_plain_maps(layer: Layer, pictures: Tensor) -> bool:
-    """Whether the output is (N, C, H, W) and no attention: by its field or, if that is not known, its proportion."""
+    """Whether the output is (N, C, H, W), not attention: by its receptive field or else its aspect ratio."""
     return (
         layer.has_maps
         and not _channels_last(layer, pictures)
-        and (layer.field is not None or layer.axes != 2 or _fits(layer.shape[1:], pictures))
+        and (layer.field is not None or layer.axes != 2 or _has_aspect(layer.shape[1:], pictures))
     )
 
 
 def _has_tokens(layer: Layer, pictures: Tensor) -> bool:
-    """Whether they are (N, T, C) on a grid, or (N, H, W, C)."""
-    return _arrangement(layer, pictures) not in (None, _plain)
+    """Whether the output is (N, T, C) on a grid, or (N, H, W, C)."""
+    return _arrangement(layer, pictures) not in (None, _identity)
 
 
 def _channels_last(layer: Layer, pictures: Tensor) -> bool:
-    """Whether maps are (N, H, W, C): by where their positions look, or if that is not known, by the pictures' shape."""
+    """Whether the output is (N, H, W, C): by its receptive field or else its aspect ratio."""
     if not layer.pictures or layer.axes != 2 or len(layer.shape) != 3:
         return False
     if layer.field is not None:
         return not layer.has_maps
-    return _fits(layer.shape[:2], pictures) and not _fits(layer.shape[1:], pictures)
+    return _has_aspect(layer.shape[:2], pictures) and not _has_aspect(layer.shape[1:], pictures)
 
 
-def _grid(tokens: int, sides: Sequence[int]) -> tuple[tuple[int, int], int] | None:
-    """The rows and columns in which tokens lie, in the pictures' proportion, and how many come before them."""
+def _token_grid(tokens: int, sides: Sequence[int]) -> tuple[tuple[int, int], int] | None:
+    """Rows and columns of a grid of tokens with the aspect ratio of the pictures, and how many tokens precede it."""
     height, width = sides
-    for before in range(_MOST_CLASS_TOKENS + 1):
-        rows = math.isqrt(max(tokens - before, 0) * height // width)
+    for skipped in range(_MOST_CLASS_TOKENS + 1):
+        rows = math.isqrt(max(tokens - skipped, 0) * height // width)
         columns = rows * width // height
-        if rows * columns > 1 and rows * columns == tokens - before and rows * width == columns * height:
-            return (rows, columns), before
+        if rows * columns > 1 and rows * columns == tokens - skipped and rows * width == columns * height:
+            return (rows, columns), skipped
     return None
 
 
-def _last(subject: Subject) -> Layer:
-    """The last layer that gives feature maps with more than one position; of a transformer, whose have a gradient."""
-    every, first = subject.layers(), subject.first
-    wide = [i for i, one in enumerate(every) if _has_plain_maps(one, first) and math.prod(one.shape[1:]) > 1]
-    tokens = [i for i, one in enumerate(every) if _has_tokens(one, first)]
-    if tokens and (not wide or tokens[-1] > wide[-1]):
-        # The last tokens of a picture may have no part in the answer, which is that of the class token alone. As wide
-        # as those: what is within attention or an MLP is none of the maps that go from block to block.
-        tokens = [i for i in tokens if every[i].shape == every[tokens[-1]].shape][-_TRIED:]
-        names = [every[i].name for i in tokens]
-        trace = subject.at(first).run(names, output=True, grad=True)
-        logits = subject.scores(trace.output)
-        with alone(), torch.inference_mode(False), torch.enable_grad():
-            best = logits.amax(1).sum()
-            gradients = torch.autograd.grad(best, [trace.activations[name] for name in names], allow_unused=True)
-        for i, gradient in zip(reversed(tokens), reversed(gradients), strict=False):
-            arrange = _arrangement(every[i], first)
-            if gradient is not None and arrange is not None and bool(arrange(gradient).any()):
-                return every[i]
-        return every[tokens[-1]]  # a head of zeros: no layer has a gradient
-    if not wide:
+def _last_layer(subject: Subject) -> Layer:
+    """The last layer with feature maps of more than one position; in a transformer, the last that has a gradient."""
+    layers, first = subject.layers(), subject.first
+    plain = [i for i, layer in enumerate(layers) if _has_plain_maps(layer, first) and math.prod(layer.shape[1:]) > 1]
+    tokens = [i for i, layer in enumerate(layers) if _has_tokens(layer, first)]
+    if tokens and (not plain or tokens[-1] > plain[-1]):
+        # Layers inside attention or an MLP have other shapes than the tokens that go from block to block.
+        same_shape = [layers[i] for i in tokens if layers[i].shape == layers[tokens[-1]].shape]
+        return _last_with_gradient(subject, same_shape[-_MOST_TOKEN_LAYERS:])
+    if not plain:
         raise ValueError(
             f"no layer of {type(subject.model).__name__} gives feature maps {SHAPES[first.ndim]}: name one that does"
         )
-    return every[wide[-1]]
+    return layers[plain[-1]]
 
 
-_TRIED = 24  # of the last layers with tokens
+def _last_with_gradient(subject: Subject, layers: Sequence[Layer]) -> Layer:
+    """The last layer on whose maps the class scores depend: they may depend on the class token alone."""
+    trace = subject.with_inputs(subject.first).run([layer.name for layer in layers], output=True, grad=True)
+    scores = subject.scores(trace.output)
+    with alone(), torch.inference_mode(False), torch.enable_grad():
+        activations = [trace.activations[layer.name] for layer in layers]
+        gradients = torch.autograd.grad(scores.amax(1).sum(), activations, allow_unused=True)
+    for layer, gradient in zip(reversed(layers), reversed(gradients), strict=True):
+        arrange = _arrangement(layer, subject.first)
+        if gradient is not None and arrange is not None and bool(arrange(gradient).any()):
+            return layer
+    return layers[-1]  # with a head of zeros, no layer has a gradient

@@ -6,7 +6,7 @@ from nbviz.methods.cam import GRADIENT_CAMS, Cam
 from nbviz.methods.cam_without_gradient import ablation_cam, cam, eigen_cam, score_cam
 from nbviz.methods.smooth_grad_cam import smooth_grad_cam_pp
 
-#: By the names of their functions, in the order in which they are offered.
+#: All class activation maps by the names of their functions, in the order in which menus list them.
 CAMS: dict[str, Cam] = {
     **GRADIENT_CAMS,
     "cam": Cam("CAM", cam),

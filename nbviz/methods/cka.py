@@ -1,4 +1,4 @@
-"""How alike what two sets of layers show is (centred kernel alignment)."""
+"""How similar the representations of two sets of layers are (centred kernel alignment)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from nbviz.scanning.statistic import Batch, Measured, Tree, add_along_tree, merg
 
 
 class CKA(Measured):
-    """How alike what two sets of layers show is: centred kernel alignment, linear, from one batch after the other.
+    """How similar the representations of two sets of layers are: linear centred kernel alignment, batch by batch.
 
-    S. Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019; by the unbiased estimate
-    over batches of T. Nguyen, M. Raghu and S. Kornblith, "Do Wide and Deep Networks Learn the Same Things?", ICLR
+    S. Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, with the unbiased
+    minibatch estimate of T. Nguyen, M. Raghu and S. Kornblith, "Do Wide and Deep Networks Learn the Same Things?", ICLR
     2021, equations 2 and 3. The result is float64 (A, B); batches of fewer than four pictures do not count.
 
-    Memory: 8 bytes for each pair of layers, as much again for each doubling of the number of batches.
+    Memory: 8 bytes for each pair of layers, and as much again for each doubling of the number of batches.
 
     Parameters
     ----------
     layers_a, layers_b
-        Names of modules.
+        Names of layers.
     """
 
     def __init__(self, layers_a: Sequence[str], layers_b: Sequence[str]) -> None:
@@ -31,26 +31,26 @@ class CKA(Measured):
         self.sums: Tree = {}
 
     def reduce(self, activation: Tensor) -> Tensor:
-        """The Gram matrix of the pictures (N, N), with nothing on its diagonal."""
+        """The Gram matrix of the pictures (N, N), with a diagonal of zeros."""
         flat = activation.flatten(1).float()
-        flat = flat - flat.mean(0)  # which the estimate leaves out anyhow, and float32 might not
-        scale = flat.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)  # no square overflows
+        flat = flat - flat.mean(0)  # does not change the estimate, but the rounding errors
+        scale = flat.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)  # so that no square overflows
         flat = flat / scale
         return ((flat @ flat.T).double() * scale.double().square()).fill_diagonal_(0)
 
     def measure(self, batch: Batch) -> CKA:
         """The terms of one batch."""
-        one, n = CKA(*self.sides), len(batch.indices)
+        terms, n = CKA(*self.sides), len(batch.indices)
         if n < 4:
-            return one
+            return terms
         grams = [torch.stack([batch.activations[layer] for layer in side]) for side in self.sides]
         cross = _hsic(grams[0][:, None], grams[1][None])
         own = [_hsic(gram, gram) for gram in grams]
-        add_along_tree(one.sums, batch.number, torch.cat([cross.flatten(), *own]).cpu())
-        return one
+        add_along_tree(terms.sums, batch.number, torch.cat([cross.flatten(), *own]).cpu())
+        return terms
 
     def merge(self, other: CKA) -> None:
-        """Take in what another has seen."""
+        """Add the terms of other batches."""
         merge_trees(self.sums, other.sums)
 
     def result(self) -> Tensor | None:
@@ -63,10 +63,10 @@ class CKA(Measured):
         return torch.where(scale > 0, cross.view(a, b) / scale, torch.nan).clamp(-1, 1)
 
 
-def _hsic(one: Tensor, other: Tensor) -> Tensor:
-    """The unbiased estimate of Hilbert and Schmidt's independence criterion of Gram matrices without diagonal."""
-    n = one.shape[-1]
-    rows, columns = one.sum(-1), other.sum(-1)
-    trace = (one * other).sum((-2, -1))
+def _hsic(a: Tensor, b: Tensor) -> Tensor:
+    """The unbiased estimate of the Hilbert-Schmidt independence criterion, from Gram matrices without diagonals."""
+    n = a.shape[-1]
+    rows, columns = a.sum(-1), b.sum(-1)
+    trace = (a * b).sum((-2, -1))
     totals = rows.sum(-1) * columns.sum(-1) / ((n - 1) * (n - 2))
     return (trace + totals - 2 * (rows * columns).sum(-1) / (n - 2)) / (n * (n - 3))

@@ -1,4 +1,4 @@
-"""Two models side by side: whether their layers show the same, and whether one of them is better."""
+"""Two models side by side: whether their layers are similar, and whether one of them is better."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from nbviz.core.arguments import check_feed, check_logits
 from nbviz.core.checks import check_whole
+from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
 from nbviz.core.layers import Layers, trace_layers
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model, device_aside
 from nbviz.core.trace import find_module
+from nbviz.core.types import Dataset, ModelInputs, Preprocessing, ScoresIn
 from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairedAccuracy, PairedAccuracyResult
+from nbviz.methods.subject import evenly_spaced
 from nbviz.pictures.load import Reader
 from nbviz.pictures.random_numbers import random_state_restored
 from nbviz.scanning.dataset import Inputs, check_dataset
@@ -35,13 +38,13 @@ class Pair(nn.Module):
         self.a, self.b = a, b
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """What both give."""
+        """The outputs of both models."""
         return self.a(*args, **kwargs), self.b(*args, **kwargs)
 
 
 def _both(given: tuple[Any, Any], output: Any) -> Tensor:
     """The logits of both models side by side."""
-    a, b = (check_logits(one, output) for one in given)
+    a, b = (check_logits(answer, output) for answer in given)
     if a.shape != b.shape:
         raise ValueError(
             f"model_a gives {a.shape[1]} classes and model_b {b.shape[1]}; expected two models of the same classes"
@@ -51,24 +54,24 @@ def _both(given: tuple[Any, Any], output: Any) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class CompareResult:
-    """What two models have in common, and which is better; shows as a table.
+    """How similar two models are, and which is better; shows as a table.
 
     Parameters
     ----------
     accuracy
-        How often each is right, with ``difference``, ``interval``, ``p_value`` and ``verdict``; None where the dataset
-        has no labels.
+        The accuracies, with ``difference``, ``interval``, ``p_value`` and ``verdict``; None where the dataset has no
+        labels.
     agree
-        The share of pictures for which both name the same class.
+        The fraction of pictures for which both predict the same class.
     cka
-        float64 (A, B): how alike what each layer of the first and each of the second show is, from 0 to 1; None
-        where there were too few pictures.
+        float64 (A, B): the similarity of each layer of the first model and each of the second, from 0 to 1; None for
+        too few pictures.
     layers_a, layers_b
-        The layers' names.
+        The names of the layers.
     pictures
-        How many were seen.
+        How many pictures were seen.
     complete
-        Whether that was the whole dataset.
+        Whether the whole dataset was seen.
     """
 
     accuracy: PairedAccuracyResult | None
@@ -83,61 +86,58 @@ class CompareResult:
     def verdict(self) -> str:
         """In a sentence, whether one model is better."""
         if self.accuracy is None:
-            return f"the pictures have no labels; both name the same class for {100 * self.agree:.1f} % of them"
+            return f"the pictures have no labels; both predict the same class for {100 * self.agree:.1f} % of them"
         return self.accuracy.verdict
 
     def __repr__(self) -> str:
         lines = [self.verdict, f"the same class for {100 * self.agree:.1f} % of {self.pictures:,} pictures"]
         lines += [] if self.complete else ["(not complete)"]
         if self.cka is not None:
-            lines.append("layer of a → the layer of b that shows most the same (CKA)")
+            lines.append("layer of a → the most similar layer of b (CKA)")
             for name, row in zip(self.layers_a, self.cka.nan_to_num(-1.0), strict=True):
                 best = int(row.argmax())
                 lines.append(f"  {line(name)} → {line(self.layers_b[best])} ({float(row[best]):.3f})")
         return "\n".join(lines)
 
 
+@documented
 @device_aside()
 def compare(
     model_a: nn.Module,
     model_b: nn.Module,
-    dataset: Any,
+    dataset: Dataset,
     layers: Sequence[str] | None = None,
     *,
     most: int = 16,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
     **options: Any,
 ) -> CompareResult:
-    """Whether a change to a model does what is claimed: two models on the same pictures.
+    """Whether a change to a model has the claimed effect: two models on the same pictures.
 
-    Both see each batch. Their answers are counted picture by picture, so that McNemar's test can say whether one is
-    better (:attr:`nbviz.results.PairedAccuracyResult.p_value`); what their layers show is compared by centred kernel
-    alignment (:class:`nbviz.methods.cka.CKA`), which does not ask for the same channels, or for as many.
+    Both see each batch. Their answers are compared picture by picture, so that McNemar's test can tell whether one is
+    better (:attr:`nbviz.results.PairedAccuracyResult.p_value`). Their layers are compared by centred kernel alignment
+    (:class:`nbviz.methods.cka.CKA`), which does not require the same channels, or as many. Its values depend on
+    ``batch_size``: compare only values from the same one.
 
-    The uncertainty is that of the pictures, not of the training: whether a change helps, rather than one training of
-    it, is seen with several seeds of each.
+    The uncertainty comes from the choice of pictures, not from the training. Whether a change helps in general takes
+    several trainings of each model, with different seeds.
 
     Parameters
     ----------
     model_a, model_b
-        PyTorch models that give scores of the same classes, on one device; they are left as they were. With and
-        without a block, before and after training, ...
+        PyTorch models with the same classes on one device, such as with and without a block, or before and after
+        training. They are left unchanged.
     dataset
-        Of any kind that :func:`nbviz.scan` takes; with labels for the accuracy.
+        Pictures of any kind that :func:`nbviz.scan` takes; with labels for the accuracy.
     layers
-        Names of layers that both have; None, for a dataset with a length, takes of each those with feature maps, evenly
-        spread.
+        Names of layers that both models have. None takes layers with feature maps, evenly spaced in each model; the
+        dataset must have a length.
     most
-        How many of each at most.
+        How many layers of each model are compared at most.
     preprocess
-        A callable from a PIL picture to the input of both; None takes the one of the models, which must be the same.
-    inputs, output
-        As in :func:`nbviz.reconstruct`, for both models.
-    **options
-        As in :func:`nbviz.scan`: ``batch_size``, ``workers``, ``executor``, ``parts``, ``threads``, ``checkpoint``,
-        ``progress`` and ``watch``. CKA is that of batches: use the same ``batch_size`` for figures to be compared.
+        A callable from a PIL picture to the input of both models. None takes the models' own, which must be the same.
 
     Returns
     -------
@@ -147,9 +147,9 @@ def compare(
     Raises
     ------
     ValueError
-        For an unknown layer, models that prepare pictures differently, are on two devices or give other classes.
-    PictureError, ModelError, TypeError
-        As in :func:`nbviz.scan`.
+        When ``model_a`` and ``model_b`` preprocess pictures differently, are on two devices, or have different classes.
+    TypeError
+        When ``dataset`` has no length and ``layers`` is None.
 
     Examples
     --------
@@ -159,31 +159,31 @@ def compare(
     >>> model = nbviz.bundled.load("fashion")
     >>> worse = copy.deepcopy(model)
     >>> _ = nn.init.zeros_(worse.features[12].weight)
-    >>> found = compare(worse, model, dataset, ["features.3", "features.8"], progress=False)
-    >>> found.verdict
+    >>> result = compare(worse, model, dataset, ["features.3", "features.8"], progress=False)
+    >>> result.verdict
     "b is better on 200 pictures: a 8.0 %, b 94.5 %, +86.5 points (95 %: +80.3 to +90.4; McNemar's p = 7.4e-51)"
-    >>> found.cka.diagonal().round(decimals=6).tolist()
+    >>> result.cka.diagonal().round(decimals=6).tolist()
     [1.0, 1.0]
     """
-    readers = [Reader.of(one, preprocess) for one in (model_a, model_b)]
+    readers = [Reader.of(model, preprocess) for model in (model_a, model_b)]
     a, b = check_model(model_a), check_model(model_b)
     feed, most = check_feed(inputs), check_whole("most", most, 1)
-    _check_alike(readers, preprocess is None)
-    b = _apart(a, b)
+    _check_same_inputs(readers, preprocess is None)
+    b = _with_own_modules(a, b)
     source = Inputs(check_dataset(dataset), readers[0], 1)
-    names = [_layers(one, layers) for one in (a, b)]
+    names = [_check_layers(model, layers) for model in (a, b)]
     if source.count is not None:
         first = source.first()
-        traced = [trace_layers(one, first, feed) for one in (a, b)]
-        _both((traced[0][1], traced[1][1]), output)
-        names = names if layers is not None else [_evenly(every, most) for every, _ in traced]
+        (layers_a, output_a), (layers_b, output_b) = (trace_layers(model, first, feed) for model in (a, b))
+        _both((output_a, output_b), output)
+        names = names if layers is not None else [_spread_layers(found, most) for found in (layers_a, layers_b)]
     elif layers is None:
         raise TypeError(
             "an iterable dataset is not looked into beforehand; expected layers= with it, or one with a length"
         )
-    sides = [[f"{side}.{name}" for name in some] for side, some in zip("ab", names, strict=True)]
+    sides = [[f"{side}.{name}" for name in chosen] for side, chosen in zip("ab", names, strict=True)]
     statistics: dict[str, Statistic] = {"cka": CKA(*sides)} if all(sides) else {}
-    found = scan(
+    scanned = scan(
         Pair(a, b),
         source.dataset,
         {**statistics, "accuracy": PairedAccuracy()},
@@ -192,50 +192,48 @@ def compare(
         output=partial(_both, output=output),
         **options,
     )
-    accuracy, agree = found["accuracy"]
+    accuracy, agree = scanned["accuracy"]
     a_names, b_names = map(tuple, names)
-    return CompareResult(accuracy, agree, found.get("cka"), a_names, b_names, found.pictures, found.complete)
+    return CompareResult(accuracy, agree, scanned.get("cka"), a_names, b_names, scanned.pictures, scanned.complete)
 
 
-def _apart(a: nn.Module, b: nn.Module) -> nn.Module:
-    """The second model, with modules of its own where it shares some with the first: else one would hide the other.
+def _with_own_modules(a: nn.Module, b: nn.Module) -> nn.Module:
+    """The second model, or a shadow of it if both share modules: a module can have only one name in the pair.
 
     The weights stay shared.
     """
-    if not {id(one) for one in a.modules()} & {id(one) for one in b.modules()}:
-        return b
-    return shadow_of(b)
+    return b if set(a.modules()).isdisjoint(b.modules()) else shadow_of(b)
 
 
-def _check_alike(readers: Sequence[Reader], own: bool) -> None:
-    """Whether two models can be given the same inputs, prepared in their own way."""
-    one, other = readers
-    if (one.device, one.dtype) != (other.device, other.dtype):
+def _check_same_inputs(readers: Sequence[Reader], own: bool) -> None:
+    """Raise a ValueError unless both models can take the same inputs; with ``own``, preprocessed by themselves."""
+    a, b = readers
+    if (a.device, a.dtype) != (b.device, b.dtype):
         raise ValueError(
-            f"model_a is on {one.device} in {one.dtype}, model_b on {other.device} in {other.dtype}; "
+            f"model_a is on {a.device} in {a.dtype}, model_b on {b.device} in {b.dtype}; "
             "expected both on one device in one dtype"
         )
-    if (one.channels, one.axes) != (other.channels, other.axes):
-        raise ValueError(f"model_a takes {one.channels} channels and model_b {other.channels}; expected as many")
-    if own and one.axes == 2 and one.preprocess is not other.preprocess and one.channels in (1, 3):
-        made = [_prepared(reader) for reader in readers]
-        if made[0].shape != made[1].shape or not torch.allclose(made[0], made[1], atol=1e-4):
+    if (a.channels, a.axes) != (b.channels, b.axes):
+        raise ValueError(f"model_a takes {a.channels} channels and model_b {b.channels}; expected as many")
+    if own and a.axes == 2 and a.preprocess is not b.preprocess and a.channels in (1, 3):
+        input_a, input_b = map(_preprocessed, readers)
+        if input_a.shape != input_b.shape or not torch.allclose(input_a, input_b, atol=1e-4):
             raise ValueError(
-                f"the models prepare pictures differently ({line(one.preprocess.source)}, "
-                f"{line(other.preprocess.source)}); expected preprocess=, which says how both are to see them"
+                f"the models prepare pictures differently ({line(a.preprocess.source)}, "
+                f"{line(b.preprocess.source)}); expected preprocess=, which says how both are to see them"
             )
 
 
-def _prepared(reader: Reader) -> Tensor:
-    """What a model's own preprocessing makes of a picture with details, in which no two colours or sides are alike."""
+def _preprocessed(reader: Reader) -> Tensor:
+    """The input from a model's own preprocessing, for a detailed picture without symmetry in its colours or sides."""
     grey = Image.effect_mandelbrot((301, 257), (-2.0, -1.0, 0.5, 1.25), 64)
     probe = Image.merge("RGB", (grey, ImageOps.mirror(grey), ImageOps.flip(grey)))
     with random_state_restored():
         return next(reader.read(probe, 0))[1]
 
 
-def _layers(model: nn.Module, given: Sequence[str] | None) -> list[str]:
-    """The layers that are named, if the model has them."""
+def _check_layers(model: nn.Module, given: Sequence[str] | None) -> list[str]:
+    """The given layers, if the model has them."""
     if given is None:
         return []
     if not isinstance(given, (list, tuple)) or not given:
@@ -245,11 +243,8 @@ def _layers(model: nn.Module, given: Sequence[str] | None) -> list[str]:
     return list(given)
 
 
-def _evenly(layers: Layers, most: int) -> list[str]:
-    """So many layers, evenly spread over those with maps."""
-    found = [one.name for one in layers if one.has_maps and one.leaf]
-    found = found or [one.name for one in layers if one.shape and one.pictures]
-    places = (
-        torch.linspace(0, len(found) - 1, min(most, len(found)), dtype=torch.float32).round().long().unique().tolist()
-    )
-    return [found[place] for place in places]
+def _spread_layers(layers: Layers, most: int) -> list[str]:
+    """Evenly spaced layers among those with feature maps, or else among all."""
+    names = [layer.name for layer in layers if layer.has_maps and layer.leaf]
+    names = names or [layer.name for layer in layers if layer.shape and layer.pictures]
+    return evenly_spaced(names, most)

@@ -1,4 +1,4 @@
-"""Whether a network relates the same part in different pictures (table 1 of the paper)."""
+"""Whether a network relates the same part in different pictures (table 1 of Zeiler and Fergus)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from nbviz.core.arguments import check_channels
 from nbviz.core.checks import check_choice, check_whole
+from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
+from nbviz.core.types import Images, ModelInputs, Preprocessing
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 from nbviz.pictures.fill import FILLS, filling
@@ -21,17 +23,17 @@ from nbviz.pictures.fill import FILLS, filling
 
 @dataclass(frozen=True, repr=False)
 class CorrespondenceResult:
-    """How alike the change is that masking a part makes to a layer's features in different pictures.
+    """How consistently masking a part changes a layer's features in different pictures.
 
     Parameters
     ----------
     part
-        For each layer the mean, over all pairs of pictures, of the share of features whose change has another sign:
+        For each layer the mean, over all pairs of pictures, of the fraction of features whose changes differ in sign:
         the lower, the more the network relates the part.
     error
         For each layer its standard error over the pairs, as if these were independent; NaN for two pictures.
     random
-        For each layer the same with parts of the same size at random places, float64 (R,).
+        For each layer the mean with parts of the same size at random places, float64 (R,).
     """
 
     part: dict[str, float]
@@ -52,27 +54,28 @@ class CorrespondenceResult:
         return "\n".join([*lines, *(f"  {name}: {', '.join(self._numbers(name))}" for name in self.part)])
 
     def _numbers(self, name: str) -> tuple[str, str]:
-        """The part's and the random parts'."""
-        drawn = self.random[name]
-        spread = f" ± {float(drawn.std()):.3f}" if len(drawn) > 1 else ""
+        """The numbers of a layer, for the part and for random parts."""
+        random = self.random[name]
+        spread = f" ± {float(random.std()):.3f}" if len(random) > 1 else ""
         error = f" ± {self.error[name]:.3f}" if math.isfinite(self.error[name]) else ""
-        return f"{self.part[name]:.3f}{error}", f"{float(drawn.mean()):.3f}{spread}" if len(drawn) else "–"
+        return f"{self.part[name]:.3f}{error}", f"{float(random.mean()):.3f}{spread}" if len(random) else "–"
 
 
+@documented
 @steady
 def correspondence(
     model: nn.Module,
-    images: Any,
+    images: Images,
     boxes: Any,
     layers: Sequence[str] | None = None,
     *,
     random: int = 10,
     fill: str = "grey",
     seed: int = 0,
-    preprocess: Any = None,
-    inputs: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
 ) -> CorrespondenceResult:
-    """Whether masking the same part, an eye or a collar, changes a layer's features alike in different pictures.
+    """Whether masking the same part, such as an eye, changes a layer's features alike in different pictures.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.4: with
     ε_i = x_i - x̃_i, the change of the features of picture i when its part is masked, the sum over all pairs of
@@ -81,24 +84,13 @@ def correspondence(
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
     images
         At least two pictures; see :func:`nbviz.load`.
     boxes
         (N, 4): for each picture top, left, bottom and right of the part, in pixels of the model's input, ends excluded.
-    layers
-        Names of the layers; None takes the first and the last that give feature maps.
     random
-        With how many sets of random parts it is compared: the same boxes, all moved by the same random way (what would
-        leave a picture comes in again on its other side).
-    fill
-        What is put in the part's place: ``"grey"``, ``"mean"``, the picture's mean colour, or ``"blur"``, the
-        picture itself, blurred.
-    seed
-        Of the random places.
-    preprocess, inputs
-        As in :func:`nbviz.reconstruct`.
+        How many sets of random parts to compare with: the same boxes, all shifted by the same random distance (a box
+        that would leave the picture re-enters on the other side).
 
     Returns
     -------
@@ -108,13 +100,13 @@ def correspondence(
     Raises
     ------
     ValueError
-        For fewer than two pictures, boxes that do not lie within them, or an unknown layer.
-    TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
+        When ``images`` has fewer than two pictures. When ``boxes`` do not lie within the pictures.
+    TypeError
+        When ``boxes`` are not whole numbers (N, 4).
 
     Examples
     --------
-    The same square in two pictures, which differ elsewhere:
+    The same square in two pictures that differ elsewhere:
 
     >>> pictures = torch.rand(2, 1, 8, 8)
     >>> pictures[:, :, 2:4, 2:4] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
@@ -129,57 +121,61 @@ def correspondence(
     if pictures.ndim != 4 or len(pictures) < 2:
         raise ValueError(f"images gives {tuple(pictures.shape)}; expected at least two pictures (N, C, H, W)")
     n, (height, width) = len(pictures), pictures.shape[-2:]
-    given = check_boxes(boxes, n, height, width)
+    boxes = check_boxes(boxes, n, height, width)
     names = subject.layer_names(layers)
-    instead = filling(pictures, fill, subject.pictures.preprocess)
+    replacement = filling(pictures, fill, subject.pictures.preprocess)
 
     def features(part: Subject) -> dict[str, Tensor]:
         trace = part.run(names)
         return {name: check_channels(name, trace.activations[name], len(part)).flatten(1) for name in names}
 
-    own = subject.each(features)
+    original = subject.in_parts(features)
 
-    def signs(places: Tensor) -> dict[str, Tensor]:
+    def differing(boxes: Tensor) -> dict[str, Tensor]:
         masked = pictures.clone()
-        for i, (top, left, bottom, right) in enumerate(places.tolist()):
-            masked[i, :, top:bottom, left:right] = instead[i, :, top:bottom, left:right]
-        return {name: (own[name] - changed).sign() for name, changed in subject.at(masked).each(features).items()}
+        for i, (top, left, bottom, right) in enumerate(boxes.tolist()):
+            masked[i, :, top:bottom, left:right] = replacement[i, :, top:bottom, left:right]
+        changed = subject.with_inputs(masked).in_parts(features)
+        return {name: _differing_signs((original[name] - changed[name]).sign()) for name in names}
 
-    apart = {name: _apart(sign) for name, sign in signs(given).items()}
-    draw = torch.Generator().manual_seed(seed)
-    drawn: dict[str, list[float]] = {name: [] for name in names}
-    sizes = given[:, 2:] - given[:, :2]
+    fractions = differing(boxes)
+    generator = torch.Generator().manual_seed(seed)
+    random_means: dict[str, list[float]] = {name: [] for name in names}
+    sizes = boxes[:, 2:] - boxes[:, :2]
     for _ in range(random):
-        # All by the same way, so that they lie to each other as the given ones do: features that neither of two masks
-        # changes count as alike, and masks at one place would be alike for that alone.
+        # All boxes move by the same distance, so that they overlap as much as the given ones: features that neither
+        # of two masks changes count as equal, which would favour masks at the same place.
         room = torch.tensor([height, width]) - sizes + 1
-        way = (torch.rand(2, generator=draw, dtype=torch.float64) * torch.tensor([height, width])).long()
-        corner = (given[:, :2] + way) % room
-        for name, sign in signs(torch.cat([corner, corner + sizes], 1)).items():
-            drawn[name].append(float(_apart(sign).mean()))
+        shift = (torch.rand(2, generator=generator, dtype=torch.float64) * torch.tensor([height, width])).long()
+        corner = (boxes[:, :2] + shift) % room
+        for name, fraction in differing(torch.cat([corner, corner + sizes], 1)).items():
+            random_means[name].append(float(fraction.mean()))
     return CorrespondenceResult(
-        {name: float(one.mean()) for name, one in apart.items()},
-        {name: float(one.std()) / len(one) ** 0.5 if len(one) > 1 else math.nan for name, one in apart.items()},
-        {name: torch.tensor(values, dtype=torch.float64) for name, values in drawn.items()},
+        {name: float(pairs.mean()) for name, pairs in fractions.items()},
+        {
+            name: float(pairs.std()) / len(pairs) ** 0.5 if len(pairs) > 1 else math.nan
+            for name, pairs in fractions.items()
+        },
+        {name: torch.tensor(means, dtype=torch.float64) for name, means in random_means.items()},
     )
 
 
-def _apart(signs: Tensor) -> Tensor:
-    """For each pair of pictures the share of features whose signs differ, float64."""
+def _differing_signs(signs: Tensor) -> Tensor:
+    """For each pair of pictures the fraction of features whose signs differ, float64."""
     n = len(signs)
     pairs = [(signs[i] != signs[j]).double().mean() for i in range(n) for j in range(i + 1, n)]
     return torch.stack(pairs).cpu()
 
 
 def check_boxes(given: Any, n: int, height: int, width: int) -> Tensor:
-    """Boxes (n, 4) as int64 on the CPU, if they lie within pictures of this size."""
+    """Boxes (n, 4) as int64 on the CPU; an error unless they lie within pictures of this size."""
     try:
         rows = given.tolist() if hasattr(given, "tolist") else given
         usable = len(rows) == n and all(len(row) == 4 for row in rows)
         boxes = torch.as_tensor([list(row) for row in rows] if usable else [], device="cpu")
         whole = not (boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool)
         usable = usable and whole and boxes.shape == (n, 4)
-    except Exception:  # of an object's own making as well
+    except Exception:  # an object of the user's can raise anything
         usable = False
     if not usable:
         raise TypeError(

@@ -1,4 +1,4 @@
-"""A copy of a network whose weights are destroyed, layer by layer from the top: for the sanity checks."""
+"""A copy of a network whose weights are randomised, layer by layer from the top: for the sanity checks."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from nbviz.core.trace import Feed, call_model, hooked
 
 
 def destroyed(model: nn.Module, layers: Sequence[str], mode: str, seed: int) -> Iterator[tuple[str, nn.Module]]:
-    """A copy of the model in which one layer after the other, or each alone, has its weights drawn anew.
+    """Randomise the weights of a copy of the model: one layer after the other, or each alone.
 
-    Gives the layer's name and the copy, which goes on to be changed.
+    Yields the layer's name and the copy, which later steps change further.
     """
     changed = shadow_of(model, own_weights=True)
     for i, layer in enumerate(layers):
         if mode == "independent":
             changed = shadow_of(model, own_weights=True)
-        _destroy(dict(changed.named_modules())[layer], seed + i)
+        _randomise(dict(changed.named_modules())[layer], seed + i)
         yield layer, changed
 
 
 def layers_with_weights(model: nn.Module, pictures: Tensor, feed: Feed) -> list[str]:
-    """The layers that have weights of their own, from the top of the network down: the last used comes first.
+    """The layers with weights of their own, from the top of the network down: the layer that runs last comes first.
 
-    Weights are looked for in torch's calls: attention takes those of a part that it never calls. What the forward pass
-    does not use, such as a classifier for training alone, is left out.
+    The weights are looked for in calls of torch's functions, since attention uses weights of a module that it never
+    calls. Layers that the forward pass does not use, such as an auxiliary classifier for training, are left out.
     """
 
     def forward(shadow: nn.Module) -> _Uses:
@@ -45,13 +45,19 @@ def layers_with_weights(model: nn.Module, pictures: Tensor, feed: Feed) -> list[
     uses = in_shadow(model, forward)
     if not uses.last:
         raise ValueError(f"no layer of {type(model).__name__} has weights; expected convolutions or the like")
-    # Of those whose weights go into one call, the last to be defined comes first.
+    # Of layers whose weights are used in the same call, the last one defined comes first.
     order = list(dict.fromkeys(uses.layers.values()))
     return sorted(uses.last, key=lambda name: (uses.last[name], order.index(name)), reverse=True)
 
 
 class _Uses(TorchFunctionMode):
-    """At which of torch's calls each layer's weights were last used; of each weight's id ``layers`` has the layer."""
+    """Notes in which call of a torch function each layer's weights were last used.
+
+    Parameters
+    ----------
+    layers
+        The name of the layer for the id of each weight.
+    """
 
     def __init__(self, layers: dict[int, str]) -> None:
         super().__init__()
@@ -59,19 +65,19 @@ class _Uses(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls += 1
-        if getattr(func, "__name__", "") != "__get__":  # a dtype or device that is asked for
+        if getattr(func, "__name__", "") != "__get__":  # which reads an attribute, such as the dtype
             used = {self.layers[id(t)] for t in tensors_in((args, kwargs or {})) if id(t) in self.layers}
             self.last.update(dict.fromkeys(used, self.calls))
         return func(*args, **(kwargs or {}))
 
     def end(self, name: str, _: Any) -> None:
-        """A layer that has run has used its weights, if in a way that cannot be seen."""
+        """Count a layer that has run as used, even if no call has been seen to use its weights."""
         if name in self.layers.values():
             self.last.setdefault(name, self.calls)
 
 
-def _destroy(module: nn.Module, seed: int) -> None:
-    """Draw a module's own weights anew, as it does itself; those that it does not, from as wide a distribution."""
+def _randomise(module: nn.Module, seed: int) -> None:
+    """Reset a module's own weights as it does itself, or draw them with the mean and deviation of the old ones."""
     own = list(module.parameters(recurse=False))
     before = [weight.detach().clone() for weight in own]
     others = [t for child in module.children() for t in (*child.parameters(), *child.buffers())]
@@ -80,12 +86,9 @@ def _destroy(module: nn.Module, seed: int) -> None:
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset):
             reset()
-            for other, values in zip(others, kept, strict=True):  # which it may reset as well
+            for other, values in zip(others, kept, strict=True):  # the module may have reset its children, too
                 other.copy_(values)
         for weight, old in zip(own, before, strict=True):
             if weight.is_floating_point() and torch.equal(weight, old):
-                drawn = (
-                    torch.randn(old.shape, device=old.device, dtype=torch.float32) * old.float().std(correction=0)
-                    + old.float().mean()
-                )
-                weight.copy_(drawn)
+                noise = torch.randn(old.shape, device=old.device, dtype=torch.float32)
+                weight.copy_(noise * old.float().std(correction=0) + old.float().mean())

@@ -1,10 +1,10 @@
-"""How a channel came to be what it is: over checkpoints, or recorded while training (figure 4 of the paper)."""
+"""How channels develop during training: over checkpoints, or recorded (figure 4 of Zeiler and Fergus)."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from nbviz.core.backward import RULES
 from nbviz.core.checks import check_choice, check_indices
+from nbviz.core.documented import documented
 from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model
 from nbviz.core.trace import Trace, find_module, run, submodule
+from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing
 from nbviz.core.weights import steady
 from nbviz.methods.reconstruct import project, traced_channels
 from nbviz.methods.subject import Subject
@@ -26,24 +28,24 @@ from nbviz.methods.subject import Subject
 
 @dataclass(frozen=True, repr=False)
 class CheckpointResult:
-    """What some channels answered to at one time of the training.
+    """What channels respond to at one time of the training.
 
     Parameters
     ----------
     name
-        Of the checkpoint or the epoch.
+        The name of the checkpoint or the epoch.
     pictures
-        The model's inputs (M, C, H, W): of a recording one for each channel, which excited it most since the last.
+        The model's inputs (M, C, H, W). In a recording, one for each channel: the one that excited it most.
     values
-        (M, K): the channels' strongest activations; of a recording (K, 1), when the picture was seen.
+        (M, K): the channels' strongest activations. In a recording (K, 1), when the picture was seen.
     positions
-        int64 (M, K, 2): where.
+        int64 (M, K, 2): the positions of the strongest activations.
     maps
-        (M, K, h, w): the channels' feature maps; of a recording (K, 1, h, w), at the end of the epoch.
+        (M, K, h, w): the channels' feature maps. In a recording (K, 1, h, w), at the end of the epoch.
     reconstructions
-        (M, K, C, H, W): what of the picture they answered to; of a recording (K, 1, C, H, W).
+        (M, K, C, H, W): what in the picture they respond to. In a recording (K, 1, C, H, W).
     channels
-        Which K channels.
+        The K channels.
     """
 
     name: str
@@ -58,19 +60,20 @@ class CheckpointResult:
         return f"CheckpointResult {self.name}: {len(self.channels)} channels in {len(self.pictures)} pictures"
 
 
+@documented
 @steady
 def evolution(
     model: nn.Module,
     checkpoints: Any,
-    images: Any,
+    images: Images,
     layer: str,
-    channels: Sequence[int] | int | None = None,
+    channels: Channels | None = None,
     *,
     rule: str = "deconvnet",
-    preprocess: Any = None,
-    inputs: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
 ) -> list[CheckpointResult]:
-    """What channels answer to in some pictures, at each of several times of the training.
+    """What channels respond to in pictures, at each of several checkpoints of the training.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, figure 4: lower layers
     converge within a few epochs, upper ones only after many.
@@ -78,59 +81,49 @@ def evolution(
     Parameters
     ----------
     model
-        Any PyTorch model, for its architecture; it is left as it was, the checkpoints are loaded into a copy.
+        Any PyTorch model, for its architecture. It is left unchanged; the checkpoints are loaded into a copy.
     checkpoints
-        A list, in order of time, of state dicts, or of files: safetensors, or what ``torch.save`` wrote, which is
-        loaded with ``weights_only=True``. A dict from names to these gives the names. A file may hold the state dict
-        under ``"state_dict"``, ``"model_state_dict"`` or ``"model"``, and each key may begin with ``"module."`` or
-        ``"_orig_mod."``, as those of a parallel or a compiled model do.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
+        A list, in order of time, of state dicts or files: safetensors, or what ``torch.save`` wrote, loaded with
+        ``weights_only=True``. A dict also names them. A file may hold the state dict under ``"state_dict"``,
+        ``"model_state_dict"`` or ``"model"``, and keys may begin with ``"module."`` or ``"_orig_mod."``, as those of
+        parallel and compiled models do.
     layer
-        A module's name, of a layer with feature maps.
-    channels
-        Which channels; None takes all.
-    rule
-        Of the reconstructions, see :func:`nbviz.reconstruct`.
-    preprocess, inputs
-        As in :func:`nbviz.reconstruct`.
+        The name of a layer with feature maps.
 
     Returns
     -------
     list of CheckpointResult
-        In the same order, on the model's device.
+        One for each of ``checkpoints``, in the same order, on the model's device.
 
     Raises
     ------
     ValueError
-        For a checkpoint that does not fit the model, an unknown layer, a channel out of range.
+        When one of ``checkpoints`` cannot be read or does not fit the model.
     FileNotFoundError
-        When there is no file at a path.
-    TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
+        When a file of ``checkpoints`` does not exist.
 
     Examples
     --------
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
     >>> first = {name: value.clone() for name, value in net.state_dict().items()}
     >>> _ = nn.init.ones_(net[0].weight)
-    >>> found = evolution(net, {"before": first, "after": net.state_dict()}, torch.rand(1, 1, 8, 8), "1", 0)
-    >>> [moment.name for moment in found], found[0].reconstructions.shape
+    >>> results = evolution(net, {"before": first, "after": net.state_dict()}, torch.rand(1, 1, 8, 8), "1", 0)
+    >>> [result.name for result in results], results[0].reconstructions.shape
     (['before', 'after'], torch.Size([1, 1, 1, 8, 8]))
     """
     check_choice("rule", rule, RULES)
     subject = Subject.of(model, images, preprocess, inputs)
     find_module(subject.model, layer)
-    named = _named(checkpoints)
-    copied, found = replace(subject, model=shadow_of(subject.model, own_weights=True)), []
-    for name, given in named:
-        _load_into(copied.model, name, given)
+    named = _named_checkpoints(checkpoints)
+    copied, results = replace(subject, model=shadow_of(subject.model, own_weights=True)), []
+    for name, checkpoint in named:
+        _load_into(copied.model, name, checkpoint)
         trace = copied.run([layer], grad=True)
-        found.append(_moment(name, trace, layer, traced_channels(trace, layer, channels), rule))
-    return found
+        results.append(_result(name, trace, layer, traced_channels(trace, layer, channels), rule))
+    return results
 
 
-def _moment(name: str, trace: Trace, layer: str, channels: list[int], rule: str) -> CheckpointResult:
+def _result(name: str, trace: Trace, layer: str, channels: list[int], rule: str) -> CheckpointResult:
     maps = trace.activations[layer].detach()[:, channels]
     values, places = maps.flatten(2).max(2)
     positions = torch.stack(torch.unravel_index(places, maps.shape[2:]), -1)
@@ -138,15 +131,14 @@ def _moment(name: str, trace: Trace, layer: str, channels: list[int], rule: str)
     return CheckpointResult(name, trace.inputs.detach(), values, positions, maps, signals, tuple(channels))
 
 
-def _named(given: Any) -> list[tuple[str, Any]]:
-    """Each checkpoint with its name."""
+def _named_checkpoints(given: Any) -> list[tuple[str, Any]]:
+    """Each checkpoint with its name: a dict's key, a file's name, or a number."""
     if isinstance(given, Mapping) and not any(isinstance(value, Tensor) for value in given.values()):
-        named = [(line(name, 80), one) for name, one in given.items()]
+        named = [(line(name, 80), checkpoint) for name, checkpoint in given.items()]
     elif isinstance(given, (list, tuple)):
-        paths = [_path(one) if isinstance(one, (str, os.PathLike)) else None for one in given]
         named = [
-            (line(path.stem, 80) if path else f"{i}", one)
-            for i, (path, one) in enumerate(zip(paths, given, strict=True))
+            (line(_path(checkpoint).stem, 80) if isinstance(checkpoint, (str, os.PathLike)) else f"{i}", checkpoint)
+            for i, checkpoint in enumerate(given)
         ]
     else:
         raise TypeError(
@@ -157,42 +149,41 @@ def _named(given: Any) -> list[tuple[str, Any]]:
     return named
 
 
-_INSIDE = ("state_dict", "model_state_dict", "model")
-
-
-_PREFIXES = ("module.", "_orig_mod.", "module.")  # one may lie in the other
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.", "module.")  # either may be inside the other
 
 
 def _load_into(model: nn.Module, name: str, given: Any) -> None:
     state = _read(given) if isinstance(given, (str, os.PathLike)) else given
-    inner = next((state[key] for key in _INSIDE if key in state), state) if isinstance(state, Mapping) else state
-    if not isinstance(inner, Mapping) or not all(isinstance(key, str) for key in inner):
-        raise TypeError(f"checkpoint {name} is a {type(inner).__name__}; expected a state dict, or a file of one")
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in _STATE_DICT_KEYS if key in state), state)
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise TypeError(f"checkpoint {name} is a {type(state).__name__}; expected a state dict, or a file of one")
     own = model.state_dict().keys()
     for prefix in _PREFIXES:
-        if inner and all(key.startswith(prefix) for key in inner) and not all(key in own for key in inner):
-            inner = {key.removeprefix(prefix): value for key, value in inner.items()}
+        if state and all(key.startswith(prefix) for key in state) and not all(key in own for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
     try:
-        model.load_state_dict(dict(inner))
+        model.load_state_dict(dict(state))
     except Exception as error:
-        said = " ".join(line(error, 600).split())
-        raise ValueError(f"checkpoint {name} does not fit the model: {said}; expected its own state dict") from error
+        cause = " ".join(line(error, 600).split())
+        raise ValueError(f"checkpoint {name} does not fit the model: {cause}; expected its own state dict") from error
 
 
 def _path(given: str | os.PathLike[str]) -> Path:
     try:
         return Path(given).expanduser()
-    except Exception:  # bytes, a home that is nobody's, or an object of the person's own that fails
+    except Exception:  # bytes, an unknown user's home, or an object of the user's that fails
         raise TypeError(f"{shown(given, 200)} is no path; expected that of a checkpoint's file") from None
 
 
 def _read(given: str | os.PathLike[str]) -> Any:
     path = _path(given)
     try:
-        there = path.is_file()
+        exists = path.is_file()
     except OSError:  # a name that is too long
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise FileNotFoundError(f"there is no file {shown(str(path), 200)}; expected a checkpoint")
     try:
         if path.suffix == ".safetensors":
@@ -201,34 +192,32 @@ def _read(given: str | os.PathLike[str]) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        said = line(error, 400)
-        if isinstance(error, pickle.UnpicklingError):  # torch's words recommend to read it all the same
-            said = "it is broken, or holds more than tensors and plain values, which could run code"
+        cause = line(error, 400)
+        if isinstance(error, pickle.UnpicklingError):  # torch's message recommends weights_only=False
+            cause = "it is broken, or holds more than tensors and plain values, which could run code"
         raise ValueError(
-            f"{shown(str(path), 200)} cannot be read: {said}; expected safetensors, or a state dict that torch.save "
+            f"{shown(str(path), 200)} cannot be read: {cause}; expected safetensors, or a state dict that torch.save "
             "wrote"
         ) from error
 
 
+@documented
 class Recorder:
-    """Keeps, while a model is trained, the picture that excited each of some channels most.
+    """Keeps the picture that excites each of some channels most while a model is trained.
 
-    As a context around the training loop; it sees the model's own forward passes in train mode, and :meth:`mark` ends
-    an epoch. What it costs: for each training step one maximum over the layer's activation and one copy of a picture
-    for each channel, on the model's device and without waiting for it; for each ``mark`` one forward and one backward
-    pass for as many pictures as there are channels. It holds two pictures for each channel, and what is in ``moments``
-    on the CPU.
+    Use it as a context around the training loop. It sees the model's own forward passes in train mode, and :meth:`mark`
+    ends an epoch. Each training step costs one maximum over the layer's activation and one copy of a picture per
+    channel, on the model's device and without synchronisation; each ``mark`` costs one forward and one backward pass
+    per channel. It holds two pictures per channel on the device, and ``moments`` on the CPU.
 
     Parameters
     ----------
     model
-        The model that is trained, on which two hooks lie while inside.
+        The model that is trained. It has two hooks inside the context.
     layer
-        A module's name, of a layer with feature maps.
+        The name of a layer with feature maps.
     channels
         Which channels.
-    rule
-        Of the reconstructions, see :func:`nbviz.reconstruct`.
 
     Attributes
     ----------
@@ -237,8 +226,8 @@ class Recorder:
 
     Raises
     ------
-    ValueError, TypeError
-        For an unknown layer or rule, or channels that are no whole numbers.
+    TypeError
+        When ``channels`` are not whole numbers.
 
     Examples
     --------
@@ -251,7 +240,7 @@ class Recorder:
     (['epoch 0', 'epoch 1'], torch.Size([2, 1, 1, 8, 8]))
     """
 
-    def __init__(self, model: nn.Module, layer: str, channels: Sequence[int] | int, *, rule: str = "deconvnet") -> None:
+    def __init__(self, model: nn.Module, layer: str, channels: Channels, *, rule: str = "deconvnet") -> None:
         self.model, self.layer = check_model(model), layer
         self._module, self._call = find_module(self.model, layer)
         self.channels = check_indices("channel", channels, 1 << 30)
@@ -265,7 +254,7 @@ class Recorder:
     def _reset(self) -> None:
         self._values: Tensor | None = None  # (K,) on the model's device
         self._pictures: Tensor | None = None  # (K, C, H, W)
-        self._seen: Tensor | None = None  # the inputs of the forward pass at hand
+        self._inputs: Tensor | None = None  # of the current forward pass
         self._calls = 0
 
     def __enter__(self) -> Recorder:
@@ -274,7 +263,7 @@ class Recorder:
             raise ValueError(
                 f"layer {shown(self.layer)} is no part of the model any more; expected the model as it was"
             )
-        if not self._handles:  # of a context within a context
+        if not self._handles:  # they are there already if a context is entered twice
             self._handles = [
                 self.model.register_forward_pre_hook(self._before, with_kwargs=True),
                 module.register_forward_hook(self._after),
@@ -289,57 +278,64 @@ class Recorder:
         self._handles = []
 
     def _before(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first = next((given for given in (*args, *kwargs.values()) if isinstance(given, Tensor)), None)
-        self._seen = None
+        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        self._inputs = None
         if self.model.training and isinstance(first, Tensor) and not first.is_meta:
-            self._seen = first.detach()
+            self._inputs = first.detach()
         self._calls = 0
 
     def _after(self, _module: nn.Module, _args: Any, activation: Any) -> None:
         call, self._calls = self._calls, self._calls + 1
-        if self._seen is None or call != self._call or not isinstance(activation, Tensor):
+        if self._inputs is None or call != self._call or not isinstance(activation, Tensor):
             return
-        if activation.ndim < 3 or len(activation) != len(self._seen) or max(self.channels) >= activation.shape[1]:
+        if activation.ndim < 3 or len(activation) != len(self._inputs) or max(self.channels) >= activation.shape[1]:
             raise ValueError(
-                f"layer {shown(self.layer)} gives {tuple(activation.shape)} for {len(self._seen)} picture(s); expected "
-                f"feature maps with more than {max(self.channels)} channels"
+                f"layer {shown(self.layer)} gives {tuple(activation.shape)} for {len(self._inputs)} picture(s); "
+                f"expected feature maps with more than {max(self.channels)} channels"
             )
-        if self._pictures is not None and self._pictures.shape[1:] != self._seen.shape[1:]:
+        if self._pictures is not None and self._pictures.shape[1:] != self._inputs.shape[1:]:
             raise ValueError(
-                f"the model is given pictures of shape {tuple(self._seen.shape[1:])} after ones of "
+                f"the model is given pictures of shape {tuple(self._inputs.shape[1:])} after ones of "
                 f"{tuple(self._pictures.shape[1:])}; expected one shape between two marks"
             )
         with torch.no_grad():
-            values, which = activation.detach()[:, self.channels].flatten(2).amax(2).max(0)
-            pictures = self._seen[which]
+            values, strongest = activation.detach()[:, self.channels].flatten(2).amax(2).max(0)
+            pictures = self._inputs[strongest]
             if self._values is None or self._pictures is None:
                 self._values, self._pictures = values.clone(), pictures
                 return
             better = (values > self._values) | self._values.isnan()
             self._values = torch.where(better, values, self._values)
-            wide = better.view(-1, *[1] * (pictures.ndim - 1))
-            self._pictures = torch.where(wide, pictures, self._pictures)
+            self._pictures = torch.where(better.view(-1, *[1] * (pictures.ndim - 1)), pictures, self._pictures)
 
     def mark(self, name: str) -> None:
-        """End an epoch: reconstruct what excited the channels most since the last, with the weights of now.
+        """End an epoch: reconstruct what excited the channels most since the last mark, with the current weights.
+
+        Parameters
+        ----------
+        name
+            The name of the epoch.
 
         Raises
         ------
         ModelError
-            When no picture went through the model in train mode since.
+            When no picture went through the model in train mode since the last mark.
         """
         if self._values is None or self._pictures is None:
             raise ModelError(
                 "no picture went through the model in train mode since the last mark; expected one at least"
             )
-        values, pictures, own = self._values, self._pictures, []
+        values, pictures, results = self._values, self._pictures, []
         self._reset()
-        for i, channel in enumerate(self.channels):  # each in its own picture
+        for i, channel in enumerate(self.channels):  # each with its own picture
             trace = run(self.model, pictures[i : i + 1], [self.layer], grad=True)
-            own.append(_moment(name, trace, self.layer, traced_channels(trace, self.layer, [channel]), self.rule))
-        seen, strongest = (tensor.cpu() for tensor in (pictures, values[:, None]))
+            results.append(_result(name, trace, self.layer, traced_channels(trace, self.layer, [channel]), self.rule))
         positions, maps, signals = (
-            torch.cat([getattr(one, part) for one in own]).cpu() for part in ("positions", "maps", "reconstructions")
+            torch.cat([getattr(result, field) for result in results]).cpu()
+            for field in ("positions", "maps", "reconstructions")
         )
-        moment = CheckpointResult(line(name, 80), seen, strongest, positions, maps, signals, tuple(self.channels))
-        self.moments.append(moment)
+        self.moments.append(
+            CheckpointResult(
+                line(name, 80), pictures.cpu(), values[:, None].cpu(), positions, maps, signals, tuple(self.channels)
+            )
+        )

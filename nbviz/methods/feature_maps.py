@@ -1,63 +1,48 @@
-"""Feature maps as they are, and fused into one."""
+"""Feature maps, unchanged or fused into one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from nbviz.core.arguments import check_maps
 from nbviz.core.checks import FLOATS, check_choice, check_indices, check_tensor
+from nbviz.core.documented import documented
+from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 
 
+@documented
 @steady
 def feature_maps(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layer: str,
-    channels: Sequence[int] | int | None = None,
+    channels: Channels | None = None,
     *,
-    preprocess: Any = None,
-    inputs: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
 ) -> Tensor:
-    """What a layer gives for pictures: its activations, unchanged.
+    """A layer's activations for pictures, unchanged.
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
-    layer
-        A module's name, ``"name:1"`` for the second call of one that runs more than once.
     channels
-        Which channels, in the order wanted; None gives all.
-    preprocess
-        A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
-    inputs
-        For a model that is called with more than the pictures: a callable from their batch (N, C, H, W) to the
-        model's argument, a tuple of its arguments, or a dict of its keyword arguments.
+        Which channels, in this order; None takes all.
 
     Returns
     -------
     Tensor
-        (N, K, H, W), for signals (N, K, L), for volumes (N, K, D, H, W), without a graph; in the model's
-        dtype (under autocast, the one that autocast gives) and on its device.
+        (N, K, H, W), for signals (N, K, L), for volumes (N, K, D, H, W), detached; in the model's dtype (or
+        autocast's) and on its device.
 
     Raises
     ------
     ValueError
-        For an unknown layer, a channel out of range, or a layer whose output is no feature maps.
-    PictureError
-        For a picture that cannot be read or does not fit the model (a ValueError).
-    ModelError
-        When the model fails in its forward pass (a RuntimeError).
-    TypeError
-        For an argument of the wrong type, or a scripted or exported model.
+        When ``layer`` gives no feature maps.
 
     Examples
     --------
@@ -66,34 +51,34 @@ def feature_maps(
     torch.Size([2, 2, 6, 6])
     """
     subject = Subject.of(model, images, preprocess, inputs, values=False)
-    activation = subject.each(lambda part: check_maps(part.run([layer]), layer))
+    activation = subject.in_parts(lambda part: check_maps(part.run([layer]), layer))
     return activation if channels is None else activation[:, check_indices("channel", channels, activation.shape[1])]
 
 
 def fuse(maps: Tensor, how: str = "mean") -> Tensor:
-    """All channels of each picture in one map.
+    """Fuse all channels of each picture into one map.
 
     Parameters
     ----------
     maps
-        (N, K, H, W), any float dtype, on any device; or (N, K, L) of signals, (N, K, D, H, W) of volumes.
+        (N, K, H, W), any float dtype, on any device; or (N, K, L) for signals, (N, K, D, H, W) for volumes.
     how
-        ``"mean"``, ``"max"``, ``"sum"``, ``"l2"`` (the length of the vector of channels at each
-        position), or ``"pca"``: the three directions in which the channels vary most over the
-        positions of a picture, as red, green and blue (values that are not finite count as 0).
+        ``"mean"``, ``"max"``, ``"sum"``, ``"l2"`` (the norm over the channels at each position), or ``"pca"``: the
+        first three principal components of the channels over the positions of a picture, as red, green and blue (values
+        that are not finite count as 0).
 
     Returns
     -------
     Tensor
-        (N, H, W), or (N, L), (N, D, H, W); for ``"pca"`` (N, 3, H, W) in [0, 1], each colour stretched over
-        its range (zero where there is no third direction).
+        (N, H, W), or (N, L), (N, D, H, W). For ``"pca"`` (N, 3, H, W) in [0, 1], each colour stretched to its range
+        (zero where there is no such component).
 
     Raises
     ------
     ValueError
-        For an unknown ``how`` or maps that are not (N, K, H, W).
+        When ``how`` is unknown. When ``maps`` is not (N, K, H, W).
     TypeError
-        For maps that are not a float tensor.
+        When ``maps`` is not a float tensor.
 
     Examples
     --------
@@ -114,16 +99,16 @@ def fuse(maps: Tensor, how: str = "mean") -> Tensor:
 
 def _principal_colours(maps: Tensor) -> Tensor:
     points = torch.nan_to_num(maps.flatten(2).transpose(1, 2).float(), 0.0, 0.0, 0.0)  # (N, positions, channels)
-    points = points / points.abs().amax((1, 2), keepdim=True).clamp(min=1e-30)  # whose squares could be infinite
+    points = points / points.abs().amax((1, 2), keepdim=True).clamp(min=1e-30)  # large squares would overflow
     points = points - points.mean(1, keepdim=True)
     u, s, v = torch.linalg.svd(points, full_matrices=False)
     u, s, v = u[..., :3], s[..., :3], v[:, :3]
-    # A direction has no sign of its own: let its largest channel weigh positively.
+    # The sign of a component is arbitrary: make the weight of its largest channel positive.
     sign = v.gather(2, v.abs().argmax(2, keepdim=True)).sign().transpose(1, 2)
     colours = u * s[:, None] * sign
     low, high = colours.amin(1, keepdim=True), colours.amax(1, keepdim=True)
-    flat = high - low <= 1e-6 * s[:, None, :1]  # no variation left but rounding
-    colours = torch.where(flat, 0.0, (colours - low) / (high - low).masked_fill(flat, 1.0))
+    constant = high - low <= 1e-6 * s[:, None, :1]  # only rounding errors are left
+    colours = torch.where(constant, 0.0, (colours - low) / (high - low).masked_fill(constant, 1.0))
     colours = nn.functional.pad(colours, (0, 3 - colours.shape[2]))
     return colours.transpose(1, 2).reshape(len(maps), 3, *maps.shape[2:]).to(maps.dtype)
 

@@ -1,4 +1,4 @@
-"""Guided Grad-CAM (Selvaraju et al. 2017): guided backprop where Grad-CAM says that the class is."""
+"""Guided Grad-CAM (Selvaraju et al. 2017): guided backprop, masked by Grad-CAM."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def guided_grad_cam(
     inputs: ModelInputs | None = None,
     output: ScoresIn | None = None,
 ) -> Tensor:
-    """Guided Grad-CAM: guided backprop of the class, where Grad-CAM says that the class is.
+    """Guided Grad-CAM: guided backprop of the class, masked by Grad-CAM.
 
-    R. Selvaraju et al., "Grad-CAM", ICCV 2017, section 3.2: both multiplied. As guided backprop alone, its details
-    say what is in the picture rather than what was learned.
+    R. Selvaraju et al., "Grad-CAM", ICCV 2017, section 3.2: the product of both. As with guided backprop alone, its
+    details show what is in the picture rather than what was learned.
 
     Returns
     -------
@@ -45,5 +45,5 @@ def guided_grad_cam(
     torch.Size([2, 1, 8, 8])
     """
     given: Any = {"preprocess": preprocess, "inputs": inputs, "output": output}
-    where = grad_cam(model, images, layer, target, reshape=reshape, **given)
-    return guided_backprop(model, images, target=target, **given) * where[:, None]
+    mask = grad_cam(model, images, layer, target, reshape=reshape, **given)
+    return guided_backprop(model, images, target=target, **given) * mask[:, None]

@@ -1,4 +1,4 @@
-"""How much of what a network says stays when the picture is shifted, scaled or turned (figure 5 of the paper)."""
+"""How features and answer change when the picture is shifted, scaled or turned (figure 5 of Zeiler and Fergus)."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ from torch import Tensor, nn
 from nbviz.core.arguments import check_channels
 from nbviz.core.checks import check_choice, check_number
 from nbviz.core.chunks import in_chunks, kept_together
+from nbviz.core.documented import documented
 from nbviz.core.errors import shown
+from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 from nbviz.pictures.warp import warp
 
-#: What is done to the picture, and in which units.
+#: The transformations of the picture, with their units.
 TRANSFORMS = {"down": "pixels", "across": "pixels", "scale": "times", "angle": "degrees"}
 _AT_ONCE = 8  # pictures in one forward pass
-_POINTS = 25
+_POINTS = 25  # values, where none are given
 _MOST = 10_000  # values
+_IDENTITY = {"down": 0.0, "across": 0.0, "scale": 1.0, "angle": 0.0}
 
 
 @dataclass(frozen=True, repr=False)
 class InvarianceResult:
-    """What becomes of features and answer as a picture is transformed.
+    """How features and answer change as a picture is transformed.
 
     Parameters
     ----------
     transform
-        Which.
+        The transformation.
     values
         float64 (T,): by how much, in pixels, times or degrees.
     distances
-        For each layer (N, T): the distance of its features from those of the picture as it is, over the length of
-        the latter: 0 where nothing changes.
+        For each layer (N, T): the distance of its features from those of the original picture, relative to the norm
+        of the latter; 0 where nothing changes.
     probability
-        (N, T): of the target.
+        (N, T): the probability of the target.
     target
         int64 (N,): the class.
     """
@@ -51,48 +54,40 @@ class InvarianceResult:
 
     def __repr__(self) -> str:
         lines = [f"Invariance to {self.transform}, {len(self.values)} values in {TRANSFORMS[self.transform]}"]
-        lines += [
-            f"  {name}: distance {float(d.amin()):.2f} to {float(d.amax()):.2f}" for name, d in self.distances.items()
-        ]
+        for name, distance in self.distances.items():
+            lines.append(f"  {name}: distance {float(distance.amin()):.2f} to {float(distance.amax()):.2f}")
         low, high = float(self.probability.amin()), float(self.probability.amax())
         return "\n".join([*lines, f"  probability of the class: {low:.2f} to {high:.2f}"])
 
 
+@documented
 @steady
 def invariance(
     model: nn.Module,
-    images: Any,
+    images: Images,
     layers: Sequence[str] | None = None,
     transform: str = "angle",
     values: Sequence[float] | None = None,
-    target: Sequence[int] | int | None = None,
+    target: Target | None = None,
     *,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> InvarianceResult:
-    """Distance of features, and probability of a class, against how far a picture is shifted, scaled or turned.
+    """How features and the probability of a class change as a picture is shifted, scaled or turned.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, figure 5: the first
     layers change at once, the last ones slowly; an answer is stable where the network is invariant.
 
     Parameters
     ----------
-    model
-        Any PyTorch model that gives class scores; it is left as it was.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
-    layers
-        Names of the layers whose features are looked at; None takes the first and the last that give feature maps.
     transform
-        ``"down"`` or ``"across"``, a shift in pixels; ``"scale"``, around the middle, above 1 things become larger;
-        ``"angle"`` in degrees, counter-clockwise. What comes in at the border goes on as its last pixels.
+        ``"down"`` or ``"across"``, a shift in pixels; ``"scale"``, about the centre, where values above 1 enlarge; or
+        ``"angle"``, in degrees, counter-clockwise. Pixels from beyond the border repeat the last ones inside.
     values
-        By how much; None takes 25 values: a quarter of the side either way, half to double, or a full turn.
+        By how much. None takes 25 values: up to a quarter of the side either way, half to double, or a full turn.
     target
-        The class, or one for each picture; None takes the one predicted for the picture as it is.
-    preprocess, inputs, output
-        As in :func:`nbviz.reconstruct`.
+        The class, or one for each picture; None takes the class predicted for the original picture.
 
     Returns
     -------
@@ -102,14 +97,12 @@ def invariance(
     Raises
     ------
     ValueError
-        For an unknown layer or transform, a class out of range, a scale that is not above 0, or no pictures but
-        signals or volumes.
-    TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
+        When ``transform`` is unknown. When one of ``values`` is out of range, such as a scale below 0.01. When
+        ``images`` has signals or volumes.
 
     Examples
     --------
-    The mean over all positions does not change when a picture is turned by a quarter:
+    The mean over all positions does not change with a quarter turn:
 
     >>> net = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
     >>> found = invariance(net, torch.rand(1, 1, 4, 4), ["0", "1"], "angle", [0, 90])
@@ -130,51 +123,53 @@ def invariance(
             distances[name].append(torch.cat([piece.distances[name] for piece in pieces]))
         probability.append(torch.cat([piece.probability for piece in pieces]))
         targets.append(pieces[0].target)
-    found = {name: torch.stack(rows) for name, rows in distances.items()}
-    by = torch.tensor(amounts, dtype=torch.float64)
-    return InvarianceResult(transform, by, found, torch.stack(probability), torch.stack(targets))
+    return InvarianceResult(
+        transform,
+        torch.tensor(amounts, dtype=torch.float64),
+        {name: torch.stack(rows) for name, rows in distances.items()},
+        torch.stack(probability),
+        torch.stack(targets),
+    )
 
 
 def along(
     subject: Subject, i: int, names: Sequence[str], transform: str, amounts: Sequence[float], target: Any
 ) -> Iterator[InvarianceResult]:
-    """The same for one of the pictures, piece by piece: of a few values each, without the dimension of pictures."""
+    """The result for picture i in pieces of a few values each, without the dimension of pictures."""
     picture = subject.part([i])
 
-    def work(values: Sequence[float]) -> tuple[Sequence[float], dict[str, Tensor], Tensor]:
-        moved = subject.at(torch.cat([moved_by(picture.inputs, transform, value) for value in values]))
+    def answers(values: Sequence[float]) -> tuple[Sequence[float], dict[str, Tensor], Tensor]:
+        moved = subject.with_inputs(torch.cat([moved_by(picture.inputs, transform, value) for value in values]))
         trace = moved.run(names, output=True)
         maps = {name: check_channels(name, trace.activations[name], len(moved)).flatten(1) for name in names}
         return values, maps, moved.scores(trace.output).float().softmax(1)
 
-    _, own, answer = work([_NOTHING[transform]])
+    _, original, answer = answers([_IDENTITY[transform]])
     chosen = picture.targets(target, answer)[0]
-    length = {name: own[name].float().norm().clamp(min=1e-30) for name in names}
-    # None is normalised by how others are moved.
+    norms = {name: original[name].float().norm().clamp(min=1e-30) for name in names}
+    # With batch statistics, a moved picture would be normalised by the others in its batch.
     at_once = _AT_ONCE if kept_together(subject.model, 2, None) == 1 else 1
     for start in range(0, len(amounts), at_once):
-        some = amounts[start : start + at_once]
-        for part, maps, answers in in_chunks(work, some, at_once, "one picture"):
+        for part, maps, probabilities in in_chunks(answers, amounts[start : start + at_once], at_once, "one picture"):
             values = torch.tensor(part, dtype=torch.float64)
-            away = {name: (maps[name] - own[name]).float().norm(dim=1) / length[name] for name in names}
-            # A picture in a batch of several may differ from itself alone by rounding.
-            still = (values == _NOTHING[transform]).to(answers.device)
-            distances = {name: distance.masked_fill(still, 0.0) for name, distance in away.items()}
-            yield InvarianceResult(transform, values, distances, answers[:, int(chosen)], chosen)
-
-
-_NOTHING = {"down": 0.0, "across": 0.0, "scale": 1.0, "angle": 0.0}
+            # The same picture may give slightly different numbers alone and in a batch.
+            unchanged = (values == _IDENTITY[transform]).to(probabilities.device)
+            distances = {
+                name: ((maps[name] - original[name]).float().norm(dim=1) / norms[name]).masked_fill(unchanged, 0.0)
+                for name in names
+            }
+            yield InvarianceResult(transform, values, distances, probabilities[:, int(chosen)], chosen)
 
 
 def moved_by(pictures: Tensor, transform: str, value: float) -> Tensor:
-    """Pictures (N, C, H, W) after one of ``TRANSFORMS``."""
+    """Pictures (N, C, H, W), transformed."""
     half = pictures.dtype in (torch.float16, torch.bfloat16)
-    how: dict[str, Any] = {transform: value}
-    return warp(pictures.float() if half else pictures, **how).to(pictures.dtype)
+    amount: dict[str, Any] = {transform: value}
+    return warp(pictures.float() if half else pictures, **amount).to(pictures.dtype)
 
 
 def amounts_of(transform: str, given: Any, sides: Sequence[int]) -> list[float]:
-    """The values given, checked, or 25 of them for pictures with these sides."""
+    """The given values, checked; for None, 25 values for pictures of this height and width."""
     if given is None:
         half, steps = _POINTS // 2, range(-(_POINTS // 2), _POINTS // 2 + 1)
         if transform == "scale":
@@ -186,9 +181,9 @@ def amounts_of(transform: str, given: Any, sides: Sequence[int]) -> list[float]:
     least = 0.01 if transform == "scale" else -1e6
     try:
         listed = given.tolist() if hasattr(given, "tolist") else given
-        numbers = [float(one) for one in listed[: _MOST + 1]]
-    except Exception:  # of an object's own making as well
+        numbers = [float(number) for number in listed[: _MOST + 1]]
+    except Exception:  # an object of the user's can raise anything
         raise TypeError(f"values is {shown(given)}; expected a list of numbers, or None") from None
     if not 0 < len(numbers) <= _MOST:
         raise ValueError(f"values has {len(listed)} numbers; expected 1 to {_MOST:,}")
-    return [check_number(transform, one, least, 1e6) for one in numbers]
+    return [check_number(transform, number, least, 1e6) for number in numbers]

@@ -1,4 +1,4 @@
-"""The kernels themselves: what a convolution looks for, in pixels and in frequencies."""
+"""The kernels of a convolution: what they look for, in pixels and in frequencies."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.checks import check_indices, check_number, check_tensor, check_whole
+from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model
 from nbviz.core.trace import find_module, submodule
+from nbviz.core.types import Channels
 from nbviz.core.weights import steady
 
-_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+_Convolution = nn.modules.conv._ConvNd
 
 
-def convolutions(model: nn.Module) -> dict[str, nn.modules.conv._ConvNd]:
+def convolutions(model: nn.Module) -> dict[str, _Convolution]:
     """The convolutions of a model by name, in the order of the model.
 
     Examples
@@ -28,53 +30,54 @@ def convolutions(model: nn.Module) -> dict[str, nn.modules.conv._ConvNd]:
     >>> list(convolutions(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1))))
     ['0', '2']
     """
-    return {name: one for name, one in check_model(model).named_modules() if isinstance(one, _CONVOLUTIONS)}
+    modules = check_model(model).named_modules()
+    return {name: module for name, module in modules if isinstance(module, _Convolution)}
 
 
-def _convolution(model: nn.Module, layer: str | None) -> tuple[str, nn.modules.conv._ConvNd]:
-    every = convolutions(model)
-    if not every:
+def _convolution(model: nn.Module, layer: str | None) -> tuple[str, _Convolution]:
+    """The name and the module of a convolution, by default the first."""
+    found = convolutions(model)
+    if not found:
         raise ValueError(f"{type(model).__name__} has no convolution (Conv1d, Conv2d, Conv3d); expected one that has")
-    if layer is None or (isinstance(layer, str) and not layer and "" in every):  # a model that is a convolution itself
-        return next(iter(every.items()))
+    if layer is None or (isinstance(layer, str) and not layer and "" in found):  # a model that is a convolution itself
+        return next(iter(found.items()))
     name = find_module(check_model(model), layer)[0]
     module = submodule(check_model(model), name)
-    if not isinstance(module, _CONVOLUTIONS):
-        near = ", ".join(list(every)[:12])
-        raise ValueError(f"layer {shown(layer)} is no convolution and has no kernels. Accepted: {near}")
+    if not isinstance(module, _Convolution):
+        accepted = ", ".join(list(found)[:12])
+        raise ValueError(f"layer {shown(layer)} is no convolution and has no kernels. Accepted: {accepted}")
     return name, module
 
 
+@documented
 @steady
-def kernels(model: nn.Module, layer: str | None = None, channels: Sequence[int] | int | None = None) -> Tensor:
+def kernels(model: nn.Module, layer: str | None = None, channels: Channels | None = None) -> Tensor:
     """The kernels of a convolution.
 
-    Those of a first layer can be seen as small pictures: bring them to bytes with
-    :func:`nbviz.imaging.pixels.centre`, zero in grey, or all into one picture with :func:`nbviz.grid`. Of those
-    further up, each channel of each kernel is a picture, ``kernels(model, layer, channel)[0]``.
+    Those of a first layer can be shown as small pictures: :func:`nbviz.imaging.pixels.centre` converts them to bytes
+    with zero as grey, and :func:`nbviz.grid` arranges them in one picture. In later layers, each channel of each kernel
+    is a picture, ``kernels(model, layer, channel)[0]``.
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
     layer
-        The name of a Conv1d, Conv2d or Conv3d (or a transposed one); None takes the first.
+        The name of a Conv1d, Conv2d or Conv3d (or a transposed one); None takes the first convolution.
     channels
-        Which of the layer's output channels; None takes all.
+        Which output channels of the layer; None takes all.
 
     Returns
     -------
     Tensor
-        (K, I, h, w), for signals (K, I, l), for volumes (K, I, d, h, w): for each output channel the I input
-        channels that it looks at (in a grouped convolution those of its group). A copy, in the model's dtype, on its
-        device; what a parametrisation gives, where there is one.
+        (K, I, h, w), for signals (K, I, l), for volumes (K, I, d, h, w): for each output channel its I input channels
+        (in a grouped convolution those of its group). A copy, in the model's dtype and on its device; of a parametrised
+        weight, the resulting values.
 
     Raises
     ------
     ValueError
-        For an unknown layer, one that is no convolution, or a channel out of range.
+        When ``layer`` is not a convolution.
     TypeError
-        For channels that are no whole numbers, or a scripted model.
+        When ``channels`` are not whole numbers.
 
     Examples
     --------
@@ -90,38 +93,46 @@ def kernels(model: nn.Module, layer: str | None = None, channels: Sequence[int] 
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
-    """The kernels (O, I, ...) of one of the model's convolutions, a copy."""
+    """A copy of the kernels (O, I, ...) of a convolution."""
 
-    def of(shadow: nn.Module) -> tuple[Any, Tensor]:  # a parametrisation may note something when it is asked
+    def read(shadow: nn.Module) -> tuple[Any, Tensor]:  # in the shadow, since a parametrisation may change its module
         module: Any = submodule(shadow, name) if name else shadow
         with torch.no_grad():
             return module, check_tensor("the convolution's weight", module.weight, "(O, I, h, w)").detach().clone()
 
-    module, weight = in_shadow(check_model(model), of)
+    module, weight = in_shadow(check_model(model), read)
     if module.transposed:  # (inputs, outputs / groups, ...)
         weight = torch.cat([part.transpose(0, 1) for part in weight.chunk(module.groups)])
     return weight
 
 
+@documented
 def frequency_response(kernels: Tensor, size: int = 32) -> Tensor:
-    """How strongly each kernel answers to each frequency: the absolute value of its Fourier transform.
+    """How strongly each kernel responds to each frequency: the absolute value of its Fourier transform.
 
     Parameters
     ----------
     kernels
-        (K, I, h, w), as from :func:`kernels`.
+        (K, I, h, w), from :func:`nbviz.kernels`.
     size
-        How many frequencies along each side: no fewer than the kernel's pixels, 1,024 at most (of volumes 101).
+        How many frequencies along each side: at least the kernel's pixels, at most 1,024 (101 for volumes).
 
     Returns
     -------
     Tensor
-        (K, size, size), float32, the root of the mean square over the input channels; frequency zero is in the middle
-        (row and column size // 2), the highest, half a cycle for each pixel, at the border. For signals (K, size).
+        (K, size, size), float32, the root mean square over the input channels. Frequency zero is in the middle (row and
+        column size // 2), the highest, half a cycle per pixel, at the border. For signals (K, size).
+
+    Raises
+    ------
+    ValueError
+        When ``kernels`` does not have this shape, or is empty. When ``size`` is out of range.
+    TypeError
+        When ``kernels`` is not a tensor.
 
     Examples
     --------
-    An average lets through what is even, a difference what changes:
+    An average passes constant values, a difference passes changes:
 
     >>> both = torch.tensor([[[1.0, 1.0]], [[1.0, -1.0]]])
     >>> frequency_response(both, 4)
@@ -144,7 +155,7 @@ def frequency_response(kernels: Tensor, size: int = 32) -> Tensor:
 
 
 _MOST = {1: 1024, 2: 1024, 3: 101}  # frequencies along each side
-_AT_ONCE = 2**24  # frequencies of all kernels in one go
+_AT_ONCE = 2**24  # frequencies of all kernels in one transform
 
 
 @dataclass(frozen=True, repr=False)
@@ -154,22 +165,22 @@ class KernelReportResult:
     Parameters
     ----------
     layer
-        Its name.
+        The name of the layer.
     norms
-        float32 (K,): the root of the sum of squares of each kernel.
+        float32 (K,): the L2 norm of each kernel.
     dead
-        Channels whose norm is below a hundredth of the median of those that are not zero.
+        Channels whose norm is below a hundredth of the median of the nonzero norms.
     duplicates
-        (channel, channel, cosine): kernels that are alike, or each other's negative (cosine near -1), of those that
-        are not dead; none for the kernels of one pixel and one channel.
+        (channel, channel, cosine): pairs of living kernels that are similar, or negatives of each other (cosine near
+        -1). None for kernels with one pixel and one channel.
     aliased
-        float32 (K,): the share of each kernel's energy at frequencies that the layer's stride cannot carry, above
-        1 / (2 * stride) cycles for each pixel along a side: these come out as lower ones. Zero with stride 1.
+        float32 (K,): the fraction of each kernel's energy at frequencies that the layer's stride aliases, above
+        1 / (2 * stride) cycles per pixel along a side. Zero with stride 1.
     rough
-        float32 (K,): the share of its energy in the upper half of the frequencies along a side, above a quarter of a
-        cycle for each pixel.
+        float32 (K,): the fraction of its energy in the upper half of the frequencies along a side, above a quarter of a
+        cycle per pixel.
     stride
-        Of the layer.
+        The stride of the layer.
     """
 
     layer: str
@@ -181,50 +192,48 @@ class KernelReportResult:
     stride: tuple[int, ...]
 
     def rows(self) -> list[tuple[str, str]]:
-        """What a table says of it."""
+        """The rows of its table."""
         pairs = ", ".join(f"{i} and {j} ({cosine:+.3f})" for i, j, cosine in self.duplicates[:8])
         more = f", … ({len(self.duplicates)} pairs)" if len(self.duplicates) > 8 else ""
-        worst = self.aliased.argsort(descending=True)[:5].tolist()
-        worst_aliased = ", ".join(f"{i} ({float(self.aliased[i]):.2f})" for i in worst)
-        rough = self.rough.argsort(descending=True)[:5].tolist()
+        aliased = "none (stride 1)"
+        if max(self.stride) > 1:
+            aliased = f"{float(self.aliased.mean()):.2f} on average; most: {_largest(self.aliased)}"
         return [
             ("kernels", f"{len(self.norms)}, stride {'×'.join(map(str, self.stride))}"),
             ("dead (almost zero)", ", ".join(map(str, self.dead)) or "none"),
             ("alike", pairs + more or "none"),
-            (
-                "energy that the stride aliases",
-                f"{float(self.aliased.mean()):.2f} on average; most: {worst_aliased}"
-                if max(self.stride) > 1
-                else "none (stride 1)",
-            ),
-            ("roughest", ", ".join(f"{i} ({float(self.rough[i]):.2f})" for i in rough)),
+            ("energy that the stride aliases", aliased),
+            ("roughest", _largest(self.rough)),
         ]
 
     def __repr__(self) -> str:
-        return "\n".join(
-            [f"KernelReportResult of {line(self.layer)}", *(f"  {name}: {said}" for name, said in self.rows())]
-        )
+        rows = [f"  {name}: {text}" for name, text in self.rows()]
+        return "\n".join([f"KernelReportResult of {line(self.layer)}", *rows])
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(said)}</td></tr>" for name, said in self.rows())
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self.rows())
         return f"<table><caption>Kernels of {escape(line(self.layer))}</caption>{rows}</table>"
 
 
+def _largest(values: Tensor) -> str:
+    """The five channels with the largest values."""
+    return ", ".join(f"{i} ({float(values[i]):.2f})" for i in values.argsort(descending=True)[:5].tolist())
+
+
+@documented
 @steady
 def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.98) -> KernelReportResult:
-    """Dead, duplicate and aliasing kernels of a layer, which is what Zeiler and Fergus looked for in AlexNet's first.
+    """Dead, duplicate and aliasing kernels of a layer, which Zeiler and Fergus looked for in AlexNet's first layer.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.1: dead
     features, and aliasing by the stride of 4, made them use smaller kernels and a stride of 2.
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
     layer
         The name of a convolution; None takes the first.
     alike
-        From which absolute cosine on two kernels are called alike, 0 to 1.
+        The absolute cosine, from 0 to 1, from which two kernels count as duplicates.
 
     Returns
     -------
@@ -233,8 +242,8 @@ def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.9
 
     Raises
     ------
-    ValueError, TypeError
-        As in :func:`kernels`.
+    ValueError
+        When ``layer`` is not a convolution. When ``alike`` is out of range.
 
     Examples
     --------
@@ -252,8 +261,8 @@ def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.9
     living = norms > 0.01 * norms[norms > 0].median() if bool((norms > 0).any()) else norms > 0
     cosines = torch.nn.functional.normalize(flat, dim=1)
     cosines = (cosines @ cosines.T).round(decimals=6)
-    found = (cosines.abs() >= alike) & (living[:, None] & living).triu(1)
-    pairs = found.nonzero().tolist() if flat.shape[1] > 1 else []
+    similar = (cosines.abs() >= alike) & (living[:, None] & living).triu(1)
+    pairs = similar.nonzero().tolist() if flat.shape[1] > 1 else []
     pairs.sort(key=lambda pair: (-abs(float(cosines[tuple(pair)])), pair))
     stride = tuple(1 for _ in module.stride) if module.transposed else tuple(module.stride)
     return KernelReportResult(
@@ -261,16 +270,16 @@ def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.9
         norms.float(),
         tuple((~living).nonzero().flatten().tolist()),
         tuple((i, j, float(cosines[i, j])) for i, j in pairs),
-        _above(weight, [0.5 / step for step in stride]),
-        _above(weight, [0.25] * len(stride)),
+        _energy_above(weight, [0.5 / step for step in stride]),
+        _energy_above(weight, [0.25] * len(stride)),
         stride,
     )
 
 
-def _above(kernels: Tensor, limits: Sequence[float]) -> Tensor:
-    """The share of each kernel's energy at frequencies above a limit along any side.
+def _energy_above(kernels: Tensor, limits: Sequence[float]) -> Tensor:
+    """The fraction of each kernel's energy at frequencies above a limit along any side.
 
-    That is one less the share that a low-pass along all sides leaves, for which no kernel need be transformed.
+    It is one minus the fraction that a low-pass filter along all sides leaves, which takes no Fourier transform.
     """
     passed = kernels
     for side, limit in zip(kernels.shape[2:], limits, strict=True):
@@ -279,9 +288,9 @@ def _above(kernels: Tensor, limits: Sequence[float]) -> Tensor:
             size = max(_FREQUENCIES, side)
             frequencies = torch.arange(size, dtype=kernels.dtype).sub(size // 2) / size
             pixels = torch.arange(side, dtype=kernels.dtype)
-            apart = pixels[:, None, None] - pixels[:, None]
-            low_pass = (2 * torch.pi * apart * frequencies[frequencies.abs() <= limit]).cos().sum(2) / size
-        passed = torch.tensordot(passed, low_pass, ([2], [0]))  # which puts this side last, and so all in turn
+            offsets = pixels[:, None, None] - pixels[:, None]
+            low_pass = (2 * torch.pi * offsets * frequencies[frequencies.abs() <= limit]).cos().sum(2) / size
+        passed = torch.tensordot(passed, low_pass, ([2], [0]))  # moves this side to the end, so that the next follows
     total = kernels.square().flatten(1).sum(1)
     return ((total - (passed * kernels).flatten(1).sum(1)) / total.clamp(min=1e-30)).clamp(0, 1).float()
 

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
+from nbviz.core.documented import documented
 from nbviz.core.layers import Layers
+from nbviz.core.types import Images, ModelInputs, Preprocessing
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 
 
+@documented
 @steady
-def layers(model: nn.Module, images: Any, *, preprocess: Any = None, inputs: Any = None) -> Layers:
+def layers(
+    model: nn.Module, images: Images, *, preprocess: Preprocessing | None = None, inputs: ModelInputs | None = None
+) -> Layers:
     """List the layers of a model in execution order, with type, output shape, stride and receptive field.
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
     images
-        A picture that fits the model (of several, the first is taken); see :func:`nbviz.load`.
-    preprocess
-        A callable from a PIL picture to the model's input (C, H, W); found from the model if None.
-    inputs
-        For a model that is called with more than the pictures: a callable from their batch (N, C, H, W) to the
-        model's argument, a tuple of its arguments, or a dict of its keyword arguments.
+        A picture that fits the model; of several, the first is used. See :func:`nbviz.load`.
 
     Returns
     -------
     Layers
-        A list of :class:`nbviz.core.layers.Layer` that prints as a table: every module whose output is
-        a tensor, in the order in which they finish. A module that runs more than once is listed once
-        for each call, as ``name``, ``name:1``, … Shapes are for one picture, (C, H, W); strides and
-        receptive fields are in pixels of the model's input, rows first.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        For a picture that cannot be read or does not fit, a model that fails, is scripted or exported.
+        A list of :class:`nbviz.core.layers.Layer` that prints as a table: every module whose output is a tensor, in
+        the order in which they finish. A module that runs more than once is listed once for each call, as ``name``,
+        ``name:1``, … Shapes are for one picture, (C, H, W); strides and receptive fields are in pixels of the model's
+        input, rows first.
 
     Examples
     --------

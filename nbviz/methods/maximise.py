@@ -1,10 +1,10 @@
-"""Activation maximisation: a picture that a channel or a class answers to as strongly as possible."""
+"""Activation maximisation: a picture that excites a channel or a class as strongly as possible."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,36 +15,42 @@ from torch import Tensor, nn
 from nbviz.core.arguments import check_channels, check_feed
 from nbviz.core.backward import pull
 from nbviz.core.checks import check_choice, check_indices, check_number, check_real, check_tensor, check_whole
+from nbviz.core.documented import documented
 from nbviz.core.errors import shown
 from nbviz.core.generators import OwnGenerators
 from nbviz.core.state import check_model
+from nbviz.core.types import Channels, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import Watch, WeightsChanged, steady
+from nbviz.methods.reconstruct import check_layer_or_target
 from nbviz.methods.subject import Subject
 from nbviz.pictures.load import Pictures, Reader
 from nbviz.pictures.warp import warp
 
-#: What is made large: a channel's mean over its positions, or the position in the middle alone.
+#: What is maximised: the mean over a channel's positions, or its position in the middle.
 OBJECTIVES = ("channel", "neuron")
+_WATCH_SECONDS = 0.5
+_FIRST = 8  # channels, where none are named
+_PROBE = 224  # height and width of the picture that shows what size the preprocessing gives
 
 
 @dataclass(frozen=True)
 class MaximiseResult:
-    """Pictures that channels or classes answer to.
+    """Pictures that excite channels or classes.
 
     Parameters
     ----------
     pictures
-        float32 (K, C, H, W) in [0, 1], to be looked at.
+        float32 (K, C, H, W) in [0, 1], for display.
     inputs
-        The same as the model takes them.
+        The pictures as the model takes them.
     values
-        (K,): what they raise the objective to.
+        (K,): the objective for these pictures.
     start
-        (K,): what it was for the noise that they started from.
+        (K,): the objective for the noise at the start.
     channels
-        Of which channels or classes.
+        The channels or classes.
     step
-        After how many steps.
+        The number of steps taken.
     """
 
     pictures: Tensor
@@ -55,12 +61,13 @@ class MaximiseResult:
     step: int
 
 
+@documented
 @steady
 def maximise(
     model: nn.Module,
     layer: str | None = None,
-    channels: Sequence[int] | int | None = None,
-    target: Sequence[int] | int | None = None,
+    channels: Channels | None = None,
+    target: Target | None = None,
     *,
     objective: str = "channel",
     steps: int = 256,
@@ -69,46 +76,45 @@ def maximise(
     robust: bool = True,
     seed: int = 0,
     watch: Callable[[MaximiseResult], None] | None = None,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> MaximiseResult:
-    """Pictures that raise a channel's or a class's value as far as they can, grown from noise by gradient ascent.
+    """Pictures that maximise the value of a channel or a class, made from noise by gradient ascent.
 
     C. Olah, A. Mordvintsev and L. Schubert, "Feature Visualization", Distill 2017, as in their library Lucid: the
-    picture is kept as its Fourier transform, each frequency scaled by its wavelength, and in colours that are not
-    correlated in photographs, so that all directions are equally easy; before each step it is shifted, scaled and
-    turned a little, so that what remains does not hang on single pixels. Adam takes the steps.
+    picture is parametrised by its Fourier transform, each frequency scaled by its wavelength, and by decorrelated
+    colours, so that no direction dominates. Before each step it is shifted, scaled and rotated a little, so that the
+    result does not depend on single pixels. The optimiser is Adam.
 
-    Where the layer's own rectifier is shut it passes a tenth of the signal, so that a channel that is silent in most of
-    the picture wakes there too; where nothing at all comes through, the signal passes as in the deconvnet.
+    Where the layer's own rectifier is closed, it passes a tenth of the signal, so that a channel that is silent in most
+    of the picture becomes active there, too. Where no gradient arrives at all, that of the deconvnet is used.
 
     Parameters
     ----------
     model
-        Any PyTorch model that takes pictures; it is left as it was.
+        Any PyTorch model that takes pictures. It is left unchanged.
     layer
-        A module's name (``"name:1"`` for its second call), or None for an output class.
+        The name of a module (``"name:1"`` for its second call), or None for an output class.
     channels
-        Which channels of the layer, each of which gets a picture; None takes the first eight.
+        Which channels of the layer; each gets a picture. None takes the first eight.
     target
-        With ``layer=None``: which classes.
+        With ``layer=None``: the class, or several; each gets a picture.
     objective
-        ``"channel"``, the mean over a channel's positions, or ``"neuron"``, the one in the middle.
+        ``"channel"``, the mean over a channel's positions, or ``"neuron"``, the position in the middle.
     steps
-        How many.
+        The number of steps.
     rate
-        Adam's.
+        Adam's learning rate.
     size
-        Height and width of the pictures; None takes what the model's preprocessing makes of a picture.
+        Height and width of the pictures; None takes the size that the model's preprocessing gives.
     robust
-        Shift, scale and turn before each step (not for one neuron, which what is moved would leave).
-    seed
-        Of the noise and of what is drawn for each step; the person's random numbers are left alone.
+        Shift, scale and rotate before each step (not for a single neuron, which would lose its place).
     watch
-        Called with what has grown so far about twice a second.
-    preprocess, inputs, output
-        As in :func:`nbviz.reconstruct`; of the preprocessing, mean, std and size are used.
+        Called about twice a second with the result so far.
+    preprocess
+        A callable from a PIL picture to the model's input (C, H, W), whose mean, std and size are used. None takes the
+        model's own, which is known for torchvision's weights and timm's configurations.
 
     Returns
     -------
@@ -118,53 +124,49 @@ def maximise(
     Raises
     ------
     ValueError
-        For an unknown layer, a channel out of range, a model of signals or volumes, or target with a layer.
-    TypeError, ModelError
-        As in :func:`nbviz.reconstruct`.
+        When ``target`` is given with a ``layer``, or ``channels`` without one. When ``model`` takes signals or volumes.
+        When ``objective`` is unknown.
+    ModelError
+        When the model fails, or no gradient reaches the picture.
 
     Examples
     --------
     >>> import nbviz
-    >>> found = maximise(nbviz.bundled.load("fashion"), target=[1, 9], steps=16)
-    >>> found.pictures.shape, bool((found.values > found.start).all())
+    >>> result = maximise(nbviz.bundled.load("fashion"), target=[1, 9], steps=16)
+    >>> result.pictures.shape, bool((result.values > result.start).all())
     (torch.Size([2, 1, 28, 28]), True)
     """
     if watch is not None and not callable(watch):
         raise TypeError(f"watch is {type(watch).__name__}; expected a callable that takes a MaximiseResult, or None")
     steps = check_whole("steps", steps, 1)
     growing = Growing(model, layer, channels, target, objective, rate, size, robust, seed, preprocess, inputs, output)
-    told = time.monotonic()
+    last_call = time.monotonic()
     for _ in range(steps):
         growing.step()
-        if watch is not None and time.monotonic() - told > _WATCH_SECONDS:
+        if watch is not None and time.monotonic() - last_call > _WATCH_SECONDS:
             watch(growing.found())
-            told = time.monotonic()
+            last_call = time.monotonic()
     return growing.found()
 
 
-_WATCH_SECONDS = 0.5
-_FIRST = 8  # channels, where none are named
-_PROBE = 224  # pixels of what the preprocessing is tried on
-
-
 class Growing:
-    """The pictures while they grow; the arguments are those of :func:`maximise`."""
+    """The pictures during the ascent. Takes and checks the arguments of :func:`maximise`."""
 
-    @torch.inference_mode(False)  # in which nothing could grow
+    @torch.inference_mode(False)  # which would allow no gradients
     def __init__(
         self,
         model: nn.Module,
         layer: str | None,
-        channels: Sequence[int] | int | None,
-        target: Sequence[int] | int | None,
+        channels: Channels | None,
+        target: Target | None,
         objective: str = "channel",
         rate: float = 0.05,
         size: int | None = None,
         robust: bool = True,
         seed: int = 0,
-        preprocess: Any = None,
-        inputs: Any = None,
-        output: Any = None,
+        preprocess: Preprocessing | None = None,
+        inputs: ModelInputs | None = None,
+        output: ScoresIn | None = None,
     ) -> None:
         reader = Reader.of(model, preprocess)
         self.model, self.layer, feed = check_model(model), layer, check_feed(inputs)
@@ -173,16 +175,12 @@ class Growing:
             raise TypeError(f"robust is {shown(robust)}; expected True or False")
         if reader.axes != 2:
             raise ValueError("the model takes signals or volumes; expected one that takes pictures (N, C, H, W)")
-        if layer is not None and target is not None:
-            raise ValueError("target is a class of the output and goes with layer=None; give channels for a layer")
-        if layer is None and channels is not None:
-            raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
+        check_layer_or_target(layer, channels, target)
         if layer is None and target is None:
             raise ValueError("name a layer, or give target for output classes")
-        # What is moved would leave the one position.
         self.robust, self.preprocess, self.steps = robust and not self._neuron, reader.preprocess, 0
-        sides = _sides(reader) if size is None else (check_whole("size", size, 8, 4096),) * 2
-        self._draw = torch.Generator().manual_seed(check_whole("seed", seed, 0, 2**63 - 1))
+        sides = _input_sides(reader) if size is None else (check_whole("size", size, 8, 4096),) * 2
+        self._generator = torch.Generator().manual_seed(check_whole("seed", seed, 0, 2**63 - 1))
         probe = self.preprocess.redo(torch.full((1, reader.channels, *sides), 0.5, dtype=torch.float32)).to(
             reader.device, reader.dtype
         )
@@ -190,24 +188,24 @@ class Growing:
         self._subject = Subject(self.model, Pictures(probe, self.preprocess, ()), feed, output)
         count = self._run(probe)[1].shape[1]
         given = channels if layer is not None else target
-        what = "channel" if layer is not None else "class"
-        self.channels = list(range(min(count, _FIRST))) if given is None else check_indices(what, given, count)
+        kind = "channel" if layer is not None else "class"
+        self.channels = list(range(min(count, _FIRST))) if given is None else check_indices(kind, given, count)
         if not self.channels:
             raise ValueError("channels is empty; expected at least one")
-        self._dtype, self._device = reader.dtype, reader.device
-        self._basis = Basis((len(self.channels), reader.channels, *sides), self._draw, reader.device)
+        self._dtype = reader.dtype
+        self._basis = Basis((len(self.channels), reader.channels, *sides), self._generator, reader.device)
         self._adam = torch.optim.Adam([self._basis.spectrum], check_number("rate", rate, 1e-6, 10))
         self._watch = Watch(self.model)
         self.start = self._values(self._inputs())
 
     @torch.inference_mode(False)
     def step(self) -> None:
-        """One step up.
+        """One step of gradient ascent.
 
         Raises
         ------
         WeightsChanged
-            When the model is another one than at the start.
+            When the weights of the model have changed since the start.
         """
         try:
             inputs, gradient = self._gradient()
@@ -223,7 +221,7 @@ class Growing:
         self.steps += 1
 
     def _gradient(self) -> tuple[Tensor, Tensor]:
-        """The pictures as the model gets them, and which way is up."""
+        """The model's inputs, and the gradient of the objective with respect to them."""
         with torch.enable_grad():
             pictures = self._basis.pictures()
             moved = self._moved(pictures) if self.robust else pictures
@@ -231,20 +229,20 @@ class Growing:
         trace, activation = self._run(inputs.detach(), grad=True)
         seeds = torch.zeros_like(activation)[None]
         for i, channel in enumerate(self.channels):
-            # The sum, not the mean: the same way, but for numbers so small that Adam or half precision would lose them.
+            # The sum has the direction of the mean, whose gradient may be too small for Adam or half precision.
             seeds[(0, i, channel, *self._places(activation))] = 1.0
         for node in _own_rectifiers(activation):
-            node.register_hook(_ajar)
+            node.register_hook(_leak)
         gradient = pull("gradient", activation, seeds, trace.inputs)[0][0]
-        shut = gradient.flatten(1).abs().amax(1) == 0
-        if shut.any():
-            opened = pull("deconvnet", activation, seeds, trace.inputs)[0][0]
-            gradient = torch.where(shut.view(-1, 1, 1, 1), opened, gradient)
+        blocked = gradient.flatten(1).abs().amax(1) == 0
+        if blocked.any():
+            deconvnet = pull("deconvnet", activation, seeds, trace.inputs)[0][0]
+            gradient = torch.where(blocked.view(-1, 1, 1, 1), deconvnet, gradient)
         return inputs, gradient
 
     @torch.inference_mode(False)
     def found(self) -> MaximiseResult:
-        """What has grown so far."""
+        """The result so far."""
         with torch.no_grad():
             pictures, inputs = self._basis.pictures(), self._inputs()
         return MaximiseResult(pictures, inputs, self._values(inputs), self.start, tuple(self.channels), self.steps)
@@ -254,8 +252,8 @@ class Growing:
             return self.preprocess.redo(self._basis.pictures()).to(self._dtype)
 
     def _run(self, inputs: Tensor, grad: bool = False) -> tuple[Any, Tensor]:
-        """The trace and what is made large of it, (N, C, ...)."""
-        subject = self._subject.at(inputs)
+        """The trace, and the values that the objective is made of: (N, C, ...)."""
+        subject = self._subject.with_inputs(inputs)
         if self.layer is None:
             trace = subject.run(output=True, grad=grad)
             return trace, subject.scores(trace.output)
@@ -264,29 +262,29 @@ class Growing:
         return trace, check_real(check_channels(self.layer, trace.activations[self.layer], len(inputs)), name)
 
     def _places(self, activation: Tensor) -> list[Any]:
-        """The position in the middle, or all."""
+        """The position in the middle, or all positions."""
         return [side // 2 if self._neuron else slice(None) for side in activation.shape[2:]]
 
     def _values(self, inputs: Tensor) -> Tensor:
         activation = self._run(inputs)[1].detach()
-        own = [activation[(i, channel, *self._places(activation))].mean() for i, channel in enumerate(self.channels)]
-        return torch.stack(own)
+        places = self._places(activation)
+        return torch.stack([activation[(i, channel, *places)].mean() for i, channel in enumerate(self.channels)])
 
     def _moved(self, pictures: Tensor) -> Tensor:
-        """Shifted by up to a sixteenth of a side, scaled by up to a twentieth and turned by up to 8 degrees."""
-        down, across, scale, angle = (2 * torch.rand(4, generator=self._draw, dtype=torch.float32) - 1).tolist()
+        """Shifted by up to a sixteenth of a side, scaled by up to a twentieth and rotated by up to 8 degrees."""
+        down, across, scale, angle = (2 * torch.rand(4, generator=self._generator, dtype=torch.float32) - 1).tolist()
         height, width = pictures.shape[-2:]
         shift = round(down * height / 16), round(across * width / 16)
         return warp(pictures, *shift, 1 + scale / 20, 8 * angle, padding="reflection")
 
 
-_RECTIFIERS = ("Relu", "Threshold", "Hardtanh", "Clamp")  # nodes of the graph that can shut
-_WEIGHTED = ("Convolution", "Addmm", "Mm", "Bmm")  # beyond which a rectifier is another layer's
-_AJAR = 0.1
+_RECTIFIERS = ("Relu", "Threshold", "Hardtanh", "Clamp")  # names of autograd nodes that can block a gradient
+_WEIGHTED = ("Convolution", "Addmm", "Mm", "Bmm")  # nodes below which a rectifier belongs to another layer
+_LEAK = 0.1
 
 
 def _own_rectifiers(activation: Tensor) -> Iterator[Any]:
-    """The nodes through which a layer's activation comes from its last convolutions or matrices."""
+    """The rectifiers' autograd nodes between a layer's activation and the last convolutions or matrix products."""
     seen, waiting = {None}, [activation.grad_fn]
     while waiting:
         node: Any = waiting.pop()
@@ -298,24 +296,24 @@ def _own_rectifiers(activation: Tensor) -> Iterator[Any]:
                 waiting.extend(below for below, _ in node.next_functions)
 
 
-def _ajar(sent: tuple[Tensor | None, ...], received: tuple[Tensor, ...]) -> tuple[Tensor | None, ...] | None:
-    """A rectifier's node passes some of what would raise it where it is shut."""
-    if sent[0] is None or sent[0].shape != received[0].shape:  # not asked for; a clamp between tensors
+def _leak(sent: tuple[Tensor | None, ...], received: tuple[Tensor, ...]) -> tuple[Tensor | None, ...] | None:
+    """A hook of a rectifier's node: where it is closed, let a part of the positive gradient through."""
+    if sent[0] is None or sent[0].shape != received[0].shape:  # no gradient needed; a clamp between tensors
         return None
-    return torch.where(sent[0] == 0, _AJAR * received[0].clamp(min=0), sent[0]), *sent[1:]
+    return torch.where(sent[0] == 0, _LEAK * received[0].clamp(min=0), sent[0]), *sent[1:]
 
 
 class Basis:
-    """Pictures in [0, 1] as their Fourier transform in decorrelated colours.
+    """Pictures in [0, 1], parametrised by their Fourier transform in decorrelated colours.
 
     Parameters
     ----------
     shape
         (K, C, H, W).
-    draw
-        Of the noise that they start from.
+    generator
+        The source of the noise at the start.
     device
-        Where.
+        The device of the pictures.
 
     Examples
     --------
@@ -323,22 +321,22 @@ class Basis:
     torch.Size([1, 3, 6, 8])
     """
 
-    # The root of the covariance of colours in ImageNet, as in Lucid, over the length of its longest column.
+    # The square root of the covariance of colours in ImageNet, as in Lucid, divided by the norm of its longest column.
     _COLOURS = torch.tensor(
         [[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], dtype=torch.float32, device="cpu"
     )
     _COLOURS = _COLOURS / _COLOURS.norm(dim=0).max()
 
-    def __init__(self, shape: tuple[int, ...], draw: torch.Generator, device: torch.device) -> None:
+    def __init__(self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> None:
         height, width = self._sides = shape[-2:]
         y, x = torch.fft.fftfreq(height, dtype=torch.float32), torch.fft.rfftfreq(width, dtype=torch.float32)
         wavelength = 1 / (x[None].square() + y[:, None].square()).sqrt().clamp(min=1 / max(height, width))
         self._scale = (wavelength * math.sqrt(height * width)).to(device)
-        noise = 0.01 * torch.randn(*shape[:2], *wavelength.shape, 2, generator=draw, dtype=torch.float32)
+        noise = 0.01 * torch.randn(*shape[:2], *wavelength.shape, 2, generator=generator, dtype=torch.float32)
         self.spectrum = noise.to(device).requires_grad_()
 
     def pictures(self) -> Tensor:
-        """(K, C, H, W)."""
+        """The pictures (K, C, H, W)."""
         waves = torch.view_as_complex(self.spectrum) * self._scale
         values = torch.fft.irfft2(waves, s=self._sides) / 4
         if values.shape[1] == 3:
@@ -347,10 +345,10 @@ class Basis:
         return pictures
 
 
-def _sides(reader: Reader) -> tuple[int, int]:
-    """Height and width of what the preprocessing makes of a picture."""
+def _input_sides(reader: Reader) -> tuple[int, int]:
+    """Height and width of the model's input after preprocessing."""
     with OwnGenerators():
         if reader.channels in (1, 3):
-            made = next(iter(reader.read(Image.new("RGB", (_PROBE, _PROBE)), 0)))[1]
-            return made.shape[-2], made.shape[-1]
+            prepared = next(iter(reader.read(Image.new("RGB", (_PROBE, _PROBE)), 0)))[1]
+            return prepared.shape[-2], prepared.shape[-1]
     return _PROBE, _PROBE

@@ -1,4 +1,4 @@
-"""Which regions decide: a square slid over the picture, and parts of it cut away."""
+"""Which regions decide the answer: a square slid over the picture, and regions cut away."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from nbviz.core.arguments import check_maps
 from nbviz.core.checks import check_index, check_whole
 from nbviz.core.chunks import in_chunks
+from nbviz.core.documented import documented
 from nbviz.core.errors import shown
 from nbviz.core.trace import Feed, Trace, find_module
+from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 from nbviz.pictures.fill import filling
@@ -23,44 +25,45 @@ _AT_ONCE = 16  # pictures in one forward pass
 
 
 class Variants:
-    """What a model gives for variants of one of some pictures.
+    """Runs a model on variants of one of several pictures.
 
-    Several at once, unless the answer to a picture hangs on the others of its batch: then each in its place among them.
+    Several variants share a pass, unless the answer to a picture depends on the others in its batch. Then each variant
+    takes the place of its picture in the batch.
     """
 
     def __init__(self, subject: Subject, layers: Sequence[str] = ()) -> None:
-        self._subject, self._layers, self._apart = subject, layers, subject.apart
-        self.at_once = _AT_ONCE if self._apart else 1
+        self._subject, self._layers, self._independent = subject, layers, subject.apart
+        self.at_once = _AT_ONCE if self._independent else 1
 
     def run(self, i: int, variants: Tensor) -> tuple[Trace, slice]:
-        """One pass with variants of picture i (K, C, H, W), at most :attr:`at_once`, and which rows of it they are."""
-        given, rows = variants, slice(None)
-        if not self._apart:
-            given, rows = self._subject.inputs.clone(), slice(i, i + 1)
-            given[rows] = variants
-        return self._subject.at(given).run(self._layers, output=True), rows
+        """One pass with variants of picture i (K, C, H, W), at most :attr:`at_once`, and the rows that hold them."""
+        if self._independent:
+            return self._subject.with_inputs(variants).run(self._layers, output=True), slice(None)
+        batch, rows = self._subject.inputs.clone(), slice(i, i + 1)
+        batch[rows] = variants
+        return self._subject.with_inputs(batch).run(self._layers, output=True), rows
 
 
 @dataclass(frozen=True, repr=False)
 class OcclusionResult:
-    """What becomes of the answer as a square is slid over the picture; each map is (N, R, S), one entry a position.
+    """How the answer changes as a square slides over the picture. Each map (N, R, S) has one value per position.
 
     Parameters
     ----------
     probability
-        Of the class.
+        The probability of the class.
     named
         int64: the most probable class.
     activity
-        The sum of the chosen channel's feature map; None where no layer was given.
+        The sum of the chosen channel's feature map; None without a layer.
     target
         int64 (N,): the class.
     channel
-        int64 (N,): of which channel the activity is; None where no layer was given.
+        int64 (N,): the channel of the activity; None without a layer.
     tops, lefts
-        Where the squares begin, in pixels.
+        The top and left edges of the squares, in pixels.
     patch
-        Their height and width.
+        Height and width of the squares.
     """
 
     probability: Tensor
@@ -79,47 +82,39 @@ class OcclusionResult:
         return f"OcclusionResult: {n} pictures, {rows}×{columns} squares of {size}, probability {low:.3f} to {high:.3f}"
 
 
+@documented
 @steady
 def occlusion(
     model: nn.Module,
-    images: Any,
-    target: Sequence[int] | int | None = None,
+    images: Images,
+    target: Target | None = None,
     patch: int | Sequence[int] | None = None,
     stride: int | None = None,
     fill: str = "grey",
     *,
     layer: str | None = None,
     channel: int | None = None,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> OcclusionResult:
-    """Which regions decide: the answer with a square of the picture covered, for each position of the square.
+    """Which regions decide the answer: a square covers a part of the picture, for each position of the square.
 
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2 and figure
     7: the probability of the class, the most probable class, and the summed activity of a feature map.
 
     Parameters
     ----------
-    model
-        Any PyTorch model that gives class scores; it is left as it was.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     target
-        The class, or one for each picture; None takes the one predicted for the whole picture.
+        The class, or one for each picture; None takes the class predicted for the whole picture.
     patch
-        Height and width of the square in pixels of the model's input, or one number for both; None takes a seventh
-        of the picture's longer side.
+        Height and width of the square in pixels of the model's input, or one number for both. None takes a seventh of
+        the picture's longer side.
     stride
-        By how many pixels neighbouring squares are apart; None takes half of the square's shorter side.
-    fill
-        What covers it: ``"grey"``, as in the paper, ``"mean"``, the picture's mean colour, or ``"blur"``, the picture
-        itself, blurred.
+        The distance between neighbouring squares in pixels; None takes half of the square's shorter side.
     layer, channel
-        Of which feature map the activity is summed; with a layer and ``channel=None``, of each picture's strongest,
-        as in the paper.
-    preprocess, inputs, output
-        As in :func:`nbviz.reconstruct`.
+        The feature map whose activity is summed. With a layer and ``channel=None``, the strongest in each picture, as
+        in the paper.
 
     Returns
     -------
@@ -129,14 +124,12 @@ def occlusion(
     Raises
     ------
     ValueError
-        For an unknown layer or fill, a class out of range, a square larger than the picture, or no pictures but
-        signals or volumes.
-    TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
+        When the square is larger than the picture. When ``images`` has signals or volumes. When ``channel`` is out of
+        range, or given without a ``layer``.
 
     Examples
     --------
-    A network that looks at the left half alone:
+    A network that looks only at the left half:
 
     >>> net = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2, bias=False))
     >>> net[2].weight.data = torch.tensor([[10.0, 0.0], [0.0, 0.0]])
@@ -148,24 +141,26 @@ def occlusion(
     squares = Squares(
         subject.model, subject.pictures, target, patch, stride, fill, layer, channel, subject.feed, output
     )
-    found = [squares.gathered(list(squares.over(i)), i) for i in range(len(subject))]
-    probability, named, activity = (
-        None if one[0] is None else torch.stack([part for part in one if part is not None])
-        for one in zip(*found, strict=True)
+    maps = [squares.gathered(list(squares.over(i)), i) for i in range(len(subject))]
+    activities = [activity for _, _, activity in maps if activity is not None]
+    return OcclusionResult(
+        torch.stack([probability for probability, _, _ in maps]),
+        torch.stack([named for _, named, _ in maps]),
+        torch.stack(activities) if activities else None,
+        torch.tensor(squares.classes),
+        None if squares.channels is None else torch.tensor(squares.channels),
+        squares.tops,
+        squares.lefts,
+        squares.size,
     )
-    assert probability is not None
-    assert named is not None
-    channels = None if squares.channels is None else torch.tensor(squares.channels)
-    where = squares.tops, squares.lefts, squares.size
-    return OcclusionResult(probability, named, activity, torch.tensor(squares.classes), channels, *where)
 
 
-#: Of some positions of the square: their numbers, the probabilities, the classes and the activity.
+#: For several positions of the square: their indices, the probabilities, the classes and the activity.
 Piece = tuple[list[int], Tensor, Tensor, Tensor | None]
 
 
 class Squares:
-    """A square slid over pictures; the arguments are those of :func:`occlusion`, checked here."""
+    """A square that slides over pictures. Takes and checks the arguments of :func:`occlusion`."""
 
     def __init__(
         self,
@@ -188,7 +183,7 @@ class Squares:
         sides = self.pictures.shape[-2:]
         self.size = _size(patch, sides)
         step = max(1, min(self.size) // 2) if stride is None else check_whole("stride", stride, 1)
-        self.tops, self.lefts = (_places(side, one, step) for side, one in zip(sides, self.size, strict=True))
+        self.tops, self.lefts = (_edges(side, size, step) for side, size in zip(sides, self.size, strict=True))
         self._fill = filling(self.pictures, fill, loaded.preprocess)
         if layer is not None:
             find_module(model, layer)
@@ -208,66 +203,67 @@ class Squares:
         return self._subject.scores(trace.output)[rows], maps
 
     def over(self, i: int) -> Iterator[Piece]:
-        """The answers for one picture, a few positions at a time, row by row."""
-        places = [(top, left) for top in self.tops for left in self.lefts]
+        """The answers for picture i, a few positions at a time, row by row."""
+        corners = [(top, left) for top in self.tops for left in self.lefts]
 
-        def work(part: Sequence[int]) -> Piece:
-            covered = self.pictures[i].repeat(len(part), 1, 1, 1)
-            for row, place in enumerate(part):
-                (top, left), (h, w) = places[place], self.size
+        def answers(positions: Sequence[int]) -> Piece:
+            covered = self.pictures[i].repeat(len(positions), 1, 1, 1)
+            for row, position in enumerate(positions):
+                (top, left), (h, w) = corners[position], self.size
                 inside = (slice(None), slice(top, top + h), slice(left, left + w))
                 covered[row][inside] = self._fill[i][inside]
             logits, maps = self._run(i, covered)
-            chances = logits.float().softmax(1)
+            probabilities = logits.float().softmax(1)
             activity = None
             if maps is not None and self.channels is not None:
                 activity = maps[:, self.channels[i]].float().flatten(1).sum(1)
-            return list(part), chances[:, self.classes[i]], chances.argmax(1), activity
+            return list(positions), probabilities[:, self.classes[i]], probabilities.argmax(1), activity
 
-        for start in range(0, len(places), _AT_ONCE):
-            part = range(start, min(start + _AT_ONCE, len(places)))
-            yield from in_chunks(work, part, self._variants.at_once, "one covered picture")
+        for start in range(0, len(corners), _AT_ONCE):
+            positions = range(start, min(start + _AT_ONCE, len(corners)))
+            yield from in_chunks(answers, positions, self._variants.at_once, "one covered picture")
 
     def gathered(self, pieces: Sequence[Piece], i: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What was found of a picture as maps (R, S); NaN and -1 where it is not known yet."""
+        """Pieces of picture i as maps (R, S): probability, class and activity; NaN and -1 where not yet known."""
         shape = (len(self.tops), len(self.lefts))
         probability = self.pictures.new_full((shape[0] * shape[1],), torch.nan, dtype=torch.float32)
         named = torch.full_like(probability, -1, dtype=torch.int64)
         activity = None if self.layer is None else probability.clone()
-        for places, chances, classes, active in pieces:
-            probability[places], named[places] = chances, classes
-            if activity is not None and active is not None:
-                activity[places] = active
+        for positions, probabilities, classes, activities in pieces:
+            probability[positions], named[positions] = probabilities, classes
+            if activity is not None and activities is not None:
+                activity[positions] = activities
         return probability.view(shape), named.view(shape), None if activity is None else activity.view(shape)
 
 
 def _size(patch: Any, sides: Sequence[int]) -> tuple[int, int]:
+    """Height and width of the square."""
     if patch is None:
         side = max(1, round(max(sides) / 7))
         return min(side, sides[0]), min(side, sides[1])
     pair = list(patch) if isinstance(patch, (tuple, list)) else [patch, patch]
     if len(pair) != 2:
         raise ValueError(f"patch is {shown(patch)}; expected one whole number, or height and width")
-    height, width = (check_whole("patch", one, 1, side) for one, side in zip(pair, sides, strict=True))
+    height, width = (check_whole("patch", given, 1, side) for given, side in zip(pair, sides, strict=True))
     return height, width
 
 
-def _places(side: int, size: int, step: int) -> tuple[int, ...]:
-    """Where squares begin such that the last one ends at the border."""
-    places = list(range(0, side - size + 1, step))
-    return tuple(places if places[-1] == side - size else [*places, side - size])
+def _edges(side: int, size: int, step: int) -> tuple[int, ...]:
+    """Where squares begin, so that the last one ends at the border."""
+    edges = list(range(0, side - size + 1, step))
+    return tuple(edges if edges[-1] == side - size else [*edges, side - size])
 
 
 @dataclass(frozen=True, repr=False)
 class RegionEffectResult:
-    """The answer before and after a part of each picture was cut away.
+    """The answer before and after a region of each picture was cut away.
 
     Parameters
     ----------
     before, after
         float32 (N, classes): probabilities.
     inputs
-        (N, C, H, W): what the model was given afterwards.
+        (N, C, H, W): the pictures after the cut, as the model takes them.
     """
 
     before: Tensor
@@ -283,37 +279,30 @@ class RegionEffectResult:
         return "\n".join(lines)
 
 
+@documented
 @steady
 def region_effect(
     model: nn.Module,
-    images: Any,
+    images: Images,
     mask: Any,
     keep: bool = True,
     fill: str = "grey",
     *,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> RegionEffectResult:
-    """The answer when a region of the picture is all that is kept, or is cut away.
+    """The answer when only a region of the picture is kept, or when it is cut away.
 
-    Cut the desk away, and see whether "computer" survives.
+    For example, cut the desk away and see whether the answer is still "computer".
 
     Parameters
     ----------
-    model
-        Any PyTorch model that gives class scores; it is left as it was.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     mask
         The region: bool (H, W) or (N, H, W) at the size of the model's input, or a box (top, left, bottom, right) in
         its pixels, ends excluded.
     keep
         Keep the region and cut the rest away; False cuts the region away.
-    fill
-        What is put in the place of what is cut away: ``"grey"``, ``"mean"`` or ``"blur"``.
-    preprocess, inputs, output
-        As in :func:`nbviz.reconstruct`.
 
     Returns
     -------
@@ -323,9 +312,9 @@ def region_effect(
     Raises
     ------
     ValueError
-        For a mask or box that does not fit, an unknown fill, or no pictures but signals or volumes.
-    TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
+        When ``mask`` does not fit the pictures. When ``images`` has signals or volumes.
+    TypeError
+        When ``mask`` is neither a mask nor a box. When ``keep`` is neither True nor False.
 
     Examples
     --------
@@ -342,17 +331,17 @@ def region_effect(
     pictures = subject.inputs
     region = check_region(mask, pictures).to(pictures.device)
     altered = torch.where(region[:, None] == keep, pictures, filling(pictures, fill, subject.pictures.preprocess))
-    before, after = (some.answer().float().softmax(1) for some in (subject, subject.at(altered)))
+    before, after = (variant.answer().float().softmax(1) for variant in (subject, subject.with_inputs(altered)))
     return RegionEffectResult(before, after, altered)
 
 
 def check_region(mask: Any, pictures: Tensor) -> Tensor:
-    """The region as bool (N, H, W) or (1, H, W), of a mask or a box."""
+    """The region as bool (N, H, W) or (1, H, W), from a mask or a box."""
     height, width = pictures.shape[-2:]
     expected = f"a mask ({height}, {width}) of truth values, or a box (top, left, bottom, right) within it"
     try:
         given = torch.as_tensor(mask, device="cpu")
-    except Exception:  # of an object's own making as well
+    except Exception:  # an object of the user's can raise anything
         raise TypeError(f"mask is {shown(mask)}; expected {expected}") from None
     if given.shape == (4,) and given.dtype != torch.bool and not given.is_floating_point():
         top, left, bottom, right = given.tolist()

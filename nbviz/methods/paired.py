@@ -1,4 +1,4 @@
-"""Which of two models is right more often on the same pictures, and how sure that is."""
+"""Which of two models is right more often on the same pictures, and how certain that is."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class PairedAccuracyResult:
     Parameters
     ----------
     both, only_a, only_b, neither
-        On how many pictures both, one or none of them names the label.
+        On how many pictures both models are right, only one of them, or neither.
     agree
-        The share of pictures, with a label or not, for which both name the same class.
+        The fraction of pictures, with or without labels, for which both predict the same class.
     """
 
     both: int
@@ -36,12 +36,12 @@ class PairedAccuracyResult:
 
     @property
     def accuracy_a(self) -> float:
-        """Of the first model."""
+        """The accuracy of the first model."""
         return (self.both + self.only_a) / self.pictures
 
     @property
     def accuracy_b(self) -> float:
-        """Of the second model."""
+        """The accuracy of the second model."""
         return (self.both + self.only_b) / self.pictures
 
     @property
@@ -51,11 +51,11 @@ class PairedAccuracyResult:
 
     @property
     def p_value(self) -> float:
-        """Of McNemar's exact test: how likely so uneven a split is if both models are equally good.
+        """The p-value of McNemar's exact test: how likely so uneven a split is if both models are equally good.
 
         Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
-        Psychometrika 1947; exact, two-sided: of the n pictures on which one alone is right, twice the probability
-        that a fair coin falls at least so unevenly.
+        Psychometrika 1947. Exact and two-sided: for the n pictures on which only one model is right, twice the
+        probability that n fair coins split at least so unevenly.
 
         Examples
         --------
@@ -64,15 +64,14 @@ class PairedAccuracyResult:
         """
         n, least = self.only_a + self.only_b, min(self.only_a, self.only_b)
         log_half = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(least + 1)]
-        return min(1.0, 2 * sum(math.exp(one - n * math.log(2)) for one in log_half))
+        return min(1.0, 2 * sum(math.exp(term - n * math.log(2)) for term in log_half))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the difference lies with 95 % confidence.
+        """The 95 % confidence interval of the difference.
 
         R. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
-        data", Statistics in Medicine 1998, method 10: from Wilson's intervals of the two accuracies, and how they hang
-        together.
+        data", Statistics in Medicine 1998, method 10: from Wilson's intervals of both accuracies and their correlation.
 
         Examples
         --------
@@ -91,27 +90,28 @@ class PairedAccuracyResult:
 
     @property
     def verdict(self) -> str:
-        """In a sentence, whether one is better."""
+        """In a sentence, whether one model is better."""
         low, high = (100 * end for end in self.interval)
-        found = (
-            f"{100 * self.difference:+.1f} points (95 %: {low:+.1f} to {high:+.1f}; McNemar's p = {self.p_value:.2g})"
+        significant = self.p_value < 0.05 and (low > 0 or high < 0)
+        better = "b is better" if self.difference > 0 else "a is better"
+        return (
+            f"{better if significant else 'no difference is shown'} on {self.pictures:,} pictures: "
+            f"a {100 * self.accuracy_a:.1f} %, b {100 * self.accuracy_b:.1f} %, {100 * self.difference:+.1f} points "
+            f"(95 %: {low:+.1f} to {high:+.1f}; McNemar's p = {self.p_value:.2g})"
         )
-        where = f"on {self.pictures:,} pictures: a {100 * self.accuracy_a:.1f} %, b {100 * self.accuracy_b:.1f} %"
-        better = self.p_value < 0.05 and (low > 0 or high < 0)
-        which = ("b is better" if self.difference > 0 else "a is better") if better else "no difference is shown"
-        return f"{which} {where}, {found}"
 
 
-_Z = 1.959963984540054  # of 95 %, two-sided
+_Z = 1.959963984540054  # the normal quantile for 95 %, two-sided
 
 
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    middle, wide = share + _Z**2 / (2 * n), _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n))
-    return (middle - wide) / (1 + _Z**2 / n), (middle + wide) / (1 + _Z**2 / n)
+def _wilson(proportion: float, n: int) -> tuple[float, float]:
+    """Wilson's interval."""
+    middle, half = proportion + _Z**2 / (2 * n), _Z * math.sqrt(proportion * (1 - proportion) / n + _Z**2 / (4 * n * n))
+    return (middle - half) / (1 + _Z**2 / n), (middle + half) / (1 + _Z**2 / n)
 
 
 def _phi(both: int, only_a: int, only_b: int, neither: int) -> float:
-    """How the two hang together, with Newcombe's correction for continuity."""
+    """The correlation of both, with Newcombe's continuity correction."""
     n = both + only_a + only_b + neither
     product = float(both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     if product == 0:
@@ -120,12 +120,12 @@ def _phi(both: int, only_a: int, only_b: int, neither: int) -> float:
     return (max(cross - n / 2, 0) if cross > 0 else cross) / math.sqrt(product)
 
 
-def _spread(one: float, other: float, phi: float) -> float:
-    return math.sqrt(max(one * one - 2 * phi * one * other + other * other, 0.0))
+def _spread(a: float, b: float, phi: float) -> float:
+    return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
 
 
 class PairedAccuracy(Measured):
-    """On which pictures each of two models is right, whose logits stand side by side (N, 2 * classes).
+    """On which pictures each of two models is right, from their logits side by side (N, 2 * classes).
 
     Memory: 48 bytes.
     """
@@ -138,24 +138,23 @@ class PairedAccuracy(Measured):
         self.agree = self.pictures = 0
 
     def measure(self, batch: Batch) -> PairedAccuracy:
-        """That of one batch; pictures without a label count for the agreement alone."""
+        """The counts of one batch; pictures without a label count only for the agreement."""
         assert batch.logits is not None
-        one, named = PairedAccuracy(), batch.logits.unflatten(1, (2, -1)).argmax(2)
+        counted, predicted = PairedAccuracy(), batch.logits.unflatten(1, (2, -1)).argmax(2)
         labelled = batch.labels >= 0
         check_classes(batch.labels, batch.logits.shape[1] // 2)
-        right = (named == batch.labels[:, None])[labelled]
-        one.counts = (2 * right[:, 0].long() + right[:, 1]).bincount(minlength=4).cpu()
-        one.agree, one.pictures = int((named[:, 0] == named[:, 1]).sum()), len(named)
-        return one
+        right = (predicted == batch.labels[:, None])[labelled]
+        counted.counts = (2 * right[:, 0].long() + right[:, 1]).bincount(minlength=4).cpu()
+        counted.agree, counted.pictures = int((predicted[:, 0] == predicted[:, 1]).sum()), len(predicted)
+        return counted
 
     def merge(self, other: PairedAccuracy) -> None:
-        """Take in what another has seen."""
+        """Add the counts of other pictures."""
         self.counts = self.counts + other.counts
         self.agree, self.pictures = self.agree + other.agree, self.pictures + other.pictures
 
     def result(self) -> tuple[PairedAccuracyResult | None, float]:
-        """The counts, None where no picture has a label; and how often both agree."""
+        """The counts, None where no picture has a label; and how often both models agree."""
         neither, only_b, only_a, both = self.counts.tolist()
         agree = self.agree / max(self.pictures, 1)
-        found = PairedAccuracyResult(both, only_a, only_b, neither, agree) if self.counts.sum() else None
-        return found, agree
+        return PairedAccuracyResult(both, only_a, only_b, neither, agree) if self.counts.sum() else None, agree

@@ -1,4 +1,4 @@
-"""What a channel or a class answers to in the picture: all three rules from one forward pass."""
+"""What in the picture a channel or a class responds to: all three backward rules from one forward pass."""
 
 from __future__ import annotations
 
@@ -109,35 +109,39 @@ def reconstruct(
     rules = [check_choice("rule", rule, RULES) for rule in ([rules] if isinstance(rules, str) else rules)]
     check_choice("seed", seed, SEEDS)
     check_choice("unpooling", unpool, UNPOOLING)
-    if layer is not None and target is not None:
-        raise ValueError("target is a class of the model's output and goes with layer=None; give channels for a layer")
-    if layer is None and channels is not None:
-        raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
-
+    check_layer_or_target(layer, channels, target)
     subject = Subject.of(model, images, preprocess, inputs, output)
     met: dict[str, frozenset[str]] = {}
 
-    def pulled(part: Subject) -> dict[str, Tensor]:
+    def work(part: Subject) -> dict[str, Tensor]:
         if layer is None:
-            found = _class(part, target, rules, unpool)
+            pulled = _pull_class(part, target, rules, unpool)
         else:
-            found = _channels(part, layer, channels, rules, seed, unpool)
+            pulled = _pull_layer(part, layer, channels, rules, seed, unpool)
         for rule in rules:
-            met.setdefault(rule, found[rule][1])
-        return {rule: found[rule][0] for rule in rules}
+            met.setdefault(rule, pulled[rule][1])
+        return {rule: pulled[rule][0] for rule in rules}
 
-    result = subject.each(pulled)
+    result = subject.in_parts(work)
     for rule, maps in result.items():
         if maps.numel():
             warn_without_rectifiers(rule, met[rule])
     return result
 
 
-#: For each rule what reaches the picture, and the names of the rectifiers met on the way.
+def check_layer_or_target(layer: str | None, channels: Any, target: Any) -> None:
+    """Raise a ValueError if channels are given without a layer, or a class with one."""
+    if layer is not None and target is not None:
+        raise ValueError("target is a class of the model's output and goes with layer=None; give channels for a layer")
+    if layer is None and channels is not None:
+        raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
+
+
+#: For each rule the signal that reaches the picture, and the names of the rectifiers met on its way.
 _Pulled = dict[str, tuple[Tensor, frozenset[str]]]
 
 
-def _class(subject: Subject, target: Any, rules: Sequence[str], unpool: str) -> _Pulled:
+def _pull_class(subject: Subject, target: Any, rules: Sequence[str], unpool: str) -> _Pulled:
     trace = subject.run(output=True, grad=True)
     scores = subject.scores(trace.output)
     signal = subject.selector(target, scores)[None]
@@ -145,14 +149,14 @@ def _class(subject: Subject, target: Any, rules: Sequence[str], unpool: str) -> 
     return {rule: (maps[0], met) for rule, (maps, met) in pulled.items()}
 
 
-def _channels(subject: Subject, layer: str, channels: Any, rules: Sequence[str], seed: str, unpool: str) -> _Pulled:
+def _pull_layer(subject: Subject, layer: str, channels: Any, rules: Sequence[str], seed: str, unpool: str) -> _Pulled:
     trace = subject.run([layer], grad=True)
     chosen = traced_channels(trace, layer, channels)
     return {rule: project(trace, layer, chosen, rule, seed, unpool) for rule in rules}
 
 
 def traced_channels(trace: Trace, layer: str, given: Any) -> list[int]:
-    """Which channels of a traced layer are asked for, if they have a gradient; None takes all."""
+    """The given channels of a traced layer, checked; None takes all."""
     count = check_real(check_maps(trace, layer), f"layer {shown(layer)}").shape[1]
     return list(range(count)) if given is None else check_indices("channel", given, count)
 
@@ -166,20 +170,22 @@ def project(
     unpool: str = "sum",
     starts: list[Start] | None = None,
 ) -> tuple[Tensor, frozenset[str]]:
-    """Channels of a traced layer sent back to the picture, (N, K, C, H, W), and the names of the rectifiers met.
+    """Send channels of a traced layer back to the picture: (N, K, C, H, W), and the names of the rectifiers met.
 
-    Where each starts, for each picture and then each channel, may be given in place of the strongest positions.
+    ``starts`` gives, for each picture and each channel of it, a start other than the strongest position.
     """
     activation = trace.activations[layer]
     starts = strongest(activation, channels, seed) if starts is None and seed != "map" else starts
     with alone(), interruptible():
-        if channels and starts is not None and unpool == "sum":  # from one position: work only where the signal is
+        if channels and starts is not None and unpool == "sum":  # one position: compute only its receptive field
             local = pull_local(rule, activation, starts, trace.inputs)
             if local is not None:
                 return local[0].unflatten(0, (len(activation), len(channels))), local[1]
 
         def send(part: Sequence[int]) -> tuple[Tensor, frozenset[str]]:
-            own = None if starts is None else [starts[i] for i in _rows(part, len(channels), len(activation))]
+            own = None
+            if starts is not None:
+                own = [starts[i * len(channels) + k] for i in range(len(activation)) for k in part]
             signals = seeds(activation, [channels[k] for k in part], own)
             return pull(rule, activation, signals, trace.inputs, unpool)
 
@@ -191,17 +197,12 @@ def project(
     return joined([maps for maps, _ in sent]).transpose(0, 1), sent[0][1]
 
 
-def _rows(part: Sequence[int], channels: int, pictures: int) -> list[int]:
-    """Where the starts of some of the channels are, picture by picture."""
-    return [picture * channels + k for picture in range(pictures) for k in part]
-
-
 def strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[Start]:
-    """For each picture, and then each channel, the strongest position with its activation or a one."""
+    """For each picture and each channel, the strongest position with its activation or a one."""
     chosen = activation.detach()[:, list(channels)].flatten(2)
     values, places = (t.flatten().tolist() for t in (chosen.amax(2), chosen.argmax(2)))
-    k, at = len(channels), np.array(places, np.intp)
-    positions = np.stack(np.unravel_index(at, activation.shape[2:]), 1).tolist()
+    k, flat = len(channels), np.array(places, np.intp)
+    positions = np.stack(np.unravel_index(flat, activation.shape[2:]), 1).tolist()
     return [
         Start(i // k, channels[i % k], tuple(position), value if seed == "max" else 1.0)
         for i, (value, position) in enumerate(zip(values, positions, strict=True))
@@ -209,7 +210,7 @@ def strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[St
 
 
 def seeds(activation: Tensor, channels: Sequence[int], starts: list[Start] | None) -> Tensor:
-    """The layer with all but one channel of it, or but one position of that, set to zero.
+    """The activation with all but one channel, or all but one position of it, set to zero.
 
     Parameters
     ----------
@@ -218,7 +219,7 @@ def seeds(activation: Tensor, channels: Sequence[int], starts: list[Start] | Non
     channels
         K indices.
     starts
-        For each picture, and then each channel, where the position is and what stands there; None keeps the channel.
+        For each picture and each channel, the position that is kept and its value; None keeps the whole channel.
 
     Returns
     -------
@@ -237,7 +238,7 @@ def seeds(activation: Tensor, channels: Sequence[int], starts: list[Start] | Non
 
 
 def warn_without_rectifiers(rule: str, met: frozenset[str]) -> None:
-    """Warn when a rule had nothing to act on."""
+    """Warn if no rectifier was met, so that the rule equals the gradient."""
     if rule == "gradient" or met:
         return
     warn(

@@ -11,36 +11,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nbviz.core.arguments import check_feed
 from nbviz.core.checks import check_number, check_whole
+from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
-from nbviz.core.layers import Layer, trace_layers
-from nbviz.core.state import check_model, device_aside
+from nbviz.core.layers import Layer
+from nbviz.core.state import device_aside
 from nbviz.core.trace import find_module
+from nbviz.core.types import Dataset, ModelInputs, Preprocessing, ScoresIn
 from nbviz.methods.kernels import KernelReportResult, convolutions, kernel_report
-from nbviz.pictures.load import Reader
-from nbviz.scanning.answers import Ablation, Accuracy, check_classes
-from nbviz.scanning.dataset import Inputs, check_dataset
+from nbviz.methods.subject import Subject
+from nbviz.scanning.answers import Ablation, AblationResult, Accuracy, check_classes
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistic import Batch, Measured, Statistic, Tree, add_along_tree, merge_trees, tree_sum
 from nbviz.scanning.statistics import Correlation, Moments, MomentsResult, Sparsity, SparsityResult
 
 
 class Importance(Measured):
-    """By how much the loss would change, to first order, if a channel were switched off.
+    """How much the loss would change, to first order, if a channel were switched off.
 
     P. Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017, section
-    2.2: the absolute value of the sum over the positions of activation times gradient, here for each picture, and its
-    mean over the pictures. The loss is the cross-entropy with the picture's label, or with the predicted class where
-    there is none. One backward pass serves all channels of all layers.
+    2.2: the absolute value of the sum over the positions of activation times gradient, here for each picture, then
+    averaged over the pictures. The loss is the cross-entropy with the picture's label, or with the predicted class
+    where there is none. One backward pass serves all channels of all layers.
 
-    The result is a dict from the layers to float64 (C,). Memory: 8 bytes for each channel, as much again for each
+    The result is a dict from the layers to float64 (C,). Memory: 8 bytes for each channel, and as much again for each
     doubling of the number of batches.
 
     Parameters
     ----------
     layers
-        Names of modules.
+        Names of layers.
     """
 
     logits = grad = True
@@ -51,24 +51,23 @@ class Importance(Measured):
         self.pictures = 0
 
     def measure(self, batch: Batch) -> Importance:
-        """That of one batch."""
+        """The importances in one batch."""
         assert batch.logits is not None
-        one = Importance(self.layers)
+        measured = Importance(self.layers)
         activations = [batch.activations[layer] for layer in self.layers]
         check_classes(batch.labels, batch.logits.shape[1])
         with torch.inference_mode(False), torch.enable_grad():
-            labels = _named(batch)
-            loss = F.cross_entropy(batch.logits.float(), labels, reduction="sum")
+            loss = F.cross_entropy(batch.logits.float(), _labels_or_predictions(batch), reduction="sum")
             gradients = torch.autograd.grad(loss, activations, retain_graph=True, allow_unused=True)
         for layer, activation, gradient in zip(self.layers, activations, gradients, strict=True):
             product = activation * (torch.zeros_like(activation) if gradient is None else gradient)
             change = product.detach().flatten(2).sum(2) if product.ndim > 2 else product.detach()
-            add_along_tree(one.sums[layer], batch.number, change.double().abs().sum(0).cpu())
-        one.pictures = len(batch.labels)
-        return one
+            add_along_tree(measured.sums[layer], batch.number, change.double().abs().sum(0).cpu())
+        measured.pictures = len(batch.labels)
+        return measured
 
     def merge(self, other: Importance) -> None:
-        """Take in what another has seen."""
+        """Add the sums of other pictures."""
         for layer, tree in self.sums.items():
             merge_trees(tree, other.sums[layer])
         self.pictures += other.pictures
@@ -78,17 +77,17 @@ class Importance(Measured):
         return {layer: tree_sum(tree) / self.pictures for layer, tree in self.sums.items() if tree}
 
 
-def _named(batch: Batch) -> Tensor:
-    """The pictures' classes, where they have none the predicted ones."""
+def _labels_or_predictions(batch: Batch) -> Tensor:
+    """The pictures' labels; where there are none, the predicted classes."""
     assert batch.logits is not None
     return torch.where(batch.labels >= 0, batch.labels, batch.logits.argmax(1))
 
 
-class _Trial(Ablation):
-    """Channels switched off, of all pictures."""
+class _AblationOnAll(Ablation):
+    """Ablation that also counts pictures without labels, by their predicted classes."""
 
     def measure(self, batch: Batch) -> Ablation:
-        return super().measure(replace(batch, labels=_named(batch)))
+        return super().measure(replace(batch, labels=_labels_or_predictions(batch)))
 
 
 @dataclass(frozen=True)
@@ -98,19 +97,19 @@ class LayerReport:
     Parameters
     ----------
     layer
-        What it is.
+        The layer.
     dead
-        Channels that are zero wherever one looks, after a ReLU those that are above zero in no picture.
+        Channels that are zero in all pictures; after a ReLU, those that are never above zero.
     constant
-        Channels that are not dead and the same in all pictures, to within rounding.
+        Channels that are not dead, but the same in all pictures up to rounding.
     duplicates
-        (channel, channel, correlation) of channels that say the same.
+        (channel, channel, correlation): pairs of channels with the same values.
     useless
-        Channels that are not dead, but of which nothing becomes: with one of them switched off, as many answers are
-        right (without labels: stay the same) as before, and the loss hardly changes.
+        Channels that are not dead, but without effect: with one of them switched off, as many answers are right
+        (without labels: unchanged) as before, and the loss hardly changes.
     dimensions
-        How many channels without correlation would vary as much: (sum of eigenvalues)² / sum of squares of the
-        correlations' eigenvalues.
+        The effective number of independent channels: (sum of eigenvalues)² / sum of squared eigenvalues, of the
+        correlation matrix.
     importance
         float64 (C,): see :class:`Importance`.
     """
@@ -125,9 +124,9 @@ class LayerReport:
 
     @property
     def redundant(self) -> tuple[int, ...]:
-        """The channels that could go: dead, constant or useless ones, and of duplicates the second."""
-        twice = {j for _, j, _ in self.duplicates}
-        return tuple(sorted({*self.dead, *self.constant, *self.useless, *twice}))
+        """The channels that could be removed: dead, constant and useless ones, and the second of two duplicates."""
+        seconds = {j for _, j, _ in self.duplicates}
+        return tuple(sorted({*self.dead, *self.constant, *self.useless, *seconds}))
 
 
 @dataclass(frozen=True, repr=False)
@@ -137,15 +136,15 @@ class ReportResult:
     Parameters
     ----------
     layers
-        By name.
+        The reports of the layers by name.
     kernels
-        That of the first convolution, None where there is none.
+        The report of the first convolution; None without convolutions.
     accuracy
-        Of the pictures with a label; None where there are none.
+        The accuracy on pictures with labels; None without labels.
     pictures
-        How many were seen.
+        How many pictures were seen.
     complete
-        Whether that was the whole dataset.
+        Whether the whole dataset was seen.
     """
 
     layers: dict[str, LayerReport]
@@ -158,25 +157,25 @@ class ReportResult:
         return self.layers[layer]
 
     def _head(self) -> str:
-        right = "" if self.accuracy is None else f", accuracy {self.accuracy:.4f}"
-        return (
-            f"{len(self.layers)} layers, {self.pictures:,} pictures{'' if self.complete else ' (not complete)'}{right}"
-        )
+        accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.4f}"
+        pictures = f"{self.pictures:,} pictures{'' if self.complete else ' (not complete)'}"
+        return f"{len(self.layers)} layers, {pictures}{accuracy}"
 
     def __repr__(self) -> str:
         lines = [f"ReportResult of {self._head()}"]
-        for name, one in self.layers.items():
-            lines.append(f"  {line(name)} · {one.layer.shape[0]} channels, which vary as {one.dimensions:.0f} would")
-            lines += [f"    {what}: {said}" for what, said in _findings(one) if said]
+        for name, entry in self.layers.items():
+            count = f"{entry.layer.shape[0]} channels, which vary as {entry.dimensions:.0f} would"
+            lines.append(f"  {line(name)} · {count}")
+            lines += [f"    {kind}: {channels}" for kind, channels in _findings(entry) if channels]
         return "\n".join([*lines, repr(self.kernels)] if self.kernels is not None else lines)
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("layer", "channels", "vary as", *_COLUMNS, "importance"))
         rows = []
-        for name, one in self.layers.items():
-            cells = [escape(line(name, 60)), str(one.layer.shape[0]), f"{one.dimensions:.0f}"]
-            cells += [escape(said) or "–" for _, said in _findings(one)]
-            rows.append("".join(f"<td>{cell}</td>" for cell in [*cells, _bars(one)]))
+        for name, entry in self.layers.items():
+            cells = [escape(line(name, 60)), str(entry.layer.shape[0]), f"{entry.dimensions:.0f}"]
+            cells += [escape(channels) or "–" for _, channels in _findings(entry)]
+            rows.append("".join(f"<td>{cell}</td>" for cell in [*cells, _bars(entry)]))
         table = "".join(f"<tr>{row}</tr>" for row in rows)
         kernels = self.kernels._repr_html_() if self.kernels is not None else ""
         return (
@@ -187,202 +186,201 @@ class ReportResult:
 _COLUMNS = ("dead", "constant", "alike", "useless")
 
 
-def _findings(one: LayerReport) -> list[tuple[str, str]]:
-    alike = [f"{i} = {j}" for i, j, _ in one.duplicates]
-    return list(zip(_COLUMNS, map(_few, (one.dead, one.constant, alike, one.useless)), strict=True))
+def _findings(entry: LayerReport) -> list[tuple[str, str]]:
+    """The channels of each kind, as text."""
+    alike = [f"{i} = {j}" for i, j, _ in entry.duplicates]
+    return list(zip(_COLUMNS, map(_first_few, (entry.dead, entry.constant, alike, entry.useless)), strict=True))
 
 
-def _few(items: Sequence[Any]) -> str:
-    more = f", … ({len(items)})" if len(items) > _FEW else ""
-    return ", ".join(map(str, items[:_FEW])) + more
+def _first_few(items: Sequence[Any], count: int = 8) -> str:
+    more = f", … ({len(items)})" if len(items) > count else ""
+    return ", ".join(map(str, items[:count])) + more
 
 
-_FEW = 8
-
-
-def _bars(one: LayerReport, width: int = 240, height: int = 32) -> str:
-    """The importances, largest first, as a picture that needs no script; those of redundant channels in orange."""
-    values = torch.nan_to_num(one.importance)
+def _bars(entry: LayerReport, width: int = 240, height: int = 32) -> str:
+    """The importances as SVG bars, largest first; those of redundant channels in orange."""
+    values = torch.nan_to_num(entry.importance)
     order = values.argsort(descending=True).tolist()[: width // 2]
-    largest, wide = max(float(values.max()), 1e-30), max(2.0, width / len(order))
-    redundant = set(one.redundant)
+    largest, bar_width = max(float(values.max()), 1e-30), max(2.0, width / len(order))
+    redundant = set(entry.redundant)
     bars = []
     for place, channel in enumerate(order):
-        tall = max(1.0, height * float(values[channel]) / largest)
+        left, tall = place * bar_width, max(1.0, height * float(values[channel]) / largest)
         colour = "#ef6c00" if channel in redundant else "#1976d2"
         bars.append(
-            f'<rect x="{place * wide:.1f}" y="{height - tall:.1f}" width="{wide - 0.5:.1f}" height="{tall:.1f}" '
+            f'<rect x="{left:.1f}" y="{height - tall:.1f}" width="{bar_width - 0.5:.1f}" height="{tall:.1f}" '
             f'fill="{colour}"><title>#{channel}: {float(values[channel]):.3g}</title></rect>'
         )
     return f'<svg width="{width}" height="{height}" role="img" aria-label="importances">{"".join(bars)}</svg>'
 
 
+@documented
 @device_aside()
 def report(
     model: nn.Module,
-    dataset: Any,
+    dataset: Dataset,
     layers: Sequence[str] | None = None,
     *,
     alike: float = 0.98,
     most: int = 256,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
     **options: Any,
 ) -> ReportResult:
     """Dead, constant, duplicate and useless channels of each layer, and what is wrong with the first kernels.
 
-    One pass over the dataset finds how often each channel is silent, which say the same and, to first order, what each
-    does to the loss (:class:`Importance`); a second one switches off those that seem useless, to be sure.
+    One pass over the dataset finds how often each channel is silent, which channels have the same values and, to first
+    order, how each affects the loss (:class:`Importance`). A second pass switches off those that seem useless, to
+    confirm it. The options ``checkpoint`` and ``watch`` apply to the first pass only. The activations of all layers for
+    one batch are kept in memory, with their autograd graph.
 
     Parameters
     ----------
-    model
-        Any PyTorch model that gives class scores; it is left as it was.
     dataset
-        Of any kind that :func:`nbviz.scan` takes, with a length; where there are no labels, the predicted classes stand
-        for them.
+        Pictures of any kind that :func:`nbviz.scan` takes, with a length. Where there are no labels, the predicted
+        classes are used.
     layers
-        Names of layers with channels; None takes the rectifiers, or else the convolutions, that give feature maps.
+        Names of layers with channels. None takes the rectifiers, or else the convolutions, that give feature maps.
     alike
-        From which correlation on two channels are called duplicates, 0 to 1.
+        The correlation, from 0 to 1, from which two channels count as duplicates.
     most
-        How many channels of each layer are switched off at most, those of least importance first: no more than these
-        can be found useless.
-    preprocess, inputs, output
-        As in :func:`nbviz.scan`.
-    **options
-        As in :func:`nbviz.scan`: ``batch_size``, ``workers``, ``executor``, ``parts``, ``threads`` and ``progress``,
-        and for the first pass ``checkpoint`` and ``watch``.
-        All layers' activations of one batch are kept with their graph.
+        How many channels of each layer are switched off at most, the least important first. Only these can be found
+        useless.
 
     Returns
     -------
     ReportResult
         ``report["layer"]`` has ``dead``, ``constant``, ``duplicates``, ``useless``, ``redundant``, ``dimensions`` and
-        ``importance``; ``kernels`` those of the first convolution. Shows as a table.
+        ``importance``; ``kernels`` is the report of the first convolution. Shows as a table.
 
     Raises
     ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.scan`.
+    ValueError
+        When one of ``layers`` has no channels. When ``alike`` or ``most`` is out of range.
+    TypeError
+        When ``dataset`` has no length.
 
     Warns
     -----
     InterruptedWarning
-        When it was interrupted: the report is that of the pictures seen so far, and names no channel useless.
+        When it was interrupted: the report covers the pictures seen so far, and names no channel useless.
 
     Examples
     --------
-    A network whose third channel was switched off, and whose fourth is not looked at:
+    A network whose third channel was switched off, and whose fourth is ignored by the next layer:
 
     >>> import nbviz
     >>> model, (images, labels) = nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()
     >>> _ = nn.init.zeros_(model.features[0].weight.data[2]), nn.init.constant_(model.features[0].bias.data[2], -1)
     >>> _ = nn.init.zeros_(model.features[2].weight.data[:, 3])
     >>> dataset = torch.utils.data.TensorDataset(images[:100, None], labels[:100])
-    >>> found = report(model, dataset, ["features.1"], progress=False)["features.1"]
-    >>> found.dead, found.useless
+    >>> layer = report(model, dataset, ["features.1"], progress=False)["features.1"]
+    >>> layer.dead, layer.useless
     ((2,), (3,))
     """
     alike, most = check_number("alike", alike, 0, 1), check_whole("most", most, 0)
-    reader, feed = Reader.of(model, preprocess), check_feed(inputs)
-    model = check_model(model)
-    chosen = _chosen(model, Inputs(check_dataset(dataset), reader, 1), feed, layers)
+    subject, source = Subject.of_dataset(model, dataset, preprocess, inputs)
+    model, chosen = subject.model, _chosen_layers(subject, layers)
     statistics: dict[str, Statistic] = {"importance": Importance(list(chosen)), "accuracy": Accuracy()}
     for name in chosen:
         statistics |= {f"zeros {name}": Sparsity(name), f"moments {name}": Moments(name)}
         statistics[f"alike {name}"] = Correlation(name)
-    given = {"preprocess": preprocess, "inputs": inputs, "output": output, **options}
-    found = scan(model, dataset, statistics, **given)
-    if not found.pictures:
-        raise KeyboardInterrupt  # which ended it before there was anything
-    dead = {name: _dead(layer, found[f"zeros {name}"], found[f"moments {name}"]) for name, layer in chosen.items()}
-    suspects = {}
-    for name in chosen:
-        importance = found["importance"][name]
-        little = (importance <= _LITTLE * importance.mean()) & ~dead[name]
-        suspects[name] = [i for i in importance.argsort().tolist() if little[i]][:most]
+    options |= {"preprocess": preprocess, "inputs": inputs, "output": output}
+    scanned = scan(model, source.dataset, statistics, **options)
+    if not scanned.pictures:
+        raise KeyboardInterrupt  # the scan was interrupted before its first batch
+    dead = {name: _dead(layer, scanned[f"zeros {name}"], scanned[f"moments {name}"]) for name, layer in chosen.items()}
+    suspects = {name: _suspects(scanned["importance"][name], dead[name])[:most] for name in chosen}
     trials: dict[str, Statistic] = {
-        name: _Trial(name, off=F.one_hot(torch.tensor(some), chosen[name].shape[0]).bool())
-        for name, some in suspects.items()
-        if some
+        name: _AblationOnAll(name, off=F.one_hot(torch.tensor(channels), chosen[name].shape[0]).bool())
+        for name, channels in suspects.items()
+        if channels
     }
-    accuracy, complete = found["accuracy"], found.complete
-    checked: Mapping[str, Any] = {}
+    complete = scanned.complete
+    ablations: Mapping[str, Any] = {}
     if trials and complete:
-        aside = {name: value for name, value in given.items() if name not in ("checkpoint", "watch")}
-        second = scan(model, dataset, trials, **aside)
-        checked, complete = second if second.complete else {}, second.complete
-    result = {}
+        second_pass = {name: value for name, value in options.items() if name not in ("checkpoint", "watch")}
+        second = scan(model, source.dataset, trials, **second_pass)
+        ablations, complete = second if second.complete else {}, second.complete
+    entries = {}
     for name, layer in chosen.items():
-        useless: list[int] = []
-        if name in checked:
-            table = checked[name]
-            small = 1e-3 * max(abs(table.baseline_loss), 1e-3)
-            gone = [abs(float(loss) - table.baseline_loss) <= small for loss in table.loss]
-            same = [abs(float(right) - table.baseline) <= 1e-12 for right in table.accuracy]
-            useless = [channel for channel, g, s in zip(suspects[name], gone, same, strict=True) if g and s]
-        moments, correlation = found[f"moments {name}"], found[f"alike {name}"]
-        still = (moments.std <= 1e-6 * moments.mean.abs().clamp(min=1e-30)) & ~dead[name]
-        result[name] = LayerReport(
+        moments, correlation = scanned[f"moments {name}"], scanned[f"alike {name}"]
+        constant = (moments.std <= 1e-6 * moments.mean.abs().clamp(min=1e-30)) & ~dead[name]
+        entries[name] = LayerReport(
             layer,
-            _list(dead[name]),
-            _list(still),
+            _indices(dead[name]),
+            _indices(constant),
             _pairs(correlation, alike),
-            tuple(sorted(useless)),
+            _without_effect(ablations[name], suspects[name]) if name in ablations else (),
             _dimensions(correlation),
-            found["importance"][name],
+            scanned["importance"][name],
         )
-    first = kernel_report(model) if convolutions(model) else None
-    return ReportResult(result, first, accuracy.accuracy if accuracy else None, found.pictures, complete)
+    accuracy = scanned["accuracy"]
+    first_kernels = kernel_report(model) if convolutions(model) else None
+    return ReportResult(entries, first_kernels, accuracy.accuracy if accuracy else None, scanned.pictures, complete)
 
 
 def _dead(layer: Layer, zeros: SparsityResult, moments: MomentsResult) -> Tensor:
-    """The channels of which nothing comes: always zero, or never above it where the layer passes nothing else."""
+    """The channels that are always zero; after a ReLU, those that are never above zero."""
     if layer.type in ("ReLU", "ReLU6"):
         return zeros.dead
     return (moments.low == 0) & (moments.high == 0)
 
 
-_LITTLE = 1e-3  # of the layer's mean importance: what is below may be useless
+def _suspects(importance: Tensor, dead: Tensor) -> list[int]:
+    """The living channels that seem useless, the least important first."""
+    suspect = (importance <= _LITTLE * importance.mean()) & ~dead
+    return [channel for channel in importance.argsort().tolist() if suspect[channel]]
 
 
-def _chosen(model: nn.Module, source: Inputs, feed: Any, given: Sequence[str] | None) -> dict[str, Layer]:
-    if source.count is None:
-        raise TypeError("an iterable dataset is not gone through twice; expected one with a length and items")
-    picture = source.first()
-    every = {one.name: one for one in trace_layers(model, picture, feed)[0]}
+_LITTLE = 1e-3  # of the layer's mean importance
+
+
+def _without_effect(ablation: AblationResult, suspects: Sequence[int]) -> tuple[int, ...]:
+    """The suspects without which neither loss nor accuracy changes."""
+    little = 1e-3 * max(abs(ablation.baseline_loss), 1e-3)
+    same = ((ablation.loss - ablation.baseline_loss).abs() <= little) & (
+        (ablation.accuracy - ablation.baseline).abs() <= 1e-12
+    )
+    return tuple(sorted(channel for channel, unchanged in zip(suspects, same, strict=True) if unchanged))
+
+
+def _chosen_layers(subject: Subject, given: Sequence[str] | None) -> dict[str, Layer]:
+    """The layers given, checked; for None, the rectifiers with feature maps, or else the convolutions."""
+    layers = {layer.name: layer for layer in subject.layers()}
     if given is not None:
         if not isinstance(given, (list, tuple)) or not given:
             raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
         for name in given:
-            find_module(model, name)
-            if name not in every or not every[name].shape:
+            find_module(subject.model, name)
+            if name not in layers or not layers[name].shape:
                 raise ValueError(f"layer {shown(name)} gives no channels; expected one that nbviz.layers lists")
-        return {name: every[name] for name in given}
-    maps = {name: one for name, one in every.items() if one.has_maps and one.leaf}
-    rectifiers = {name: one for name, one in maps.items() if one.type in _RECTIFIERS}
-    chosen = rectifiers or {name: one for name, one in maps.items() if one.type.startswith("Conv")}
+        return {name: layers[name] for name in given}
+    maps = {name: layer for name, layer in layers.items() if layer.has_maps and layer.leaf}
+    rectifiers = {name: layer for name, layer in maps.items() if layer.type in _RECTIFIERS}
+    chosen = rectifiers or {name: layer for name, layer in maps.items() if layer.type.startswith("Conv")}
     if not chosen:
-        raise ValueError(f"no layer of {type(model).__name__} is a rectifier or a convolution; name layers=")
+        raise ValueError(f"no layer of {type(subject.model).__name__} is a rectifier or a convolution; name layers=")
     return chosen
 
 
 _RECTIFIERS = ("ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "SiLU", "GELU", "Hardswish", "Mish")
 
 
-def _list(mask: Tensor) -> tuple[int, ...]:
+def _indices(mask: Tensor) -> tuple[int, ...]:
     return tuple(mask.nonzero().flatten().tolist())
 
 
 def _pairs(correlation: Tensor, alike: float) -> tuple[tuple[int, int, float], ...]:
+    """The pairs of channels with at least this correlation, the highest first."""
     upper = torch.nan_to_num(correlation.round(decimals=6)).triu(1)
     pairs = ((upper >= alike) & (upper > 0)).nonzero().tolist()
     return tuple((i, j, float(upper[i, j])) for i, j in sorted(pairs, key=lambda p: (-float(upper[tuple(p)]), p)))
 
 
 def _dimensions(correlation: Tensor) -> float:
+    """(sum of eigenvalues)² / sum of squared eigenvalues, from the trace and the sum of squares."""
     known = ~correlation.diagonal().isnan()
     inner = correlation[known][:, known]
     return float(inner.trace() ** 2 / inner.square().sum()) if len(inner) else 0.0

@@ -1,4 +1,4 @@
-"""Whether a map can be believed: destroy the weights, delete the pixels, and see.
+"""Whether a map can be trusted: randomise the weights, delete the pixels, and see what changes.
 
 J. Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018; V. Petsiuk, A. Das and K. Saenko, "RISE: Randomized
 Input Sampling for Explanation of Black-box Models", BMVC 2018.
@@ -7,7 +7,7 @@ Input Sampling for Explanation of Black-box Models", BMVC 2018.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from nbviz.core.checks import check_choice, check_tensor, check_whole
 from nbviz.core.chunks import in_chunks, joined
+from nbviz.core.documented import documented
 from nbviz.core.errors import ModelError, line, shown
+from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
 from nbviz.methods.attribution import input_x_gradient, integrated_gradients, smooth_grad
 from nbviz.methods.cam import GRADIENT_CAMS
@@ -44,22 +46,22 @@ METHODS: dict[str, Method] = {
     **{name: cam.function for name, cam in GRADIENT_CAMS.items()},
     "guided_grad_cam": guided_grad_cam,
 }
-_DOUBTFUL = 0.5  # the rank correlation from which on a map is said to hardly change
+_DOUBTFUL = 0.5  # with a rank correlation of at least this, a map hardly changes
 
 
 @dataclass(frozen=True, repr=False)
 class RandomisationResult:
-    """How alike a method's maps are before and after layers' weights were destroyed.
+    """How similar a method's maps are before and after the weights of layers were randomised.
 
     Parameters
     ----------
     method
-        Its name.
+        The method's name.
     layers
-        From the top of the network down.
+        Names of layers, from the top of the network down.
     rank
         float64 (L, N): Spearman's rank correlation with the map of the trained network; for ``"cascading"``, with this
-        layer and all above it destroyed.
+        layer and all above it randomised.
     ssim
         float64 (L, N): structural similarity.
     mode
@@ -77,20 +79,19 @@ class RandomisationResult:
         """In a sentence, whether the map depends on what was learned."""
         if bool(self.rank.isnan().all()):
             return f"the map of {self.method} is constant, so that nothing can be said of it"
-        # A map that was none before, and is constant with a layer destroyed, has changed.
+        # Where one of two maps is constant, the correlation is NaN: the map has changed.
         means, count = self.rank.nanmean(1).nan_to_num(0.0).tolist(), len(self.layers)
-        doubt = "it shows what is in the picture rather than what was learned"
         if self.mode == "independent":
             mean = sum(means) / count
-            said = f"(mean rank correlation {mean:.2f})"
-            alike = f"{self.method} hardly changes with a layer destroyed {said}: {doubt}"
-            return alike if mean >= _DOUBTFUL else f"{self.method} changes with a layer destroyed {said}, as it should"
-        kept = next((i for i, mean in enumerate(means) if mean < _DOUBTFUL), count)
-        if 2 * kept >= count:
-            said = f"with {kept} of {count} layers destroyed (rank correlation {means[kept - 1]:.2f})"
-            return f"{self.method} hardly changes {said}: {doubt}"
-        said = f"with {kept + 1} of {count} layers destroyed (rank correlation {means[kept]:.2f})"
-        return f"{self.method} changes {said}, as it should"
+            changes, how = mean < _DOUBTFUL, f"with a layer destroyed (mean rank correlation {mean:.2f})"
+        else:
+            kept = next((i for i, mean in enumerate(means) if mean < _DOUBTFUL), count)
+            changes = 2 * kept < count
+            randomised = kept + 1 if changes else kept
+            how = f"with {randomised} of {count} layers destroyed (rank correlation {means[randomised - 1]:.2f})"
+        if changes:
+            return f"{self.method} changes {how}, as it should"
+        return f"{self.method} hardly changes {how}: it shows what is in the picture rather than what was learned"
 
     def __repr__(self) -> str:
         lines = [self.verdict, f"{self.mode}, from the top: rank correlation, SSIM"]
@@ -99,47 +100,42 @@ class RandomisationResult:
         return "\n".join(lines)
 
 
+@documented
 @steady
 def randomisation(
     model: nn.Module,
-    images: Any,
+    images: Images,
     method: str | Method = "guided_backprop",
     *,
     mode: str = "cascading",
-    target: Sequence[int] | int | None = None,
+    target: Target | None = None,
     absolute: bool = True,
     seed: int = 0,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> RandomisationResult:
-    """Whether a method's maps change when the network's weights are destroyed, layer by layer from the top.
+    """Whether a method's maps change when the network's weights are randomised, layer by layer from the top.
 
     J. Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 3: a map that stays the same says
-    nothing of what was learned. It is done on a copy; the model is left as it was.
+    nothing about what was learned. The weights of a copy are randomised, not those of the model.
 
     Parameters
     ----------
-    model
-        Any PyTorch model that gives class scores.
-    images
-        A path, PIL picture, array or tensor, or a list of these; see :func:`nbviz.load`.
     method
         The name of one of nbviz's methods (``"gradient"``, ``"deconvnet"``, ``"guided_backprop"``,
         ``"input_x_gradient"``, ``"smooth_grad"``, ``"integrated_gradients"``, ``"guided_grad_cam"``, or a class
         activation map of the gradient family such as ``"grad_cam"``), or a callable from a model, inputs (N, C, H, W)
         and ``target=``, the classes, to a tensor (N, ...).
     mode
-        ``"cascading"`` destroys one layer after the other, from the top down; ``"independent"`` each alone.
+        ``"cascading"`` randomises one layer after the other, from the top down; ``"independent"`` each alone.
     target
-        The class, or one for each picture; None takes the one that the trained network predicts.
+        The class, or one for each picture; None takes the class that the trained network predicts.
     absolute
-        Compare absolute values, as the paper does at first; False compares signed ones.
+        Compare absolute values, the paper's first choice; False compares signed ones.
     seed
-        Of the new weights: those that the module's own ``reset_parameters`` draws, or else from a normal distribution
-        as wide as the old ones.
-    preprocess, inputs, output
-        As in :func:`nbviz.reconstruct`.
+        Seed of the new weights. A module's own ``reset_parameters`` draws them; without that, they come from a normal
+        distribution with the mean and standard deviation of the old weights.
 
     Returns
     -------
@@ -149,9 +145,10 @@ def randomisation(
     Raises
     ------
     ValueError
-        For an unknown method or mode, or a model without layers whose weights can be drawn anew.
-    TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
+        When ``method`` is unknown, or does not return a map for each picture. When ``mode`` is unknown. When no layer
+        of ``model`` has weights.
+    ModelError
+        When ``method`` is a callable that fails.
 
     Examples
     --------
@@ -167,74 +164,152 @@ def randomisation(
     if not isinstance(absolute, bool):
         raise TypeError(f"absolute is {shown(absolute)}; expected True or False")
     subject = Subject.of(model, images, preprocess, inputs, output)
-    pictures = subject.inputs
     classes = subject.targets(target, subject.answer()).tolist()
-    own = str(getattr(apply, "__module__", "")).startswith("nbviz.")
-    known = own or any(apply is one for one in METHODS.values())
-    accepted = inspect.signature(apply).parameters if known else {}
+    ours = str(getattr(apply, "__module__", "")).startswith("nbviz.") or any(apply is own for own in METHODS.values())
+    accepted = inspect.signature(apply).parameters if ours else {}
     options = {key: value for key, value in (("inputs", inputs), ("output", output)) if key in accepted}
 
     def maps(network: nn.Module) -> Tensor:
         try:
-            given = apply(network, pictures, target=classes, **options)
+            given = apply(network, subject.inputs, target=classes, **options)
         except Exception as error:
-            if known:
+            if ours:
                 raise
-            said = f"{type(error).__name__}: {line(error, 1000)}"
-            raise ModelError(f"method= failed on pictures of shape {tuple(pictures.shape)}: {said}") from error
-        found = check_tensor(f"what {name} gives", given, "(N, ...)")
-        if found.ndim < 3 or len(found) != len(pictures):
-            raise ValueError(f"{name} gives {tuple(found.shape)}; expected a map for each of {len(pictures)} pictures")
-        found = found.detach().float().cpu()
-        return found.abs() if absolute else found
+            cause = f"{type(error).__name__}: {line(error, 1000)}"
+            raise ModelError(f"method= failed on pictures of shape {tuple(subject.inputs.shape)}: {cause}") from error
+        checked = check_tensor(f"what {name} gives", given, "(N, ...)")
+        if checked.ndim < 3 or len(checked) != len(subject):
+            raise ValueError(f"{name} gives {tuple(checked.shape)}; expected a map for each of {len(subject)} pictures")
+        return checked.detach().float().cpu()
 
-    before, layers, ranks, ssims = maps(subject.model), [], [], []
-    weighted = layers_with_weights(subject.model, pictures, subject.feed)
-    for layer, changed in destroyed(subject.model, weighted, mode, seed):
+    layers = layers_with_weights(subject.model, subject.inputs, subject.feed)
+    steps = randomisation_steps(subject.model, layers, maps, mode=mode, seed=seed, absolute=absolute)
+    return randomisation_result(name, [similarity for similarity, _ in steps], mode)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How similar a method's maps are to those of the trained network, after a layer was randomised.
+
+    Parameters
+    ----------
+    layer
+        The name of the layer.
+    rank, ssim
+        float64 (N,): Spearman's rank correlation and the structural similarity.
+    """
+
+    layer: str
+    rank: Tensor
+    ssim: Tensor
+
+
+def randomisation_steps(
+    model: nn.Module,
+    layers: Sequence[str],
+    maps: Callable[[nn.Module], Tensor],
+    before: Tensor | None = None,
+    *,
+    mode: str = "cascading",
+    seed: int = 0,
+    absolute: bool = True,
+) -> Iterator[tuple[Similarity, Tensor]]:
+    """Randomise a copy of the model layer by layer, and give the maps after each step, compared with those before.
+
+    Parameters
+    ----------
+    model
+        The trained model.
+    layers
+        Names of layers with weights, from the top of the network down.
+    maps
+        From a network to the method's maps (N, ...), float32 on the CPU.
+    before
+        The maps of the trained model; None computes them.
+    mode, seed, absolute
+        The arguments of :func:`randomisation`.
+    """
+    before = maps(model) if before is None else before
+    for layer, changed in destroyed(model, layers, mode, seed):
         after = maps(changed)
-        layers.append(layer)
-        ranks.append(spearman(before, after))
-        ssims.append(ssim(before, after))
-    return RandomisationResult(name, tuple(layers), torch.stack(ranks), torch.stack(ssims), mode)
+        compared = (before.abs(), after.abs()) if absolute else (before, after)
+        yield Similarity(layer, spearman(*compared), ssim(*compared)), after
+
+
+def randomisation_result(method: str, steps: Sequence[Similarity], mode: str) -> RandomisationResult:
+    """The result of all steps."""
+    ranks, ssims = torch.stack([step.rank for step in steps]), torch.stack([step.ssim for step in steps])
+    return RandomisationResult(method, tuple(step.layer for step in steps), ranks, ssims, mode)
 
 
 def _method(given: Any) -> tuple[str, Method]:
-    if callable(given):
-        own = "the method"
-        with suppress(Exception):  # of an object's own making
-            own = line(getattr(given, "__name__", own), 60)
-        return next((name for name, method in METHODS.items() if method is given), own), given
-    return check_choice("method", given, METHODS), METHODS[given]
+    """A method's name and the method."""
+    if not callable(given):
+        return check_choice("method", given, METHODS), METHODS[given]
+    name = "the method"
+    with suppress(Exception):  # raised by an object of the user's
+        name = line(getattr(given, "__name__", name), 60)
+    return next((known for known, method in METHODS.items() if method is given), name), given
 
 
-def spearman(one: Tensor, other: Tensor) -> Tensor:
-    """Spearman's rank correlation of two maps (N, ...), for each picture: float64 (N,); NaN where one is constant.
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's rank correlation of two sets of maps, for each picture.
+
+    Parameters
+    ----------
+    a, b
+        Maps (N, ...) of one shape.
+
+    Returns
+    -------
+    Tensor
+        float64 (N,); NaN where a map is constant.
+
+    Raises
+    ------
+    RuntimeError
+        When the shapes differ.
 
     Examples
     --------
     >>> spearman(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[10.0, 30.0, 20.0]]))
     tensor([0.5000], dtype=torch.float64)
     """
-    a, b = (torch.stack([_ranks(row) for row in maps.flatten(1)]) for maps in (one, other))
+    a, b = (torch.stack([_ranks(row) for row in maps.flatten(1)]) for maps in (a, b))
     a, b = (ranks - ranks.mean(1, keepdim=True) for ranks in (a, b))
     scale = a.norm(dim=1) * b.norm(dim=1)
-    found: Tensor = torch.where(scale > 0, (a * b).sum(1) / scale, torch.nan)
-    return found
+    correlation: Tensor = torch.where(scale > 0, (a * b).sum(1) / scale, torch.nan)
+    return correlation
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """The rank of each value, of equal ones the mean of theirs."""
+    """The rank of each value; equal values share the mean of their ranks."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
     ranks: Tensor = (ends - (counts.double() - 1) / 2)[inverse]
     return ranks
 
 
-def ssim(one: Tensor, other: Tensor) -> Tensor:
-    """Structural similarity of two maps (N, H, W) or (N, C, H, W), each brought to [0, 1]: float64 (N,).
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of two sets of maps, each scaled to [0, 1].
 
     Z. Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE TIP 2004, with a
     window of 7×7, or as large as the map.
+
+    Parameters
+    ----------
+    a, b
+        Maps (N, H, W) or (N, C, H, W) of one shape.
+
+    Returns
+    -------
+    Tensor
+        float64 (N,).
+
+    Raises
+    ------
+    RuntimeError
+        When the shapes differ.
 
     Examples
     --------
@@ -242,7 +317,7 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
     >>> ssim(maps, maps)
     tensor([1., 1.], dtype=torch.float64)
     """
-    a, b = (_unit(maps.reshape(len(maps), -1, *maps.shape[-2:]).double()) for maps in (one, other))
+    a, b = (_unit_range(maps.reshape(len(maps), -1, *maps.shape[-2:]).double()) for maps in (a, b))
     window = min(7, *a.shape[-2:])
     window -= 1 - window % 2
     n, size = window * window, [window, window]
@@ -254,13 +329,13 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
     unbiased = n / max(n - 1, 1)
     var_a, var_b, cov = (unbiased * (mean(x * y) - p * q) for x, y, p, q in ((a, a, u, u), (b, b, v, v), (a, b, u, v)))
     c1, c2 = 0.01**2, 0.03**2
-    found = (2 * u * v + c1) * (2 * cov + c2) / ((u**2 + v**2 + c1) * (var_a + var_b + c2))
-    result: Tensor = found.flatten(1).mean(1)
-    return result
+    local = (2 * u * v + c1) * (2 * cov + c2) / ((u**2 + v**2 + c1) * (var_a + var_b + c2))
+    similarity: Tensor = local.flatten(1).mean(1)
+    return similarity
 
 
-def _unit(maps: Tensor) -> Tensor:
-    """Each picture's maps from their lowest to their highest value."""
+def _unit_range(maps: Tensor) -> Tensor:
+    """Each picture's maps scaled to [0, 1]."""
     flat = maps.flatten(1)
     low, high = (end.view(-1, 1, 1, 1) for end in (flat.amin(1), flat.amax(1)))
     return (maps - low) / (high - low).clamp(min=1e-30)
@@ -268,16 +343,16 @@ def _unit(maps: Tensor) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class DeletionInsertionResult:
-    """What becomes of the class's probability as pixels go, or come, the most important first.
+    """How the probability of the class changes as pixels are deleted, or inserted, the most important first.
 
     Parameters
     ----------
     shares
-        float64 (S,): of the pixels, from 0 to 1.
+        float64 (S,): fractions of the pixels, from 0 to 1.
     deletion, insertion
-        float64 (N, S): the probability with so many of them deleted, or with these alone.
+        float64 (N, S): the probability with this fraction deleted, or with only this fraction present.
     deletion_area, insertion_area
-        float64 (N,): the area under the curve: of a good map small for deletion, large for insertion.
+        float64 (N,): the area under the curve; a good map has a small one for deletion and a large one for insertion.
     """
 
     shares: Tensor
@@ -287,38 +362,38 @@ class DeletionInsertionResult:
     insertion_area: Tensor
 
     def __repr__(self) -> str:
-        out, back = float(self.deletion_area.mean()), float(self.insertion_area.mean())
-        return f"DeletionInsertionResult of {len(self.deletion)} pictures: deletion {out:.3f}, insertion {back:.3f}"
+        areas = f"deletion {float(self.deletion_area.mean()):.3f}, insertion {float(self.insertion_area.mean()):.3f}"
+        return f"DeletionInsertionResult of {len(self.deletion)} pictures: {areas}"
 
 
+@documented
 @steady
 def deletion_insertion(
     model: nn.Module,
-    images: Any,
+    images: Images,
     maps: Tensor,
     *,
-    target: Sequence[int] | int | None = None,
+    target: Target | None = None,
     steps: int = 32,
     fill: str | None = None,
-    preprocess: Any = None,
-    inputs: Any = None,
-    output: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
+    output: ScoresIn | None = None,
 ) -> DeletionInsertionResult:
-    """Whether the pixels that a map calls important are: delete them, or bring back these alone, the first ones first.
+    """Whether the pixels that a map calls important are so: delete them, or insert only them, most important first.
 
     V. Petsiuk, A. Das and K. Saenko, "RISE", BMVC 2018, section 4: the area under the curve of the probability.
 
     Parameters
     ----------
-    model, images, target, preprocess, inputs, output
-        As in :func:`nbviz.occlusion`.
     maps
-        One for each picture, (N, H, W), or (N, C, H, W), of which the channels' absolute values are summed.
+        One map for each picture: (N, H, W), or (N, C, H, W), of which the absolute values are summed over the channels.
     steps
-        In how many steps the pixels go.
+        In how many steps the pixels are deleted or inserted.
     fill
-        What stands in the place of those that are not there: ``"grey"``, ``"mean"`` or ``"blur"``; None takes grey for
-        deletion and the blurred picture for insertion, as the paper does, so that neither brings edges of its own.
+        What replaces missing pixels: ``"grey"``, ``"mean"`` (the mean colour of the picture) or ``"blur"`` (the picture
+        itself, blurred). None takes grey for deletion and blur for insertion, as in the paper, so that neither adds
+        edges.
 
     Returns
     -------
@@ -328,9 +403,7 @@ def deletion_insertion(
     Raises
     ------
     ValueError
-        For maps of another size than the pictures, or an unknown fill.
-    TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
+        When ``maps`` has another size than the model's input, or values that are not finite.
 
     Examples
     --------
@@ -344,6 +417,35 @@ def deletion_insertion(
     steps = check_whole("steps", steps, 1, 10_000)
     subject = Subject.of(model, images, preprocess, inputs, output, values=False)
     pictures = subject.inputs
+    places = _order_of_pixels(maps, pictures)
+    count = places.shape[1]
+    counts = torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
+    deleted, canvas = (filling(pictures, name, subject.pictures.preprocess) for name in fills)
+    variants = Variants(subject)
+
+    def curve(i: int, chosen: int, before: Tensor, after: Tensor) -> Tensor:
+        place = places[i].view(pictures.shape[-2:]).to(pictures.device)
+
+        def probability(part: Sequence[int]) -> Tensor:
+            changed = torch.stack([torch.where(place < int(counts[step]), after, before) for step in part])
+            trace, rows = variants.run(i, changed)
+            return subject.scores(trace.output)[rows].double().softmax(1)[:, chosen].cpu()
+
+        return joined(in_chunks(probability, range(len(counts)), variants.at_once, "one picture"))
+
+    curves = []
+    for i, picture in enumerate(pictures):
+        trace, rows = variants.run(i, picture[None])
+        chosen = int(subject.part([i]).targets(target, subject.scores(trace.output)[rows])[0])
+        curves.append((curve(i, chosen, picture, deleted[i]), curve(i, chosen, canvas[i], picture)))
+    deletion, insertion = (torch.stack(rows) for rows in zip(*curves, strict=True))
+    shares = counts.double() / count
+    areas = torch.trapezoid(deletion, shares), torch.trapezoid(insertion, shares)
+    return DeletionInsertionResult(shares, deletion, insertion, *areas)
+
+
+def _order_of_pixels(maps: Tensor, pictures: Tensor) -> Tensor:
+    """For each picture and pixel, its place in the order of importance: int64 (N, H * W)."""
     check_tensor("maps", maps, "(N, H, W) or (N, C, H, W)")
     if pictures.ndim != 4 or maps.ndim not in (3, 4) or maps.shape[-2:] != pictures.shape[-2:]:
         raise ValueError(
@@ -357,30 +459,4 @@ def deletion_insertion(
     if not bool(maps.isfinite().all()):
         raise ValueError("maps has values that are not finite (NaN or infinity); expected finite ones")
     weights = maps.detach().float() if maps.ndim == 3 else maps.detach().float().abs().sum(1)
-    places = weights.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    count = places.shape[1]
-    counts = torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
-    bare, canvas = (filling(pictures, name, subject.pictures.preprocess) for name in fills)
-    deletion: list[Tensor] = []
-    insertion: list[Tensor] = []
-    variants = Variants(subject)
-    for i in range(len(pictures)):
-        trace, rows = variants.run(i, pictures[i : i + 1])
-        chosen = int(subject.part([i]).targets(target, subject.scores(trace.output)[rows])[0])
-        first = places[i].view(pictures.shape[-2:]).to(pictures.device)
-        for curve, left, gone in ((deletion, pictures[i], bare[i]), (insertion, canvas[i], pictures[i])):
-            seen = partial(_with_first, left, gone, first, counts)
-
-            def probability(part: Sequence[int], i: int = i, seen: Any = seen, chosen: int = chosen) -> Tensor:
-                trace, rows = variants.run(i, seen(part))
-                return subject.scores(trace.output)[rows].double().softmax(1)[:, chosen].cpu()
-
-            curve.append(joined(in_chunks(probability, range(len(counts)), variants.at_once, "one picture")))
-    shares = counts.double() / count
-    out, back = torch.stack(deletion), torch.stack(insertion)
-    return DeletionInsertionResult(shares, out, back, torch.trapezoid(out, shares), torch.trapezoid(back, shares))
-
-
-def _with_first(left: Tensor, gone: Tensor, first: Tensor, counts: Tensor, part: Sequence[int]) -> Tensor:
-    """A picture (C, H, W) with the first so many pixels of another in it, for each of some counts."""
-    return torch.stack([torch.where(first < int(counts[step]), gone, left) for step in part])
+    return weights.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)

@@ -11,7 +11,7 @@ from nbviz.core.checks import check_number, check_whole
 from nbviz.core.documented import documented_like
 from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
 from nbviz.core.weights import steady
-from nbviz.methods.cam import CamFunction, alpha, backward, finished, in_full, sum_positions
+from nbviz.methods.cam import CamFunction, alpha, at_least_float32, backward, finished, sum_positions
 from nbviz.methods.cam_layers import checked
 from nbviz.methods.subject import Subject
 from nbviz.pictures.noise import noisy
@@ -37,8 +37,8 @@ def smooth_grad_cam_pp(
     """Grad-CAM++ with its gradients averaged over noisy copies of the picture.
 
     D. Omeiza et al., "Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep Convolutional
-    Neural Network Models", 2019: the mean of the gradients, of their squares and of their cubes over the samples take
-    the place of the derivatives in Grad-CAM++ (equations 8 and 9).
+    Neural Network Models", 2019: the mean of the gradients, of their squares and of their cubes over the samples
+    replace the derivatives in Grad-CAM++ (equations 8 and 9).
 
     Parameters
     ----------
@@ -58,13 +58,13 @@ def smooth_grad_cam_pp(
     def work(part: Subject) -> Tensor:
         trace = part.run([layer], output=True)
         activation = arrange(trace.activations[layer], len(part))
-        dtype, activation = activation.dtype, in_full(activation)
+        dtype, activation = activation.dtype, at_least_float32(activation)
         classes = part.targets(target, part.scores(trace.output)).tolist()
         first, second, third = (torch.zeros_like(activation) for _ in range(3))
         for copies in noisy(part.inputs, samples, noise, seed, part.numbers):
-            gradient = in_full(backward(part.at(copies), layer, classes, arrange)[1])
+            gradient = at_least_float32(backward(part.with_inputs(copies), layer, classes, arrange)[1])
             first, second, third = first + gradient, second + gradient**2, third + gradient**3
         weights = sum_positions(alpha(activation, second / samples, third / samples) * (first / samples).relu())
         return (weights * activation).sum(1).relu().to(dtype)
 
-    return finished(subject.each(work), subject, raw)
+    return finished(subject.in_parts(work), subject, raw)

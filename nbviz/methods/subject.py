@@ -6,18 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from nbviz.core.arguments import check_feed, check_logits, check_target
 from nbviz.core.checks import check_tensor
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.layers import Layers, layers_of, trace_layers
-from nbviz.core.state import eager
+from nbviz.core.state import check_model, eager
 from nbviz.core.trace import Feed, Trace, run
-from nbviz.pictures.load import Pictures, load
+from nbviz.core.types import Dataset, Images, ModelInputs, Preprocessing, ScoresIn
+from nbviz.pictures.load import Pictures, Reader, load
+from nbviz.scanning.dataset import Inputs, check_dataset
 
-#: What a method gives for some of the pictures: one tensor with a row for each of them, or several by name.
+#: Results of a method: a tensor with a row for each picture, or several such tensors by name.
 Rows = TypeVar("Rows", Tensor, dict[str, Tensor])
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -27,21 +31,21 @@ class Subject:
     Parameters
     ----------
     model
-        The model, checked; of a compiled one, the eager one.
+        The model, checked. For a compiled model, the eager one inside it.
     pictures
         The pictures as the model takes them.
     feed
         From the pictures to what the model is called with; see :func:`nbviz.core.trace.call_model`.
     output
-        Where the class scores are in what the model gives; see :func:`nbviz.core.arguments.check_logits`.
+        Where the class scores are in what the model returns; see :func:`nbviz.core.arguments.check_logits`.
     start, count
-        Of a part of a larger subject: the number of its first picture there, and how many pictures there are in all.
+        For a part of a larger subject: the index of its first picture there, and how many pictures there are in all.
 
     Examples
     --------
     >>> import torch
     >>> subject = Subject.of(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(5, 1, 2, 2))
-    >>> subject.answer().shape, subject.each(lambda part: part.answer(), at_once=2).shape
+    >>> subject.answer().shape, subject.in_parts(lambda part: part.answer(), at_once=2).shape
     (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
@@ -56,26 +60,47 @@ class Subject:
     def of(
         cls,
         model: nn.Module,
-        images: Any,
-        preprocess: Any = None,
-        inputs: Any = None,
-        output: Any = None,
+        images: Images,
+        preprocess: Preprocessing | None = None,
+        inputs: ModelInputs | None = None,
+        output: ScoresIn | None = None,
         *,
         values: bool = True,
     ) -> Subject:
-        """From the arguments that all methods share; see :func:`nbviz.reconstruct`.
+        """From the arguments that all methods share, checked.
 
-        ``values=False`` lets a model on the meta device pass, whose layers have shapes but no values.
+        ``values=False`` accepts a model on the meta device, whose layers have shapes but no values.
 
         Raises
         ------
         TypeError, PictureError, ModelError
-            As in :func:`nbviz.load`, and for ``inputs`` that is no callable.
+            What :func:`nbviz.load` raises; TypeError also for ``inputs`` that is not callable.
         """
         feed, pictures = check_feed(inputs), load(model, images, preprocess)  # which checks the model
         if values:
             check_tensor("the model's input", pictures.inputs, "on a device that holds values")
         return cls(eager(model), pictures, feed, output)
+
+    @classmethod
+    def of_dataset(
+        cls,
+        model: nn.Module,
+        dataset: Dataset,
+        preprocess: Preprocessing | None = None,
+        inputs: ModelInputs | None = None,
+    ) -> tuple[Subject, Inputs]:
+        """The model with the first readable picture of a dataset, which shows what its layers are; and the dataset.
+
+        Raises
+        ------
+        TypeError
+            For a dataset without a length.
+        """
+        reader, feed = Reader.of(model, preprocess), check_feed(inputs)
+        source = Inputs(check_dataset(dataset), reader, 1)
+        if source.count is None:
+            raise TypeError("an iterable dataset can be read only once; expected one with a length and items")
+        return cls(check_model(model), Pictures(source.first(), reader.preprocess, ("",)), feed), source
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -87,13 +112,13 @@ class Subject:
 
     @property
     def first(self) -> Tensor:
-        """As many of the pictures as one pass needs to learn what the layers are."""
-        # What inputs= makes may belong to the whole batch.
+        """As many pictures as one pass needs to find the layers."""
+        # With inputs=, the model's other arguments may belong to the whole batch.
         return self.inputs if self.feed is not None else self.inputs[:1]
 
     @property
     def numbers(self) -> range:
-        """Which of all pictures these are."""
+        """The indices of these pictures among all pictures."""
         return range(self.start, self.start + len(self))
 
     def layers(self) -> Layers:
@@ -101,22 +126,22 @@ class Subject:
         return trace_layers(self.model, self.first, self.feed)[0]
 
     def layer_names(self, given: Any) -> list[str]:
-        """The layers named, checked; of None the first and the last that give feature maps."""
+        """The names given, checked. For None, the first and the last layer that give feature maps."""
         return layers_of(self.model, self.first, self.feed, given)
 
     def require_pictures(self) -> None:
-        """Refuse signals and volumes."""
+        """Raise a ValueError for signals and volumes."""
         if self.inputs.ndim != 4:
             raise ValueError(f"the model takes {tuple(self.inputs.shape)}; expected pictures (N, C, H, W)")
 
-    # One pass, and what it says.
+    # One pass, and what it returns.
 
     def run(self, layers: Sequence[str] = (), *, output: bool = False, grad: bool | Literal["after"] = False) -> Trace:
         """One forward pass; see :func:`nbviz.core.trace.run`."""
         return run(self.model, self.inputs, layers, feed=self.feed, output=output, grad=grad)
 
     def scores(self, output: Any) -> Tensor:
-        """The class scores (N, classes) in what the model gave."""
+        """The class scores (N, classes) in the model's output."""
         return check_logits(output, self.output)
 
     def answer(self) -> Tensor:
@@ -124,41 +149,41 @@ class Subject:
         return self.scores(self.run(output=True).output)
 
     def targets(self, target: Any, scores: Tensor) -> Tensor:
-        """Each picture's class, int64 (N,): the one given for it, or the predicted one where ``target`` is None."""
+        """The class of each picture, int64 (N,): the given one, or the predicted one where ``target`` is None."""
         return check_target(target, scores, self.numbers, len(self) if self.count is None else self.count)
 
     def selector(self, target: Any, scores: Tensor) -> Tensor:
-        """(N, classes): a one at each picture's class, from which a backward pass starts."""
+        """One-hot classes (N, classes), from which a backward pass starts."""
         return nn.functional.one_hot(self.targets(target, scores), scores.shape[1]).to(scores.dtype)
 
-    # Some of the pictures, and others in their place.
+    # Parts of the pictures, and other inputs.
 
     @property
     def apart(self) -> bool:
-        """Whether the answer to a picture is the same whatever others are in its batch."""
+        """Whether the answer to a picture does not depend on the others in its batch."""
         return kept_together(self.model, 2, self.feed) == 1
 
     def part(self, numbers: Sequence[int]) -> Subject:
-        """Neighbouring pictures by their numbers, from 0."""
+        """Neighbouring pictures by their indices, from 0."""
         chosen = slice(numbers[0], numbers[-1] + 1)
         pictures = replace(self.pictures, inputs=self.inputs[chosen], names=self.pictures.names[chosen])
         count = len(self) if self.count is None else self.count
         return replace(self, pictures=pictures, start=self.start + chosen.start, count=count)
 
-    def at(self, inputs: Tensor) -> Subject:
-        """The model with other inputs: pictures of their own, numbered from 0."""
+    def with_inputs(self, inputs: Tensor) -> Subject:
+        """The model with other inputs, numbered from 0."""
         return replace(self, pictures=replace(self.pictures, inputs=inputs), start=0, count=None)
 
-    def each(self, work: Callable[[Subject], Rows], at_once: int | None = None) -> Rows:
-        """What some work gives for parts of the pictures, joined; a part that memory does not suffice for is halved.
+    def in_parts(self, work: Callable[[Subject], Rows], at_once: int | None = None) -> Rows:
+        """Call a function on parts of the pictures and join the results; a part too large for memory is halved.
 
         Parameters
         ----------
         work
             From a part to a tensor with a row for each of its pictures, or a dict of such tensors. It may be called
-            again for pictures that it failed on.
+            again for pictures on which it failed.
         at_once
-            How many pictures a part has as long as memory suffices; None, all. Those that belong together stay so.
+            How many pictures a part has at most; None takes all. Pictures that must share a batch are not separated.
 
         Raises
         ------
@@ -167,15 +192,25 @@ class Subject:
         """
         n = len(self)
         least = kept_together(self.model, n, self.feed)
-        at_once = n if at_once is None else at_once
-        rows: Rows = _joined(
-            in_chunks(lambda numbers: work(self.part(numbers)), range(n), at_once, "one picture", least)
-        )
+        pieces = in_chunks(lambda numbers: work(self.part(numbers)), range(n), at_once or n, "one picture", least)
+        rows: Rows = _joined(pieces)
         return rows
 
 
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` items, evenly spaced from the first to the last.
+
+    Examples
+    --------
+    >>> evenly_spaced("abcdefg", 3)
+    ['a', 'd', 'g']
+    """
+    places = torch.linspace(0, len(items) - 1, min(count, len(items)), dtype=torch.float32).round().long()
+    return [items[place] for place in places.tolist()]
+
+
 def _joined(pieces: list[Any]) -> Any:
-    """Tensors, or dicts of tensors with the same names, in one."""
+    """Tensors, or dicts of tensors with the same names, as one."""
     if isinstance(pieces[0], Tensor):
         return joined(pieces)
     return {name: joined([piece[name] for piece in pieces]) for name in pieces[0]}

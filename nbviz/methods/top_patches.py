@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.arguments import check_feed, check_maps
+from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES
 from nbviz.core.checks import check_choice, check_index, check_indices, check_real, check_whole
-from nbviz.core.chunks import in_chunks
+from nbviz.core.documented import documented
 from nbviz.core.errors import PictureError, shown
-from nbviz.core.layers import Layer, trace_layers
+from nbviz.core.layers import Layer
 from nbviz.core.regions import Start
-from nbviz.core.state import check_model, device_aside
-from nbviz.core.trace import Feed, first_name, run
+from nbviz.core.state import device_aside
+from nbviz.core.trace import first_name
+from nbviz.core.types import Channels, Dataset, ModelInputs, Preprocessing
 from nbviz.imaging.pixels import cut
 from nbviz.methods.reconstruct import project, warn_without_rectifiers
-from nbviz.pictures.load import Pictures, Reader
-from nbviz.scanning.dataset import Inputs, check_dataset
+from nbviz.methods.subject import Subject
+from nbviz.scanning.dataset import Inputs
 from nbviz.scanning.records import Skipped
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistics import TopK, TopKResult
@@ -29,17 +29,17 @@ from nbviz.scanning.statistics import TopK, TopKResult
 
 @dataclass(frozen=True, repr=False)
 class TopPatchesResult(TopKResult):
-    """For each channel its strongest activations, each in another picture, and what is to be seen there.
+    """For each channel its strongest activations, each in another picture, and the patches that caused them.
 
-    Beside the fields ``values``, ``indices``, ``positions`` and ``labels`` of
-    :class:`nbviz.scanning.statistics.TopKResult`, whose rows are those of ``channels``:
+    Has the fields ``values``, ``indices``, ``positions`` and ``labels`` of :class:`nbviz.results.TopKResult`, with a
+    row for each of ``channels``, and:
 
     Parameters
     ----------
     layer
-        What the layer is, its receptive field among it.
+        The layer, with its receptive field.
     channels
-        int64 (K,): which channels.
+        int64 (K,): the channels.
     skipped
         The pictures that could not be read.
     complete
@@ -50,30 +50,33 @@ class TopPatchesResult(TopKResult):
     channels: Tensor
     skipped: tuple[Skipped, ...]
     complete: bool
-    _model: nn.Module = field(repr=False)
-    _inputs: Inputs = field(repr=False)
-    _feed: Feed = field(repr=False)
-    _sides: tuple[int, ...] = field(repr=False)  # of the model's input
-    _read: dict[int, Tensor] = field(repr=False)  # the pictures last asked for
+    _subject: Subject = field(repr=False)  # with the first picture of the dataset
+    _source: Inputs = field(repr=False)
+    _read: dict[int, Tensor] = field(repr=False)  # the pictures last read
 
     @property
     def model(self) -> nn.Module:
-        """The model that was looked at."""
-        return self._model
+        """The model."""
+        return self._subject.model
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the classes, where they are known."""
-        return self._inputs.reader.preprocess.labels or ()
+        """The names of the classes, where they are known."""
+        return self._subject.pictures.preprocess.labels or ()
 
     @property
     def size(self) -> tuple[int, ...]:
         """Height and width of a patch: the receptive field, no larger than the picture."""
         return self.layer.patch((0,) * len(self._sides), self._sides)[1]
 
+    @property
+    def _sides(self) -> tuple[int, ...]:
+        """Height and width of the model's input."""
+        return tuple(self._subject.inputs.shape[2:])
+
     @device_aside()
     def patches(self, channel: int) -> Tensor:
-        """A channel's patches, strongest first: what each of its positions sees of the picture.
+        """A channel's patches, strongest first: what its strongest positions see of the pictures.
 
         Parameters
         ----------
@@ -83,16 +86,15 @@ class TopPatchesResult(TopKResult):
         Returns
         -------
         Tensor
-            uint8 (k, 3, h, w) on the CPU; for signals (k, 1 to 3, l). Grey beyond the border of the picture, and
-            where there were fewer pictures.
+            uint8 (k, 3, h, w) on the CPU; for signals (k, 1 to 3, l). Grey beyond the border of the picture, and for
+            missing pictures where there are fewer than k.
         """
         row, pictures = self._row(channel)
-        whole = Pictures(pictures, self._inputs.reader.preprocess, ("",) * len(pictures)).display()
-        return self._cut(row, whole, 128)
+        return self._cut(row, self._subject.with_inputs(pictures).pictures.display(), 128)
 
     @device_aside()
     def reconstructions(self, channel: int, rule: str = "deconvnet") -> Tensor:
-        """What of these patches the channel answers to, aligned with them to the pixel.
+        """What in these patches the channel responds to, aligned with them to the pixel.
 
         Parameters
         ----------
@@ -105,7 +107,7 @@ class TopPatchesResult(TopKResult):
         Returns
         -------
         Tensor
-            (k, C, h, w) in the model's dtype and on its device; zero where there were fewer pictures.
+            (k, C, h, w) in the model's dtype and on its device; zero for missing pictures where there are fewer than k.
 
         Raises
         ------
@@ -114,47 +116,49 @@ class TopPatchesResult(TopKResult):
         """
         check_choice("rule", rule, RULES)
         row, pictures = self._row(channel)
-        channel = int(self.channels[row])
-        inputs, places = pictures.to(self._inputs.reader.device), self.positions[row].tolist()
+        channel, name, places = int(self.channels[row]), self.layer.name, self.positions[row].tolist()
+        met: list[frozenset[str]] = []
 
-        def of(part: Sequence[int]) -> tuple[Tensor, frozenset[str]]:
-            trace = run(self._model, inputs[part[0] : part[-1] + 1], [self.layer.name], feed=self._feed, grad=True)
-            maps = check_real(check_maps(trace, self.layer.name), f"layer {shown(self.layer.name)}").detach()
+        def reconstruct(part: Subject) -> Tensor:
+            trace = part.run([name], grad=True)
+            maps = check_real(check_maps(trace, name), f"layer {shown(name)}").detach()
             starts = []
-            for i, k in enumerate(part):
+            for i, k in enumerate(part.numbers):
                 value = float(maps[(i, channel, *places[k])])
                 expected = float(self.values[row, k])
-                if value != expected and not abs(value - expected) <= _near(maps[i], expected):
+                if value != expected and not abs(value - expected) <= _tolerance(maps[i], expected):
                     raise PictureError(
                         f"picture {int(self.indices[row, k])} gave {expected:.5g} in the scan and gives {value:.5g} "
                         "now; expected a dataset that gives the same picture each time (no random crops), and the "
                         "model as it was"
                     )
                 starts.append(Start(i, channel, tuple(places[k]), expected))
-            maps, met = project(trace, self.layer.name, [channel], rule, starts=starts)
-            return maps[:, 0], met
+            signals, rectifiers = project(trace, name, [channel], rule, starts=starts)
+            met.append(rectifiers)
+            return signals[:, 0]
 
-        pieces = in_chunks(of, range(len(inputs)), len(inputs), "one picture")
-        warn_without_rectifiers(rule, pieces[0][1])
-        return self._cut(row, torch.cat([maps for maps, _ in pieces]), 0)
+        subject = self._subject.with_inputs(pictures.to(self._source.reader.device))
+        signals = subject.in_parts(reconstruct)
+        warn_without_rectifiers(rule, met[0])
+        return self._cut(row, signals, 0)
 
     def _row(self, channel: int) -> tuple[int, Tensor]:
         """The channel's row, and the model's inputs (n, C, H, W) for its pictures."""
         channel = check_index("channel", channel, self.layer.shape[0])
-        found = (self.channels == channel).nonzero().flatten().tolist()
-        if not found:
-            said = f"the patches are those of {shown(self.channels.tolist())}"
-            raise ValueError(f"no channel {channel}: {said}; expected one of these")
-        wanted = [i for i in self.indices[found[0]].tolist() if i >= 0]
-        if not wanted:
+        rows = (self.channels == channel).nonzero().flatten().tolist()
+        if not rows:
+            known = f"the patches are those of {shown(self.channels.tolist())}"
+            raise ValueError(f"no channel {channel}: {known}; expected one of these")
+        indices = [i for i in self.indices[rows[0]].tolist() if i >= 0]
+        if not indices:
             raise ValueError(f"channel {channel} is no number in any picture (NaN); expected one that is")
-        read = {i: self._read[i] if i in self._read else self._load(i) for i in wanted}
+        read = {i: self._read[i] if i in self._read else self._load(i) for i in indices}
         self._read.clear()
         self._read.update(read)
-        return found[0], torch.stack(list(read.values()))
+        return rows[0], torch.stack(list(read.values()))
 
     def _load(self, i: int) -> Tensor:
-        item = self._inputs[i]
+        item = self._source[i]
         if isinstance(item, Skipped):
             raise PictureError(f"picture {i} cannot be read any more: {item.reason}; expected what was there before")
         if item[1].shape[1:] != self._sides:
@@ -168,9 +172,10 @@ class TopPatchesResult(TopKResult):
         return self.layer.patch(self.positions[row, k].tolist(), self._sides)
 
     def _cut(self, row: int, whole: Tensor, fill: int) -> Tensor:
-        parts = [cut(one, *self._patch(row, k), fill) for k, one in enumerate(whole)]
-        missing = [torch.full_like(parts[0], fill)] * (self.values.shape[1] - len(parts))
-        return torch.stack([*parts, *missing])
+        """The patches of whole pictures, and patches of ``fill`` where there are fewer than k."""
+        patches = [cut(picture, *self._patch(row, k), fill) for k, picture in enumerate(whole)]
+        missing = [torch.full_like(patches[0], fill)] * (self.values.shape[1] - len(patches))
+        return torch.stack([*patches, *missing])
 
     def __repr__(self) -> str:
         k = self.values.shape[1]
@@ -180,28 +185,29 @@ class TopPatchesResult(TopKResult):
         )
 
 
-def _near(maps: Tensor, expected: float) -> float:
-    """How far an activation may be from what it was in a batch of another size."""
+def _tolerance(maps: Tensor, expected: float) -> float:
+    """How much an activation may differ from that in a batch of another size."""
     eps = torch.finfo(maps.dtype).eps
-    near = max(1e-3, 8 * eps)
-    # What was added up to it may be as large as any of the layer's, and on a GPU have been of fewer digits (TF32).
-    rough = near if maps.is_cuda or eps > 1e-6 else 1e-5
-    return max(near * abs(expected), rough * float(maps.abs().amax()))
+    relative = max(1e-3, 8 * eps)
+    # Its terms may be as large as the layer's largest activation, and a GPU may compute them with TF32.
+    absolute = relative if maps.is_cuda or eps > 1e-6 else 1e-5
+    return max(relative * abs(expected), absolute * float(maps.abs().amax()))
 
 
 _MOST = 1000  # pictures for each channel
 
 
+@documented
 @device_aside()
 def top_patches(
     model: nn.Module,
-    dataset: Any,
+    dataset: Dataset,
     layer: str,
-    channels: Sequence[int] | int | None = None,
+    channels: Channels | None = None,
     k: int = 9,
     *,
-    preprocess: Any = None,
-    inputs: Any = None,
+    preprocess: Preprocessing | None = None,
+    inputs: ModelInputs | None = None,
     **options: Any,
 ) -> TopPatchesResult:
     """For each channel the patches of a dataset that excite it most, and their reconstructions.
@@ -209,38 +215,31 @@ def top_patches(
     M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, figure 2: the top 9
     activations of a feature map, each from another picture, projected down to pixel space beside the patches.
 
-    The dataset is scanned once; patches are cut out and reconstructed when asked for.
+    The dataset is scanned once; patches are cut out and reconstructed on request.
 
     Parameters
     ----------
-    model
-        Any PyTorch model; it is left as it was.
     dataset
-        Of any kind that :func:`nbviz.scan` takes, with a length; pictures of one size. It is read from again for the
-        patches, and must give the same pictures then.
+        Pictures of one size, of any kind that :func:`nbviz.scan` takes, with a length. They are read again for the
+        patches, and must be the same then.
     layer
-        A module's name, of a layer with feature maps.
-    channels
-        Which channels; None takes all.
+        The name of a layer with feature maps.
     k
-        How many pictures for each, 1,000 at most.
-    preprocess, inputs
-        As in :func:`nbviz.scan`.
-    **options
-        As in :func:`nbviz.scan`: ``batch_size``, ``workers``, ``executor``, ``parts``, ``threads``, ``checkpoint``,
-        ``progress`` and ``watch``.
+        How many pictures for each channel, at most 1,000.
 
     Returns
     -------
     TopPatchesResult
-        ``values``, ``indices``, ``labels`` (K, k) and ``positions`` (K, k, 2), strongest first; of equal ones that of
-        the lower index comes first, and within a picture the first position. ``patches(channel)`` gives uint8
-        (k, 3, h, w), ``reconstructions(channel, rule)`` (k, C, h, w), aligned to the pixel.
+        ``values``, ``indices``, ``labels`` (K, k) and ``positions`` (K, k, 2), strongest first; of equal values, the
+        lower index comes first, and within a picture the first position. ``patches(channel)`` gives uint8 (k, 3, h, w),
+        ``reconstructions(channel, rule)`` (k, C, h, w), aligned to the pixel.
 
     Raises
     ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.scan`, and for a layer without feature maps.
+    ValueError
+        When ``layer`` gives no feature maps.
+    TypeError
+        When ``dataset`` has no length.
 
     Warns
     -----
@@ -256,36 +255,31 @@ def top_patches(
     >>> found.values.shape, found.size, found.patches(41).shape, found.reconstructions(41).shape
     (torch.Size([2, 9]), (14, 14), torch.Size([9, 3, 14, 14]), torch.Size([9, 1, 14, 14]))
     """
-    reader, feed = Reader.of(model, preprocess), check_feed(inputs)
-    model, k = check_model(model), check_whole("k", k, 1, _MOST)
-    layer = first_name(model, layer)
-    source = Inputs(check_dataset(dataset), reader, 1)
-    if source.count is None:
-        raise TypeError("an iterable dataset cannot be read again; expected one with a length and items")
-    first = source.first()
-    found = {one.name: one for one in trace_layers(model, first, feed)[0]}
-    if layer not in found or not found[layer].has_maps:
-        maps = [name for name, one in found.items() if one.has_maps]
-        raise ValueError(f"layer {shown(layer)} gives no feature maps. Accepted: {', '.join(maps[:12])}")
-    count = found[layer].shape[0]
+    k = check_whole("k", k, 1, _MOST)
+    subject, source = Subject.of_dataset(model, dataset, preprocess, inputs)
+    layer = first_name(subject.model, layer)
+    layers = {entry.name: entry for entry in subject.layers()}
+    if layer not in layers or not layers[layer].has_maps:
+        accepted = [name for name, entry in layers.items() if entry.has_maps]
+        raise ValueError(f"layer {shown(layer)} gives no feature maps. Accepted: {', '.join(accepted[:12])}")
+    count = layers[layer].shape[0]
     rows = range(count) if channels is None else check_indices("channel", channels, count)
     chosen = torch.tensor(rows, dtype=torch.int64)
-    scanned = scan(model, source.dataset, {"top": TopK(layer, k)}, preprocess=preprocess, inputs=inputs, **options)
+    options |= {"preprocess": preprocess, "inputs": inputs}
+    scanned = scan(subject.model, source.dataset, {"top": TopK(layer, k)}, **options)
     if not scanned.pictures:
-        raise KeyboardInterrupt  # which ended it before there was anything
+        raise KeyboardInterrupt  # the scan was interrupted before its first batch
     top: TopKResult = scanned["top"]
     return TopPatchesResult(
         top.values[chosen],
         top.indices[chosen],
         top.positions[chosen],
         top.labels[chosen],
-        found[layer],
+        layers[layer],
         chosen,
         scanned.skipped,
         scanned.complete,
-        model,
+        subject,
         source,
-        feed,
-        tuple(first.shape[2:]),
         {},
     )

@@ -13,13 +13,13 @@ from nbviz.core.errors import line
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.destroy import destroyed, layers_with_weights
+from nbviz.methods.destroy import layers_with_weights
 from nbviz.methods.sanity import (
     METHODS,
-    RandomisationResult,
+    Similarity,
     deletion_insertion,
-    spearman,
-    ssim,
+    randomisation_result,
+    randomisation_steps,
 )
 from nbviz.widgets.controls import Choice, draws
 from nbviz.widgets.figure_panels import filled_panels, plot_panel
@@ -130,23 +130,22 @@ class Sanity(ClassWidget):
             torch.linspace(0, self._count, min(_FILM, self._count + 1), dtype=torch.float32).round().long().tolist()
         )
         self._show_map(0, before, "trained")
-        layers: list[str] = []
-        ranks, ssims = [torch.ones(1, dtype=torch.float64)], [torch.ones(1, dtype=torch.float64)]
-        for layer, changed in destroyed(session.subject, self._layers, "cascading", self._seed):
-            after = self._map(changed)[row : row + 1]
-            layers.append(layer)
-            ranks.append(spearman(before.abs(), after.abs()))
-            ssims.append(ssim(before.abs(), after.abs()))
-            if len(layers) in places:
-                caption = f"{line(layer, 40)}: {float(ranks[-1]):.2f}"
-                self._show_map(places.index(len(layers)), after, caption)
-            x = range(len(ranks))
-            curves = {"rank correlation": ranks, "SSIM": ssims}
-            self.curve.show((kind, x, [float(one) for one in values]) for kind, values in curves.items())
-            self.header.cost = f"{len(layers)} of {self._count} layers destroyed"
+        steps: list[Similarity] = []
+
+        def maps(changed: nn.Module) -> Tensor:
+            return self._map(changed)[row : row + 1]
+
+        for step, after in randomisation_steps(session.subject, self._layers, maps, before, seed=self._seed):
+            steps.append(step)
+            if len(steps) in places:
+                caption = f"{line(step.layer, 40)}: {float(step.rank):.2f}"
+                self._show_map(places.index(len(steps)), after, caption)
+            curves = {"rank correlation": [s.rank for s in steps], "SSIM": [s.ssim for s in steps]}
+            x = range(len(steps) + 1)
+            self.curve.show((kind, x, [1.0, *map(float, values)]) for kind, values in curves.items())
+            self.header.cost = f"{len(steps)} of {self._count} layers destroyed"
             yield True
-        found = RandomisationResult(name, tuple(layers), torch.stack(ranks[1:]), torch.stack(ssims[1:]), "cascading")
-        self.header.note = found.verdict
+        self.header.note = randomisation_result(name, steps, "cascading").verdict
         yield False
 
     def _show_map(self, i: int, maps: Tensor, caption: str) -> None:

@@ -359,9 +359,7 @@ def test_an_iterable_may_be_gone_through_again_and_an_iterator_only_once(net: An
     once = nbviz.ablate(net, iter(list(dataset)), "features.13", points=0, progress=False)
     assert same(once.loss, expected.loss)
     for options in ({"points": 2}, {"points": 0, "mode": "mean"}):
-        with pytest.raises(
-            TypeError, match="^an iterator can be gone through only once; expected a dataset with a len"
-        ):
+        with pytest.raises(TypeError, match="^an iterator can be read only once; expected a dataset with a len"):
             nbviz.ablate(net, iter(list(dataset)), "features.13", progress=False, **options)
 
 

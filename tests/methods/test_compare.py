@@ -134,7 +134,7 @@ def test_where_there_are_no_labels_only_agreement_is_told() -> None:
     with torch.no_grad():
         agree = float((a(x).argmax(1) == b(x).argmax(1)).double().mean())
     assert found.agree == agree
-    said = f"the pictures have no labels; both name the same class for {100 * agree:.1f} % of them"
+    said = f"the pictures have no labels; both predict the same class for {100 * agree:.1f} % of them"
     assert found.verdict == said
     mixed = [(one, int(label) if i < 20 else None) for i, (one, label) in enumerate(zip(x, labels, strict=True))]
     part = nbviz.compare(a, b, mixed, ["features.8"], progress=False)

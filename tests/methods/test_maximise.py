@@ -432,7 +432,7 @@ def test_a_given_preprocessing_takes_the_place_of_the_models() -> None:
     ("options", "error", "message"),
     [
         ({}, ValueError, "name a layer, or give target for output classes"),
-        ({"layer": "0", "target": 1}, ValueError, "target is a class of the output and goes with layer=None"),
+        ({"layer": "0", "target": 1}, ValueError, "target is a class of the model.s output and goes with layer=None"),
         ({"channels": 1}, ValueError, "channels belong to a layer"),
         ({"target": 1, "channels": 1}, ValueError, "channels belong to a layer"),
         ({"layer": "9", "channels": 0}, ValueError, "no layer '9'"),

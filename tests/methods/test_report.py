@@ -392,7 +392,7 @@ def test_an_interrupt_before_there_is_anything_comes_through(planted: nn.Module,
         (
             {"dataset": Stream([])},
             TypeError,
-            "^an iterable dataset is not gone through twice; expected one with a leng",
+            "^an iterable dataset can be read only once; expected one with a leng",
         ),
     ],
 )

@@ -59,7 +59,7 @@ def test_parts_are_halved_and_joined_and_know_their_numbers(net: nn.Module, most
         assert part.pictures.names == subject.pictures.names[part.numbers.start : part.numbers.stop]
         return {"scores": part.answer(), "numbers": torch.tensor(part.numbers)}
 
-    found = subject.each(work)
+    found = subject.in_parts(work)
     assert seen == found["numbers"].tolist() == list(range(7))
     torch.testing.assert_close(found["scores"], net(X))
 
@@ -76,7 +76,7 @@ def test_a_part_of_a_part_has_its_place_in_the_whole(net: nn.Module) -> None:
 
 
 def test_other_inputs_are_pictures_of_their_own(net: nn.Module) -> None:
-    other = Subject.of(net, X).part([5]).at(X[:2])
+    other = Subject.of(net, X).part([5]).with_inputs(X[:2])
     assert list(other.numbers) == [0, 1]
     assert other.targets([3, 1], other.answer()).tolist() == [3, 1]
 
@@ -96,7 +96,7 @@ def test_pictures_that_belong_together_stay_so(net: nn.Module, why: str) -> None
         raise torch.OutOfMemoryError
 
     with pytest.raises(ModelError, match="out of memory for one picture"):
-        subject.each(work)
+        subject.in_parts(work)
 
 
 def test_the_selector_is_a_one_at_each_pictures_class(net: nn.Module) -> None:

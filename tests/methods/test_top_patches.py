@@ -408,7 +408,7 @@ def test_the_same_on_an_executor_from_a_checkpoint_and_in_parts(net: Any, few: A
         ({"channels": [64]}, ValueError, "^no channel 64: there are 64, numbered 0 to 63$"),
         ({"k": 0}, ValueError, "^k is 0; expected at least 1$"),
         ({"k": 10**9}, ValueError, "^k is 1000000000; expected at most 1000$"),
-        ({"dataset": iter([])}, TypeError, "^an iterable dataset cannot be read again; expected one with a length"),
+        ({"dataset": iter([])}, TypeError, "^an iterable dataset can be read only once; expected one with a length"),
         ({"dataset": []}, PictureError, "^the dataset is empty; expected at least one picture$"),
         (
             {"dataset": range(10**12)},
