@@ -2,7 +2,7 @@
 #
 #   make lab       open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
 #   make test      lint, then every test                     (PYTEST_ARGS="-k grid", ...)
-#   make lint      ruff, mypy, import contracts; biome and tsc for the page's code
+#   make lint      ruff, mypy, import contracts, the source distribution; biome and tsc for the page's code
 #   make bench     measure nbviz against its peers and floors, in the kernel and in JupyterLab
 #   make coverage  try every model of torchvision and many of timm, and write tests/zoo/README.md
 #   make clean     remove .venv and all caches
@@ -35,6 +35,7 @@ lint: .venv/test.stamp $(MODULES)/.package-lock.json
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	test ! -e .git || $(BIN)/check-manifest --quiet --no-build-isolation
 	cd tests/page && ../../$(NODE) node_modules/@biomejs/biome/bin/biome ci . ../../nbviz
 	$(NODE) $(MODULES)/typescript/bin/tsc --project tests/page
 

@@ -59,7 +59,7 @@ from nbviz.scanning.statistic import Statistic
 from nbviz.scanning.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 from nbviz.widgets.layer_widget import LayerWidget
 from nbviz.widgets.session import TILES
-from nbviz.widgets.views import View
+from nbviz.widgets.view import View
 
 CALLS = int(os.environ.get("NBVIZ_FUZZ", "1000"))
 SECONDS = 20  # after which a call hangs

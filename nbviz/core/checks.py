@@ -27,6 +27,13 @@ def check_choice(kind: str, given: Any, accepted: Iterable[str]) -> str:
     return given
 
 
+def check_flag(name: str, given: Any) -> bool:
+    """The given value, if it is True or False."""
+    if not isinstance(given, bool):
+        raise TypeError(f"{name} is {shown(given)}; expected True or False")
+    return given
+
+
 def check_whole(name: str, given: Any, least: int, most: int = sys.maxsize) -> int:
     """The given whole number, which must lie between ``least`` and ``most``."""
     if isinstance(given, bool) or not isinstance(given, Integral):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-#: One picture as a person gives it.
+#: One picture, before preprocessing.
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 #: What :func:`nbviz.load` takes.
 Images: TypeAlias = Picture | Sequence[Picture]

@@ -1,1 +1,1 @@
-"""What leaves the notebook: figures."""
+"""What leaves the notebook: figures, and logs for TensorBoard."""

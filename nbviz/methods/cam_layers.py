@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.arguments import SHAPES
-from nbviz.core.checks import check_real, check_tensor
+from nbviz.core.checks import check_flag, check_real, check_tensor
 from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.layers import Layer
 from nbviz.core.state import alone
@@ -28,8 +28,7 @@ def checked(
     model: nn.Module, images: Any, layer: str | None, raw: Any, reshape: Any, preprocess: Any, inputs: Any, output: Any
 ) -> tuple[Subject, str, Arrange]:
     """Check the arguments that all class activation maps share: the subject, the layer, how its values become maps."""
-    if not isinstance(raw, bool):
-        raise TypeError(f"raw is {shown(raw)}; expected True or False")
+    check_flag("raw", raw)
     subject = Subject.of(model, images, preprocess, inputs, output)
     return subject, *find_maps(subject, layer, reshape, lazily=True)
 

@@ -110,8 +110,8 @@ def correspondence(
 
     >>> pictures = torch.rand(2, 1, 8, 8)
     >>> pictures[:, :, 2:4, 2:4] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    >>> found = correspondence(nn.Sequential(nn.Conv2d(1, 4, 2, stride=2)), pictures, [[2, 2, 4, 4]] * 2, ["0"])
-    >>> found.part["0"], bool(found.random["0"].mean() > 0)
+    >>> result = correspondence(nn.Sequential(nn.Conv2d(1, 4, 2, stride=2)), pictures, [[2, 2, 4, 4]] * 2, ["0"])
+    >>> result.part["0"], bool(result.random["0"].mean() > 0)
     (0.0, True)
     """
     check_choice("fill", fill, FILLS)

@@ -174,7 +174,7 @@ def _path(given: str | os.PathLike[str]) -> Path:
     try:
         return Path(given).expanduser()
     except Exception:  # bytes, an unknown user's home, or an object of the user's that fails
-        raise TypeError(f"{shown(given, 200)} is no path; expected that of a checkpoint's file") from None
+        raise TypeError(f"{shown(given, 200)} is not a path; expected that of a checkpoint's file") from None
 
 
 def _read(given: str | os.PathLike[str]) -> Any:
@@ -260,9 +260,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         module = submodule(self.model, self._module)
         if module is None:
-            raise ValueError(
-                f"layer {shown(self.layer)} is no part of the model any more; expected the model as it was"
-            )
+            raise ValueError(f"layer {shown(self.layer)} is no longer part of the model; expected the model as it was")
         if not self._handles:  # they are there already if a context is entered twice
             self._handles = [
                 self.model.register_forward_pre_hook(self._before, with_kwargs=True),

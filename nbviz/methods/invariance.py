@@ -105,8 +105,8 @@ def invariance(
     The mean over all positions does not change with a quarter turn:
 
     >>> net = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
-    >>> found = invariance(net, torch.rand(1, 1, 4, 4), ["0", "1"], "angle", [0, 90])
-    >>> found.distances["0"][0, 1] > 0.1, found.distances["1"][0, 1] < 1e-5, found.distances["0"][0, 0]
+    >>> result = invariance(net, torch.rand(1, 1, 4, 4), ["0", "1"], "angle", [0, 90])
+    >>> result.distances["0"][0, 1] > 0.1, result.distances["1"][0, 1] < 1e-5, result.distances["0"][0, 0]
     (tensor(True), tensor(True), tensor(0.))
     """
     check_choice("transform", transform, TRANSFORMS)

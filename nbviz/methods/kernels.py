@@ -45,7 +45,7 @@ def _convolution(model: nn.Module, layer: str | None) -> tuple[str, _Convolution
     module = submodule(check_model(model), name)
     if not isinstance(module, _Convolution):
         accepted = ", ".join(list(found)[:12])
-        raise ValueError(f"layer {shown(layer)} is no convolution and has no kernels. Accepted: {accepted}")
+        raise ValueError(f"layer {shown(layer)} is not a convolution and has no kernels. Accepted: {accepted}")
     return name, module
 
 

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from nbviz.core.arguments import check_channels, check_feed
 from nbviz.core.backward import pull
-from nbviz.core.checks import check_choice, check_indices, check_number, check_real, check_tensor, check_whole
+from nbviz.core.checks import (
+    check_choice,
+    check_flag,
+    check_indices,
+    check_number,
+    check_real,
+    check_tensor,
+    check_whole,
+)
 from nbviz.core.documented import documented
 from nbviz.core.errors import shown
 from nbviz.core.generators import OwnGenerators
@@ -171,8 +179,7 @@ class Growing:
         reader = Reader.of(model, preprocess)
         self.model, self.layer, feed = check_model(model), layer, check_feed(inputs)
         self._neuron = check_choice("objective", objective, OBJECTIVES) == "neuron"
-        if not isinstance(robust, bool):
-            raise TypeError(f"robust is {shown(robust)}; expected True or False")
+        check_flag("robust", robust)
         if reader.axes != 2:
             raise ValueError("the model takes signals or volumes; expected one that takes pictures (N, C, H, W)")
         check_layer_or_target(layer, channels, target)

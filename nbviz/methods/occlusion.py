@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.arguments import check_maps
-from nbviz.core.checks import check_index, check_whole
+from nbviz.core.checks import check_flag, check_index, check_whole
 from nbviz.core.chunks import in_chunks
 from nbviz.core.documented import documented
 from nbviz.core.errors import shown
@@ -324,8 +324,7 @@ def region_effect(
     >>> effect.before.shape, effect.after.shape
     (torch.Size([1, 10]), torch.Size([1, 10]))
     """
-    if not isinstance(keep, bool):
-        raise TypeError(f"keep is {shown(keep)}; expected True or False")
+    check_flag("keep", keep)
     subject = Subject.of(model, images, preprocess, inputs, output)
     subject.require_pictures()
     pictures = subject.inputs

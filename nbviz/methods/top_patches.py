@@ -151,7 +151,7 @@ class TopPatchesResult(TopKResult):
             raise ValueError(f"no channel {channel}: {known}; expected one of these")
         indices = [i for i in self.indices[rows[0]].tolist() if i >= 0]
         if not indices:
-            raise ValueError(f"channel {channel} is no number in any picture (NaN); expected one that is")
+            raise ValueError(f"channel {channel} is NaN in all pictures; expected one with numbers")
         read = {i: self._read[i] if i in self._read else self._load(i) for i in indices}
         self._read.clear()
         self._read.update(read)
@@ -251,8 +251,8 @@ def top_patches(
     >>> import nbviz
     >>> images, labels = nbviz.bundled.fashion_test()
     >>> dataset = torch.utils.data.TensorDataset(images[:100, None], labels[:100])
-    >>> found = top_patches(nbviz.bundled.load("fashion"), dataset, "features.8", [3, 41], progress=False)
-    >>> found.values.shape, found.size, found.patches(41).shape, found.reconstructions(41).shape
+    >>> result = top_patches(nbviz.bundled.load("fashion"), dataset, "features.8", [3, 41], progress=False)
+    >>> result.values.shape, result.size, result.patches(41).shape, result.reconstructions(41).shape
     (torch.Size([2, 9]), (14, 14), torch.Size([9, 3, 14, 14]), torch.Size([9, 1, 14, 14]))
     """
     k = check_whole("k", k, 1, _MOST)

@@ -3,119 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 import traitlets as t
 from torch import nn
 
 from nbviz.core.checks import check_indices
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import shown
+from nbviz.core.types import Images
 from nbviz.export.figure import Panel
-from nbviz.methods.ablation import AblateResult
+from nbviz.methods.ablation import AblateResult, switched_off
 from nbviz.widgets.controls import Control, draws, moves
-from nbviz.widgets.figure_panels import grid_panel, picture_panel, plot_panel
-from nbviz.widgets.layer_widget import LayerWidget
+from nbviz.widgets.figure_panels import bars_panels, grid_panel, picture_panel, plot_panel
+from nbviz.widgets.layer_widget import LayerOptions, LayerWidget
+from nbviz.widgets.session import Session
+from nbviz.widgets.view import reference
 from nbviz.widgets.views import Plot
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+
+@documented_like(switched_off, LayerWidget)
 class Ablation(LayerWidget):
-    """Switch a layer's channels off by a click, and see at once what becomes of the answer for a picture.
+    """Switch a layer's channels off by a click, and see at once how the predictions for a picture change.
 
-    With the ``table`` of :func:`nbviz.ablate`, what each channel is worth over a dataset stands beside it, and a slider
-    switches off the most redundant ones.
+    With the ``table`` of :func:`nbviz.ablate`, what each channel is worth over a dataset is shown beside the grid, and
+    a slider switches off the most redundant channels.
 
     Parameters
     ----------
-    model, images, layer, preprocess
-        As in :func:`nbviz.switched_off`; ``layer=None`` takes that of the table, or starts where maps still show
-        shapes.
+    layer
+        The layer at first. None takes the table's, or starts where maps still show shapes.
     table
-        What :func:`nbviz.ablate` found, of this model.
+        What :func:`nbviz.ablate` found of this model.
     off
         The channels that are switched off at first.
-    labels, inputs, output, picture
-        As in :func:`nbviz.explore`.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.switched_off`.
 
     Examples
     --------
     >>> import nbviz
     >>> model = nbviz.bundled.load("fashion")
     >>> view = Ablation(model, nbviz.bundled.fashion_test()[0][:2, None], layer="features.13")
-    >>> view.off = [3, 5]  # runs what follows the layer
+    >>> view.off = [3, 5]  # runs the layers above it
     """
 
     _kind = "ablation"
     _grad = False
+    _caption = "Prediction: with all → now"
     _parts = ("trace", "grid", "predictions", "rest")
 
     off = Control(
         help="The channels that are switched off.",
-        check=lambda view, value: view._valid_off(value),
-        usual=[],
-        start=[],
+        check=lambda widget, value: widget._valid_off(value),
+        default=[],
         drawn_in="grid",
     )
 
     def __init__(
         self,
-        model: nn.Module,
-        images: Any,
+        model: nn.Module | Session,
+        images: Images,
         layer: str | None = None,
         table: AblateResult | None = None,
         off: Sequence[int] = (),
-        **options: Any,
+        **options: Unpack[LayerOptions],
     ) -> None:
         if table is not None and not isinstance(table, AblateResult):
             raise TypeError(f"table is {shown(table)}; expected what nbviz.ablate gives, or None")
-        self.table, self._first_off = table, off
+        self.table = table
         super().__init__(model, images, layer if layer is not None or table is None else table.layer, **options)
 
-    def _check_given(self, layer: str) -> None:
+    def _check_session(self) -> None:
+        self._require_classes()
         layers, table = self.session.layers, self.table
-        if self.session.labels is None:
-            raise ValueError("the model gives no class scores; expected (N, classes): say with output= where they are")
-        self._first_off = sorted(set(check_indices("channel", self._first_off, layers[layer].shape[0])))
         if table is not None and table.layer in layers and len(table.loss) != layers[table.layer].shape[0]:
             count = f"{len(table.loss)} channels for layer {shown(table.layer)} of {layers[table.layer].shape[0]}"
             raise ValueError(f"table has {count}; expected what nbviz.ablate found of this model")
 
     def _arrange(self) -> None:
-        self._note_given(table=self.table)
         t.dlink((self, "channel"), (self.grid, "channel"))
         self.grid.switches = True
-        self.strip.caption = "Prediction: with all → now"
-        self.count_control = ipywidgets.IntSlider(
-            description="Off",
-            max=self.count,
-            tooltip="Switches off so many channels: the most redundant, or without a table the weakest here",
-        )
-        self.curve = Plot(
-            xlabel="channels switched off",
-            ylabel="accuracy",
-            slider=f"IPY_MODEL_{self.count_control.model_id}",
-        )
+        tooltip = "Switches off this many channels: the most redundant, or without a table the weakest here"
+        self.count_control = ipywidgets.IntSlider(len(self.off), 0, self.count, description="Off", tooltip=tooltip)
+        self.curve = Plot(xlabel="channels switched off", ylabel="accuracy", slider=reference(self.count_control))
         self.each = Plot(xlabel="channels, the most redundant first", ylabel="loss")
         self._show_table()
-        self.off = list(self._first_off)
-        self.count_control.value = len(self.off)
         self.count_control.observe(self._counted, names="value")
-        middle, right = [*self._of_the_layer(), self.grid], [self.count_control, self.curve, self.each]
-        self._lay_out(self._of_the_picture(), middle, right)
+        middle, right = [*self._layer_controls(), self.grid], [self.count_control, self.curve, self.each]
+        self._lay_out(self._picture_column(), middle, right)
 
     def _show_table(self) -> None:
-        """The table's curves, where they are those of the layer that is shown."""
+        """The table's curves, if they belong to the layer that is shown."""
         table = self.table if self.table is not None and self.table.layer == self.layer else None
         self.grid.ranking, self.curve.series, self.each.series = [], [], []
         if table is None:
             return
         keep, count = table.mode == "keep", len(table.loss)
-        # Of channels that were left on alone, the one that does best is the least redundant.
+        # Among channels that were left on alone, the one with the best answer is the least redundant.
         ranking = table.ranking.flip(0) if keep else table.ranking
         self.grid.ranking = ranking.tolist()
         if len(table.steps):
@@ -125,13 +112,13 @@ class Ablation(LayerWidget):
             self.curve.show([ranked, *random], dashed=[name for name, _, _ in random])
         ways = "are set to their mean" if table.mode == "mean" else "go"
         self.curve.title = f"Accuracy over the dataset as more and more channels {ways}"
-        each, places = ("with it alone" if keep else "without it"), range(count)
+        alone, places = ("with it alone" if keep else "without it"), range(count)
         self.each.title = f"Loss {'with' if keep else 'without'} each channel alone"
-        losses = (each, places, table.loss[ranking].tolist())
+        losses = (alone, places, table.loss[ranking].tolist())
         self.each.show([losses, ("with all", places, [table.baseline_loss] * count)], dashed=["with all"])
 
     def _valid_off(self, value: Any) -> list[int]:
-        if not isinstance(value, (list, tuple, set)):
+        if not (isinstance(value, (list, tuple, set)) or hasattr(value, "tolist")):
             raise TypeError(f"off is {shown(value)}; expected a list of channels")
         return sorted(set(check_indices("channel", value, self.count)))
 
@@ -147,13 +134,13 @@ class Ablation(LayerWidget):
         super()._changed(change)
 
     def _counted(self, change: Any) -> None:
-        """The slider was moved, not the switches."""
+        """The slider was moved, not a switch."""
         if change.new == len(self.off):
             return
         with self._turn():
             try:
                 order = self.grid.ranking or self.look().inner.argsort(kind="stable").tolist()
-            except Exception as error:  # the model is run where its maps are not known any more
+            except Exception as error:  # the model may have to run again for its maps
                 self.count_control.value = len(self.off)
                 self._failed(error)
                 return
@@ -165,13 +152,11 @@ class Ablation(LayerWidget):
         yield False
 
     def _figure_rows(self) -> list[list[Panel]]:
-        known = [] if "predictions" in self._stale else self.strip.predictions
         now = f"without {len(self.off)} channels" if self.off else ""
-        bars = {"with all channels": [(label, before) for label, _, before in known]}
-        bars |= {now: [(label, after) for label, after, _ in known]} if now else {}
-        answers = [Panel(None, caption, bars=rows) for caption, rows in bars.items() if rows]
+        bars = bars_panels(self, "with all channels", now)
         plots = [plot_panel(plot, marker) for plot, marker in ((self.curve, len(self.off)), (self.each, None))]
-        return [[picture_panel(self), *answers, grid_panel(self)], *filter(None, [[p for p in plots if p.series]])]
+        rows = [[picture_panel(self), *bars, grid_panel(self)], [plot for plot in plots if plot.series]]
+        return list(filter(None, rows))
 
     def _foot(self) -> str:
         channels = ", ".join(map(str, self.off))

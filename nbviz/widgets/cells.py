@@ -1,9 +1,9 @@
-"""Whether a cell is running, for observers that a front end calls on a thread of its own meanwhile.
+"""Whether a cell is running, for observers that run on another thread meanwhile.
 
-JupyterLab sends a control's change to a *subshell*: another thread of the kernel, which runs beside the
-person's cell. An observer on such a thread waits until no cell runs, since the cell may be training the
-very model. All other threads are the person's own, also that of a subshell that runs a cell (JupyterLab's subshell
-console), and wait for nothing but the lock on all models.
+JupyterLab sends a control's change to a *subshell*: another thread of the kernel, which runs beside the person's cell.
+An observer on such a thread waits until no cell runs, since the cell may be training the same model. All other threads
+are the person's own, also a subshell's that runs a cell (JupyterLab's subshell console). They wait only for the lock on
+all models.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from nbviz.core.state import lock
 
 _idle = threading.Event()
 _idle.set()
-_running: list[tuple[Any, int]] = []  # of the cells that have begun, outermost first: their infos, on which thread
+_running: list[tuple[Any, int]] = []  # the cells that have begun, outermost first: IPython's info, and the thread
 _watched: list[Any] = []  # the shell whose cells are followed
 _count = 0
 
 
 def _after_fork() -> None:
-    """In a child no cell is running, and no thread is left that would say so."""
+    """In a child process no cell is running, and no thread is left that would set the event."""
     _idle._at_fork_reinit()  # type: ignore[attr-defined]
     _idle.set()
 
@@ -38,21 +38,22 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def between_cells(say: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock on all models; on a subshell's thread, only while no cell runs. ``say`` is called before a wait.
+def between_cells(before_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock on all models; on a subshell's thread, only while no cell runs.
 
-    A thread that has the lock already goes on with it: a cell that begins waits for the lock, and would wait for ever
-    for a thread that kept it and waited for the cell.
+    A thread that already has the lock does not wait for cells: a cell that begins waits for the lock, and each would
+    wait for the other.
     """
     own = threading.get_ident()
-    is_observer = threading.current_thread().name.startswith("subshell-") and all(own != at for _, at in _running)
+    runs_cell = any(own == thread for _, thread in _running)
+    is_observer = threading.current_thread().name.startswith("subshell-") and not runs_cell
     must_wait = is_observer and not lock._is_owned()  # type: ignore[attr-defined]
     if not lock.acquire(blocking=False):
-        say()
+        before_wait()
         lock.acquire()
     while must_wait and not _idle.is_set():
         lock.release()
-        say()
+        before_wait()
         _idle.wait()
         lock.acquire()
     try:
@@ -62,15 +63,15 @@ def between_cells(say: Callable[[], None]) -> Iterator[None]:
 
 
 def cells_run() -> int:
-    """How often cells have begun or ended; one that is running may have changed anything since, and counts anew."""
-    global _count  # noqa: PLW0603 - of the one shell
+    """A number that grows when code may have run: a cell has begun or ended, or is running at this moment."""
+    global _count  # noqa: PLW0603 - there is one shell
     if _running or not _watched:
         _count += 1
     return _count
 
 
 def watch_cells() -> None:
-    """Follow the shell's cells from now on, the one that is running included."""
+    """Follow the shell's cells from now on, including the one that is running."""
     shell = get_ipython()
     if shell is None or shell in _watched:
         return
@@ -90,13 +91,13 @@ def _begin(info: Any) -> None:
     _count += 1
     _running.append((info, threading.get_ident()))
     _idle.clear()
-    with lock:  # an observer that is in a model finishes its chunk first
+    with lock:  # an observer that is running a model finishes its chunk first
         pass
 
 
 def _end(result: Any) -> None:
     global _count  # noqa: PLW0603
-    _count += 1  # what it did after a widget last looked is to be seen
+    _count += 1  # it may have changed weights after a widget last looked
     # An empty cell ends without having begun.
     for info in (result.info, None):
         if any(begun is info for begun, _ in _running):

@@ -1,9 +1,10 @@
-"""What a person sets in a widget, declared once: its control in the page, its checks and the copied code follow."""
+"""What a person sets in a widget, declared once: the control in the page, its checks and the copied code follow."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ipywidgets
@@ -12,39 +13,41 @@ import traitlets as t
 from nbviz.core.checks import check_choice, check_index, check_number, check_whole
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-#: A value, or a function that has it from the widget.
-Given = Any
+#: A value, or a function that computes it from the widget.
+Computed = Any
 
 _UNSET = object()
-_numbers = itertools.count()
+_declaration_numbers = itertools.count()
 
 
-def value_for(view: Any, given: Given) -> Any:
+def value_for(widget: Any, computed: Computed) -> Any:
     """A value that may depend on the widget."""
-    return given(view) if callable(given) else given
+    return computed(widget) if callable(computed) else computed
 
 
 class Control(t.TraitType[Any, Any]):
-    """A trait that a person sets, in the page or by code.
+    """A trait that a person sets, in the page or from code.
 
     Parameters
     ----------
     label
-        What stands beside it in the page.
+        The text beside it in the page.
     help
-        What it is, in a sentence: its tooltip.
-    usual
-        The value, or from the widget the value, that it has unless a person gives another; such a value is left out of
-        the copied code. Without one, the value is always in the code.
+        What it does, in one sentence: its tooltip.
+    default
+        The value, or a function from the widget to the value, that it has unless a person sets another. The copied code
+        leaves out a control that has its default. Without a default, the control is always in the code.
+    start
+        The trait's value until the constructor sets it; the default, where this does not depend on the widget.
     drawn_in
-        The attribute that holds the view in the page where it is set, such as the strip of pictures; a trait of the
-        same name is linked. None makes a control of its own, ``<name>_control``.
+        The attribute that holds the view in which a person sets it, such as the strip of pictures. It is linked to the
+        view's trait of the same name. None makes a control of its own, ``<name>_control``.
     follows
-        The other controls on which the accepted values depend.
+        The controls on which the accepted values depend.
     in_code
-        Whether it belongs in the copied code.
+        Whether the copied code has it.
     check
-        From the widget and a value to the value, or an error.
+        A function from the widget and a value to the value to be set, or an error.
     """
 
     default_value: Any = None
@@ -52,48 +55,56 @@ class Control(t.TraitType[Any, Any]):
     def __init__(
         self,
         label: str = "",
-        help: str = "",  # noqa: A002 - as all traits have it
+        help: str = "",  # noqa: A002 - the name that all traits use
         *,
-        start: Any = None,
-        usual: Given = _UNSET,
+        default: Computed = _UNSET,
+        start: Any = _UNSET,
         drawn_in: str | None = None,
         follows: Sequence[str] = (),
         in_code: bool = True,
         check: Callable[[Any, Any], Any] | None = None,
     ) -> None:
+        if start is _UNSET:
+            start = self.default_value if default is _UNSET or callable(default) else default
         super().__init__(start, help=help)
-        self.label, self.usual, self.drawn_in = label, usual, drawn_in
+        self.label, self.default_argument, self.drawn_in = label, default, drawn_in
         self.follows, self.in_code, self.check = tuple(follows), in_code, check
-        self.number = next(_numbers)  # the order in which they are declared
+        self.declaration_number = next(_declaration_numbers)
 
     def _cross_validate(self, obj: Any, value: Any) -> Any:
         return super()._cross_validate(obj, self.checked(obj, value))
 
-    def checked(self, view: Any, value: Any) -> Any:
-        """The value given, if it is accepted.
+    def checked(self, widget: Any, value: Any) -> Any:
+        """The value, if it is accepted.
 
         Raises
         ------
         ValueError, TypeError
             If it is not.
         """
-        return value if self.check is None else self.check(view, value)
+        return value if self.check is None else self.check(widget, value)
 
-    def source(self, view: Any, value: Any) -> str | None:
+    def value(self, widget: Any) -> Any:
+        """The value that is set."""
+        return getattr(widget, str(self.name))
+
+    def source(self, widget: Any) -> str | None:
         """The value as an argument in the copied code; None where it may be left out."""
-        usual = value_for(view, self.usual)
-        return None if not self.in_code or (usual is not _UNSET and usual == value) else repr(value)
+        value, default = self.value(widget), value_for(widget, self.default_argument)
+        is_default = default is not _UNSET and default == value
+        return repr(value) if self.in_code and not is_default else None
 
-    def first(self, view: Any) -> Any:
-        """A value that is accepted, until the control takes one of its own."""
-        return getattr(view, self.name)  # type: ignore[arg-type]
+    def first(self, widget: Any) -> Any:
+        """The value for an argument of None: the default, or any accepted value until a ``@moves`` method sets it."""
+        default = value_for(widget, self.default_argument)
+        return self.value(widget) if default is _UNSET else default
 
-    def make(self, view: Any) -> ipywidgets.Widget:
-        """The control in the page."""
+    def make(self, widget: Any) -> ipywidgets.Widget:
+        """Make the control in the page."""
         raise NotImplementedError
 
-    def fit(self, view: Any, control: ipywidgets.Widget) -> None:
-        """Have the control in the page offer what is accepted now."""
+    def fit(self, widget: Any, control: ipywidgets.Widget) -> None:
+        """Make the control in the page offer the values that are accepted now."""
 
 
 class Choice(Control):
@@ -102,124 +113,116 @@ class Choice(Control):
     Parameters
     ----------
     options
-        The names accepted; or label by value; or either from the widget.
+        The accepted values, or a dict from each value to its label, or a function from the widget to either.
     kind
-        What an error calls it.
+        What an error message calls it; its name by default.
     label_of
-        From the widget and a value that is accepted by ``check``, but is not among the options, to its label.
+        A function from the widget and a value to a label, for values that ``check`` accepts beyond the options.
     """
+
+    default_value = ""
 
     def __init__(
         self,
-        label: str = "",
-        help: str = "",  # noqa: A002
-        *,
-        options: Given = (),
+        *texts: str,
+        options: Computed = (),
         kind: str = "",
         label_of: Callable[[Any, Any], str] | None = None,
         **rest: Any,
     ) -> None:
-        super().__init__(label, help, **rest)
+        super().__init__(*texts, **rest)
         self.options, self.kind, self.label_of = options, kind, label_of
 
-    def labels(self, view: Any) -> dict[Any, str]:
-        """The label of each value offered."""
-        options = value_for(view, self.options)
+    def labels(self, widget: Any) -> dict[Any, str]:
+        """The label of each value that is offered."""
+        options = value_for(widget, self.options)
         return dict(options) if isinstance(options, Mapping) else {value: str(value) for value in options}
 
-    def checked(self, view: Any, value: Any) -> Any:
-        """The value given, if it is one of those offered."""
+    def checked(self, widget: Any, value: Any) -> Any:
+        """The value, if it is offered."""
         if self.check is not None:
-            return self.check(view, value)
-        labels = self.labels(view)
-        if all(isinstance(one, str) for one in labels):
+            return self.check(widget, value)
+        labels = self.labels(widget)
+        if all(isinstance(option, str) for option in labels):
             return check_choice(self.kind or str(self.name), value, labels)
-        if not any(type(one) is type(value) and one == value for one in labels):
+        if not any(type(option) is type(value) and option == value for option in labels):
             accepted = ", ".join(map(repr, labels))
             raise TypeError(f"{self.name} is {value!r}; expected {accepted}")
         return value
 
-    def first(self, view: Any) -> Any:
-        """The first of those offered."""
-        return super().first(view) if self.label_of is not None else next(iter(self.labels(view)))
+    def first(self, widget: Any) -> Any:
+        """The default, or the first option."""
+        if self.label_of is not None or self.default_argument is not _UNSET:
+            return super().first(widget)
+        return next(iter(self.labels(widget)))
 
-    def make(self, view: Any) -> ipywidgets.Widget:
-        """A dropdown."""
-        return ipywidgets.Dropdown(
-            options=self._pairs(view, getattr(view, self.name)),  # type: ignore[arg-type]
-            value=getattr(view, self.name),  # type: ignore[arg-type]
-            description=self.label,
-            tooltip=self.help,
-        )
+    def make(self, widget: Any) -> ipywidgets.Widget:
+        """Make a dropdown."""
+        pairs, value = self._pairs(widget), self.value(widget)
+        return ipywidgets.Dropdown(options=pairs, value=value, description=self.label, tooltip=self.help)
 
-    def fit(self, view: Any, control: ipywidgets.Widget) -> None:
-        """Offer what is accepted now."""
-        value = getattr(view, self.name)  # type: ignore[arg-type]
-        pairs = self._pairs(view, value)
+    def fit(self, widget: Any, control: ipywidgets.Widget) -> None:
+        """Offer the values that are accepted now."""
+        pairs = self._pairs(widget)
         if list(control.options) != pairs:
-            control.options = pairs  # which chooses the first
-        control.value = value
+            control.options = pairs  # which selects the first of them
+        control.value = self.value(widget)
 
-    def _pairs(self, view: Any, value: Any) -> list[tuple[str, Any]]:
-        labels = self.labels(view)
+    def _pairs(self, widget: Any) -> list[tuple[str, Any]]:
+        labels, value = self.labels(widget), self.value(widget)
         if self.label_of is not None and value not in labels:
-            labels[value] = self.label_of(view, value)
+            labels[value] = self.label_of(widget, value)
         return [(label, value) for value, label in labels.items()]
 
 
 class Whole(Control):
-    """A whole number, on a slider."""
+    """A whole number, on a slider.
 
-    def __init__(
-        self,
-        label: str = "",
-        help: str = "",  # noqa: A002
-        *,
-        least: Given = 0,
-        most: Given = 100,
-        **rest: Any,
-    ) -> None:
-        super().__init__(label, help, **{"start": 0, **rest})
+    Parameters
+    ----------
+    least, most
+        The smallest and the largest number, or functions from the widget to them.
+    """
+
+    default_value = 0
+
+    def __init__(self, *texts: str, least: Computed = 0, most: Computed = 100, **rest: Any) -> None:
+        super().__init__(*texts, **rest)
         self.least, self.most = least, most
 
-    def checked(self, view: Any, value: Any) -> int:
-        """The number given, if it lies between the ends."""
-        return check_whole(str(self.name), value, value_for(view, self.least), value_for(view, self.most))
+    def _ends(self, widget: Any) -> tuple[int, int]:
+        return value_for(widget, self.least), value_for(widget, self.most)
 
-    def make(self, view: Any) -> ipywidgets.Widget:
-        """A slider."""
-        least, most = value_for(view, self.least), value_for(view, self.most)
-        return ipywidgets.IntSlider(
-            min=least,
-            max=most,
-            value=getattr(view, self.name),  # type: ignore[arg-type]
-            description=self.label,
-            tooltip=self.help,
-        )
+    def checked(self, widget: Any, value: Any) -> int:
+        """The number, if it lies between the ends."""
+        return check_whole(str(self.name), value, *self._ends(widget))
 
-    def fit(self, view: Any, control: ipywidgets.Widget) -> None:
-        """Reach from end to end."""
-        _reach(control, value_for(view, self.least), value_for(view, self.most))
+    def make(self, widget: Any) -> ipywidgets.Widget:
+        """Make a slider."""
+        (low, high), value = self._ends(widget), self.value(widget)
+        return ipywidgets.IntSlider(min=low, max=high, value=value, description=self.label, tooltip=self.help)
+
+    def fit(self, widget: Any, control: ipywidgets.Widget) -> None:
+        """Set the slider's ends."""
+        _set_ends(control, *self._ends(widget))
 
 
 class Index(Whole):
-    """Which of several, from 0."""
+    """A place among several, from 0.
 
-    def __init__(
-        self,
-        label: str = "",
-        help: str = "",  # noqa: A002
-        *,
-        count: Given,
-        kind: str = "",
-        **rest: Any,
-    ) -> None:
-        super().__init__(label, help, most=lambda view: value_for(view, count) - 1, **rest)
-        self.count, self.kind = count, kind
+    Parameters
+    ----------
+    count
+        How many there are, or a function from the widget to this.
+    """
 
-    def checked(self, view: Any, value: Any) -> int:
-        """The number given, if there are so many."""
-        return check_index(self.kind or str(self.name), value, value_for(view, self.count))
+    def __init__(self, *texts: str, count: Computed, **rest: Any) -> None:
+        super().__init__(*texts, most=lambda widget: value_for(widget, count) - 1, **rest)
+        self.count = count
+
+    def checked(self, widget: Any, value: Any) -> int:
+        """The place, if there is one."""
+        return check_index(str(self.name), value, value_for(widget, self.count))
 
 
 class Number(Control):
@@ -228,73 +231,76 @@ class Number(Control):
     Parameters
     ----------
     ends
-        Lowest, highest and the slider's step.
+        The lowest and the highest number and the slider's step, or a function from the widget to these.
     """
 
-    def __init__(
-        self,
-        label: str = "",
-        help: str = "",  # noqa: A002
-        *,
-        ends: Given,
-        **rest: Any,
-    ) -> None:
-        super().__init__(label, help, **{"start": 0.0, **rest})
+    default_value = 0.0
+
+    def __init__(self, *texts: str, ends: Computed, **rest: Any) -> None:
+        super().__init__(*texts, **rest)
         self.ends = ends
 
-    def checked(self, view: Any, value: Any) -> float:
-        """The number given, if it lies between the ends."""
-        low, high, _ = value_for(view, self.ends)
+    def checked(self, widget: Any, value: Any) -> float:
+        """The number, if it lies between the ends."""
+        low, high, _ = value_for(widget, self.ends)
         return check_number(str(self.name), value, low, high)
 
-    def first(self, view: Any) -> float:
-        """The lowest."""
-        low, _, _ = value_for(view, self.ends)
-        return float(low)
+    def make(self, widget: Any) -> ipywidgets.Widget:
+        """Make a slider."""
+        low, high, step = value_for(widget, self.ends)
+        texts = {"description": self.label, "tooltip": self.help, "readout_format": ".4g"}
+        return ipywidgets.FloatSlider(min=low, max=high, step=step, value=self.value(widget), **texts)
 
-    def make(self, view: Any) -> ipywidgets.Widget:
-        """A slider."""
-        low, high, step = value_for(view, self.ends)
-        value = getattr(view, self.name)  # type: ignore[arg-type]
-        given = {"description": self.label, "tooltip": self.help, "readout_format": ".4g"}
-        return ipywidgets.FloatSlider(min=low, max=high, step=step, value=value, **given)
-
-    def fit(self, view: Any, control: ipywidgets.Widget) -> None:
-        """Reach from end to end."""
-        low, high, control.step = value_for(view, self.ends)
-        _reach(control, low, high)
+    def fit(self, widget: Any, control: ipywidgets.Widget) -> None:
+        """Set the slider's ends and its step."""
+        low, high, control.step = value_for(widget, self.ends)
+        _set_ends(control, low, high)
 
 
-def _reach(control: ipywidgets.Widget, low: float, high: float) -> None:
-    """A slider's ends, of which the lower must not come above the higher on the way."""
-    if low > control.max:
-        control.max, control.min = high, low
+def _set_ends(slider: ipywidgets.Widget, low: float, high: float) -> None:
+    """Set a slider's ends, in the order that never has the lower end above the upper."""
+    if low > slider.max:
+        slider.max, slider.min = high, low
     else:
-        control.min, control.max = low, high
+        slider.min, slider.max = low, high
 
 
-def controls_of(kind: type) -> dict[str, Control]:
-    """A class's controls by name, in the order in which they are declared."""
-    found = {name: trait for name, trait in kind.class_traits().items() if isinstance(trait, Control)}  # type: ignore[attr-defined]
-    return dict(sorted(found.items(), key=lambda pair: pair[1].number))
+def controls_of(widget_class: type) -> dict[str, Control]:
+    """A widget class's controls by name, in the order of their declarations, a base class's first."""
+    traits = widget_class.class_traits()  # type: ignore[attr-defined]
+    controls = {name: trait for name, trait in traits.items() if isinstance(trait, Control)}
+    return dict(sorted(controls.items(), key=lambda item: item[1].declaration_number))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What :func:`draws` declares."""
+
+    controls: tuple[str, ...]
+    views: tuple[str, ...]
+    also: Callable[[Any], Iterable[str]] | None
+
+    def depends(self, widget: Any) -> tuple[str, ...]:
+        """The controls on which the part depends at this moment."""
+        return (*self.controls, *(() if self.also is None else self.also(widget)))
 
 
 def draws(
     *controls: str, into: Iterable[str] | str = (), also: Callable[[Any], Iterable[str]] | None = None
 ) -> Callable[[Method], Method]:
-    """Declare on which controls a part depends: it is drawn again when one of them changes.
+    """Declare that a method draws a part of the widget, and on which controls the part depends.
 
-    A part is a generator method, which yields where a chunk of work may end, and True where it must: so much is on its
-    way to the page that more would queue up.
+    A part is a generator method. It is drawn again when one of its controls changes. It yields wherever a chunk of work
+    may end: True where the chunk must end, because so many bytes are on their way to the page that more would queue up.
 
     Parameters
     ----------
     *controls
-        Names.
+        The names of the controls.
     into
-        The attributes that hold the views it draws in.
+        The attributes that hold the views it draws into.
     also
-        From the widget to further controls, for a part that does not always depend on the same.
+        A function from the widget to further controls, for a part whose dependencies change.
     """
 
     def declare(method: Method) -> Method:
@@ -305,23 +311,11 @@ def draws(
     return declare
 
 
-class Part:
-    """What :func:`draws` declares."""
-
-    def __init__(
-        self, controls: tuple[str, ...], views: tuple[str, ...], also: Callable[[Any], Iterable[str]] | None
-    ) -> None:
-        self.controls, self.views, self.also = controls, views, also
-
-    def depends(self, view: Any) -> tuple[str, ...]:
-        """The controls on which it depends at this moment."""
-        return (*self.controls, *(() if self.also is None else self.also(view)))
-
-
 def moves(control: str, when: str) -> Callable[[Method], Method]:
-    """Declare that a method has the value that a control takes when another changes: a new layer's strongest channel.
+    """Declare that a method computes the value of a control when another control changes.
 
-    The person may set it afterwards. It is also taken at first, where the person gave none.
+    A new layer, for example, moves the channel to the layer's strongest one. The person may change it afterwards. The
+    method also computes the first value where the constructor's argument is None.
     """
 
     def declare(method: Method) -> Method:

@@ -8,9 +8,9 @@ from typing import Any
 import ipywidgets
 from torch import nn
 
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
-from nbviz.core.layers import layers_of
-from nbviz.core.state import is_compiled
+from nbviz.core.types import Images, ModelInputs, Preprocessing
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.correspondence import CorrespondenceResult, check_boxes, correspondence
@@ -19,23 +19,18 @@ from nbviz.widgets.controls import Control, draws
 from nbviz.widgets.figure_panels import plot_panel
 from nbviz.widgets.session import Session, information
 from nbviz.widgets.thumbs import Thumbs
-from nbviz.widgets.views import Boxes, Header, Plot
+from nbviz.widgets.views import Boxes, Plot
 
 
+@documented_like(correspondence)
 class Correspondence(Pulled):
     """Draw the same part, an eye or a collar, in several pictures, and see whether the network relates it (table 1).
 
     Parameters
     ----------
-    model, images, layers, random, fill, seed, preprocess, inputs
-        As in :func:`nbviz.correspondence`.
     boxes
-        Of the part in each picture at first; None puts them in the middle.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.correspondence`.
+        For each picture top, left, bottom and right of the part at first, in pixels of the model's input, ends
+        excluded. None puts the boxes in the middle.
 
     Examples
     --------
@@ -49,7 +44,7 @@ class Correspondence(Pulled):
 
     boxes = Control(
         help="For each picture top, left, bottom and right of the part, in its pixels.",
-        check=lambda view, value: check_boxes(value, len(view.session.display), *view.session.size).tolist(),
+        check=lambda widget, value: check_boxes(value, len(widget.session.display), *widget.session.size).tolist(),
         start=[],
         drawn_in="drawing",
     )
@@ -57,32 +52,30 @@ class Correspondence(Pulled):
     def __init__(
         self,
         model: nn.Module,
-        images: Any,
+        images: Images,
         boxes: Any = None,
         layers: Sequence[str] | None = None,
         *,
         random: int = 10,
         fill: str = "grey",
         seed: int = 0,
-        preprocess: Any = None,
-        inputs: Any = None,
+        preprocess: Preprocessing | None = None,
+        inputs: ModelInputs | None = None,
     ) -> None:
         self.session = session = Session(model, images, preprocess, None, False, inputs)
-        n, (height, width) = len(session.display), session.size
-        if session.axes != 2 or n < 2:
-            shape = tuple(session.pictures.inputs.shape)
+        subject = session.subject
+        if session.axes != 2 or len(subject) < 2:
+            shape = tuple(subject.inputs.shape)
             raise ValueError(f"images gives {shape}; expected at least two pictures (N, C, H, W)")
-        middle = [[height // 3, width // 3, height - height // 3, width - width // 3]] * n
-        given = check_boxes(middle if boxes is None else boxes, n, height, width).tolist()
-        self._layers = layers_of(session.model, session.pictures.inputs, session.feed, layers)
+        self._layers = subject.layer_names(layers)
         self._options: dict[str, Any] = {"random": random, "fill": fill, "seed": seed, "inputs": inputs}
-        self._options["preprocess"] = session.pictures.preprocess  # for what is grey
+        self._options["preprocess"] = subject.pictures.preprocess  # it knows what grey is
         self.found: CorrespondenceResult | None = None
-        info = information(session, is_compiled(model))
-        super().__init__(Header(title=line(type(session.model).__name__), info=info))
-        self._note_given(preprocess=preprocess, inputs=inputs)
-        self._note_values({"random": 10, "fill": "grey", "seed": 0}, random=random, fill=fill, seed=seed)
-        self._given |= {} if layers is None else {"layers": repr(self._layers)}
+        super().__init__(subject.model, information(session))
+        self._sessions = (session,)
+        height, width = session.size
+        middle = [height // 3, width // 3, height - height // 3, width - width // 3]
+        self._set_controls(boxes=[middle] * len(subject) if boxes is None else boxes)
         self.drawing = Boxes(
             pictures=list(Thumbs(session, 320)),
             size=list(session.size),
@@ -94,17 +87,12 @@ class Correspondence(Pulled):
             ylabel="differ",
         )
         self.table = ipywidgets.HTML()
-        self._begin_with(boxes=given)
         self._lay_out([self.drawing], [self.plot, self.table])
-        self._start()
 
     @draws("boxes", into="plot")
     def _show_consistency(self) -> Iterator[bool]:
-        session = self.session
-        arguments = session.pictures.inputs, self.boxes, self._layers
-        with session.under_autocast():
-            found = session.ask(lambda model: correspondence(model, *arguments, **self._options))
-        self.found = found
+        arguments = self.session.subject.inputs, self.boxes, self._layers
+        self.found = found = self.session.ask(lambda model: correspondence(model, *arguments, **self._options))
         places = range(len(self._layers))
         curves = [("the part drawn", places, [found.part[name] for name in self._layers])]
         if self._options["random"]:
@@ -117,6 +105,6 @@ class Correspondence(Pulled):
         return f"{self.header.title} · correspondence"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        display = self.session.display
-        pictures = [Panel(channels_last(one), "", box=box) for one, box in zip(display, self.boxes, strict=True)]
+        pairs = zip(self.session.display, self.boxes, strict=True)
+        pictures = [Panel(channels_last(pixels), "", box=box) for pixels, box in pairs]
         return [pictures, [plot_panel(self.plot)]]

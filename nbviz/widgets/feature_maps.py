@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import traitlets as t
 
+from nbviz.core.documented import documented_like
 from nbviz.export.figure import Panel
 from nbviz.widgets.figure_panels import fused_panel, grid_panel
 from nbviz.widgets.layer_widget import LayerWidget
 
 
+@documented_like(LayerWidget)
 class FeatureMaps(LayerWidget):
     """A layer's feature maps: the grid of all channels, one of them in large, all fused over the picture.
 
     Colour map, scale, order, zoom and the picked channel stay in the page: they answer at once, also
     while the kernel is busy, and ``channel`` here does not follow them.
-
-    Parameters
-    ----------
-    model, images, layer, preprocess
-        As in :func:`nbviz.feature_maps`; ``layer=None`` starts where maps still show shapes.
-    channel
-        The channel in large at first; None takes the one that is strongest away from the border.
-    labels, inputs, output
-        As in :func:`nbviz.explore`.
-    picture, how
-        Which picture is shown, and how channels are fused, at first; as in :func:`nbviz.explore`.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.feature_maps`.
 
     Examples
     --------
@@ -47,7 +33,7 @@ class FeatureMaps(LayerWidget):
         t.dlink((self, "channel"), (self.grid, "channel"))
         self.grid.large = True
         self.grid.side = 128  # the grid has most of the width here
-        self._lay_out([*self._of_the_picture(), self.how_control, self.fused], [*self._of_the_layer(), self.grid])
+        self._lay_out([*self._picture_column(), self.how_control, self.fused], [*self._layer_controls(), self.grid])
 
     def _figure_rows(self) -> list[list[Panel]]:
         return [[fused_panel(self), grid_panel(self)]]

@@ -1,4 +1,4 @@
-"""A sign of life for the page: a kernel that was killed says nothing, and its host may not notice for seconds."""
+"""A heartbeat for the page: a killed kernel sends nothing, and its host may not notice for seconds."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from IPython.core.getipython import get_ipython
 if TYPE_CHECKING:
     from nbviz.widgets.views import Header
 
-#: Of what name the page looks out for. No output has it, so that hosts pass the message on and do nothing else.
+#: The display id by which the page knows the message. No output has it, so that hosts only pass the message on.
 NAME = "nbviz-alive"
-_PERIOD = 0.2  # seconds between two; the page waits a little longer than for two
+_PERIOD = 0.2  # seconds; the page waits for a little more than two of them
 
 _heard_by: weakref.WeakSet[Header] = weakref.WeakSet()
 _started = threading.Lock()
 
 
 def beat_for(header: Header) -> None:
-    """Give a sign of life from now on, as long as there is a header that a page shows."""
+    """Send a heartbeat from now on, as long as a page shows a header."""
     kernel = getattr(get_ipython(), "kernel", None)
     _heard_by.add(header)
-    # Not two at once; the one that is at work sees the header.
+    # One thread at a time; a thread that is already running sees the header.
     if kernel is not None and _started.acquire(blocking=False):
         threading.Thread(target=_beat, args=(kernel,), name="nbviz-heartbeat", daemon=True).start()
 
 
 def _beat(kernel: object) -> None:
-    # Of this type a message is no output, and no activity for which a server would keep an idle kernel.
+    # A message of this type is neither output nor activity that would keep a server from culling an idle kernel.
     content = {"data": {}, "metadata": {}, "transient": {"display_id": NAME}}
     try:
         while any(header.comm is not None for header in list(_heard_by)):

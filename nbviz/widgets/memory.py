@@ -1,4 +1,4 @@
-"""What all widgets together keep of their models' forward passes, within a limit."""
+"""A limit on the memory that all widgets together keep of their models' forward passes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from nbviz.core.state import lock
 
 
 class Keeper(Protocol):
-    """Who keeps a trace."""
+    """An object that keeps a trace."""
 
     trace_bytes: int
 
     def forget(self) -> None:
-        """Let go of the trace; the next question runs the model again."""
+        """Let go of the trace; the model runs again when it is needed."""
 
 
 _limit = 512 << 20
-#: Who keeps a trace, the latest last.
+#: The objects that keep a trace, the last used at the end.
 _keepers: list[weakref.ref[Keeper]] = []
 
 
 def set_memory_limit(limit: int) -> None:
-    """Bound what all widgets together keep of their models' forward passes.
+    """Limit the memory that all widgets together keep of their models' forward passes.
 
-    A widget keeps the activations that its layer's reconstructions need, so that a slider runs no forward
-    pass. Beyond the limit, the widgets used longest ago let go of theirs and run the pass again when they are
-    next asked; a pass that is larger than the limit by itself is run again at each change.
+    A widget keeps the activations that its layer's reconstructions need, so that a slider runs no forward pass. Beyond
+    the limit, the least recently used widgets let go of theirs and run the pass again when they need it. A pass that
+    exceeds the limit by itself runs again at each change.
 
     Parameters
     ----------
@@ -38,8 +38,10 @@ def set_memory_limit(limit: int) -> None:
 
     Raises
     ------
-    TypeError, ValueError
-        For a limit that is not a whole number from 0.
+    TypeError
+        When ``limit`` is not a whole number.
+    ValueError
+        When ``limit`` is negative.
 
     Examples
     --------
@@ -48,19 +50,19 @@ def set_memory_limit(limit: int) -> None:
     """
     global _limit  # noqa: PLW0603 - one limit for the process, as there is one memory
     limit = check_whole("limit (bytes, such as 512 << 20)", limit, 0)
-    with lock:  # not while one of them is in use
+    with lock:  # not while a trace is in use
         _limit = limit
         forget_beyond_limit()
 
 
 def remember(keeper: Keeper) -> None:
-    """Note who has used a trace, and let go of others' where there is no room beside it."""
+    """Note that a trace was used, and let go of others that do not fit beside it."""
     _keepers[:] = [*(ref for ref in _keepers if ref() not in (None, keeper)), weakref.ref(keeper)]
     forget_beyond_limit(but=keeper)
 
 
 def forget_beyond_limit(but: Keeper | None = None) -> None:
-    """Let go of the traces used longest ago, but that of one keeper, until the rest is within the limit."""
+    """Let go of the least recently used traces, except one keeper's, until the rest is within the limit."""
     total = 0
     for ref in reversed(_keepers):
         if (keeper := ref()) is not None:
@@ -70,7 +72,7 @@ def forget_beyond_limit(but: Keeper | None = None) -> None:
 
 
 def too_large(keeper: Keeper) -> str:
-    """A note for the person where a trace is larger than the limit by itself."""
+    """A note for the person, if a trace exceeds the limit by itself."""
     if keeper.trace_bytes <= _limit:
         return ""
     sizes = f"{keeper.trace_bytes / 2**20:.3g} MB, more than the limit of {_limit / 2**20:.3g} MB"
@@ -79,7 +81,7 @@ def too_large(keeper: Keeper) -> str:
 
 @atexit.register
 def _forget_all() -> None:
-    """Torch aborts if the interpreter's end takes a graph apart whose tensors Python still holds."""
+    """Torch aborts if the interpreter's exit destroys a graph whose tensors Python still holds."""
     for ref in _keepers:
         if (keeper := ref()) is not None:
             keeper.forget()

@@ -1,79 +1,108 @@
-"""The base of the widgets that ask what a model answers to one of some pictures."""
+"""The base of the widgets that look at one of several pictures, and show the model's predictions for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import nn
 
 from nbviz.core.checks import check_index
 from nbviz.core.errors import line
-from nbviz.core.state import is_compiled
+from nbviz.core.state import lock
+from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice, Index, draws, moves
 from nbviz.widgets.session import Session, information
 from nbviz.widgets.thumbs import Thumbs
-from nbviz.widgets.views import Header, Strip
+from nbviz.widgets.views import Strip
 
 _MOST_CLASSES = 100  # in the dropdown, the most probable first
 
 
-class PictureWidget(Pulled):
-    """A widget with a strip of pictures, of which one is looked at, and what the model answers to it.
+class PictureOptions(TypedDict, total=False):
+    """The keyword arguments that all widgets on pictures share."""
 
-    Parameters
-    ----------
-    model, images, preprocess, labels, inputs, output
-        As in :func:`nbviz.explore`; in place of the model another widget's session.
-    caption
-        Above the predictions.
+    preprocess: Preprocessing | None
+    labels: Sequence[str] | None
+    inputs: ModelInputs | None
+    output: ScoresIn | None
+    picture: int
+
+
+class PictureWidget(Pulled):
+    """A widget with a strip of pictures, one of which it looks at, and the model's predictions for this one.
+
+    In place of the model it takes another widget's session.
     """
+
+    _needs_maps: ClassVar[bool] = False  # whether some layer must have feature maps
+    _grad: ClassVar[bool] = False  # whether there are reconstructions, for which the session keeps more
+    _caption: ClassVar[str] = "Prediction"
 
     picture = Index(
         help="Which of the pictures is shown, from 0.",
-        count=lambda view: len(view.session.display),
-        usual=0,
+        count=lambda widget: len(widget.session.display),
+        default=0,
         drawn_in="strip",
     )
 
     def __init__(
         self,
         model: nn.Module | Session,
-        images: Any,
-        preprocess: Any,
-        labels: Sequence[str] | None,
-        inputs: Any,
-        output: Any,
-        caption: str = "Prediction",
+        images: Images,
+        *,
+        preprocess: Preprocessing | None = None,
+        labels: Sequence[str] | None = None,
+        inputs: ModelInputs | None = None,
+        output: ScoresIn | None = None,
+        picture: int = 0,
     ) -> None:
-        self.session = answering(model, images, preprocess, labels, inputs, output)
-        info = information(self.session, is_compiled(model) if isinstance(model, nn.Module) else False)
-        super().__init__(Header(title=line(type(self.session.model).__name__), info=info))
-        self._note_given(preprocess=preprocess, labels=labels, inputs=inputs, output=output)
-        self.strip = Strip(thumbs=Thumbs(self.session), caption=caption)
+        if not isinstance(model, Session):
+            model = Session(model, images, preprocess, labels, self._grad, inputs, output, self._needs_maps)
+        self.session: Session = model
+        self._check_session()
+        super().__init__(model.subject.model, information(model))
+        self._sessions = (model,)
+        self.strip = Strip(thumbs=Thumbs(model), caption=self._caption)
+
+    def _check_session(self) -> None:
+        """Raise a ValueError unless the widget can show the model and its pictures."""
+        self.session.subject.require_pictures()
+        self._require_classes()
+
+    def _require_classes(self) -> None:
+        if self.session.labels is None:
+            raise ValueError("the model gives no class scores; expected (N, classes): say with output= where they are")
 
     @property
     def options(self) -> dict[str, Any]:
-        """How the model is called and its answer read, for the methods."""
-        return {"inputs": self.session.feed, "output": self.session.output}
+        """How the model is called and where its class scores are, for the methods."""
+        return {"inputs": self.session.subject.feed, "output": self.session.subject.output}
 
     @draws("picture", into="strip")
     def _show_predictions(self) -> Iterator[bool]:
         self.strip.predictions = self.session.predictions(self.picture)
         yield False
 
+    def close(self) -> None:
+        """End the widget, and let go of what it keeps of the model's activations."""
+        with lock:  # another thread that draws for it ends first
+            super().close()
+            for session in self._sessions:
+                session.forget()
+
 
 class ClassWidget(PictureWidget):
-    """One that looks at what speaks for a class: that which is predicted for the picture, unless a person names one."""
+    """A widget that looks at one class: the predicted one, unless a person chooses another."""
 
     target = Choice(
         "Class",
         "The class; the most probable first",
-        options=lambda view: view._classes(),
-        label_of=lambda view, value: view._label(value),
-        check=lambda view, value: check_index("class", value, len(view.session.labels or ())),
+        options=lambda widget: widget._classes(),
+        label_of=lambda widget, value: widget._label(value),
+        check=lambda widget, value: check_index("class", value, len(widget._labels)),
         follows=("picture",),
         start=0,
     )
@@ -86,42 +115,19 @@ class ClassWidget(PictureWidget):
     def _order(self) -> list[int]:
         """The classes, the most probable first."""
         scores = self.session.scores_of(self.picture)
-        return [] if scores is None else torch.nan_to_num(scores[0].float()).argsort(descending=True).tolist()
+        return [] if scores is None else torch.nan_to_num(scores.float()).argsort(descending=True).tolist()
 
     def _classes(self) -> dict[int, str]:
         return {number: self._label(number) for number in self._order()[:_MOST_CLASSES]}
 
     def _label(self, number: int) -> str:
-        return f"{line((self.session.labels or ())[number], 60)} ({number})"
+        return f"{line(self._labels[number], 60)} ({number})"
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return self.session.labels or ()
 
     @property
     def class_name(self) -> str:
-        """The class in words, for captions."""
-        return line((self.session.labels or ())[self.target], 40)
-
-
-def answering(
-    model: nn.Module | Session,
-    images: Any,
-    preprocess: Any = None,
-    labels: Sequence[str] | None = None,
-    inputs: Any = None,
-    output: Any = None,
-) -> Session:
-    """A session, if the model gives class scores for pictures.
-
-    Raises
-    ------
-    ValueError
-        If it does not.
-    """
-    session = (
-        model
-        if isinstance(model, Session)
-        else Session(model, images, preprocess, labels, False, inputs, output, maps=False)
-    )
-    if session.axes != 2:
-        raise ValueError(f"the model takes {tuple(session.pictures.inputs.shape)}; expected pictures (N, C, H, W)")
-    if session.labels is None:
-        raise ValueError("the model gives no class scores; expected (N, classes): say with output= where they are")
-    return session
+        """The name of the class, for captions."""
+        return line(self._labels[self.target], 40)

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
+from nbviz.core.documented import documented_like
 from nbviz.export.figure import Panel
 from nbviz.widgets.figure_panels import picture_panel, reconstruction_panels
 from nbviz.widgets.layer_widget import LayerWidget
 
 
+@documented_like(LayerWidget)
 class Reconstruction(LayerWidget):
     """A channel passed back to the picture: plain gradient, deconvnet and guided backprop from one forward pass.
-
-    Parameters
-    ----------
-    model, images, layer, preprocess
-        As in :func:`nbviz.reconstruct`; ``layer=None`` starts where maps still show shapes.
-    channel
-        The channel at first; None takes the one that is strongest away from the border.
-    labels, inputs, output
-        As in :func:`nbviz.explore`.
-    picture, seed
-        Which picture is shown, and what is passed down, at first; as in :func:`nbviz.explore`.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.reconstruct`.
 
     Examples
     --------
@@ -38,8 +24,8 @@ class Reconstruction(LayerWidget):
     _parts = ("trace", "channel", "predictions")
 
     def _arrange(self) -> None:
-        right = [*self._of_the_layer(), self.channel_control, self.panels, self.seed_control]
-        self._lay_out(self._of_the_picture(), right)
+        right = [*self._layer_controls(), self.channel_control, self.panels, self.seed_control]
+        self._lay_out(self._picture_column(), right)
 
     def _figure_rows(self) -> list[list[Panel]]:
         return reconstruction_panels(self) or [[picture_panel(self)]]

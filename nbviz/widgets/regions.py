@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import traitlets as t
 from torch import Tensor, nn
 
-from nbviz.core.checks import check_choice
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import shown
+from nbviz.core.types import Images
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
-from nbviz.methods.occlusion import check_region
+from nbviz.methods.occlusion import check_region, region_effect
 from nbviz.pictures.fill import FILLS, filling
 from nbviz.widgets.controls import Choice, Control, draws
-from nbviz.widgets.picture_widget import PictureWidget
-from nbviz.widgets.views import Panels, Region
+from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
+from nbviz.widgets.session import Session
+from nbviz.widgets.views import Panels, Region, picture_row
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@documented_like(region_effect)
 class Regions(PictureWidget):
     """Cut the background away, and see whether the answer survives: draw a box, or paint over a region.
 
     Parameters
     ----------
-    model, images, mask, keep, fill, preprocess, inputs, output
-        As in :func:`nbviz.region_effect`; ``mask=None`` starts with a box in the middle.
-    labels
-        The names of the model's outputs; found for torchvision's and timm's ImageNet models.
-    picture
-        Which of the pictures is shown at first, from 0.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.region_effect`.
+    mask
+        The region at first: bool (H, W) at the size of the model's input, or a box (top, left, bottom, right) in its
+        pixels, ends excluded. None takes a box in the middle.
 
     Examples
     --------
@@ -47,18 +45,18 @@ class Regions(PictureWidget):
     """
 
     _kind = "regions"
+    _caption = "Prediction: whole → cut"
     _parts = ("whole", "effect")
 
     keep = Choice(
         "Do",
         "Keep the region and cut the rest away, or the other way round",
         options={True: "keep the region", False: "cut it away"},
-        usual=True,
-        start=True,
+        default=True,
     )
-    fill = Choice("Fill with", "What takes the place of what is cut away", options=FILLS, usual="grey", start="grey")
+    fill = Choice("Fill with", "What takes the place of what is cut away", options=FILLS, default="grey")
     mode = Choice(
-        help="Whether the region is the box or what is painted.",
+        help="Whether the region is the box or the painted pixels.",
         options=("box", "paint"),
         start="box",
         drawn_in="drawing",
@@ -66,14 +64,14 @@ class Regions(PictureWidget):
     )
     box = Control(
         help="Top, left, bottom and right of the region, in pixels of the input.",
-        check=lambda view, value: view._valid_box(value),
+        check=lambda widget, value: widget._valid_box(value),
         start=[0, 0, 1, 1],
         drawn_in="drawing",
         in_code=False,
     )
     mask = Control(
         help="The painted region, a byte of 0 or 1 for each pixel of the input, row by row.",
-        check=lambda view, value: view._valid_mask(value),
+        check=lambda widget, value: widget._valid_mask(value),
         start=b"",
         drawn_in="drawing",
         in_code=False,
@@ -81,27 +79,18 @@ class Regions(PictureWidget):
 
     def __init__(
         self,
-        model: nn.Module,
-        images: Any,
+        model: nn.Module | Session,
+        images: Images,
         mask: Any = None,
         keep: bool = True,
         fill: str = "grey",
-        *,
-        preprocess: Any = None,
-        labels: Sequence[str] | None = None,
-        inputs: Any = None,
-        output: Any = None,
-        picture: int = 0,
+        **options: Unpack[PictureOptions],
     ) -> None:
-        check_choice("fill", fill, FILLS)
-        if not isinstance(keep, bool):
-            raise TypeError(f"keep is {shown(keep)}; expected True or False")
-        super().__init__(model, images, preprocess, labels, inputs, output, "Prediction: whole → cut")
-        session = self.session
-        height, width = session.size
+        super().__init__(model, images, **options)
+        height, width = self.session.size
         box, painted = [height // 4, width // 4, height - height // 4, width - width // 4], b""
         if mask is not None:
-            region = check_region(mask, session.pictures.inputs)
+            region = check_region(mask, self.session.subject.inputs)
             if len(region) != 1:
                 raise ValueError(f"mask has shape {tuple(region.shape)}; expected one region for all pictures")
             given = torch.as_tensor(mask, device="cpu")
@@ -109,29 +98,26 @@ class Regions(PictureWidget):
                 box = given.tolist()
             else:
                 painted = region[0].to(torch.uint8).cpu().numpy().tobytes()
+        self._set_controls(box=box, mask=painted, mode="paint" if painted else "box")
         self.drawing = Region(size=[height, width])
-        mode = "paint" if painted else "box"
-        self._begin_with(picture=picture, keep=keep, fill=fill, box=box, mask=painted, mode=mode)
-        self.panels = Panels([{"title": "What the network is given", "cells": [{"slot": "cut"}]}])
+        self.panels = Panels([picture_row("What the network is given", "cut")])
         self._lay_out([self.strip], [self.keep_control, self.fill_control, self.drawing], [self.panels])
-        self._start()
 
     def _valid_box(self, value: Any) -> list[int]:
-        check_region(value, self.session.pictures.inputs)
+        check_region(value, self.session.subject.inputs)
         return list(map(int, value))
 
     def _valid_mask(self, value: Any) -> bytes:
         if not isinstance(value, (bytes, bytearray, memoryview)):
             raise TypeError(f"mask is {shown(value)}; expected bytes")
-        mask = bytes(value)
-        count = self.session.size[0] * self.session.size[1]
+        mask, count = bytes(value), self.session.size[0] * self.session.size[1]
         if len(mask) not in (0, count):
             raise ValueError(f"mask has {len(mask)} bytes; expected {count}, one for each pixel of the input, or none")
         return mask
 
     @t.observe("box", "mask")
     def _drawn(self, change: Any) -> None:
-        """What was set last counts, by a cell as well as in the page."""
+        """Whichever was set last counts, whether in the page or from a cell."""
         if self._open and change.new:
             self.mode = {"box": "box", "mask": "paint"}[change.name]
 
@@ -139,35 +125,37 @@ class Regions(PictureWidget):
     def region(self) -> Tensor:
         """The region, bool (H, W)."""
         if self.mode == "box":
-            return check_region(self.box, self.session.pictures.inputs)[0]
+            return check_region(self.box, self.session.subject.inputs)[0]
         if not self.mask:
             return torch.zeros(self.session.size, dtype=torch.bool)
         return torch.from_numpy(np.frombuffer(self.mask, np.uint8).copy().reshape(self.session.size)).bool()
 
-    def _altered(self) -> Tensor:
+    def _cut(self) -> Tensor:
         """The model's input (1, C, H, W) after the cut."""
-        one = self.session.only(self.picture)
-        region = self.region.to(one.inputs.device)
-        return torch.where(region == self.keep, one.inputs, filling(one.inputs, self.fill, one.preprocess))
+        pictures = self.session.single(self.picture).pictures
+        region = self.region.to(pictures.inputs.device)
+        return torch.where(
+            region == self.keep, pictures.inputs, filling(pictures.inputs, self.fill, pictures.preprocess)
+        )
 
     @draws("picture")
     def _show_whole(self) -> Iterator[bool]:
-        pixels = channels_last(self.session.shown(self.picture))
+        pixels = channels_last(self.session.rendered(self.picture))
         self.drawing.picture = {"shape": list(pixels.shape), "data": pixels.tobytes()}
         yield False
 
     @draws(
         *("picture", "keep", "fill", "mode"),
         into=("panels", "strip"),
-        also=lambda view: ("box",) if view.mode == "box" else ("mask",),
+        also=lambda widget: ("box",) if widget.mode == "box" else ("mask",),
     )
     def _show_effect(self) -> Iterator[bool]:
-        altered = self._altered()
+        cut = self._cut()
         share = 100 * float(self.region.float().mean())
         caption = f"{share:.0f} % of the picture {'kept' if self.keep else 'cut away'}"
-        self.panels.show("cut", "picture", channels_last(self.session.shown_input(altered)), caption=caption)
+        self.panels.show("cut", "picture", channels_last(self.session.rendered_input(cut)), caption=caption)
         yield False
-        self.strip.predictions = self.session.changed(self.picture, altered)
+        self.strip.predictions = self.session.changed(self.picture, cut)
         yield False
 
     @property
@@ -176,14 +164,14 @@ class Regions(PictureWidget):
         return super().code.replace("(model, images", f"(model, images, mask={self._region_code()}", 1)
 
     def _region_code(self) -> str:
-        """What gives the region again: its box, or the lengths of its runs, outside and inside in turn."""
+        """Code for the region: its box, or the lengths of its runs, outside and inside in turn."""
         if self.mode == "box":
             return str(self.box)
         ends = (self.region.flatten().diff().nonzero()[:, 0] + 1).tolist()
         ends = [*([0] if bool(self.region[0, 0]) else []), *ends, self.region.numel()]
         runs = [end - start for start, end in pairwise([0, *ends])]
         runs += [0] * (len(runs) % 2)
-        repeat = "__import__('numpy').repeat"  # under whatever name the person has it
+        repeat = "__import__('numpy').repeat"  # whatever name the person has for numpy
         return f"{repeat}([False, True] * {len(runs) // 2}, {runs}).reshape{self.session.size}"
 
     def _heading(self) -> str:
@@ -191,7 +179,7 @@ class Regions(PictureWidget):
 
     def _figure_rows(self) -> list[list[Panel]]:
         box = self.box if self.mode == "box" else None
-        whole = Panel(channels_last(self.session.shown(self.picture)), "the region", box=box)
-        cut = Panel(channels_last(self.session.shown_input(self._altered())), "what the network is given")
+        whole = Panel(channels_last(self.session.rendered(self.picture)), "the region", box=box)
+        cut = Panel(channels_last(self.session.rendered_input(self._cut())), "what the network is given")
         bars = [(label, after) for label, after, _ in self.strip.predictions]
         return [[whole, cut, *([Panel(None, bars=bars)] if bars else [])]]

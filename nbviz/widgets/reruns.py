@@ -1,7 +1,7 @@
-"""Cells that are run again: the widgets of their earlier run are closed, unless something holds them.
+"""Cells that are run again: the widgets of their earlier run are closed, unless something else holds them.
 
-ipywidgets holds each widget as long as the kernel lives, since a page may show it; and the widget holds the model, its
-pictures and the last forward pass. A cell that is run again would so keep as many models as it has been run.
+ipywidgets holds each widget as long as the kernel lives, since a page may show it, and the widget holds the model, its
+pictures and the last forward pass. So each run of a cell would keep another model in memory.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ipywidgets.widgets.widget import _instances
 from nbviz.core.state import lock
 from nbviz.widgets.views import Header
 
-_CLOSED = "closed: its cell was run again"  # in the still picture that the page leaves
+_CLOSED = "closed: its cell was run again"  # the state in the still picture that the page leaves
 
 _watched: list[Any] = []  # the shell whose cells are followed
-_begun: list[set[str]] = []  # of each cell that is running, outermost first, the widgets that there were before
+_begun: list[set[str]] = []  # for each cell that is running, outermost first, the widgets that existed before
 _made: dict[str, list[weakref.ref[Any]]] = {}  # by the cell's id, all widgets that its runs have made
-_numbers: dict[str, list[int]] = {}  # of these runs, as in Out
+_numbers: dict[str, list[int]] = {}  # the execution counts of these runs, as in Out
 
 
 def watch_reruns() -> None:
-    """Follow the shell's cells from now on, the one that is running included."""
+    """Follow the shell's cells from now on, including the one that is running."""
     shell = get_ipython()
     if shell is None or shell in _watched:
         return
@@ -44,7 +44,7 @@ def _begin(info: Any) -> None:
 def _end(result: Any) -> None:
     before = _begun.pop() if _begun else set(_instances)
     cell = getattr(result.info, "cell_id", None)
-    if cell is None:  # a front end without cells, such as a terminal: nothing is replaced there
+    if cell is None:  # a front end without cells, such as a terminal, where nothing is replaced
         return
     earlier = _made.get(cell, [])
     if earlier:
@@ -63,21 +63,21 @@ def _lives(ref: weakref.ref[Any]) -> bool:
 
 
 def _close_unheld(made: list[weakref.ref[Any]], numbers: list[int]) -> None:
-    """Close those of nbviz, and the boxes around them, that nobody holds but ipywidgets and IPython's history."""
+    """Close nbviz's widgets, and the boxes around them, that only ipywidgets and IPython's history hold."""
     _part_with(_family(made), [])
-    # What the person's own slider calls may do so, or an output that is no widget: these were replaced as well.
+    # The person's own widgets of the run, such as a slider's observer, may hold them: these were replaced as well.
     if any(_lives(ref) and _is_ours(ref()) for ref in made):
         _part_with(_family(made, alone=False), numbers)
 
 
 def _part_with(family: dict[int, Any], numbers: list[int]) -> None:
-    """Close those of some widgets that live on only because they are open, or in Out, of which some go by number."""
+    """Close the widgets that live only because they are open or in Out; forget the outputs with these numbers."""
     _forget_outputs(set(family), numbers)
-    with lock:  # what another thread draws of one ends first
+    with lock:  # another thread that draws one of them ends first
         parted = []
         for widget in family.values():
             comm, waiting = widget.comm, list[Any]()
-            # From here on it lives by itself, if it does: neither the registry nor the comm holds it.
+            # From here on, neither the registry nor the comm holds it: it lives only if something else does.
             comm.on_msg(waiting.append)
             _instances.pop(comm.comm_id, None)
             widget.comm = None
@@ -93,17 +93,17 @@ def _part_with(family: dict[int, Any], numbers: list[int]) -> None:
             alive.comm = comm
             for message in waiting:
                 alive._handle_msg(message)
-    # The header first: it has the page leave a still picture of what is on the screen.
-    for is_header, comm in sorted(closed, key=lambda one: not one[0]):
+    # Headers first: they make the page leave a still picture of what is on the screen.
+    for is_header, comm in sorted(closed, key=lambda entry: not entry[0]):
         if is_header:
             comm.send({"method": "update", "state": {"state": _CLOSED}, "buffer_paths": []})
         comm.close()
 
 
 def _family(made: Iterable[weakref.ref[Any]], alone: bool = True) -> dict[int, Any]:
-    """Those of nbviz, all that they are made of, and the boxes in which they were put with what else is in these.
+    """nbviz's widgets with their inner widgets, and the boxes that contain them with their other contents.
 
-    Not alone, also all others.
+    With ``alone=False``, all other widgets too.
     """
     known = {id(ref()): ref() for ref in made if _lives(ref)}
     family = {key: widget for key, widget in known.items() if not alone or _is_ours(widget)}
@@ -111,9 +111,9 @@ def _family(made: Iterable[weakref.ref[Any]], alone: bool = True) -> dict[int, A
     while len(family) > grown:
         grown = len(family)
         for widget in list(family.values()):
-            for part in _widgets_in(vars(widget)):
-                if part.comm is not None and (_is_ours(widget) or id(part) in known):
-                    family[id(part)] = part
+            for inner in _widgets_in(vars(widget)):
+                if inner.comm is not None and (_is_ours(widget) or id(inner) in known):
+                    family[id(inner)] = inner
         for key, widget in known.items():
             if isinstance(widget, ipywidgets.Box) and any(id(child) in family for child in widget.children):
                 family[key] = widget
@@ -133,18 +133,18 @@ def _widgets_in(value: Any, depth: int = 4) -> Iterator[Any]:
 
 
 def _forget_outputs(family: set[int], numbers: list[int]) -> None:
-    """Take from IPython's history of outputs those with these numbers, and what holds one of some widgets."""
+    """Remove the outputs with these numbers, and those that hold a widget of the family, from IPython's history."""
     shell = _watched[0]
     history, hook = shell.user_ns.get("_oh", {}), shell.displayhook
     outputs = {f"_{number}": value for number, value in history.items()}
     outputs |= {name: getattr(hook, name, None) for name in ("_", "__", "___")}
     replaced = [f"_{number}" for number in numbers]
     for name, value in outputs.items():
-        last = hasattr(hook, name) and any(value is outputs.get(one) for one in replaced)
+        last = hasattr(hook, name) and any(value is outputs.get(output) for output in replaced)
         if not (last or name in replaced or any(id(widget) in family for widget in _widgets_in(value))):
             continue
         for names in (shell.user_ns, shell.user_ns_hidden):
-            if names.get(name) is value:  # else it is the person's own
+            if names.get(name) is value:  # else the person has assigned it
                 names.pop(name)
         if hasattr(hook, name):
             setattr(hook, name, None)

@@ -2,52 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.checks import check_choice, check_index, check_whole
+from nbviz.core.checks import check_whole
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
-from nbviz.export.figure import Panel
+from nbviz.core.types import Images
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.destroy import layers_with_weights
+from nbviz.methods.randomise import layers_with_weights
 from nbviz.methods.sanity import (
     METHODS,
     Similarity,
     deletion_insertion,
+    randomisation,
     randomisation_result,
     randomisation_steps,
 )
 from nbviz.widgets.controls import Choice, draws
-from nbviz.widgets.figure_panels import filled_panels, plot_panel
-from nbviz.widgets.picture_widget import ClassWidget
-from nbviz.widgets.views import Panels, Plot
+from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
+from nbviz.widgets.session import Session
+from nbviz.widgets.views import Panels, Plot, picture_row
 
-_FILM, _ROW = 10, 5  # maps, in all and in a row
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_FILM, _ROW = 10, 5  # the number of maps, in all and in a row
 
 
+@documented_like(randomisation)
 class Sanity(ClassWidget):
-    """Whether a method's map can be believed: it should change when the network's weights are destroyed.
+    """Whether a method's map can be believed: it should change when the network's weights are randomised.
 
-    The weights of a copy are destroyed layer by layer from the top, and the map drawn again each time (Adebayo et al.
+    The weights of a copy are randomised layer by layer from the top, and the map drawn again each time (Adebayo et al.
     2018); below, the pixels that the map calls important are deleted, and brought back (Petsiuk et al. 2018).
 
     Parameters
     ----------
-    model, images, method, target, seed, preprocess, inputs, output
-        As in :func:`nbviz.sanity.randomisation`; ``method`` is a name.
-    labels
-        The names of the model's outputs; found for torchvision's and timm's ImageNet models.
-    picture
-        Which of the pictures is shown at first, from 0.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.sanity.randomisation`.
+    method
+        The name of a method: ``"gradient"``, ``"deconvnet"``, ``"guided_backprop"``, ``"input_x_gradient"``,
+        ``"smooth_grad"``, ``"integrated_gradients"``, ``"guided_grad_cam"``, or a class activation map of the gradient
+        family such as ``"grad_cam"``.
+    target
+        The class at first; None takes the class that the trained network predicts.
 
     Examples
     --------
@@ -61,43 +62,35 @@ class Sanity(ClassWidget):
     _kind = "sanity"
     _parts = ("destroyed", "deleted", "predictions")
 
-    method = Choice(
-        "Method", "The method whose map is looked at", options=list(METHODS), usual="guided_backprop", start="gradient"
-    )
+    method = Choice("Method", "The method whose map is looked at", options=list(METHODS), default="guided_backprop")
 
     def __init__(
         self,
-        model: nn.Module,
-        images: Any,
+        model: nn.Module | Session,
+        images: Images,
         method: str = "guided_backprop",
         target: int | None = None,
         *,
         seed: int = 0,
-        preprocess: Any = None,
-        labels: Sequence[str] | None = None,
-        inputs: Any = None,
-        output: Any = None,
-        picture: int = 0,
+        **options: Unpack[PictureOptions],
     ) -> None:
-        check_choice("method", method, METHODS)
         self._seed = check_whole("seed", seed, 0, 2**62)
-        super().__init__(model, images, preprocess, labels, inputs, output)
-        session = self.session
-        if target is not None:
-            target = check_index("class", target, len(session.labels or ()))
-        self._note_values({"seed": 0}, seed=seed)
-        self._layers = layers_with_weights(session.model, session.pictures.inputs, session.feed)
+        super().__init__(model, images, **options)
+        subject = self.session.subject
+        self._layers = layers_with_weights(subject.model, subject.inputs, subject.feed)
         self._count = len(self._layers)
-        self._begin_with(picture=picture, target=target, method=method)
+        self._set_controls()
         most = min(_FILM, self._count + 1)
-        # Rows of equal length, the last of which ends with what is never filled.
-        film = [{"slot": f"film_{i}"} for i in range(-(-most // _ROW) * _ROW)]
-        rows = [film[i : i + _ROW] for i in range(0, len(film), _ROW)]
-        title = "The map, trained and with more and more layers destroyed, from the top"
-        self.panels = Panels([{"title": title if i == 0 else "", "cells": row} for i, row in enumerate(rows)])
+        # All rows are equally long; the last slots may stay empty.
+        slots = [f"film_{i}" for i in range(-(-most // _ROW) * _ROW)]
+        titles = ["The map, trained and with more and more layers randomised, from the top", *[""] * _FILM]
+        starts = range(0, len(slots), _ROW)
+        self.panels = Panels(
+            [picture_row(title, *slots[i : i + _ROW]) for i, title in zip(starts, titles, strict=False)]
+        )
         self.curve = Plot(
             title="Likeness to the map of the trained network",
-            xlabel="layers destroyed",
+            xlabel="layers randomised",
             ylabel="likeness",
             range=[-0.2, 1],
         )
@@ -109,15 +102,13 @@ class Sanity(ClassWidget):
         )
         controls = [self.method_control, self.target_control]
         self._lay_out([self.strip], [*controls, self.panels, self.curve, self.pixels])
-        self._start()
 
     def _map(self, model: nn.Module | None = None) -> Tensor:
-        """The method's maps (N, H, W) or (N, C, H, W) of the chosen picture's batch, of a model, or the trained one."""
-        with self.session.under_autocast():
-            batch = self.session.batch(self.picture)
-            method, given = METHODS[self.method], {"target": self.target, **self.options}
-            found = self.session.ask(lambda trained: method(trained if model is None else model, batch, **given))
-            return found.detach().float().cpu()
+        """The method's maps (N, H, W) or (N, C, H, W) for the picture's batch; without a model, of the trained one."""
+        batch = self.session.batch(self.picture)
+        method, options = METHODS[self.method], {"target": self.target, **self.options}
+        maps = self.session.ask(lambda trained: method(trained if model is None else model, batch, **options))
+        return maps.detach().float().cpu()
 
     @draws("picture", "target", "method", into=("panels", "curve"))
     def _show_destroyed(self) -> Iterator[bool]:
@@ -135,7 +126,7 @@ class Sanity(ClassWidget):
         def maps(changed: nn.Module) -> Tensor:
             return self._map(changed)[row : row + 1]
 
-        for step, after in randomisation_steps(session.subject, self._layers, maps, before, seed=self._seed):
+        for step, after in randomisation_steps(session.current_model, self._layers, maps, before, seed=self._seed):
             steps.append(step)
             if len(steps) in places:
                 caption = f"{line(step.layer, 40)}: {float(step.rank):.2f}"
@@ -143,7 +134,7 @@ class Sanity(ClassWidget):
             curves = {"rank correlation": [s.rank for s in steps], "SSIM": [s.ssim for s in steps]}
             x = range(len(steps) + 1)
             self.curve.show((kind, x, [1.0, *map(float, values)]) for kind, values in curves.items())
-            self.header.cost = f"{len(steps)} of {self._count} layers destroyed"
+            self.header.cost = f"{len(steps)} of {self._count} layers randomised"
             yield True
         self.header.note = randomisation_result(name, steps, "cascading").verdict
         yield False
@@ -159,14 +150,9 @@ class Sanity(ClassWidget):
 
     @draws("picture", "target", "method", into="pixels")
     def _show_deleted(self) -> Iterator[bool]:
-        session = self.session
-        batch, row = session.batch(self.picture), session.row(self.picture)
-        with session.under_autocast():
-            found = session.ask(
-                lambda model: deletion_insertion(
-                    model, batch, self._before, target=self.target, steps=24, **self.options
-                )
-            )
+        batch, row = self.session.batch(self.picture), self.session.row(self.picture)
+        options = {"target": self.target, "steps": 24, **self.options}
+        found = self.session.ask(lambda model: deletion_insertion(model, batch, self._before, **options))
         shares = found.shares.tolist()
         areas = float(found.deletion_area[row]), float(found.insertion_area[row])
         deleted = (f"deleted, area {areas[0]:.2f}", shares, found.deletion[row].tolist())
@@ -175,6 +161,3 @@ class Sanity(ClassWidget):
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.method}"
-
-    def _figure_rows(self) -> list[list[Panel]]:
-        return [*filled_panels(self.panels), [plot_panel(self.curve), plot_panel(self.pixels)]]

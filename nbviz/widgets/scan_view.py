@@ -1,4 +1,4 @@
-"""What a scan has found so far, live below its progress bar."""
+"""The results of a scan so far, live below its progress bar."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from nbviz.scanning.result import ScanResult
 
 
 class ScanView(ipywidgets.HTML):  # type: ignore[misc]
-    """Shows what a scan has found so far, and at the end all of it: to be given as ``watch``.
+    """Shows the results of a scan so far, and at the end all of them; pass it to :func:`nbviz.scan` as ``watch``.
 
     It shows itself when it is first called.
+
+    Parameters
+    ----------
+    **options
+        Options of ``ipywidgets.HTML``, such as ``layout``.
 
     Examples
     --------
@@ -32,7 +37,7 @@ class ScanView(ipywidgets.HTML):  # type: ignore[misc]
         self._displayed = False
 
     def __call__(self, found: ScanResult) -> None:
-        """Show this."""
+        """Show these results."""
         self.value = f"{_STYLE}{found._repr_html_()}"
         if not self._displayed:
             self._displayed = True

@@ -1,4 +1,4 @@
-"""The pictures in small, each made when it is asked for: of thousands a page shows few at a time."""
+"""Small pictures for the strip, made when they are asked for: a page shows few of thousands at a time."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from nbviz.widgets.session import Session, fitted
 
 
 class Thumbs:
-    """The pictures of a session as they are shown at this moment; of volumes the slice in the middle.
+    """Small versions of a session's pictures, with the bands that it shows now; of volumes, the middle slice.
 
     Parameters
     ----------
     session
-        Whose pictures.
+        The session with the pictures.
     size
-        Pixels of a longer side at most; of signals all that a curve can show.
+        The most pixels of the longer side; signals keep all samples that a curve can show.
     """
 
     def __init__(self, session: Session, size: int = 96) -> None:
-        self.names = [line(name) for name in session.pictures.names]
+        self.names = [line(name) for name in session.subject.pictures.names]
         self.plot = session.axes == 1
         self._session, self._display, self._size = session, session.display, size
 
     def pixels(self, places: slice) -> Array:
-        """Some of them, uint8 (N, h, w, C)."""
+        """Some of the pictures, uint8 (N, h, w, C)."""
         small = fitted(self._session.plane(self._display[places], self._session.depth // 2))
         scale = min(1.0, self._size / max(small.shape[-2:]))
         if not self.plot and scale < 1:
@@ -42,8 +42,8 @@ class Thumbs:
         return len(self.names)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        (one,) = self.pixels(slice(i, i + 1))
-        return {"name": self.names[i], "shape": list(one.shape), "data": one.tobytes(), "plot": self.plot}
+        (pixels,) = self.pixels(slice(i, i + 1))
+        return {"name": self.names[i], "shape": list(pixels.shape), "data": pixels.tobytes(), "plot": self.plot}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))

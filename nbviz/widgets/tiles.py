@@ -1,4 +1,4 @@
-"""Sends the tiles of a layer's channels to the page, the strongest first, as fast as it draws them."""
+"""Sends the tiles of a layer's channels to the page, the strongest first, as fast as the page draws them."""
 
 from __future__ import annotations
 
@@ -16,80 +16,80 @@ if TYPE_CHECKING:
     from nbviz.widgets.layer_widget import LayerWidget
 
 FIRST = 16  # channels that are drawn before the rest
-_AT_ONCE, _MOST_TILES = 2, 64  # reconstructions in one go, at first and at most
-_TILES_SECONDS = 0.1  # that one go should take
-_FIRST_BYTES = 1 << 18  # of tiles in the first message, which are more than are in view
+_AT_ONCE, _MOST_TILES = 2, 64  # reconstructions in a batch, at first and at most
+_TILES_SECONDS = 0.1  # that a batch should take
+_FIRST_BYTES = 1 << 18  # of tiles in the first message, more than are in view
 
 
 class Tiles:
-    """What one widget's grid is sent: maps, as far as they are in view, or reconstructions, each of which takes time.
+    """Fills the grid of one widget: with maps, which are quick, or with reconstructions, which take their time.
 
     Parameters
     ----------
-    view
-        The widget, whose grid it fills.
+    widget
+        The widget, whose ``grid`` it fills.
     """
 
-    def __init__(self, view: LayerWidget) -> None:
-        self.view = view
-        self._layer: tuple[str, str] | None = None  # and what its tiles start from
-        self._key = ""  # what the tiles sent so far are of
-        self._side, self._at_once, self._most, self._spent = 0, _AT_ONCE, _MOST_TILES, 0.0
+    def __init__(self, widget: LayerWidget) -> None:
+        self.widget = widget
+        self._layer: tuple[str, str] | None = None  # the layer and the seed that the batch size was found for
+        self._key = ""  # the state that the tiles sent so far show
+        self._side, self._at_once, self._most, self._seconds = 0, _AT_ONCE, _MOST_TILES, 0.0
 
     def begin(self) -> bool:
         """Start on other tiles; whether the page should draw the first before it is sent more."""
-        view, session = self.view, self.view.session
-        look, layer = view.look(), session.layers[view.layer]
-        maps = view.tiles == TILES[0]
-        kind, size = ("map", (1, *layer.shape[1:])[-2:]) if maps else ("signed", session.patch(layer, view.seed))
-        if self._layer != (view.layer, view.seed):  # others take another time
-            self._layer, self._at_once, self._most = (view.layer, view.seed), _AT_ONCE, _MOST_TILES
-        # What the tiles to come are of as well, whatever changes meanwhile.
-        self._side, self._key, self._spent = view.grid.side, view._key("grid"), 0.0
-        with view.grid.hold_sync():
-            view.grid.title = str(layer)
-            view.grid.begin(kind, (layer.shape[0], *size), look.high, look.spread, session.axes == 1)
-            much = maps and self._add_maps(_FIRST_BYTES)
+        widget, session = self.widget, self.widget.session
+        look, layer = widget.look(), session.layers[widget.layer]
+        maps = widget.tiles == TILES[0]
+        kind, size = ("map", (1, *layer.shape[1:])[-2:]) if maps else ("signed", session.patch(layer, widget.seed))
+        if self._layer != (widget.layer, widget.seed):  # another layer's reconstructions take another time
+            self._layer, self._at_once, self._most = (widget.layer, widget.seed), _AT_ONCE, _MOST_TILES
+        # The tiles to come belong to this state, whatever changes meanwhile.
+        self._side, self._key, self._seconds = widget.grid.side, widget._key("grid"), 0.0
+        with widget.grid.hold_sync():
+            widget.grid.title = str(layer)
+            widget.grid.begin(kind, (layer.shape[0], *size), look.high, look.spread, session.axes == 1)
+            must_draw = maps and self._add_maps(_FIRST_BYTES)
         if maps:
-            view.cost("tiles", None)
-        return much
+            widget.cost("tiles", None)
+        return must_draw
 
     def send(self, count: int | None = None) -> Iterator[bool]:
-        """Send tiles until there are so many of them, or all; yields whether the page should draw them first."""
-        grid = self.view.grid
+        """Send tiles until the page has ``count`` of them, or all; yields whether it should draw them first."""
+        grid = self.widget.grid
         if not self._key:
             raise RuntimeError("the grid was not begun")
         count = grid.tiles["shape"][0] if count is None else count
         while grid.sent < count and grid.waiting(1):
-            if self._key != self.view._key("grid"):  # a cell has trained the model meanwhile
+            if self._key != self.widget._key("grid"):  # a cell has trained the model meanwhile
                 yield self.begin()
-            yield self._add_maps(self.view.room) if self.view.tiles == TILES[0] else self._add_reconstructions()
+            yield self._add_maps(self.widget.room) if self.widget.tiles == TILES[0] else self._add_reconstructions()
 
     def _add_maps(self, room: int) -> bool:
-        """Send some maps, of about so many bytes."""
-        look, grid = self.view.look(self._side), self.view.grid
+        """Send maps of about ``room`` bytes."""
+        look, grid = self.widget.look(self._side), self.widget.grid
         channels = grid.waiting(max(FIRST, room // look.pixels[0].size))
         return grid.add(look.pixels[channels], look.low[channels], look.high[channels]) > room // 4
 
     def _add_reconstructions(self) -> bool:
-        """The same with reconstructions."""
-        view, session = self.view, self.view.session
+        """Send a batch of reconstructions."""
+        widget, session = self.widget, self.widget.session
         start = time.perf_counter()
-        layer, places = session.layers[view.layer], view.look(self._side).place
+        layer, places = session.layers[widget.layer], widget.look(self._side).place
 
-        def patches(part: Sequence[int]) -> tuple[Array, Array]:
-            maps, _ = session.reconstructions(view.picture, view.layer, part, view.tiles, view.seed)
-            return session.patches(layer, maps, places[part].tolist(), view.seed, self._side)
+        def patches(channels: Sequence[int]) -> tuple[Array, Array]:
+            maps, _ = session.reconstructions(widget.picture, widget.layer, channels, widget.tiles, widget.seed)
+            return session.patches(layer, maps, places[channels].tolist(), widget.seed, self._side)
 
-        channels = view.grid.waiting(self._at_once)
+        channels = widget.grid.waiting(self._at_once)
         pieces = in_chunks(patches, channels, self._at_once, "one channel's reconstruction")
-        if len(pieces) > 1:  # memory did not suffice for all
+        if len(pieces) > 1:  # memory did not suffice for the batch
             self._most = len(pieces[0][1])
-        pixels, scales = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-        sent = view.grid.add(pixels, -scales, scales)
-        spent = time.perf_counter() - start
-        self._spent += spent
-        view.cost("tiles", 1000 * self._spent)
-        # As many as take about one chunk: few where each needs a backward pass over the whole picture.
-        self._at_once = max(1, min(self._most, _MOST_TILES, round(self._at_once * _TILES_SECONDS / spent)))
-        return sent > view.room // 4
+        pixels, scales = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        size = widget.grid.add(pixels, -scales, scales)
+        seconds = time.perf_counter() - start
+        self._seconds += seconds
+        widget.cost("tiles", 1000 * self._seconds)
+        # A batch takes about as long as a chunk: it is small where each needs a backward pass over the whole picture.
+        self._at_once = max(1, min(self._most, _MOST_TILES, round(self._at_once * _TILES_SECONDS / seconds)))
+        return size > widget.room // 4

@@ -4,46 +4,40 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from nbviz.core.documented import documented_like
 from nbviz.core.errors import NoRectifierWarning, line, shown
-from nbviz.export.figure import Panel
+from nbviz.core.types import Channels, Dataset
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import centre, grid
 from nbviz.methods.top_patches import TopPatchesResult, top_patches
 from nbviz.pictures.load import Reader
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Index, draws
-from nbviz.widgets.figure_panels import filled_panels
-from nbviz.widgets.predictions import context_of_now
-from nbviz.widgets.views import Header, Panels
+from nbviz.widgets.predictions import current_autocast
+from nbviz.widgets.views import Panels, picture_row
 
 _ROWS = 4  # channels on a page
 _K = 9  # pictures for each, as in the paper
 _RULES = {"deconvnet": "deconvnet", "guided": "guided backprop"}
 
 
-class TopPatches(Pulled):
+@documented_like(top_patches)
+class TopPatches(Pulled, options_of=top_patches):
     """For each channel the patches that excite it most, and beside them what of them it answers to (figure 2).
 
     Parameters
     ----------
-    model, dataset, layer, channels, k
-        As in :func:`nbviz.top_patches`, which is run first; further keywords are its own. In place of the model what it
-        has found may be given, and then nothing else.
-
+    model
+        Any PyTorch model, which is left unchanged; or what :func:`nbviz.top_patches` found, and then nothing else.
     first
         The first channel on the page at first, as its place among those that were asked for.
-
-    Raises
-    ------
-    ValueError, TypeError, PictureError, ModelError
-        As in :func:`nbviz.top_patches`.
 
     Examples
     --------
@@ -56,20 +50,21 @@ class TopPatches(Pulled):
 
     _kind = "patches"
     _arguments: tuple[str, ...] = ("model", "dataset", "layer")
+    _not_in_code = ("progress",)
 
     first = Index(
         "From channel",
         "The first of the channels on this page, as its place among those that were asked for",
-        count=lambda view: len(view.found.channels) - view.pages + 1,
-        usual=0,
+        count=lambda widget: len(widget.found.channels) - widget.pages + 1,
+        default=0,
     )
 
     def __init__(
         self,
         model: nn.Module | TopPatchesResult,
-        dataset: Any = None,
+        dataset: Dataset | None = None,
         layer: str | None = None,
-        channels: Sequence[int] | int | None = None,
+        channels: Channels | None = None,
         k: int = _K,
         *,
         first: int = 0,
@@ -90,25 +85,15 @@ class TopPatches(Pulled):
             raise ValueError(f"the model takes signals or volumes: patches are {found.size}; expected pictures")
         if not len(found.channels):
             raise ValueError("channels is empty; expected at least one")
-        self._under_autocast = context_of_now(Reader.of(found.model).device)
-        super().__init__(Header(title=line(type(found.model).__name__), info=line(found.layer)))
-        count = len(found.channels)
+        self._under_autocast = current_autocast(Reader.of(found.model).device)
+        super().__init__(found.model, line(found.layer))
         if model is found:
             self._arguments = ("patches",)
-        else:
-            self._note_values({"k": _K}, layer=layer, channels=channels, k=k)
-            self._note_given(**{name: value for name, value in options.items() if name != "progress"})
-        self.pages = min(_ROWS, count)
-        self.panels = Panels(
-            [
-                {"title": "", "cells": [{"slot": f"{what}_{row}"} for what in ("patches", *_RULES)]}
-                for row in range(self.pages)
-            ],
-            controls=["contrast"],
-        )
-        self._begin_with(first=first)
+        self.pages = min(_ROWS, len(found.channels))
+        rows = [picture_row("", *(f"{what}_{row}" for what in ("patches", *_RULES))) for row in range(self.pages)]
+        self.panels = Panels(rows, controls=["contrast"])
+        self._set_controls()
         self._lay_out([self.first_control, self.panels])
-        self._start()
 
     @draws("first", into="panels")
     def _show_rows(self) -> Iterator[bool]:
@@ -116,7 +101,7 @@ class TopPatches(Pulled):
         for row in range(self.pages):
             place = self.first + row
             channel, seen = int(found.channels[place]), int((found.indices[place] >= 0).sum())
-            if not seen:  # whatever it gave, it was no number
+            if not seen:  # all its values are NaN
                 for what, caption in {"patches": f"#{channel}: no number in any picture", **_RULES}.items():
                     self.panels.show(f"{what}_{row}", "picture", np.full((1, 1, 3), 128, np.uint8), caption=caption)
                 continue
@@ -131,33 +116,30 @@ class TopPatches(Pulled):
                 yield False
 
     def _reconstructions(self, channel: int, rule: str) -> torch.Tensor:
-        """Those of the patches; what would be a warning, which nobody sees here, is a note."""
+        """The patches' reconstructions; a warning, which nobody would see here, becomes a note."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", NoRectifierWarning)
             with self._under_autocast():
                 signals = self.found.reconstructions(channel, rule)
-        for one in caught:
-            if issubclass(one.category, NoRectifierWarning):
-                self.header.note = line(one.message)
+        for warning in caught:
+            if issubclass(warning.category, NoRectifierWarning):
+                self.header.note = line(warning.message)
             else:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return signals
 
     def _labels(self, place: int) -> str:
-        """What the pictures are, the most frequent first."""
+        """The classes of the pictures, the most frequent first."""
         names = self.found.names
-        counted = Counter(label for label in self.found.labels[place].tolist() if label >= 0)
-        told = [f"{line(names[i]) if i < len(names) else f'class {i}'} ×{n}" for i, n in counted.most_common(3)]
-        return f" · {', '.join(told)}" if told else ""
+        counts = Counter(label for label in self.found.labels[place].tolist() if label >= 0)
+        texts = [f"{line(names[i]) if i < len(names) else f'class {i}'} ×{n}" for i, n in counts.most_common(3)]
+        return f" · {', '.join(texts)}" if texts else ""
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.found.layer}"
 
-    def _figure_rows(self) -> list[list[Panel]]:
-        return filled_panels(self.panels)
-
 
 def tiled(pictures: torch.Tensor, pad: int = 255) -> Array:
-    """Pictures uint8 (k, C, h, w) in one, as square as may be, (H, W, 3)."""
+    """Pictures uint8 (k, C, h, w) as one picture (H, W, 3), about as many in a row as there are rows."""
     nrow = max(1, round(len(pictures) ** 0.5))
     return channels_last(grid(pictures.cpu(), nrow, 1, normalize=False, pad_value=pad))

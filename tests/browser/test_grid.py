@@ -139,7 +139,7 @@ def test_reconstructions_of_all_channels_the_strongest_first(notebook: Callable[
     assert kernel(book, "view.channel") == strongest[1]
     label = book.cell(0).locator(".widget-dropdown", has_text="Tiles").locator("select")
     label.select_option("gradient")
-    expect(grid).to_have_attribute("data-of", "0 features.11 gradient (0,) max 0")
+    expect(grid).to_have_attribute("data-tiles", "0 features.11 gradient (0,) max 0")
     ready(book, 128)
     assert kernel(book, "view.session.forward_passes") == 2
 

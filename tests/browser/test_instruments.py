@@ -121,7 +121,7 @@ def test_the_invariance_slider_moves_the_picture_and_the_markers(notebook: Calla
     for i in range(2):
         expect(plots.nth(i)).to_have_attribute("data-marker", "3")
     said = kernel(
-        book, "view.session.changed(0, nbviz.pictures.warp.warp(view.session.pictures.inputs[:1], across=3.0))"
+        book, "view.session.changed(0, nbviz.pictures.warp.warp(view.session.subject.inputs[:1], across=3.0))"
     )
     assert isinstance(said, list)
     shown = probabilities(widget)
@@ -353,7 +353,7 @@ def test_occlusion_fills_and_sanity_says_what_to_believe(notebook: Callable[...,
     expect(note).to_contain_text("guided_backprop hardly changes")
     widgets[1].locator("select").first.select_option("gradient")
     widget = ready(book, 2)
-    expect(note).to_contain_text("gradient changes with 1 of 7 layers destroyed")
+    expect(note).to_contain_text("gradient changes with 1 of 7 layers randomised")
     for i, name in enumerate(("occlusion", "sanity"), 1):
         both_themes(book, ready(book, i), name)
 

@@ -177,7 +177,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(
         ({"x": [1]}, TypeError, "checkpoint x is a list; expected a state dict"),
         (["none.pt"], FileNotFoundError, "there is no file 'none.pt'"),
         (["x" * 300 + ".pt"], FileNotFoundError, "there is no file 'xxx"),
-        (["~no-one-has-this-home/x.pt"], TypeError, "'~no-one-has-this-home/x.pt' is no path"),
+        (["~no-one-has-this-home/x.pt"], TypeError, "'~no-one-has-this-home/x.pt' is not a path"),
         ([b"x.pt"], TypeError, "checkpoint 0 is a bytes; expected a state dict"),
         ([{"state_dict": 5}], TypeError, "checkpoint 0 is a int"),
         ([{1: torch.zeros(2)}], TypeError, "expected a state dict"),
@@ -461,5 +461,5 @@ def test_a_layer_that_has_gone_is_an_error() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
     recorder = nbviz.Recorder(net, "1", 0)
     del net[1]
-    with pytest.raises(ValueError, match="layer '1' is no part of the model any more"), recorder:
+    with pytest.raises(ValueError, match="layer '1' is no longer part of the model"), recorder:
         pass

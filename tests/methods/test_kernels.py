@@ -92,7 +92,7 @@ def test_a_module_under_two_names_and_a_model_that_is_a_convolution() -> None:
     ("model", "layer", "channels", "message"),
     [
         (nn.Linear(2, 2), None, None, r"^Linear has no convolution \(Conv1d, Conv2d, Conv3d\); expected one that has$"),
-        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), "1", None, "^layer '1' is no convolution .*Accepted: 0$"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), "1", None, "^layer '1' is not a convolution .*Accepted: 0$"),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), "2", None, "^no layer '2'.* Accepted: 0, 1$"),
         (nn.Sequential(nn.Conv2d(1, 2, 3)), "0", [1, 2], "^no channel 2: there are 2, numbered 0 to 1$"),
     ],

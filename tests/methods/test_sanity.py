@@ -1,4 +1,4 @@
-"""Whether maps can be believed: against SciPy and scikit-image, and by hand."""
+"""Whether maps change with the weights: by hand."""
 
 import copy
 
@@ -11,18 +11,13 @@ from torch import nn
 
 import nbviz
 from nbviz.errors import ModelError
-from nbviz.methods.destroy import destroyed, layers_with_weights
+from nbviz.methods.randomise import layers_with_weights, randomised_copies
 from nbviz.methods.sanity import (
     METHODS,
     RandomisationResult,
     deletion_insertion,
     randomisation,
-    spearman,
-    ssim,
 )
-from nbviz.pictures.fill import FILLS, filling
-from nbviz.pictures.preprocess import Preprocess
-from tests.small import Weighted
 
 X = torch.rand(2, 3, 10, 9, generator=torch.Generator().manual_seed(0))
 
@@ -35,51 +30,7 @@ def tiny():
     )
 
 
-# The measures
-
-
-def test_spearman_is_scipys():
-    """With ties, of which maps after a ReLU are full."""
-    one, other = torch.randn(5, 2, 9, 8), torch.randn(5, 2, 9, 8)
-    other[2] = one[2] ** 3
-    other[3] = -one[3]
-    maps = [(one, other), (one.relu(), other.relu()), (one.round(), other.round()), (one.round(), one)]
-    for a, b in maps:
-        expected = [spearmanr(p.flatten(), q.flatten()).statistic for p, q in zip(a.numpy(), b.numpy(), strict=True)]
-        found = spearman(a, b)
-        assert found.dtype == torch.float64
-        np.testing.assert_allclose(found, expected, atol=1e-12)
-    assert spearman(one, other)[2:4].tolist() == pytest.approx([1, -1])
-
-
-def test_spearman_of_a_map_of_one_value_is_not_known():
-    found = spearman(torch.stack([torch.ones(3, 4), torch.rand(3, 4)]), torch.rand(2, 3, 4))
-    assert found.isnan().tolist() == [True, False]
-
-
-@pytest.mark.parametrize("shape", [(12, 9), (7, 7), (30, 30), (3, 12), (5, 5)])
-@pytest.mark.parametrize("channels", [None, 3])
-def test_ssim_is_scikit_images(shape, channels):
-    """Of maps brought to [0, 1]; its window, 7 pixels wide, is as large as the map where this is smaller."""
-    whole = (4, *([channels] if channels else []), *shape)
-    one, other = torch.randn(whole), torch.randn(whole)
-    other[1] = one[1] + 0.3 * other[1]
-    other[2] = one[2]
-    window = min(7, *shape)
-
-    def unit(maps):
-        return (maps - maps.min()) / (maps.max() - maps.min())
-
-    found = ssim(one, other)
-    for i in range(4):
-        options = {"data_range": 1, "win_size": window - 1 + window % 2, "channel_axis": 0 if channels else None}
-        a, b = (unit(maps[i].double().numpy()) for maps in (one, other))
-        assert float(found[i]) == pytest.approx(structural_similarity(a, b, **options), abs=1e-9)
-    assert float(found[2]) == pytest.approx(1)
-    assert ssim(torch.ones(1, 8, 8), torch.ones(1, 8, 8)).tolist() == [1]
-
-
-# Weights destroyed
+# Weights randomised
 
 
 def by_hand(net, mode, seed):
@@ -121,7 +72,9 @@ def test_randomisation_by_hand(mode, absolute, method, tiny, snapshot):
 def test_the_weights_are_new_and_the_model_is_as_it_was(mode, tiny, snapshot):
     with snapshot(tiny):
         order = layers_with_weights(tiny, X, None)
-        found = [(name, copy.deepcopy(changed.state_dict())) for name, changed in destroyed(tiny, order, mode, 3)]
+        found = [
+            (name, copy.deepcopy(changed.state_dict())) for name, changed in randomised_copies(tiny, order, mode, 3)
+        ]
     for (name, weights), (expected_name, expected) in zip(found, by_hand(tiny, mode, 3), strict=True):
         assert name == expected_name
         for key, other in expected.state_dict().items():
@@ -168,31 +121,35 @@ DOUBT = "it shows what is in the picture rather than what was learned"
 @pytest.mark.parametrize(
     ("mode", "means", "verdict"),
     [
-        ("cascading", [1, 1, 1, 1], f"it hardly changes with 4 of 4 layers destroyed (rank correlation 1.00): {DOUBT}"),
+        (
+            "cascading",
+            [1, 1, 1, 1],
+            f"it hardly changes with 4 of 4 layers randomised (rank correlation 1.00): {DOUBT}",
+        ),
         (
             "cascading",
             [0.9, 0.6, 0.4, 0.8],
-            f"it hardly changes with 2 of 4 layers destroyed (rank correlation 0.60): {DOUBT}",
+            f"it hardly changes with 2 of 4 layers randomised (rank correlation 0.60): {DOUBT}",
         ),
         (
             "cascading",
             [0.9, 0.4, 0.1, 0.8],
-            "it changes with 2 of 4 layers destroyed (rank correlation 0.40), as it should",
+            "it changes with 2 of 4 layers randomised (rank correlation 0.40), as it should",
         ),
         (
             "cascading",
             [np.nan, 0.4, 0.1, 0],
-            "it changes with 1 of 4 layers destroyed (rank correlation 0.00), as it should",
+            "it changes with 1 of 4 layers randomised (rank correlation 0.00), as it should",
         ),
         (
             "independent",
             [0.9, 0.5, 0.5, 0.5],
-            f"it hardly changes with a layer destroyed (mean rank correlation 0.60): {DOUBT}",
+            f"it hardly changes with a layer randomised (mean rank correlation 0.60): {DOUBT}",
         ),
         (
             "independent",
             [0.9, 0, -0.1, 0],
-            "it changes with a layer destroyed (mean rank correlation 0.20), as it should",
+            "it changes with a layer randomised (mean rank correlation 0.20), as it should",
         ),
     ],
 )
@@ -269,98 +226,6 @@ def test_a_model_without_weights_that_can_be_drawn():
 
     with pytest.raises(ValueError, match="no layer of Scale has weights; expected convolutions or the like"):
         randomisation(Scale(), X, "gradient")
-
-
-# Pixels deleted
-
-
-@pytest.mark.parametrize("fill", FILLS)
-@pytest.mark.parametrize("steps", [1, 7, 90])
-def test_deletion_and_insertion_by_a_loop(fill, steps, tiny, snapshot):
-    maps = torch.randint(0, 20, (2, 10, 9)).float()  # with ties: the first of them first
-    with snapshot(tiny):
-        found = deletion_insertion(tiny, X, maps, target=[1, 4], steps=steps, fill=fill)
-    filled = filling(X, fill, Preprocess(lambda picture: picture))
-    counts = [round(share) for share in np.linspace(0, 90, steps + 1)]
-    assert found.shares.tolist() == pytest.approx([count / 90 for count in counts])
-    for i, target in enumerate((1, 4)):
-        order = sorted(range(90), key=lambda place: (-float(maps[i].flatten()[place]), place))
-        curves = {"deletion": (X[i], filled[i]), "insertion": (filled[i], X[i])}
-        for name, (left, gone) in curves.items():
-            for step, count in enumerate(counts):
-                seen = left.clone()
-                for place in order[:count]:
-                    seen[:, place // 9, place % 9] = gone[:, place // 9, place % 9]
-                with torch.no_grad():
-                    expected = float(tiny.eval()(seen[None]).softmax(1)[0, target])
-                assert float(getattr(found, name)[i, step]) == pytest.approx(expected, abs=1e-6)
-            area = np.trapezoid(getattr(found, name)[i].numpy(), found.shares.numpy())
-            assert float(getattr(found, f"{name}_area")[i]) == pytest.approx(area)
-
-
-def test_pixels_go_to_grey_and_come_to_the_blurred_picture(tiny):
-    """Which RISE takes."""
-    maps = torch.rand(2, 10, 9)
-    found, grey, blur = (deletion_insertion(tiny, X, maps, target=1, fill=fill) for fill in (None, "grey", "blur"))
-    torch.testing.assert_close(found.deletion, grey.deletion)
-    torch.testing.assert_close(found.insertion, blur.insertion)
-    assert not torch.allclose(found.deletion, blur.deletion)
-
-
-def test_a_perfect_map_beats_a_random_one():
-    """The class is said by how bright some of the pixels are: the map that has these."""
-    weights = torch.zeros(1, 8, 8)
-    weights[0, 2:5, 3:6] = torch.rand(3, 3) + 0.5
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-    net[1].weight.data = torch.stack([weights.flatten(), torch.zeros(64)])
-    net[1].bias.data = torch.tensor([-2.0, 0.0])
-    x = torch.ones(3, 1, 8, 8)
-    x[:, :, 4:] = 0.9
-    options = {"target": 0, "steps": 64, "fill": "grey"}
-    perfect = deletion_insertion(net, x, weights.expand(3, 8, 8), **options)
-    at_random = deletion_insertion(net, x, torch.rand(3, 8, 8), **options)
-    worst = deletion_insertion(net, x, -weights.expand(3, 8, 8), **options)
-    assert (perfect.deletion_area < at_random.deletion_area).all()
-    assert (at_random.deletion_area < worst.deletion_area).all()
-    assert (perfect.insertion_area > at_random.insertion_area).all()
-    assert (at_random.insertion_area > worst.insertion_area).all()
-    assert repr(perfect).startswith("DeletionInsertionResult of 3 pictures: deletion 0.")
-
-
-def test_of_many_channels_the_absolute_values_are_summed(tiny):
-    maps = torch.randn(2, 3, 10, 9)
-    one, other = deletion_insertion(tiny, X, maps, steps=5), deletion_insertion(tiny, X, maps.abs().sum(1), steps=5)
-    assert torch.equal(one.deletion, other.deletion)
-    assert torch.equal(one.insertion, other.insertion)
-
-
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"maps": torch.rand(2, 9, 9)}, ValueError, r"maps has shape \(2, 9, 9\); expected \(N, H, W\)"),
-        ({"maps": torch.rand(3, 10, 9)}, ValueError, "maps has 3 maps for 2 pictures; expected one for each"),
-        ({"maps": [1]}, TypeError, "maps is list; expected|maps"),
-        ({"steps": 0}, ValueError, "steps is 0; expected at least 1"),
-        ({"fill": "black"}, ValueError, "no fill 'black'"),
-        ({"target": 6}, ValueError, "no class 6"),
-    ],
-)
-def test_errors_of_deletion_say_what_is_accepted(given, error, message, tiny, snapshot):
-    with snapshot(tiny), pytest.raises(error, match=message):
-        deletion_insertion(tiny, X, **{"maps": torch.zeros(2, 10, 9), **given})
-
-
-def test_pictures_that_hang_on_each_other_are_deleted_among_each_other(snapshot):
-    model, weights, maps = Weighted().eval(), torch.tensor([1.0, 2.0]), torch.rand(2, 10, 9)
-    with snapshot(model):
-        found = deletion_insertion(model, X, maps, target=1, steps=4, inputs=lambda x: (x, weights))
-    whole = model(X, weights).softmax(1)[:, 1]
-    torch.testing.assert_close(found.deletion[:, 0].float(), whole)
-    torch.testing.assert_close(found.insertion[:, -1].float(), whole)
-    gone = X.clone()
-    gone[1] = filling(X, "grey", Preprocess(lambda picture: picture))[1]
-    expected = model(gone, weights).softmax(1)[1, 1]
-    torch.testing.assert_close(found.deletion[1, -1].float(), expected)
 
 
 def test_nbvizs_own_functions_are_told_of_inputs_and_output(tiny):

@@ -129,3 +129,13 @@ def test_layers_are_learned_from_one_picture(net: nn.Module, monkeypatch: pytest
     assert seen == [1]
     assert subject.layer_names(None) == ["0", "1"]
     assert subject.layer_names(["3", "0", "3"]) == ["3", "0"]
+
+
+def test_of_a_dataset_it_has_the_first_picture_that_can_be_read(net: nn.Module) -> None:
+    dataset = torch.utils.data.TensorDataset(X, torch.arange(7))
+    subject, source = Subject.of_dataset(net, dataset)
+    assert torch.equal(subject.inputs, X[:1])
+    assert [layer.name for layer in subject.layers()] == ["0", "1", "2", "3"]
+    assert source.count == 7
+    with pytest.raises(TypeError, match="an iterable dataset can be read only once; expected one with a length"):
+        Subject.of_dataset(net, iter(dataset))

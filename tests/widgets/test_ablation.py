@@ -44,9 +44,9 @@ def answer(view: nbviz.Ablation, off: list[int], row: int = 0, **more: Any) -> N
     assert (view.header.state, view.header.error) == ("ready", "")
     assert view.off == sorted(view.grid.off) == off
     assert view.count_control.value == len(off)
-    images = view.session.pictures.inputs[view.picture : view.picture + 1] if not more else view.session.pictures.inputs
-    expected = nbviz.switched_off(view.session.model, images, view.layer, off, **more)[row].softmax(0)
-    before = nbviz.switched_off(view.session.model, images, view.layer, (), **more)[row].softmax(0)
+    images = view.session.subject.inputs[view.picture : view.picture + 1] if not more else view.session.subject.inputs
+    expected = nbviz.switched_off(view.session.subject.model, images, view.layer, off, **more)[row].softmax(0)
+    before = nbviz.switched_off(view.session.subject.model, images, view.layer, (), **more)[row].softmax(0)
     assert [row[0] for row in view.strip.predictions] == [f"class {i}" for i in before.argsort(descending=True)]
     for label, now, with_all in view.strip.predictions:
         assert now == pytest.approx(float(expected[int(label[6:])]), rel=1e-4)
@@ -247,7 +247,7 @@ def test_weights_that_change_are_seen(net: Small, images: Tensor) -> None:
         ({"off": [5]}, ValueError, "no channel 5: there are 5, numbered 0 to 4"),
         ({"off": ["1"]}, TypeError, "channel: got .*; expected a whole number"),
         ({"off": [True]}, TypeError, "expected a whole number"),
-        ({"off": None}, TypeError, "expected a whole number"),
+        ({"off": None}, TypeError, "off is None; expected a list of channels"),
         ({"table": {}}, TypeError, "table is {}; expected what nbviz.ablate gives, or None"),
         ({"layer": "8"}, ValueError, "layer '8' gives no feature maps"),
         ({"layer": "9"}, ValueError, "no layer '9'"),

@@ -59,7 +59,8 @@ def test_a_subshell_waits_for_the_cell_that_made_the_widget_and_says_so(shell: I
 
 def test_a_cell_that_a_subshell_runs_does_not_wait_for_itself(shell: InteractiveShell) -> None:
     shell.run_cell(MAKE).raise_error()
-    cell = "view.channel = 2; made = nbviz.FeatureMaps(view.session.model, view.session.pictures.inputs); view.figure()"
+    made = "nbviz.FeatureMaps(view.session.subject.model, view.session.subject.inputs)"
+    cell = f"view.channel = 2; made = {made}; view.figure()"
     thread = on_thread("subshell-1", lambda: shell.run_cell(cell))
     thread.join(30)
     assert not thread.is_alive()
@@ -88,7 +89,7 @@ def test_a_persons_own_threads_wait_for_no_cell(shell: InteractiveShell) -> None
     shell.run_cell(
         f"{MAKE}\n"
         "def work():\n"
-        "    nbviz.feature_maps(view.session.model, torch.zeros(1, 1, 28, 28), 'features.0')\n"
+        "    nbviz.feature_maps(view.session.subject.model, torch.zeros(1, 1, 28, 28), 'features.0')\n"
         "    view.channel = 2\n"
         "thread = threading.Thread(target=work, daemon=True)\n"
         "thread.start(); thread.join(20)\n"
@@ -172,5 +173,5 @@ def test_what_a_cell_did_after_it_last_used_a_widget_is_seen_when_a_control_move
     view, model = shell.user_ns["view"], shell.user_ns["model"]
     view.picture = 1
     view.finish()
-    expected = model.eval()(view.session.pictures.inputs[1:])[0].softmax(0).max()
+    expected = model.eval()(view.session.subject.inputs[1:])[0].softmax(0).max()
     assert view.strip.predictions[0][1] == pytest.approx(float(expected.detach()), abs=1e-6)

@@ -65,7 +65,7 @@ def check(view: nbviz.Compare, a: nn.Module, b: nn.Module, side: int | None = No
     """All that is shown is what the functions give for both."""
     view.finish()
     assert (view.header.state, view.header.error) == ("ready", "")
-    image = view.sessions[0].pictures.inputs[view.picture : view.picture + 1]
+    image = view.sessions[0].subject.inputs[view.picture : view.picture + 1]
     layers = view.layer_a, view.layer_b
     maps = [nbviz.feature_maps(net, image, layer)[0] for net, layer in zip((a, b), layers, strict=True)]
     fused = [nbviz.fuse(one[None])[0] for one in maps]
@@ -162,7 +162,7 @@ def test_models_of_other_classes_show_their_layers_and_say_why_no_answers(images
     view = nbviz.Compare(a, b, images)
     view.finish()
     assert view.strip.predictions == []
-    assert view.header.note == "a gives 4 classes and b 3: their answers are not compared"
+    assert view.header.note == "a gives 4 classes and b 3: their predictions are not compared"
     check(view, a, b)
     assert view.figure().axes
     neither = nbviz.Compare(*[nn.Sequential(nn.Conv2d(3, 4, 3)) for _ in range(2)], images)

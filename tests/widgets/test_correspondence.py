@@ -36,7 +36,7 @@ def check(view: nbviz.Correspondence, images: Any, boxes: list[list[int]], layer
     view.finish()
     assert (view.header.state, view.header.error) == ("ready", "")
     assert view.boxes == view.drawing.boxes == boxes
-    found = nbviz.correspondence(view.session.model, images, boxes, layers, **more)
+    found = nbviz.correspondence(view.session.subject.model, images, boxes, layers, **more)
     assert view.found is not None
     assert repr(view.found) == repr(found)
     assert view.table.value == found._repr_html_()
@@ -92,7 +92,7 @@ def test_grey_is_that_of_the_persons_preprocessing() -> None:
     more: dict[str, Any] = {"random": 1, "preprocess": preprocess}
     view = nbviz.Correspondence(net, made, BOXES[:2], ["2"], **more)
     check(view, made, BOXES[:2], ["2"], **more)
-    other = nbviz.correspondence(net, view.session.pictures.inputs, BOXES[:2], ["2"], random=1)
+    other = nbviz.correspondence(net, view.session.subject.inputs, BOXES[:2], ["2"], random=1)
     assert repr(other) != repr(view.found)
 
 

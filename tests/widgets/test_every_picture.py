@@ -102,7 +102,7 @@ def test_a_volume_is_shown_slice_by_slice(volumes: Any) -> None:
         finished(view)
         ends = maps.flatten(1).amin(1), maps.flatten(1).amax(1)
         np.testing.assert_array_equal(tiles(view), quantise(maps[:, plane // 2], None, ends)[0].numpy())
-        picture = view.session.pictures.display()[0, :, plane].permute(1, 2, 0).numpy()
+        picture = view.session.subject.pictures.display()[0, :, plane].permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(shown(view, "picture"), picture)
         label = view.panels.slot("picture")
         assert label["mark"] is (front <= plane < rear)

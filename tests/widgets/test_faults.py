@@ -54,12 +54,12 @@ def goes_on(view: LayerWidget) -> None:
     view.picture = 2
     view.finish()
     assert (view.header.state, view.header.error, view.header.stale) == ("ready", "", [])
-    image = view.session.pictures.inputs[2:3]
-    maps = nbviz.feature_maps(view.session.model, image, view.layer)[0]
+    image = view.session.subject.inputs[2:3]
+    maps = nbviz.feature_maps(view.session.subject.model, image, view.layer)[0]
     if "grid" in view._parts and view.tiles == "activation":
         np.testing.assert_array_equal(tiles(view), quantise(maps)[0].numpy())
     if "channel" in view._parts:
-        back = nbviz.guided_backprop(view.session.model, image, view.layer, [view.channel])[0, 0]
+        back = nbviz.guided_backprop(view.session.subject.model, image, view.layer, [view.channel])[0, 0]
         shown = decode(view.panels.slot("guided")).transpose(2, 0, 1).astype(int)
         assert np.abs(shown - centre(back).numpy().astype(int)).max() <= 1
 
@@ -151,7 +151,7 @@ def test_an_interrupt_in_any_chunk_leaves_no_mark_and_the_rest_to_be_drawn(
             for _ in range(chunks):
                 view.header.painted = view.header.chunk
             with pytest.MonkeyPatch.context() as patch:
-                for name in ("session.to_host", "session.project", "views.encode", "layer_widget.to_host"):
+                for name in ("session.to_host", "session.project", "views.encode", "channel_panels.to_host"):
                     patch.setattr(f"nbviz.widgets.{name}", interrupted)
                 patch.setattr(view.session, "predictions", interrupted)
                 try:

@@ -44,8 +44,8 @@ def check(view: nbviz.Invariance, **more: Any) -> None:
     """All that is shown is what the functions give for the state."""
     view.finish()
     assert (view.header.state, view.header.error) == ("ready", "")
-    net, i = view.session.model, view.picture
-    inputs = view.session.pictures.inputs[i : i + 1]
+    net, i = view.session.subject.model, view.picture
+    inputs = view.session.subject.inputs[i : i + 1]
     values = view.distances.series[0]["x"]
     layers = [one["name"] for one in view.distances.series]
     found = nbviz.invariance(net, inputs, layers, view.transform, values, **more)

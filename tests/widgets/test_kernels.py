@@ -205,7 +205,7 @@ def test_weights_that_change_are_seen_when_drawn_anew(net: Small) -> None:
     ("model", "given", "error", "message"),
     [
         (Small(), {"layer": "9"}, ValueError, "no layer '9'"),
-        (Small(), {"layer": "1"}, ValueError, "layer '1' is no convolution and has no kernels. Accepted: 0, 4"),
+        (Small(), {"layer": "1"}, ValueError, "layer '1' is not a convolution and has no kernels. Accepted: 0, 4"),
         (Small(), {"layer": 3}, ValueError, "no layer '3'|expected"),
         (Small(), {"channel": 5}, ValueError, "no channel 5: there are 5"),
         (Small(), {"channel": "1"}, TypeError, "expected a whole number"),

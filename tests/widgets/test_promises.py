@@ -29,7 +29,7 @@ import nbviz
 from nbviz.core.state import lock
 from nbviz.errors import InterruptedWarning, ModelError
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.views import View
+from nbviz.widgets.view import View
 from tests.small import Ran, Small, labelled, pictures
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
@@ -120,7 +120,9 @@ def state(view: Pulled) -> list[tuple[str, str]]:
             counted = "chunk", "cost", "painted", "current"
             skip = key in ("layout", "style", "children", "slider", "controls", "group", *counted)
             if not skip and not key.startswith("_"):
-                own = {k: v for k, v in value.items() if k not in ("key", "of")} if isinstance(value, dict) else value
+                own = (
+                    {k: v for k, v in value.items() if k not in ("key", "state")} if isinstance(value, dict) else value
+                )
                 found.append((key, repr(own)))
     return found
 
@@ -149,7 +151,7 @@ def test_an_error_in_the_model_is_a_line_and_the_widget_goes_on(
     whole.finish()
     view = MAKE[name](net, images)
     view.finish()
-    models = [session.model for session in getattr(view, "sessions", ())] or [net]
+    models = [session.subject.model for session in getattr(view, "sessions", ())] or [net]
     with snapshot(net):
         with pytest.MonkeyPatch.context() as patch:
             for model in models:

@@ -69,7 +69,7 @@ PAGE: dict[tuple[str, str], tuple[list[Any], Any]] = {
 PLACES = [
     *("nbviz.widgets.session.run", "nbviz.widgets.predictions.run", "nbviz.widgets.session.project"),
     "nbviz.widgets.session.to_host",
-    *("nbviz.widgets.layer_widget.centre", "nbviz.widgets.layer_widget.quantise"),
+    *("nbviz.widgets.channel_panels.centre", "nbviz.widgets.channel_panels.quantise"),
     "nbviz.widgets.layer_widget.channels_last",
     *("nbviz.widgets.views.encode", "nbviz.core.backward.torch.autograd.grad"),
 ]
@@ -378,7 +378,7 @@ class Moves(RuleBasedStateMachine):
     def check_grid(self, view: LayerWidget, maps: Tensor) -> None:
         channels, sent = view.grid.pixels()
         assert sorted(channels) == list(range(len(maps)))
-        assert view.grid.tiles["of"] == view._key("grid")
+        assert view.grid.tiles["state"] == view._key("grid")
         largest = max(view.grid.tiles["shape"][1:])
         assert max(1, largest // view._tiles._side) <= max(1, largest // view.grid.side)
         sent = sent[np.argsort(channels)]

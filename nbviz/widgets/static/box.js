@@ -1,6 +1,6 @@
-// A box on a picture (top, left, bottom and right, ends excluded): moved by keys, drawn by a pointer, shown by a mark.
+// A box on a picture (top, left, bottom and right, ends excluded): keys move it, a pointer draws it, a mark shows it.
 
-/** @typedef {number[]} Box @typedef {number[]} Size height and width within which it counts */
+/** @typedef {number[]} Box @typedef {number[]} Size height and width of the picture, in the box's units */
 
 /** @type {Record<string, [number, number] | undefined>} */
 const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
@@ -8,7 +8,7 @@ const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRi
 /** Whether a key moves a box. @param {string} key */
 export const moves = (key) => key in STEPS;
 
-/** Where a key moves a box, with Shift its lower right corner; null where that is none within the picture.
+/** The box that a key moves to, with Shift its lower right corner; null if it would leave the picture.
  * @param {Box} box @param {{key: string, shiftKey: boolean}} event @param {Size} size @returns {Box | null} */
 export function moved(box, { key, shiftKey }, [height, width]) {
   const step = STEPS[key];
@@ -25,7 +25,7 @@ export function under(event, element, [height, width]) {
   return [inside((event.clientY - top) / h, height), inside((event.clientX - left) / w, width)];
 }
 
-/** The box of whole pixels, one at least, between two places.
+/** The box of whole pixels, at least one, between two places.
  * @param {number[]} a @param {number[]} b @param {Size} size @returns {Box} */
 export function between(a, b, [height, width]) {
   const [top, left] = [Math.floor(Math.min(a[0], b[0])), Math.floor(Math.min(a[1], b[1]))];

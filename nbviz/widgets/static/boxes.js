@@ -1,4 +1,4 @@
-// Pictures on each of which a person draws a box.
+// Pictures; a person draws a box on each.
 
 import { between, covering, moved, moves, under } from "./box.js";
 import { imageOf } from "./pixels.js";

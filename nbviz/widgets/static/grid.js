@@ -1,4 +1,4 @@
-// The grid of all channels of a layer. Colour, scale, order, zoom, hover and pick stay in the page.
+// The grid of all channels of a layer. Colours, scale, order, zoom and hover need no kernel.
 
 import { paint, paintByTable, paintCurves, release } from "./paint.js";
 import { palette } from "./pixels.js";
@@ -25,8 +25,8 @@ import {
 /** @typedef {"index" | "strongest" | "spread" | "redundant"} Order */
 /** @typedef {"each" | "shared"} Scale */
 
-/** What the tiles are; empty at first.
- * @typedef {{key: number, kind: "map" | "signed", of: string, shape: number[], strength: DataView, spread: DataView,
+/** The size and kind of the tiles; empty at first.
+ * @typedef {{key: number, kind: "map" | "signed", state: string, shape: number[], strength: DataView, spread: DataView,
  *   plots: boolean, ends?: [number, number]}} Header */
 
 /** Some of the tiles. @typedef {Encoded & {channels: number[], low: DataView, high: DataView}} Block */
@@ -52,15 +52,15 @@ import {
 
 /** @typedef {Own & Record<`block_${number}`, Block>} Traits */
 
-/** @typedef {Tiles & {key: number, of: string, whole: number[], strength: Float32Array, spread: Float32Array,
+/** @typedef {Tiles & {key: number, state: string, whole: number[], strength: Float32Array, spread: Float32Array,
  *   blocks: Block[]}} Ranked */
 
 const GAP = 3;
 const MAX_HEIGHT = 400;
 
-/** Before the first tiles have come. @returns {Ranked} */
+/** The tiles before the first have come. @returns {Ranked} */
 const none = () => ({
-  ...{ key: 0, kind: "map", of: "", count: 0, h: 1, w: 1, whole: [1, 1], channels: 1, plots: false },
+  ...{ key: 0, kind: "map", state: "", count: 0, h: 1, w: 1, whole: [1, 1], channels: 1, plots: false },
   ...{ low: new Float32Array(), high: new Float32Array(), strength: new Float32Array(), spread: new Float32Array() },
   ...{ data: new Uint8Array(), have: new Uint8Array(), blocks: [], fresh: new Set() },
 });
@@ -74,18 +74,18 @@ export function ordered({ count, strength, spread }, by, ranking) {
   return key ? order.sort((a, b) => key[b] - key[a] || a - b) : order;
 }
 
-/** The value that a byte of a channel stands for.
+/** The value that a channel's byte stands for.
  * @param {Pick<Tiles, "kind" | "low" | "high">} tiles @param {number} channel @param {number} byte */
 export const valueIn = ({ kind, low, high }, channel, byte) =>
   kind === "signed"
     ? ((byte - 128) / 127) * high[channel]
     : low[channel] + (byte / 255) * (high[channel] - low[channel]);
 
-/** How many tiles stand side by side after a step of the zoom: out (1) or in (-1).
+/** The number of columns after a step of the zoom: out (1) or in (-1).
  * @param {number} columns @param {number} by */
 export const zoomed = (columns, by) => Math.max(1, Math.min(32, columns + by * Math.max(1, Math.round(columns / 5))));
 
-/** Where a key takes from one of so many tiles: nowhere at the ends. Null if it is no such key.
+/** The place that a key moves to, which stays within the tiles; null for other keys.
  * @param {string} key @param {number} place @param {number} count @param {number} columns */
 export function stepped(key, place, count, columns) {
   const to = towards(key, place, count, columns);
@@ -94,7 +94,7 @@ export function stepped(key, place, count, columns) {
 
 /** @param {{model: Model<Traits>, el: HTMLElement}} context */
 async function render({ model, el }) {
-  // The picked channel is the slider's value where there is a slider: one truth, and no second message for it.
+  // Where there is a slider, its value is the picked channel, which so needs no message of its own.
   const reference = model.get("slider");
   /** @type {Model<Slider> | null} */
   const slider = reference ? await referred(model, reference) : null;
@@ -167,7 +167,7 @@ async function render({ model, el }) {
   /** @param {number} channel */
   const toggle = (channel) => {
     const off = model.get("off");
-    switchTo(off.includes(channel) ? off.filter((one) => one !== channel) : [...off, channel]);
+    switchTo(off.includes(channel) ? off.filter((other) => other !== channel) : [...off, channel]);
   };
   if (switches)
     bar.append(
@@ -205,13 +205,13 @@ async function render({ model, el }) {
     return { width, tile, height, rows: Math.ceil(tiles.count / columns) };
   };
 
-  /** Pixels of the screen along a tile's longer side, as a power of two. */
+  /** The longer side of a tile in pixels of the screen, rounded up to a power of two. */
   const side = () => {
     const { tile, height } = layout();
     return 2 ** Math.ceil(Math.log2(Math.max(tile, height) * (globalThis.devicePixelRatio || 1)));
   };
 
-  /** The tile and the position in it under the pointer, or null. @param {MouseEvent} event */
+  /** The tile under the pointer and the position in it, or null. @param {MouseEvent} event */
   function under(event) {
     const box = canvas.getBoundingClientRect();
     const { tile, height } = layout();
@@ -227,7 +227,7 @@ async function render({ model, el }) {
 
   const reduced = () => tiles.h < tiles.whole[0] || tiles.w < tiles.whole[1];
 
-  /** The value under the pointer: of a signed tile in colours that of the strongest of them.
+  /** The value under the pointer; in a signed tile with colours, the strongest of its three.
    * @param {{channel: number, down: number, across: number}} at */
   function valueAt({ channel, down, across }) {
     const { h, w, channels, data } = tiles;
@@ -312,7 +312,7 @@ async function render({ model, el }) {
     if (switches) el.dataset.off = String(off.size);
     el.dataset.cmap = model.get("cmap");
     el.dataset.by = by;
-    // Larger tiles than before may want more pixels than were sent: these are asked for.
+    // Tiles that were enlarged may need more pixels than were sent: ask for them.
     const [most, own] = [Math.max(...tiles.whole), Math.max(tiles.h, tiles.w)];
     if (there && own < most && side() > own && side() > model.get("side")) {
       model.set("side", side());
@@ -320,7 +320,7 @@ async function render({ model, el }) {
     }
   }
 
-  /** The picked channel alone, from its own low to its own high. */
+  /** Draw the picked channel large, from its own lowest to its own highest value. */
   function drawLarge() {
     const { h, w } = tiles;
     const channel = Math.min(picked(), tiles.count - 1);
@@ -342,7 +342,7 @@ async function render({ model, el }) {
 
   const next = inTurn();
   let queued = false;
-  /** Take what has come: other tiles, or more of them. */
+  /** Take what the kernel has sent: other tiles, or more of them. */
   function receive() {
     if (queued) return;
     queued = true;
@@ -360,7 +360,7 @@ async function render({ model, el }) {
       const known = header.key === tiles.key ? tiles.blocks : [];
       const came = blocks.filter((block, i) => block !== known[i]);
       const pixels = await Promise.all(came.map(inflate));
-      // Before the first block, the size of the tiles to come is not known.
+      // The size of the tiles is not known before the first block.
       const shape = came[0]?.shape ?? [0, 1, 1];
       if (header.key !== tiles.key || (came.length && !tiles.blocks.length)) begin(header, shape);
       tiles.blocks = blocks;
@@ -368,12 +368,12 @@ async function render({ model, el }) {
       arrange();
       el.dataset.shape = header.shape.join("×");
       el.dataset.there = String(tiles.have.reduce((a, b) => a + b, 0));
-      el.dataset.of = header.of;
+      el.dataset.tiles = header.state;
     });
   }
 
   /** Start on other tiles. @param {Header} header @param {number[]} shape of a block */
-  function begin({ key, kind, of, shape, strength, spread, plots, ends }, [, h, w, channels = 1]) {
+  function begin({ key, kind, state, shape, strength, spread, plots, ends }, [, h, w, channels = 1]) {
     const before = tiles;
     const [count, ...whole] = shape;
     const nothing = { low: new Float32Array(count), high: new Float32Array(count), have: new Uint8Array(count) };
@@ -382,7 +382,7 @@ async function render({ model, el }) {
     tiles = {
       key,
       kind,
-      of,
+      state,
       count,
       h,
       w,
@@ -396,10 +396,10 @@ async function render({ model, el }) {
       blocks: [],
       fresh: new Set(),
     };
-    if (before.of === of && h >= before.h && w >= before.w) magnify(before);
+    if (before.state === state && h >= before.h && w >= before.w) magnify(before);
     else tip.hidden = true;
     release(before);
-    if (side() < model.get("side") && before.count && before.of !== of) {
+    if (side() < model.get("side") && before.count && before.state !== state) {
       model.set("side", side());
       model.save_changes();
     }
@@ -408,7 +408,7 @@ async function render({ model, el }) {
     scroller.scrollTop = 0;
   }
 
-  /** Tiles of the same in fewer pixels stay until they are replaced. @param {Tiles} before */
+  /** Keep the same tiles, which have fewer pixels, until they are replaced. @param {Tiles} before */
   function magnify(before) {
     const { count, h, w, channels, data } = tiles;
     tiles.low.set(before.low);
@@ -459,7 +459,7 @@ async function render({ model, el }) {
     tip.hidden = !at || !tiles.have[at.channel];
     if (!at || tip.hidden) return;
     const [row, column] = [Math.floor(at.down * tiles.whole[0]), Math.floor(at.across * tiles.whole[1])];
-    const about = reduced() ? "≈ " : ""; // the mean of a block
+    const about = reduced() ? "≈ " : ""; // it is the mean of a block
     const where = tiles.plots ? `sample ${column}` : `row ${row} col ${column}`;
     tip.textContent = `#${at.channel} · ${where} · ${about}${short(valueAt(at))}`;
     const box = scroller.getBoundingClientRect();
@@ -495,7 +495,7 @@ async function render({ model, el }) {
     else if (event.key === "+" || event.key === "=") zoom(-1);
     else if (event.key === "-") zoom(1);
     else return;
-    // Arrow keys belong to this grid here, not to the notebook's cells.
+    // The notebook would move to another cell.
     event.preventDefault();
     event.stopPropagation();
   });

@@ -1,5 +1,5 @@
-// The line on top: which model, what the last change cost, whether the kernel is at work; errors and notes below it.
-// It also asks the kernel for the next chunk once the page has painted the last.
+// The top line: the model, the cost of the last change, the state of the kernel; below it errors and notes.
+// It also asks the kernel for the next chunk of work once the page has painted the last.
 
 import { followKernel } from "./kernel.js";
 import { context2d, follow, make, page, referred, together } from "./shared.js";
@@ -22,12 +22,12 @@ import { context2d, follow, make, page, referred, together } from "./shared.js";
 
 /** @typedef {ReturnType<typeof setTimeout> | undefined} Timer */
 
-const PATIENCE = 400; // ms after which an unanswered control is said to wait
+const PATIENCE = 400; // ms until the header says that an unanswered control waits
 const MOVED = ["value", "index", "picture", "off", "box", "boxes", "mask"].map((name) => `change:${name}`).join(" ");
-const SLOW = 300; // ms after which it is said that the kernel works, and old pictures are dimmed: most are drawn sooner
+const SLOW = 300; // ms until the header says "working" and old pictures are dimmed: most are replaced sooner
 
 /** @param {string} text */
-function copyOld(text) {
+function copyWithoutClipboard(text) {
   const area = make("textarea", { value: text });
   document.body.append(area);
   area.select();
@@ -53,7 +53,7 @@ function render({ model, el }) {
     title: "Copy the call that gives this view",
     onclick: async () => {
       if (navigator.clipboard) await navigator.clipboard.writeText(model.get("code"));
-      else copyOld(model.get("code")); // a page that did not come over https or from this machine
+      else copyWithoutClipboard(model.get("code")); // which pages lack that did not come over https or from this machine
       code.textContent = "Copied";
       setTimeout(() => {
         code.textContent = "Copy code";
@@ -79,17 +79,16 @@ function render({ model, el }) {
     note.hidden = !model.get("note");
     code.hidden = !model.get("code");
   };
-  /** The header's own model, of which the host says whether its kernel still knows it.
+  /** The header's own model; the host says whether its kernel still knows it.
    * @type {Model<object> | undefined} */
   let own;
-  let unanswered = false; // a control has moved, and the kernel has not said a word since
-  let slow = false; // it has been at work for a while
+  let unanswered = false; // a control has moved, and the kernel has not answered
+  let slow = false; // the kernel has been at work for a while
   const gone = () => own?.comm_live === false && (wasLive || unanswered);
-  /** Say what is true now. */
-  function tell() {
-    const told = model.get("state");
+  /** Show the present state. */
+  function showState() {
     const lost = kernel.gone() || gone();
-    let text = told;
+    let text = model.get("state");
     if (lost) text = "no kernel: run the cell again";
     else if (kernel.silent()) text = "no kernel answers";
     else if (unanswered) text = kernel.busy() ? "waiting: a cell is running" : "waiting: the kernel is busy";
@@ -98,11 +97,11 @@ function render({ model, el }) {
       state.textContent = text;
       state.dataset.state = el.dataset.state;
     }
-    // Of a change that waits, it is not known what it changes.
+    // What a waiting change will alter is not known: dim everything.
     dim(lost || kernel.silent() || el.dataset.state === "waiting");
   }
-  // Not by a CSS transition with a delay: the page would draw frames all the while, and take the kernel's time.
-  /** Dim what is of an earlier state, or all of it. @param {boolean} all */
+  // Not a CSS transition with a delay: the page would draw frames all the while, and take time from the kernel.
+  /** Dim the parts that show an earlier state, or all. @param {boolean} all */
   function dim(all) {
     /** @type {HTMLElement | null} */
     const root = el.closest(".nbviz");
@@ -124,23 +123,23 @@ function render({ model, el }) {
     } else
       slowing ||= setTimeout(() => {
         slow = true;
-        tell();
+        showState();
       }, SLOW);
-    tell();
+    showState();
   };
-  // A control that moved in the page, with no word from the kernel: it is busy with a cell, or far away.
+  // A control moved in the page, and the kernel does not answer: it runs a cell, or is far away.
   const moved = () => {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
       unanswered = true;
-      tell();
+      showState();
     }, PATIENCE);
   };
-  const kernel = followKernel(model.widget_manager, tell);
-  model.on("comm_live_update", tell);
+  const kernel = followKernel(model.widget_manager, showState);
+  model.on("comm_live_update", showState);
   /** @type {Model<object>[]} */
   const controls = [];
-  let wasLive = kernel.known; // a saved page that never had a kernel shows what was saved: no less for that
+  let wasLive = kernel.known; // a saved page never had a kernel, and is not dimmed for that
   model.get("controls").forEach(async (reference, i) => {
     /** @type {Model<object>} */
     const control = await referred(model, reference);
@@ -148,23 +147,22 @@ function render({ model, el }) {
     if (i === 0) {
       own = control;
       wasLive ||= own.comm_live !== false;
-      tell();
+      showState();
     } else {
       controls.push(control);
       control.on(MOVED, moved);
     }
   });
 
-  /** The cell was run again, and the models go, with all views of them: what is on the screen stays as a still
-   * picture. */
+  /** The cell was run again, and the models and their views are closed: leave a still picture of the screen. */
   const keep = () => {
     /** @type {HTMLElement | null} */
     let root = el.closest(".nbviz");
     for (let outer = root; outer; outer = outer.parentElement?.closest(".nbviz") ?? null) root = outer;
     if (!root?.isConnected || root.dataset.kept || !model.get("state").startsWith("closed")) return;
-    root.dataset.kept = "true"; // of its headers one is enough
+    root.dataset.kept = "true"; // one of its headers is enough
     const still = /** @type {HTMLElement} */ (root.cloneNode(true));
-    // What a clone lacks.
+    // A clone lacks these.
     const canvases = still.querySelectorAll("canvas");
     root.querySelectorAll("canvas").forEach((from, i) => {
       if (from.width && from.height) context2d(canvases[i]).drawImage(from, 0, 0);
@@ -176,7 +174,7 @@ function render({ model, el }) {
       });
     }
     still.inert = true;
-    const output = root.closest(".jp-OutputArea-output"); // which JupyterLab hides with the view
+    const output = root.closest(".jp-OutputArea-output"); // JupyterLab hides it with the view
     if (output) output.after(make("div", { className: output.className }, still));
     else root.after(still);
   };
@@ -184,7 +182,7 @@ function render({ model, el }) {
 
   const painted = async () => {
     const chunk = model.get("chunk");
-    // After the views have heard of the chunk, which may be later than this one, and have drawn it.
+    // Once the views, which may be notified after the header, have drawn the chunk.
     await new Promise((done) => setTimeout(done));
     await Promise.all(page.drawing);
     // Twice: the first callback comes before the frame that shows the chunk, the second after it.
@@ -212,7 +210,7 @@ function render({ model, el }) {
     clearTimeout(waiting);
     clearTimeout(slowing);
     kernel.end();
-    model.off("comm_live_update", tell);
+    model.off("comm_live_update", showState);
     model.off("comm:close", keep);
     end();
     for (const control of controls) control.off(MOVED, moved);

@@ -1,6 +1,6 @@
-// Whether the kernel of a widget is there: as its host says, and by the sign of life that it gives to the page.
+// Whether a widget's kernel is there: from what its host says, and from the kernel's heartbeat.
 
-// ms without a sign of life, of which the kernel gives one every 200; longer once that was wrong
+// ms without a heartbeat, which comes every 200; longer once a silence was a false alarm
 const SILENCE = [450, 4000];
 const GONE = ["dead", "terminating", "restarting", "autorestarting"];
 
@@ -10,10 +10,10 @@ const GONE = ["dead", "terminating", "restarting", "autorestarting"];
  * @typedef {{connect(slot: (sender: unknown, value: T) => void): void,
  *   disconnect(slot: (sender: unknown, value: T) => void): void}} Signal */
 
-/** A message from the kernel, as far as it is read here.
+/** A message from the kernel; only what is read here.
  * @typedef {{content?: {transient?: {display_id?: string}}}} Message */
 
-/** A connection to a kernel: JupyterLab's, or that of a host that has less.
+/** A connection to a kernel: JupyterLab's, or another host's with fewer members.
  * @typedef {object} Kernel
  * @property {string} [status]
  * @property {string} [connectionStatus]
@@ -25,7 +25,7 @@ const GONE = ["dead", "terminating", "restarting", "autorestarting"];
 
 /** Follow a widget's kernel.
  * @param {Manager} manager
- * @param {() => void} changed called when the answers below may be others */
+ * @param {() => void} changed called when the values below may have changed */
 export function followKernel(manager, changed) {
   const kernel = manager.kernel;
   let heardAt = 0;
@@ -36,7 +36,7 @@ export function followKernel(manager, changed) {
   const check = () => {
     const left = heardAt + patience - performance.now();
     if (left > 0) timer = setTimeout(check, left);
-    // What came while the page itself was busy is heard first.
+    // Messages that came while the page itself was busy are handled first.
     else
       timer = setTimeout(() => {
         timer = undefined;
@@ -46,12 +46,12 @@ export function followKernel(manager, changed) {
       });
   };
   const heard = (/** @type {unknown} */ _, /** @type {Message} */ message) => {
-    if (!heardAt && message.content?.transient?.display_id !== "nbviz-alive") return; // it may never give one
+    if (!heardAt && message.content?.transient?.display_id !== "nbviz-alive") return; // it may never send one
     heardAt = performance.now();
     timer ??= setTimeout(check);
     if (silent) {
       silent = false;
-      patience = Math.min(2 * patience, SILENCE[1]); // it was only slow, or far away
+      patience = Math.min(2 * patience, SILENCE[1]); // the kernel was only slow, or far away
       changed();
     }
   };

@@ -1,9 +1,9 @@
-// Draws the tiles of a grid: by a WebGL2 shader where the graphics card does that, else by a table look-up.
+// Draws the tiles of a grid with a WebGL2 shader, or without a graphics card by table look-up.
 
 import { colour, css, curves, tones } from "./pixels.js";
 import { context2d, page } from "./shared.js";
 
-/** ``channels`` is 1 for values, and 1 or 3 for colours around grey; ``fresh`` are those that the texture lacks.
+/** ``channels`` is 1 for values, and 1 or 3 for colours around grey; ``fresh`` are the channels that the texture lacks.
  * @typedef {{kind: "map" | "signed", count: number, h: number, w: number, channels: number, data: Uint8Array,
  *   have: Uint8Array, low: Float32Array, high: Float32Array, texture?: WebGLTexture | null, fresh: Set<number>,
  *   plots: boolean, ends?: [number, number]}} Tiles */
@@ -12,13 +12,13 @@ import { context2d, page } from "./shared.js";
 /** @typedef {{table: Uint32Array<ArrayBuffer>, shared: boolean, contrast: number}} Look */
 /** @typedef {{gl: WebGL2RenderingContext, canvas: HTMLCanvasElement, layers: number, side: number,
  *   at(uniform: string): WebGLUniformLocation | null}} Shader */
-/** What the scale reads of the tiles.
+/** The members of the tiles that the scale reads.
  * @typedef {Pick<Tiles, "kind" | "count" | "have" | "low" | "high" | "ends">} Scaled */
 
-/** For each channel, factor and shift that take its bytes to the scale on which it is shown.
+/** For each channel, the factor and the shift from its bytes to the scale on which it is shown.
  * @param {Scaled} tiles @param {boolean} shared @returns {(channel: number) => [number, number]} */
 export function scaling(tiles, shared) {
-  let [low, high] = tiles.ends ?? [Infinity, -Infinity]; // given where several grids have one scale
+  let [low, high] = tiles.ends ?? [Infinity, -Infinity]; // given where several grids share a scale
   for (let k = 0; k < tiles.count; k++) {
     if (!tiles.have[k]) continue;
     low = Math.min(low, tiles.low[k]);
@@ -27,7 +27,7 @@ export function scaling(tiles, shared) {
   return (channel) => {
     const [own, top] = [tiles.low[channel], tiles.high[channel]];
     if (tiles.kind === "signed") return shared ? [top / (high || 1), 0] : [1, 0];
-    // A channel without extent (a global pooling) has its colour from where it lies among all.
+    // A channel with a single value (after a global pooling) is coloured by its place among all channels.
     if (!shared && own !== top) return [1, 0];
     return [(top - own) / (high - low || 1), (255 * (own - low)) / (high - low || 1)];
   };
@@ -45,7 +45,7 @@ export function levels(tiles, { shared, contrast }) {
   };
 }
 
-/** By table look-up, on the 2D canvas.
+/** Paint by table look-up, on the 2D canvas.
  * @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look */
 export function paintByTable(context, tiles, places, look) {
   const { h, w, channels } = tiles;
@@ -64,14 +64,14 @@ export function paintByTable(context, tiles, places, look) {
   native.height = image.height;
   context2d(native).putImageData(image, 0, 0);
   context.imageSmoothingEnabled = places.length > 0 && places[0].width < w;
-  // High is enough to halve.
+  // "high" averages enough pixels for halving and beyond.
   context.imageSmoothingQuality = places.length > 0 && 2 * places[0].width < w ? "high" : "low";
   places.forEach(({ x, y, width, height }, place) => {
     context.drawImage(native, (place % across) * w, Math.floor(place / across) * h, w, h, x, y, width, height);
   });
 }
 
-/** Signals, as curves.
+/** Paint signals as curves.
  * @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look */
 export function paintCurves(context, tiles, places, look) {
   const size = tiles.w * tiles.channels;
@@ -137,7 +137,7 @@ function shader() {
   const canvas = document.createElement("canvas");
   const gl = canvas.getContext("webgl2", { failIfMajorPerformanceCaveat: !page.forceShader, antialias: false });
   if (!gl) return null;
-  // In software it takes several times as long as the table does; tests take it all the same.
+  // A shader in software takes several times as long as the table; tests use it anyway.
   const renderer = gl.getParameter(
     gl.getExtension("WEBGL_debug_renderer_info")?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER,
   );
@@ -182,9 +182,9 @@ function shader() {
   return page.shader;
 }
 
-/** By the shader: each tile goes to the graphics card once, and every change of colour is one call.
+/** Paint with the shader: each tile goes to the graphics card once, and a change of colours is a single call.
  * @param {CanvasRenderingContext2D} context @param {Tiles} tiles @param {Place[]} places @param {Look} look
- * @returns {boolean} false where this can't be done */
+ * @returns {boolean} false where that is impossible */
 function paintByShader(context, tiles, places, { table, shared, contrast }) {
   const made = shader();
   if (!made || tiles.count > made.layers || Math.max(tiles.h, tiles.w) > made.side || !places.length) return false;
@@ -198,7 +198,7 @@ function paintByShader(context, tiles, places, { table, shared, contrast }) {
     gl.texParameteri(gl.TEXTURE_2D_ARRAY, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
     gl.texParameteri(gl.TEXTURE_2D_ARRAY, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
     if (gl.getError() === gl.OUT_OF_MEMORY) {
-      page.shader = null; // from now on by the table
+      page.shader = null; // from now on, use the table
       return false;
     }
     tiles.fresh = new Set([...tiles.have.keys()].filter((k) => tiles.have[k]));
@@ -233,7 +233,7 @@ function paintByShader(context, tiles, places, { table, shared, contrast }) {
   gl.uniform2f(at("canvas"), canvas.width, canvas.height);
   gl.uniform2f(at("size"), w, h);
   gl.uniform2f(at("footprint"), footprint[0], footprint[1]);
-  // No more than 8 by 8: a tile that is drawn smaller still was sent smaller too.
+  // 8 by 8 at most: a tile that is drawn even smaller was sent smaller, too.
   const [right, down] = footprint.map((texels) => Math.min(8, Math.max(1, Math.ceil(texels))));
   gl.uniform2i(at("samples"), right, down);
   gl.uniform1f(at("contrast"), contrast);
@@ -261,7 +261,7 @@ export function paint(context, tiles, places, look) {
   return byShader ? "webgl2" : "table";
 }
 
-/** Give back what the graphics card holds of tiles that are drawn no more. @param {Tiles | undefined} tiles */
+/** Free the texture of tiles that are no longer drawn. @param {Tiles | undefined} tiles */
 export function release(tiles) {
   if (tiles?.texture) page.shader?.gl.deleteTexture(tiles.texture);
   if (tiles) tiles.texture = null;

@@ -1,4 +1,4 @@
-// Rows of pictures with captions. Contrast, opacity and colour map stay in the page.
+// Rows of pictures with captions. Contrast, opacity and colour map need no kernel.
 
 import { covering } from "./box.js";
 import { css, curves, imageOf, PLAIN, palette, tones } from "./pixels.js";
@@ -9,7 +9,7 @@ import { bytes, context2d, follow, hear, inflate, inTurn, make, tell, together }
 
 /** @typedef {{slot: string, crop?: boolean}} Cell */
 
-/** What is said of a slot's pixels.
+/** The description of a slot's pixels.
  * @typedef {{part_drawn: string, key: string, caption?: string, part?: string, box?: Box, size?: Size, mark?: boolean}} Label */
 
 /** @typedef {Encoded | {shape?: undefined}} Sent an array, or nothing yet */
@@ -36,11 +36,11 @@ import { bytes, context2d, follow, hear, inflate, inTurn, make, tell, together }
 
 /** @typedef {{shape: number[], pixels: Uint8Array}} Pixels */
 
-/** What a slot holds, inflated.
+/** A slot's contents, decoded.
  * @typedef {{source: Sent, kind: Kind | "overlay", own: Pixels, over: Pixels | null, patch: Pixels | null,
  *   label: Label}} Filled */
 
-/** What becomes of a picture's bytes. @param {Kind} kind @param {Uint32Array} table @param {number} contrast */
+/** How a picture's bytes become tones. @param {Kind} kind @param {Uint32Array} table @param {number} contrast */
 export function tonesOf(kind, table, contrast) {
   if (kind === "map") return { steps: PLAIN.steps, packed: table };
   return kind === "signed" ? tones((byte) => 128 + (byte - 128) * contrast) : PLAIN;
@@ -64,7 +64,7 @@ function render({ model, el }) {
   }
 
   const plots = model.get("plots");
-  /** A signal, or a part of it. @param {HTMLCanvasElement} canvas @param {Pixels} source
+  /** Draw a signal, or a part of it. @param {HTMLCanvasElement} canvas @param {Pixels} source
    * @param {Kind} kind @param {Uint32Array} table @param {Box} [box] */
   function plot(canvas, { shape, pixels }, kind, table, box) {
     const channels = shape[2];
@@ -125,7 +125,7 @@ function render({ model, el }) {
   const drawAll = () => {
     for (const place of cells) draw(place);
   };
-  /** A picture of an earlier state is dimmed until its successor comes. */
+  /** Dim the pictures that show an earlier state. */
   const dim = () => {
     for (const { figure } of cells)
       figure.classList.toggle("nbviz-old", figure.dataset.key !== model.get("current")[figure.dataset.part ?? ""]);
@@ -136,7 +136,7 @@ function render({ model, el }) {
   const queued = new Set();
   /** @param {string} slot */
   function receive(slot) {
-    if (queued.has(slot)) return; // one of its other traits has changed too
+    if (queued.has(slot)) return; // another of its traits has changed too
     queued.add(slot);
     next(async () => {
       queued.delete(slot);
@@ -198,7 +198,7 @@ function render({ model, el }) {
 
   const ends = [
     hear(model, "contrast", (value) => {
-      if (value === contrast) return; // told by this view itself
+      if (value === contrast) return; // this view has sent it
       contrast = value;
       drawAll();
     }),

@@ -1,8 +1,8 @@
-// From bytes to what is seen: colours of pixels, curves of signals.
+// From bytes to colours of pixels and curves of signals.
 
 /** Height, width and channels of a picture, whose channels are 1 or 3. @typedef {number[]} Shape */
 
-/** What becomes of a byte: a step from 0 to 255, and the packed RGBA pixel where it is the pixel's only byte.
+/** For each byte, its tone from 0 to 255, and the packed RGBA pixel where it is the pixel's only byte.
  * @typedef {{steps: Uint8ClampedArray, packed: Uint32Array}} Tones */
 
 /** A colour map as 256 packed RGBA pixels. @param {Uint8Array} rgb */
@@ -30,11 +30,11 @@ export function tones(level, table) {
 /** Bytes as they are: a photograph. */
 export const PLAIN = tones((byte) => byte);
 
-/** The one place where bytes become a picture: ``shape`` of them, from the first of ``data``, into a part of an image.
+/** Draw a picture of ``shape``, from the first of ``data``, into a part of an image. Only here do bytes become pixels.
  * @param {{width: number, data: {buffer: ArrayBufferLike}}} image @param {number} top @param {number} left
  * @param {Uint8Array} data @param {Shape} shape @param {Tones} tones */
 export function colour(image, top, left, data, [height, width, channels], { steps, packed }) {
-  const pixels = new Uint32Array(image.data.buffer); // a whole pixel at once: 4 times fewer writes
+  const pixels = new Uint32Array(image.data.buffer); // a whole pixel at once: a quarter of the writes
   let from = 0;
   for (let y = 0; y < height; y++) {
     let to = (top + y) * image.width + left;
@@ -52,13 +52,13 @@ export function imageOf(data, shape, tones = PLAIN) {
   return image;
 }
 
-/** What one curve, or each of three, is drawn in. */
+/** The colours of curves: of three channels, or the last for a single one. */
 const CURVES = ["#e53935", "#43a047", "#1e88e5"];
 
-/** A signal's channels as curves in a box. Where samples are more than pixels, each column of these has the lowest
+/** Draw a signal's channels as curves in a box. Where there are more samples than pixels, each column shows the lowest
  * and the highest of its samples.
  * @param {CanvasRenderingContext2D} context @param {{x: number, y: number, width: number, height: number}} box
- * @param {Uint8Array} data L samples of so many channels @param {number} channels
+ * @param {Uint8Array} data L samples of all channels @param {number} channels
  * @param {(byte: number) => number} level from 0, the bottom, to 1
  * @param {number | null} base the level from which it is filled; null draws a line
  * @param {((byte: number) => string) | null} ink by the value; null by the channel */

@@ -1,4 +1,4 @@
-// Curves over one axis, with a marker that follows a slider; a click on them moves the slider.
+// Curves over one axis. A marker follows the slider, and a click on the curves moves it.
 
 import { follow, make, referred, short, together } from "./shared.js";
 
@@ -31,23 +31,23 @@ function drawn(tag, properties, ...children) {
   return element;
 }
 
-/** Round numbers within a range, so many at most. @param {number} low @param {number} high @param {number} most */
+/** Round numbers within a range, about ``most`` of them. @param {number} low @param {number} high @param {number} most */
 export function ticks(low, high, most) {
   const raw = (high - low) / most || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((f) => f * power).find((s) => s >= raw) ?? raw;
   /** @type {number[]} */
-  const found = [];
+  const numbers = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++)
-    found.push(Number((i * step).toPrecision(12)));
-  return found;
+    numbers.push(Number((i * step).toPrecision(12)));
+  return numbers;
 }
 
-/** The two axes from units to pixels, and back across.
+/** The axes: from units to pixels, and from a pixel to a unit of the x axis.
  * @param {Pick<Curve, "x" | "y">[]} series @param {[number | null, number | null]} range @param {number} width */
 export function axes(series, [low, high], width) {
-  const xs = series.flatMap((one) => one.x);
-  const ys = series.flatMap((one) => one.y).filter((y) => y !== null);
+  const xs = series.flatMap((curve) => curve.x);
+  const ys = series.flatMap((curve) => curve.y).filter((y) => y !== null);
   const [x0, x1] = [Math.min(...xs), Math.max(...xs)];
   let y0 = low ?? Math.min(...ys);
   let y1 = high ?? Math.max(...ys);
@@ -59,7 +59,7 @@ export function axes(series, [low, high], width) {
   return { x0, x1, y0, y1, across, down, back };
 }
 
-/** The value of a curve next to a place. @param {Pick<Curve, "x" | "y">} curve @param {number} x */
+/** The value of a curve nearest to x. @param {Pick<Curve, "x" | "y">} curve @param {number} x */
 export function valueNear(curve, x) {
   let best = 0;
   curve.x.forEach((at, i) => {
@@ -92,7 +92,7 @@ async function render({ model, el }) {
   const frame = make("div", { className: "nbviz-frame", "data-part": model.get("part") }, svg);
   el.classList.add("nbviz-plot");
   el.append(caption, frame, legend);
-  /** Where the pointer is, in units of the axis. @type {number | null} */
+  /** The pointer's place in units of the x axis. @type {number | null} */
   let pointed = null;
 
   const wide = () => Math.max(frame.clientWidth, 160);
@@ -128,8 +128,8 @@ async function render({ model, el }) {
         model.get("ylabel"),
       ),
     );
-    series.forEach((one, i) => {
-      const path = pathOf(one, across, down);
+    series.forEach((curve, i) => {
+      const path = pathOf(curve, across, down);
       const ink = INKS[i % INKS.length];
       parts.push(
         drawn("path", {
@@ -137,7 +137,7 @@ async function render({ model, el }) {
           stroke: ink,
           fill: "none",
           "stroke-width": 1.8,
-          "stroke-dasharray": one.dashed ? "5 4" : "none",
+          "stroke-dasharray": curve.dashed ? "5 4" : "none",
         }),
       );
     });
@@ -155,11 +155,11 @@ async function render({ model, el }) {
     svg.replaceChildren(...parts);
     const shown = pointed ?? at;
     legend.replaceChildren(
-      ...series.map((one, i) => {
+      ...series.map((curve, i) => {
         const swatch = make("span", { className: "nbviz-swatch" });
         swatch.style.background = INKS[i % INKS.length];
-        const value = shown === null ? null : valueNear(one, shown);
-        return make("span", {}, swatch, one.name + (value === null ? "" : ` ${short(value)}`));
+        const value = shown === null ? null : valueNear(curve, shown);
+        return make("span", {}, swatch, curve.name + (value === null ? "" : ` ${short(value)}`));
       }),
     );
     el.dataset.marker = String(at);

@@ -1,4 +1,4 @@
-// A picture in which a person marks a region: a box, or whatever is painted over.
+// A picture in which a person marks a region, by a box or by painting.
 
 import { between, covering, moved, moves, under } from "./box.js";
 import { imageOf } from "./pixels.js";
@@ -36,7 +36,7 @@ function render({ model, el }) {
     "How to mark",
     [
       ["box", "drag a box; arrow keys move it, with Shift its lower right corner"],
-      ["paint", "paint over the region; with Alt rub it out"],
+      ["paint", "paint over the region; hold Alt to erase"],
     ],
     (mode) => {
       model.set("mode", mode === "box" ? "box" : "paint");
@@ -46,14 +46,14 @@ function render({ model, el }) {
   const clear = make("button", {
     type: "button",
     className: "nbviz-link",
-    textContent: "rub all out",
+    textContent: "erase all",
     onclick: () => send(new Uint8Array(h() * w())),
   });
   el.append(make("div", { className: "nbviz-bar" }, modes.group, clear), holder);
 
   const h = () => model.get("size")[0];
   const w = () => model.get("size")[1];
-  /** Where the region is, a byte for each pixel, in paint mode. @type {Uint8Array} */
+  /** The painted region, a byte for each pixel. @type {Uint8Array} */
   let mask = new Uint8Array();
   /** @type {number[] | null} */
   let start = null;

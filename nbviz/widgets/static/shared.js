@@ -1,7 +1,7 @@
-// What all views use. Each view is one module in the page: Python joins it with the modules that it imports from here,
-// leaving out "import" and "export" between them (see views.py).
+// Shared by all views. In the page, each view is a single module: Python joins it with the modules that it imports, and
+// leaves out "import" and "export" between them (see view.py).
 
-/** The model of a view or a control, as its host has it. T has the type of each trait.
+/** The model of a view or a control, as the host provides it. T has the type of each trait.
  * @template {object} T
  * @typedef {object} Model
  * @property {<K extends keyof T & string>(name: K) => T[K]} get
@@ -10,30 +10,30 @@
  * @property {(events: string, callback: () => void) => void} on
  * @property {(events: string, callback: () => void) => void} off
  * @property {Manager} widget_manager
- * @property {boolean} [comm_live] whether the kernel still knows it; not every host says */
+ * @property {boolean} [comm_live] whether the kernel still knows it; not every host says so */
 
-/** The host's widget manager. Some tell what kernel they have.
+/** The host's widget manager. Some have their kernel.
  * @typedef {object} Manager
  * @property {<T extends object>(id: string) => Promise<Model<T>>} get_model
  * @property {import("./kernel.js").Kernel | null} [kernel]
  * @property {{sessionContext?: {kernelChanged?: import("./kernel.js").Signal<unknown>}}} [context] */
 
-/** A slider, as the views that follow one read it.
+/** A slider, as views read it.
  * @typedef {{value: number, min: number, step: number | null}} Slider */
 
 /** An array of bytes that the kernel has encoded (nbviz/imaging/encode.py).
  * @typedef {{shape: number[], data: DataView, deflated: boolean}} Encoded */
 
-/** What all views of the page share.
+/** The state that all views of the page share.
  * @typedef {EventTarget & PageState} Page
  * @typedef {object} PageState
- * @property {Set<Promise<void>>} drawing what is being drawn
- * @property {HTMLCanvasElement} [native] where tiles are coloured before they are scaled
- * @property {import("./paint.js").Shader | null} [shader] null where there is none
- * @property {boolean} [forceShader] set by tests: also where it is slower than the table */
+ * @property {Set<Promise<void>>} drawing drawing that is not yet finished
+ * @property {HTMLCanvasElement} [native] the canvas on which tiles are coloured before they are scaled
+ * @property {import("./paint.js").Shader | null} [shader] null where WebGL is no use
+ * @property {boolean} [forceShader] set by tests, to use it even where it is slower than the table */
 
-/** What the views of one widget tell each other without the kernel, by the name of the event.
- * @typedef {{cmap: string, contrast: number}} Told */
+/** The messages that views of one widget exchange without the kernel, by the name of the event.
+ * @typedef {{cmap: string, contrast: number}} Messages */
 
 const host = /** @type {typeof globalThis & {__nbviz_page?: Page}} */ (globalThis);
 host.__nbviz_page ??= Object.assign(new EventTarget(), { drawing: new Set() });
@@ -53,7 +53,7 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** What draws on a canvas; not on one of WebGL's, for which it would be null. @param {HTMLCanvasElement} canvas */
+/** A canvas's drawing context, which a WebGL canvas would not have. @param {HTMLCanvasElement} canvas */
 export const context2d = (canvas) => /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
 
 /** Bytes that came from the kernel.
@@ -65,7 +65,7 @@ export const bytes = (view) =>
  * @param {DataView} view */
 export const floats = (view) => new Float32Array(bytes(view).slice().buffer);
 
-/** Pixels that the kernel has encoded. Until they are drawn, the page does not ask for more.
+/** Decode pixels from the kernel.
  * @param {Pick<Encoded, "data" | "deflated">} encoded */
 export async function inflate({ data, deflated }) {
   if (!deflated) return bytes(data);
@@ -73,7 +73,7 @@ export async function inflate({ data, deflated }) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** Do asynchronous work one after the other; the header waits for it before it asks for more. */
+/** Do asynchronous work one after the other; the header waits for it before it asks for the next chunk. */
 export function inTurn() {
   let last = Promise.resolve();
   return (/** @type {() => Promise<void>} */ work) => {
@@ -89,28 +89,28 @@ export function inTurn() {
  * @param {{widget_manager: Manager}} model @param {string} reference @returns {Promise<Model<T>>} */
 export const referred = (model, reference) => model.widget_manager.get_model(reference.replace("IPY_MODEL_", ""));
 
-/** Tell the other views of a widget.
- * @template {keyof Told} K
- * @param {{get(name: "group"): string}} model @param {K} name @param {Told[K]} value */
+/** Send a message to the other views of a widget.
+ * @template {keyof Messages} K
+ * @param {{get(name: "group"): string}} model @param {K} name @param {Messages[K]} value */
 export const tell = (model, name, value) =>
   page.dispatchEvent(new CustomEvent(name, { detail: { group: model.get("group"), value } }));
 
-/** Hear what another view of the widget tells; gives the function that ends it.
- * @template {keyof Told} K
- * @param {{get(name: "group"): string}} model @param {K} name @param {(value: Told[K]) => void} use */
+/** Receive messages from the other views of the widget; returns a function that ends it.
+ * @template {keyof Messages} K
+ * @param {{get(name: "group"): string}} model @param {K} name @param {(value: Messages[K]) => void} use */
 export function hear(model, name, use) {
   const listener = (/** @type {Event} */ event) => {
-    const { detail } = /** @type {CustomEvent<{group: string, value: Told[K]}>} */ (event);
+    const { detail } = /** @type {CustomEvent<{group: string, value: Messages[K]}>} */ (event);
     if (detail.group === model.get("group")) use(detail.value);
   };
   page.addEventListener(name, listener);
   return () => page.removeEventListener(name, listener);
 }
 
-/** Three significant digits, as a person writes them. @param {number} value */
+/** A number with three significant digits. @param {number} value */
 export const short = (value) => (value === 0 ? "0" : Number(value.toPrecision(3)).toString());
 
-/** Run now and whenever one of the model's traits changes; gives the function that ends it.
+/** Run now, and whenever one of these traits changes; returns a function that ends it.
  * @template {object} T
  * @param {Model<T>} model @param {(keyof T & string)[]} names @param {() => void} callback */
 export function follow(model, names, callback) {
@@ -121,12 +121,12 @@ export function follow(model, names, callback) {
   };
 }
 
-/** One function that calls all of these. @param {(() => void)[]} ends */
+/** A function that calls all of these. @param {(() => void)[]} ends */
 export const together = (ends) => () => {
   for (const end of ends) end();
 };
 
-/** Where a key points to from one of so many places in rows, perhaps beyond the ends; null if it is no such key.
+/** The place that a key moves to, among places in rows, perhaps beyond the ends; null for other keys.
  * @param {string} key @param {number} place @param {number} count @param {number} columns */
 export function towards(key, place, count, columns) {
   /** @type {Record<string, number | undefined>} */
@@ -141,7 +141,7 @@ export function towards(key, place, count, columns) {
   return places[key] ?? null;
 }
 
-/** A row of buttons of which one is on.
+/** A row of buttons; one of them is on.
  * @param {string} label @param {[string, string][]} options name and tooltip @param {(name: string) => void} choose */
 export function choices(label, options, choose) {
   const buttons = options.map(([name, title]) =>

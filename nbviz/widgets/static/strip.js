@@ -1,4 +1,4 @@
-// The pictures to choose from, and what the network says of the chosen one.
+// The pictures to choose from, and the predictions for the chosen picture.
 
 import { curves, imageOf } from "./pixels.js";
 import { bytes, context2d, follow, inflate, inTurn, make, together, towards } from "./shared.js";
@@ -16,11 +16,11 @@ import { bytes, context2d, follow, inflate, inTurn, make, together, towards } fr
  * @property {number[]} wanted
  * @property {number} picture
  * @property {string} caption
- * @property {[string, number, number?][]} predictions label, probability, and what that was before */
+ * @property {[string, number, number?][]} predictions label, probability, and perhaps the probability before a change */
 
 /** @typedef {Own & Record<`block_${number}`, Block>} Traits */
 
-/** Where a key takes from one of so many pictures: to the last at the end. Null if it is no such key.
+/** The picture that a key moves to, at most the first or the last; null for other keys.
  * @param {string} key @param {number} place @param {number} count @param {number} columns */
 export function walked(key, place, count, columns) {
   const to = towards(key, place, count, columns);
@@ -48,7 +48,7 @@ function render({ model, el }) {
     if (w <= 64) canvas.style.imageRendering = "pixelated";
   }
   const next = inTurn();
-  /** Draw a block of pictures, if it has come. @param {number} block */
+  /** Draw a block of pictures, if the kernel has sent it. @param {number} block */
   const draw = (block) =>
     next(async () => {
       const came = model.get(`block_${block}`);
@@ -68,7 +68,7 @@ function render({ model, el }) {
       }
     });
 
-  // Which buttons are in view, and a moment later, when scrolling has ended there, what the page lacks for them.
+  // The buttons in view; a moment later, when scrolling has ended, the page asks for the pictures that they lack.
   /** @type {Set<Element>} */
   const inView = new Set();
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -112,7 +112,7 @@ function render({ model, el }) {
     strip.querySelectorAll("button").forEach((button, i) => {
       const chosen = i === model.get("picture");
       button.setAttribute("aria-pressed", String(chosen));
-      button.tabIndex = chosen ? 0 : -1; // one stop for the Tab key; from there the arrows go on
+      button.tabIndex = chosen ? 0 : -1; // one stop for the Tab key; arrow keys move on from there
     });
   strip.addEventListener("keydown", (event) => {
     const all = [...strip.querySelectorAll("button")];
@@ -124,7 +124,7 @@ function render({ model, el }) {
     const to = walked(event.key, at, all.length, across);
     if (at < 0 || to === null) return;
     all[to].focus();
-    // Not the notebook's: it would go to another cell.
+    // The notebook would move to another cell.
     event.preventDefault();
     event.stopPropagation();
   });

@@ -15,7 +15,7 @@ from nbviz.core.shadow import in_shadow, shadow_of
 from nbviz.core.trace import Feed, call_model, hooked
 
 
-def destroyed(model: nn.Module, layers: Sequence[str], mode: str, seed: int) -> Iterator[tuple[str, nn.Module]]:
+def randomised_copies(model: nn.Module, layers: Sequence[str], mode: str, seed: int) -> Iterator[tuple[str, nn.Module]]:
     """Randomise the weights of a copy of the model: one layer after the other, or each alone.
 
     Yields the layer's name and the copy, which later steps change further.

@@ -1,16 +1,16 @@
-"""A copy whose weights are destroyed: in which order, all of them, and no others."""
+"""A copy whose weights are randomised: in which order, all of them, and no others."""
 
 import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from nbviz.methods.destroy import destroyed, layers_with_weights
+from nbviz.methods.randomise import layers_with_weights, randomised_copies
 from nbviz.methods.sanity import randomisation
 
 X = torch.rand(2, 3, 10, 9, generator=torch.Generator().manual_seed(0))
 
 
-def test_layers_are_destroyed_in_the_order_in_which_they_run_and_all_their_weights():
+def test_layers_are_randomised_in_the_order_in_which_they_run_and_all_their_weights():
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
@@ -25,7 +25,7 @@ def test_layers_are_destroyed_in_the_order_in_which_they_run_and_all_their_weigh
     before = {name: value.clone() for name, value in nn.Module.named_parameters(model)}
     order = layers_with_weights(model, X, None)
     assert order == ["head", "", "first", "first.parametrizations.weight"]
-    *_, (_, changed) = destroyed(model, order, "cascading", 0)
+    *_, (_, changed) = randomised_copies(model, order, "cascading", 0)
     assert not torch.equal(changed.first.weight, model.first.weight)
     assert not torch.equal(changed.scale, model.scale)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
