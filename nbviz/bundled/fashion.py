@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nbviz.pictures.preprocess import Preprocess, to_float32
 
-#: What the ten outputs mean, in order (the names that Fashion-MNIST's authors give them).
+#: The names of the ten outputs, in order, as given by Fashion-MNIST's authors.
 CLASSES = (
     "T-shirt/top",
     "trouser",
@@ -30,8 +30,8 @@ class FashionNet(nn.Module):
     Parameters
     ----------
     batch_norm
-        Train with batch normalisation after every convolution. The bundled weights have it folded
-        into the convolutions (see ``train_fashion.py``), so that what a reader looks at is
+        Train with batch normalisation after every convolution. In the bundled weights it is folded
+        into the convolutions (see ``train_fashion.py``), so that the network consists of
         convolution, ReLU and max-pooling alone, as in the deconvnet paper.
 
     Examples
@@ -41,7 +41,7 @@ class FashionNet(nn.Module):
     torch.Size([2, 10])
     """
 
-    #: Set where the weights are loaded.
+    #: Set when the weights are loaded.
     nbviz_preprocess: Preprocess
 
     def __init__(self, batch_norm: bool = False) -> None:
@@ -71,7 +71,7 @@ def load() -> FashionNet:
     from safetensors.torch import load_file
     from torchvision import transforms
 
-    with torch.device("meta"):  # no random numbers for weights that are replaced at once
+    with torch.device("meta"):  # without random numbers for weights that are replaced anyway
         model = FashionNet()
     model.load_state_dict(load_file(Path(__file__).with_name("fashion.safetensors")), assign=True)
     transform = transforms.Compose([transforms.Resize((28, 28)), to_float32])

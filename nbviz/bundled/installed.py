@@ -1,4 +1,4 @@
-"""Weights that other packages carry: their files are read, their code never runs."""
+"""Weights that are part of other packages, whose files are read without running their code."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from pathlib import Path
 
 
 def installed_file(package: str, file: str) -> Path | None:
-    """Where an installed package keeps a file; None if either is missing.
-
-    Finding a top-level package does not import it.
-    """
+    """The path of a file of an installed package, which is not imported; None if either is missing."""
     spec = find_spec(package)
     for folder in (spec.submodule_search_locations if spec else None) or ():
         if (path := Path(folder, file)).is_file():

@@ -1,4 +1,4 @@
-"""torchvision's classification models with their default weights, and one clear error without a network."""
+"""torchvision's classification models with their default weights, and a clear error without a network connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from nbviz.core.generators import OwnGenerators
 
-#: Seconds that a server has to answer before it counts as out of reach.
+#: Seconds after which a server that does not answer counts as unreachable.
 PATIENCE = 5.0
 
 
@@ -41,7 +41,7 @@ def load(name: str) -> nn.Module:
     cause: Exception | None = None
     if cached.is_file() or reachable(weights.url):
         try:
-            # torchvision's builders unpickle whatever the file holds: let only tensors past first
+            # torchvision's builders unpickle arbitrary objects, so check first that the file holds only tensors.
             weights.get_state_dict(check_hash=True, weights_only=True)
         except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
             cause = error
@@ -57,8 +57,8 @@ def load(name: str) -> nn.Module:
 def reachable(url: str) -> bool:
     """Whether a server answers at all within `PATIENCE` seconds.
 
-    torch's own download waits without limit, and a look-up of the server's name takes no time-out:
-    so the question is asked on a thread that may be left behind.
+    torch's own download waits without limit, and the look-up of a host name has no time-out, so the
+    request is made in a thread that may be abandoned.
     """
     answered = False
 
@@ -67,7 +67,7 @@ def reachable(url: str) -> bool:
         try:
             urlopen(Request(url, method="HEAD"), timeout=PATIENCE).close()
             answered = True
-        except HTTPError:  # an answer, if not a good one
+        except HTTPError:  # an answer, though an error
             answered = True
         except (OSError, HTTPException):
             pass

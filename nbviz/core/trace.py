@@ -158,11 +158,11 @@ def run(
             keeps = True
             if use is not None and isinstance(value, Tensor):
                 try:
-                    wishes = [use(name, _dense(value)) for name, its_call in names.items() if its_call == call]
+                    answers = [use(name, _dense(value)) for name, its_call in names.items() if its_call == call]
                 except Exception as error:
                     failures.append(error)
                     raise _Enough from error
-                keeps = any(wishes)
+                keeps = any(answers)
             # One copy to keep and one to continue with: what follows may work in place, even on the layer's input.
             copies = keeps and isinstance(value, Tensor)
             kept[call] = value.clone() if copies else value if keeps else _USED

@@ -1,1 +1,1 @@
-"""Tensors to pixels and back: load, normalise, tile, colour, overlay. No model is run here, no widget known."""
+"""From tensors to pixels: normalise, tile, colour, overlay, encode. Independent of models and widgets."""

@@ -1,4 +1,4 @@
-"""From the device to the page: one copy to the host, and bytes that are compressed where that pays."""
+"""From the device to the page: copy tensors to the host at once, and compress pixels where that saves time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Array = np.ndarray[Any, Any]
 
 
 def to_host(*tensors: Tensor) -> list[Array]:
-    """Tensors of one device as arrays, in one copy.
+    """Copy tensors to the host as arrays, in one transfer.
 
     Parameters
     ----------
     *tensors
-        Of any shape and of any dtype that numpy has, all on one device.
+        Tensors on the same device, of any shape and any dtype that NumPy has.
 
     Returns
     -------
     list of ndarray
-        The same numbers. From a GPU they come in one transfer into pinned memory, which is all that is waited for.
+        The arrays. From a GPU they are copied into pinned memory, and only this transfer is waited for.
 
     Examples
     --------
@@ -57,22 +57,22 @@ def channels_last(picture: Tensor) -> Array:
 
 
 def _unpack(packed: Array, tensors: Sequence[Tensor]) -> list[Array]:
-    """The bytes of some tensors, one after the other, as arrays of their shapes and dtypes."""
+    """Arrays with the shapes and dtypes of the tensors, from their concatenated bytes."""
     ends = np.cumsum([tensor.numel() * tensor.element_size() for tensor in tensors])
     dtypes = [torch.empty(0, dtype=tensor.dtype).numpy().dtype for tensor in tensors]
-    parts = np.split(packed, ends[:-1])
-    return [p.view(d).reshape(t.shape) for p, d, t in zip(parts, dtypes, tensors, strict=True)]
+    pieces = np.split(packed, ends[:-1])
+    return [p.view(d).reshape(t.shape) for p, d, t in zip(pieces, dtypes, tensors, strict=True)]
 
 
-_PROBE = 1 << 13  # bytes that say whether the rest is worth it
-_WORTH_IT = 0.85  # of the raw size; above, the page's time to inflate is not won back
+_PROBE = 1 << 13  # bytes in the middle that are compressed on trial
+_WORTH_IT = 0.85  # the largest ratio of compression for which the page gains more time than it needs to inflate
 
 
 def encode(pixels: Array) -> dict[str, Any]:
-    """Pixels for the page, compressed when that is smaller and quicker.
+    """Pixels for the page, compressed if that is smaller and faster.
 
-    Runs of one value (a ReLU's zeros, the grey around a reconstruction) and a Huffman code make most maps smaller
-    in less time than even a local connection takes for the difference; for maps without either, a probe finds so.
+    Most maps have runs of one value (a ReLU's zeros, the grey around a reconstruction); with a Huffman code they shrink
+    in less time than even a local connection needs for the difference. A probe detects other maps.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def encode(pixels: Array) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``shape``, ``data`` and whether it is ``deflated`` (zlib's format, which browsers inflate).
+        ``shape``, ``data``, and whether the data is ``deflated`` (in zlib's format, which browsers inflate).
 
     Examples
     --------
@@ -98,7 +98,7 @@ def encode(pixels: Array) -> dict[str, Any]:
 
 
 def jpeg(pixels: Array) -> bytes:
-    r"""A photograph for the page, about a tenth of its pixels' bytes.
+    r"""A photograph for the page, at about a tenth of its size in pixels.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def jpeg(pixels: Array) -> bytes:
 
 
 def decode(encoded: Mapping[str, Any]) -> Array:
-    """The pixels that :func:`encode` was given.
+    """The pixels that were passed to :func:`encode`.
 
     Examples
     --------

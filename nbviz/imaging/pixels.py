@@ -1,4 +1,4 @@
-"""Maps to uint8 on their device; colour tables; overlays; the grid of make_grid."""
+"""Maps as uint8 pixels on their device, colour tables, overlays, and the grid of make_grid."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def grid(
     scale_each: bool = False,
     pad_value: float = 0,
 ) -> Tensor:
-    """All maps of one picture in one picture: exactly ``torchvision.utils.make_grid``, for channels too.
+    """Tile maps into one picture: exactly ``torchvision.utils.make_grid``, also for maps (K, H, W).
 
     Parameters
     ----------
     maps
         (K, H, W) or (K, 1, H, W) maps, or (K, 3, H, W) colour pictures; any dtype and device.
     nrow
-        How many in a row.
+        The number of maps in a row.
     padding
-        Pixels between them, 1,000 at most.
+        The number of pixels between maps, at most 1,000.
     normalize
-        Shift and scale to [0, 1].
+        Shift and scale the values to [0, 1].
     value_range
-        Low and high that become 0 and 1; None takes those of the maps.
+        The values that become 0 and 1; None takes the smallest and the largest.
     scale_each
-        Scale each map alone, not all together.
+        Scale each map by itself, not all together.
     pad_value
-        What lies between the maps.
+        The value of the pixels between maps.
 
     Returns
     -------
@@ -52,9 +52,9 @@ def grid(
     Raises
     ------
     ValueError
-        For maps of another shape, ``nrow`` below 1 or ``padding`` below 0, or a range from high to low.
+        For maps of another shape, ``nrow`` below 1, ``padding`` below 0, or a reversed range.
     TypeError
-        For maps that are no tensor, or of whole numbers to be normalised.
+        For maps that are not a tensor, or integer maps to be normalised.
 
     Examples
     --------
@@ -93,8 +93,8 @@ _MOST_PADDING = 1000  # pixels
 
 
 def _fits(number: Any, dtype: torch.dtype, finite: bool = True) -> bool:
-    """Whether this is a real number that a dtype can hold."""
-    if isinstance(number, np.timedelta64) or not isinstance(number, Real):  # NumPy calls a time a number
+    """Whether a value is a real number that the dtype can represent."""
+    if isinstance(number, np.timedelta64) or not isinstance(number, Real):  # NumPy registers timedelta64 as a number
         return False
     if dtype == torch.bool:
         return number in (0, 1)
@@ -107,22 +107,22 @@ def _fits(number: Any, dtype: torch.dtype, finite: bool = True) -> bool:
 def quantise(
     maps: Tensor, side: int | None = None, ends: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each map on 256 steps between its own low and high.
+    """Quantise each map to 256 steps between its lowest and highest value.
 
     Parameters
     ----------
     maps
-        (..., H, W), any float dtype, on any device. Values that are not finite are shown as 0.
+        (..., H, W), any float dtype, on any device. Values that are not finite count as 0.
     side
-        Where given, larger maps are averaged over blocks, so far that the longer side is still at least this.
+        If given, larger maps are averaged over blocks, as long as their longer side is at least this.
     ends
-        Low and high (...) of each map, no higher and no lower than its values; None finds them.
+        Bounds (...) of each map's values; None takes the lowest and the highest.
 
     Returns
     -------
     tuple of Tensor
-        uint8 (..., h, w), and each map's low and high, float32 (...), all on the maps' device. A value
-        (a block's mean) is ``low + q / 255 * (high - low)`` to within half a step.
+        The steps q, uint8 (..., h, w), and the bounds low and high of each map, float32 (...), on the maps'
+        device. A value (or the mean of a block) is ``low + q / 255 * (high - low)`` to within half a step.
 
     Examples
     --------
@@ -135,21 +135,21 @@ def quantise(
     maps = torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0)
     low, high = (maps.amin((-2, -1)), maps.amax((-2, -1))) if ends is None else ends
     per_unit = 255 / (high - low).clamp(min=_LEAST)
-    # In place: fresh memory would cost several times what the numbers do.
+    # In place, because allocating memory would take several times as long as the arithmetic.
     steps = (shrink(maps, side) - low[..., None, None]).mul_(per_unit[..., None, None])
     return steps.round_().to(torch.uint8), low, high
 
 
-_LEAST = 1e-35  # above zero, and 255 times its inverse is still a float32
+_LEAST = 1e-35  # positive, and 255 divided by it is still a float32
 
 
-_AT_ONCE = 1 << 22  # numbers
+_AT_ONCE = 1 << 22  # values of a chunk
 
 
 def shrink(maps: Tensor, side: int | None) -> Tensor:
-    """Maps (..., H, W) averaged over square blocks, so far that the longer side is still at least ``side``.
+    """Average maps (..., H, W) over square blocks, as large as the longer side remains at least ``side``.
 
-    Whole numbers become fractions where they are averaged, some rows of blocks at a time.
+    Integer maps are converted to float in chunks of rows.
 
     Examples
     --------
@@ -163,26 +163,26 @@ def shrink(maps: Tensor, side: int | None) -> Tensor:
     rows = block * max(1, _AT_ONCE // max(1, block * tiles[:, :, :1].numel()))
     dtype = maps.dtype if maps.dtype in (torch.float32, torch.float64) else torch.float32
     sides = [-(-side // block) for side in maps.shape[-2:]]
-    # Made first: what is kept between two large pieces of memory keeps the second from taking the place of the first.
+    # Allocated first: between two large temporary tensors, it would keep the second from reusing the first's memory.
     small = tiles.new_empty(len(tiles), 1, *sides, dtype=dtype)
-    for part, mean in zip(tiles.split(rows, 2), small.split(rows // block, 2), strict=True):
-        mean.copy_(torch.nn.functional.avg_pool2d(part.to(dtype), block, ceil_mode=True, count_include_pad=False))
+    for chunk, mean in zip(tiles.split(rows, 2), small.split(rows // block, 2), strict=True):
+        mean.copy_(torch.nn.functional.avg_pool2d(chunk.to(dtype), block, ceil_mode=True, count_include_pad=False))
     return small.reshape(*maps.shape[:-2], *sides)
 
 
 def cut(maps: Tensor, corner: Sequence[int], size: Sequence[int], fill: float = 0.0) -> Tensor:
-    """A part of maps; what lies beyond their border is filled.
+    """Crop maps; what lies beyond their border is filled.
 
     Parameters
     ----------
     maps
-        (..., H, W), or with as many sides last as ``corner`` has numbers.
+        (..., H, W), or with as many spatial dimensions as ``corner`` has numbers.
     corner
-        Top and left; may be negative.
+        Top and left of the crop; may be negative.
     size
-        Height and width of the part.
+        Height and width of the crop.
     fill
-        What lies beyond the border.
+        The value beyond the border.
 
     Examples
     --------
@@ -193,23 +193,21 @@ def cut(maps: Tensor, corner: Sequence[int], size: Sequence[int], fill: float = 
     result = maps.new_full((*maps.shape[: -len(size)], *size), fill)
     ends = [min(max(start + length, 0), side) for start, length, side in zip(corner, size, sides, strict=True)]
     first = [min(max(start, 0), end) for start, end in zip(corner, ends, strict=True)]
-    inside: Any = (..., *map(slice, first, ends))
-    part = maps[inside]
-    at = [f - start for f, start in zip(first, corner, strict=True)]
-    place: Any = (..., *(slice(a, a + n) for a, n in zip(at, part.shape[-len(size) :], strict=True)))
-    result[place] = part
+    source: Any = (..., *map(slice, first, ends))
+    target: Any = (..., *(slice(f - start, end - start) for f, start, end in zip(first, corner, ends, strict=True)))
+    result[target] = maps[source]
     return result
 
 
 def centre(maps: Tensor, largest: Tensor | None = None) -> Tensor:
-    """Signed colour maps on grey: 0 becomes 128, the largest absolute value 1 or 255.
+    """Quantise signed colour maps around grey: 0 becomes 128, and the largest absolute value 1 or 255.
 
     Parameters
     ----------
     maps
-        (..., C, H, W), any float dtype, on any device; each (C, H, W) is scaled alone.
+        (..., C, H, W), any float dtype, on any device; each (C, H, W) is scaled by itself.
     largest
-        The absolute value that becomes 1 or 255 in place of the largest of each.
+        The absolute value that becomes 1 or 255; None takes the largest of each map.
 
     Returns
     -------
@@ -230,18 +228,18 @@ def centre(maps: Tensor, largest: Tensor | None = None) -> Tensor:
 
 
 def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.5, cmap: str = "viridis") -> Tensor:
-    """Maps in colour over pictures.
+    """Lay coloured maps over pictures.
 
     Parameters
     ----------
     pictures
         uint8 (N, 3, H, W).
     maps
-        (N, h, w), brought to (H, W) bilinearly and each stretched over its own range.
+        (N, h, w), resized to (H, W) bilinearly and each scaled to its own range.
     opacity
         From 0, the picture alone, to 1, the map alone.
     cmap
-        A matplotlib colour map.
+        The name of a matplotlib colour map.
 
     Returns
     -------

@@ -24,7 +24,7 @@ from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairedAccuracy, PairedAccuracyResult
 from nbviz.methods.subject import evenly_spaced
 from nbviz.pictures.load import Reader
-from nbviz.pictures.random_numbers import left_alone
+from nbviz.pictures.random_numbers import random_state_restored
 from nbviz.scanning.dataset import Inputs, check_dataset
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistic import Statistic
@@ -228,7 +228,7 @@ def _preprocessed(reader: Reader) -> Tensor:
     """The input from a model's own preprocessing, for a detailed picture without symmetry in its colours or sides."""
     grey = Image.effect_mandelbrot((301, 257), (-2.0, -1.0, 0.5, 1.25), 64)
     probe = Image.merge("RGB", (grey, ImageOps.mirror(grey), ImageOps.flip(grey)))
-    with left_alone():
+    with random_state_restored():
         return next(reader.read(probe, 0))[1]
 
 

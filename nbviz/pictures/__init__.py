@@ -1,1 +1,1 @@
-"""What comes in: pictures from files, arrays and tensors, as a model's input."""
+"""From pictures, as files, arrays and tensors, to a model's input."""

@@ -1,4 +1,4 @@
-"""What is put in the place of a part of a picture that is taken away."""
+"""What replaces the pixels of a region that is removed from a picture."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from nbviz.core.checks import check_choice
 from nbviz.pictures.preprocess import Preprocess
 
-#: Mid-grey; the picture's own mean colour; the picture itself, blurred.
+#: Mid-grey; the mean colour of the picture; the picture itself, blurred.
 FILLS = ("grey", "mean", "blur")
-_BLUR = 10  # of a picture's longer side, by which it is divided for the blur's standard deviation
+_BLUR = 10  # the longer side of a picture, as a multiple of the blur's standard deviation
 
 
 def filling(pictures: Tensor, fill: str, preprocess: Preprocess) -> Tensor:
-    """What the model sees where a part of its inputs is taken away.
+    """The replacement for removed pixels of a model's inputs.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def filling(pictures: Tensor, fill: str, preprocess: Preprocess) -> Tensor:
     fill
         One of ``FILLS``.
     preprocess
-        That of the model, for what grey is.
+        The model's preprocessing, which determines the input for grey.
 
     Returns
     -------
@@ -45,13 +45,13 @@ def filling(pictures: Tensor, fill: str, preprocess: Preprocess) -> Tensor:
 
 
 def blurred(pictures: Tensor, sigma: float) -> Tensor:
-    """Pictures (N, C, H, W) under a Gaussian, along rows and then columns; the border's pixels go on beyond it."""
-    reach = max(1, round(3 * sigma))
-    x = torch.arange(-reach, reach + 1, dtype=torch.float32, device=pictures.device)
+    """Pictures (N, C, H, W) blurred by a Gaussian, along columns and then rows; border pixels are replicated."""
+    radius = max(1, round(3 * sigma))
+    x = torch.arange(-radius, radius + 1, dtype=torch.float32, device=pictures.device)
     weights = (-0.5 * (x / sigma).square()).exp()
     weights = (weights / weights.sum()).to(pictures.dtype)
     n, c, height, width = pictures.shape
     flat = pictures.reshape(n * c, 1, height, width)
-    flat = torch.nn.functional.pad(flat, [reach] * 4, mode="replicate")
+    flat = torch.nn.functional.pad(flat, [radius] * 4, mode="replicate")
     flat = torch.nn.functional.conv2d(flat, weights.view(1, 1, -1, 1))
     return torch.nn.functional.conv2d(flat, weights.view(1, 1, 1, -1)).view(n, c, height, width)

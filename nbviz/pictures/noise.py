@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def noisy(pictures: Tensor, samples: int, noise: float, seed: int, numbers: Sequence[int]) -> list[Tensor]:
-    """Copies of pictures (N, C, H, W) with noise, whose strength is a share of each picture's range.
+    """Noisy copies of pictures (N, C, H, W); ``noise`` is the standard deviation as a fraction of a picture's range.
 
-    What is drawn for a picture depends on its number alone, not on which others are there.
+    The noise of a picture depends on the seed and the picture's number, not on the other pictures.
 
     Examples
     --------
@@ -21,10 +21,10 @@ def noisy(pictures: Tensor, samples: int, noise: float, seed: int, numbers: Sequ
     >>> len(copies), torch.equal(noisy(two[1:], 3, 0.1, 0, [1])[0], copies[0][1:])
     (3, True)
     """
-    drawn = []
+    draws = []
     for number in numbers:
-        draw = torch.Generator().manual_seed((seed + number * 0x9E3779B97F4A7C15) % 2**63)
-        drawn.append(torch.randn(samples, *pictures.shape[1:], generator=draw, dtype=torch.float32))
+        generator = torch.Generator().manual_seed((seed + number * 0x9E3779B97F4A7C15) % 2**63)
+        draws.append(torch.randn(samples, *pictures.shape[1:], generator=generator, dtype=torch.float32))
     flat = pictures.flatten(1)
-    spread = noise * (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (pictures.ndim - 1))
-    return [pictures + spread * torch.stack([own[i] for own in drawn]).to(pictures) for i in range(samples)]
+    std = noise * (flat.amax(1) - flat.amin(1)).view(-1, *[1] * (pictures.ndim - 1))
+    return [pictures + std * torch.stack([draw[i] for draw in draws]).to(pictures) for i in range(samples)]

@@ -1,4 +1,4 @@
-"""How a picture becomes a model's input, found from the model, and how it is undone for display."""
+"""A model's preprocessing: found from the model, applied to pictures, and undone for display."""
 
 from __future__ import annotations
 
@@ -14,34 +14,31 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from nbviz.core.checks import check_choice, check_tensor
+from nbviz.core.checks import FLOATS, check_choice, check_tensor
 from nbviz.core.errors import PictureError, line, shown
 from nbviz.core.state import modules_of
-
-#: Those of which torch finds the least and the greatest value.
-_HAVE_ENDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """A model's preprocessing and the names of its outputs.
 
-    A model of your own may carry one as its attribute ``nbviz_preprocess``; the bundled ones do.
+    Set one as the attribute ``nbviz_preprocess`` of your own model; the bundled models have it.
 
     Parameters
     ----------
     transform
-        From a PIL picture of the given mode to a float tensor (C, H, W), the model's input. Where the model takes
-        other than 1 or 3 channels, or signals or volumes, from a tensor (C, H, W), (C, L) or (C, D, H, W).
+        A callable from a PIL picture of the given mode to the model's input, a float tensor (C, H, W). For a model that
+        takes neither 1 nor 3 channels, or signals or volumes: from a tensor (C, H, W), (C, L) or (C, D, H, W).
     mode
         The PIL mode that ``transform`` takes: ``"RGB"`` or ``"L"`` (grey).
     mean, std
-        What ``transform`` subtracts and divides by, per channel, in units of [0, 1]; None where
+        What ``transform`` subtracts and divides by, per channel, in units of [0, 1]; None if
         there is no such step or it is not known.
     labels
         The names of the outputs, in order.
     source
-        Where this was found, for people to read.
+        Where the preprocessing was found, in words.
 
     Raises
     ------
@@ -72,45 +69,45 @@ class Preprocess:
         check_choice("mode", self.mode, ("RGB", "L"))
         if not isinstance(self.source, str):
             raise TypeError(f"source is {shown(self.source)}; expected a string")
-        # The other fields may be given as lists or arrays, too.
+        # Lists and arrays become tuples.
         for name in ("mean", "std"):
             object.__setattr__(self, name, _check_numbers(name, getattr(self, name)))
         object.__setattr__(self, "labels", None if self.labels is None else check_labels(self.labels))
 
     def __call__(self, picture: Any) -> Tensor:
-        """The model's input (C, H, W) for one PIL picture of any mode, or for a tensor."""
+        """The model's input (C, H, W) for a PIL picture of any mode, or for a tensor."""
         if isinstance(picture, Tensor):
             return self.transform(picture)
         if not isinstance(picture, Image.Image):
             raise TypeError(f"picture is {type(picture).__name__}; expected a PIL picture or a tensor")
         try:
             converted = picture.convert(self.mode)
-        except Exception as error:  # a file that is cut off or closed, a palette that is none
-            raise PictureError(f"the picture cannot be read: {line(error)}; expected a whole one") from error
+        except Exception as error:  # a truncated or closed file, an invalid palette
+            raise PictureError(f"the picture cannot be read: {line(error)}; expected an intact file") from error
         return self.transform(converted)
 
     def undo(self, inputs: Tensor) -> Tensor:
         """Pictures (N, C, H, W), signals or volumes in [0, 1] from a model's inputs of the same shape.
 
-        Where mean and std are unknown and the values leave [0, 1], each picture's own range is
-        stretched to [0, 1].
+        If mean and std are unknown and values lie outside [0, 1], each picture's range is scaled
+        to [0, 1].
         """
         return self.undoing(inputs)(inputs)
 
     def undoing(self, inputs: Tensor) -> Callable[[Tensor], Tensor]:
-        """What :meth:`undo` does with these inputs, for any rows of them."""
+        """What :meth:`undo` does for these inputs, as a function of any rows of them."""
         inputs = check_tensor("inputs", inputs, "(N, C, H, W)").detach()
         if inputs.ndim not in (3, 4, 5) or 0 in inputs.shape or inputs.is_complex():
             what = f"{inputs.dtype} {tuple(inputs.shape)}"
             raise ValueError(f"inputs is {what}; expected real (N, C, H, W), none of them empty")
-        each = [-1, *[1] * (inputs.ndim - 1)]
-        known = self._scale(inputs[:, :, :0].float())
-        if known is not None:
-            mean, std = known
+        scale = self._scale(inputs[:, :, :0].float())
+        if scale is not None:
+            mean, std = scale
             return lambda part: (part.detach().float() * std).add_(mean).clamp_(0, 1)
         flat = inputs.flatten(1)
-        flat = flat if flat.dtype in _HAVE_ENDS else flat.float()
-        low, high = flat.amin(1).float().view(each), flat.amax(1).float().view(each)
+        flat = flat if flat.dtype in FLOATS else flat.float()
+        shape = [-1, *[1] * (inputs.ndim - 1)]
+        low, high = flat.amin(1).float().view(shape), flat.amax(1).float().view(shape)
         if float(low.min()) >= 0 and float(high.max()) <= 1:
             return lambda part: part.detach().float()
         return lambda part: (part.detach().float() - low).div_((high - low).clamp(min=1e-12))
@@ -118,7 +115,7 @@ class Preprocess:
     def redo(self, pictures: Tensor) -> Tensor:
         """The model's inputs (N, C, H, W) for pictures of the same shape in [0, 1].
 
-        Where mean and std are unknown, the pictures themselves.
+        If mean and std are unknown, these are the pictures themselves.
 
         Examples
         --------
@@ -126,11 +123,11 @@ class Preprocess:
         >>> halve.redo(torch.tensor([[[[0.5, 1.0]]]])).flatten().tolist()
         [0.0, 2.0]
         """
-        known = self._scale(pictures)
-        return pictures if known is None else (pictures - known[0]) / known[1]
+        scale = self._scale(pictures)
+        return pictures if scale is None else (pictures - scale[0]) / scale[1]
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Mean and std in the shape (1, C, 1, 1), if they are known and fit."""
+        """Mean and std in the shape (1, C, 1, 1), if known and matching the channels."""
         if self.mean is None or self.std is None or not {len(self.mean), len(self.std)} <= {1, like.shape[1]}:
             return None
         shape = [1, -1, *[1] * (like.ndim - 2)]
@@ -138,12 +135,12 @@ class Preprocess:
 
 
 def check_labels(given: Any) -> tuple[str, ...]:
-    """The names of a model's outputs as text."""
+    """The given names of a model's outputs, as strings."""
     try:
         names = given.tolist() if hasattr(given, "tolist") else given
         if isinstance(names, (list, tuple)):
             return tuple(map(str, names))
-    except Exception:  # of an object's own making
+    except Exception:  # foreign objects may raise anything
         pass
     raise TypeError(f"labels is a {type(given).__name__}; expected a list of names, one for each output")
 
@@ -155,7 +152,7 @@ def _check_numbers(name: str, given: Any) -> tuple[float, ...] | None:
         numbers = given.tolist() if hasattr(given, "tolist") else given
         if isinstance(numbers, (list, tuple)) and all(isinstance(n, Real) and math.isfinite(n) for n in numbers):
             return tuple(map(float, numbers))
-    except Exception:  # of an object's own making, or a number too large for a float
+    except Exception:  # foreign objects may raise anything; a number may be too large for a float
         pass
     raise TypeError(f"{name} is {shown(given)}; expected a number for each channel, or None")
 
@@ -166,17 +163,17 @@ def find_preprocess(model: nn.Module, preprocess: Any = None) -> Preprocess:
     Parameters
     ----------
     model
-        Looked at in this order: its attribute ``nbviz_preprocess``, its timm configuration, the
-        torchvision weights that fit its class and size; of a DataParallel, those of its ``module``.
-        A model that is none of these takes pictures as they are, in [0, 1].
+        The sources are, in this order: its attribute ``nbviz_preprocess``, its timm configuration,
+        and the torchvision weights for its class and size; for a DataParallel, those of its
+        ``module``. Any other model takes pictures in [0, 1] without preprocessing.
     preprocess
-        Given by the person: a callable from a PIL picture to a tensor (C, H, W), such as
-        ``weights.transforms()``. It goes before what is found; the labels found are kept.
+        A callable from a PIL picture to a tensor (C, H, W), such as ``weights.transforms()``, which
+        takes precedence; the labels that were found are kept.
 
     Raises
     ------
     TypeError
-        When ``preprocess`` is given and cannot be called.
+        When ``preprocess`` is not callable.
     """
     found = _found(model)
     if preprocess is None:
@@ -193,7 +190,7 @@ def find_preprocess(model: nn.Module, preprocess: Any = None) -> Preprocess:
 
 
 def input_shape(model: nn.Module) -> tuple[int, int]:
-    """What a model's first convolution takes: how many channels, and along how many axes it slides; else 3 and 2.
+    """The channels and spatial axes of a model's input, by its first convolution; 3 and 2 without one.
 
     Examples
     --------
@@ -207,7 +204,7 @@ def input_shape(model: nn.Module) -> tuple[int, int]:
 
 
 def takes_pictures(model: nn.Module) -> bool:
-    """Whether a model takes pictures in grey or in colour; otherwise more bands, signals or volumes."""
+    """Whether a model takes grey or colour pictures, and not more bands, signals or volumes."""
     channels, axes = input_shape(model)
     return axes == 2 and channels in (1, 3)
 
@@ -231,7 +228,7 @@ def _plain(model: nn.Module) -> Preprocess:
 
 
 def _plain_transform(picture: Image.Image | Tensor) -> Tensor:
-    """To [0, 1] from uint8, uint16 and bool; float as it is."""
+    """uint8, uint16 and bool scaled to [0, 1]; float unchanged."""
     if not isinstance(picture, Tensor):
         return to_float32(picture)
     if picture.is_floating_point():
@@ -240,7 +237,7 @@ def _plain_transform(picture: Image.Image | Tensor) -> Tensor:
 
 
 def to_float32(picture: Image.Image) -> Tensor:
-    """A picture of 8 bits as float32 (C, H, W) in [0, 1]; torchvision's ``to_tensor`` takes the default dtype.
+    """An 8-bit picture as float32 (C, H, W) in [0, 1]; torchvision's ``to_tensor`` uses the default dtype.
 
     Examples
     --------
@@ -261,7 +258,7 @@ def _timm(model: nn.Module) -> Preprocess | None:
     except ImportError:  # a model that only looks like timm's
         return None
     config = data.resolve_data_config({}, model=model)
-    if grey := input_shape(model)[0] == 1:  # the configuration may still be that of the weights for three channels
+    if grey := input_shape(model)[0] == 1:  # the configuration may be that of the weights for three channels
         config.update({name: (sum(config[name]) / len(config[name]),) for name in ("mean", "std")})
     labels = _imagenet_labels() if getattr(model, "num_classes", None) == 1000 else None
     transform, mode = data.create_transform(**config, is_training=False), "L" if grey else "RGB"
@@ -270,7 +267,7 @@ def _timm(model: nn.Module) -> Preprocess | None:
 
 
 def _in_float32(step: Any, config: dict[str, Any]) -> Any:
-    """A step of timm's transform, of which two depend on the default dtype."""
+    """A step of timm's transform, with replacements for the two that depend on the default dtype."""
     from torchvision import transforms
 
     if isinstance(step, transforms.ToTensor):
@@ -279,7 +276,7 @@ def _in_float32(step: Any, config: dict[str, Any]) -> Any:
 
 
 def _torchvision(model: nn.Module) -> Preprocess | None:
-    """torchvision keeps no note of a model's weights: take the default ones of the builder of its size."""
+    """The preprocessing of torchvision's weights; a model does not record its own, so take those for its size."""
     module = type(model).__module__
     if not module.startswith("torchvision.models."):
         return None
@@ -292,9 +289,9 @@ def _torchvision(model: nn.Module) -> Preprocess | None:
 
 @cache
 def _of_size(module: str, size: int, outputs: int | None) -> Preprocess | None:
-    if not (every := _weights_of(module)):
+    if not (candidates := _weights_of(module)):
         return None
-    weights = min(every, key=lambda one: abs(one.meta["num_params"] - size))
+    weights = min(candidates, key=lambda weights: abs(weights.meta["num_params"] - size))
     transform = weights.transforms()
     mean, std = _normalisation(transform)
     names = tuple(weights.meta.get("categories") or ())
@@ -304,26 +301,25 @@ def _of_size(module: str, size: int, outputs: int | None) -> Preprocess | None:
 
 @cache
 def _weights_of(module: str) -> list[Any]:
-    """All weights of the networks that a module of torchvision's builds, the default ones first."""
+    """All weights for the networks in a module of torchvision, the default ones first."""
     from torchvision import models
 
     names = [name for name in models.list_models() if models.get_model_builder(name).__module__ == module]
-    kinds = [models.get_model_weights(name) for name in names]
-    default = [one for kind in kinds for one in kind if one is kind.DEFAULT]
-    return default + [one for kind in kinds for one in kind if one is not kind.DEFAULT]
+    pairs = [(weights, kind.DEFAULT) for kind in map(models.get_model_weights, names) for weights in kind]
+    return [weights for weights, _ in sorted(pairs, key=lambda pair: pair[0] is not pair[1])]
 
 
 def _normalisation(transform: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and std of the last normalisation in a torchvision transform, however deep it lies."""
+    """Mean and std of the last normalisation in a torchvision transform, however deeply nested."""
     try:
         for step in reversed(list(getattr(transform, "transforms", None) or [])):
-            if (found := _normalisation(step)) != (None, None):
-                return found
+            if (nested := _normalisation(step)) != (None, None):
+                return nested
         mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
         if mean is not None and std is not None:
-            mean, std = (torch.as_tensor(one, dtype=torch.float64).flatten().tolist() for one in (mean, std))
+            mean, std = (torch.as_tensor(values, dtype=torch.float64).flatten().tolist() for values in (mean, std))
             return tuple(mean), tuple(std)
-    except Exception:  # something else that goes by these names
+    except Exception:  # attributes with these names and another meaning
         pass
     return None, None
 

@@ -1,4 +1,4 @@
-"""Random numbers that are the same for a picture whoever reads it, and the person's left as they were."""
+"""Read pictures with reproducible random numbers, leaving the user's generators as they were."""
 
 from __future__ import annotations
 
@@ -20,43 +20,42 @@ T = TypeVar("T")
 
 
 class SeededReader:
-    """Reads pictures such that each is the same whoever reads it and whatever was drawn before.
+    """Reads pictures such that each is the same in every process and thread, whatever was drawn before.
 
-    The generators that transforms draw from are the process's: a seed that is set there is set for all its threads, and
-    a state that is put back takes back what others drew meanwhile. So nothing is set or put back where nothing is
-    drawn, which is so for most datasets: a picture is read, and the generators are looked at before and after. Only
-    where they have moved, and this thread has moved them, is it read again from a seed of its own.
+    Transforms draw from global generators: a seed set there applies to all threads, and restoring a state undoes the
+    draws of other threads. So nothing is set or restored for datasets that draw nothing, as most do: a picture is read,
+    and the generators are compared before and after. Only if this thread has advanced them, it is read again with a
+    seed of its own.
     """
 
     def __init__(self) -> None:
-        self.draws: bool | None = None  # whether reading draws random numbers; None before it is known
-        self.watches = False  # whether another thread draws at this time
+        self.draws: bool | None = None  # whether reading draws random numbers; None until known
+        self.others_draw = False  # whether another thread currently draws
 
-    def read(self, number: int, how: Callable[[], T]) -> T:
-        """What ``how`` gives for the picture of this number."""
+    def read(self, number: int, read_picture: Callable[[], T]) -> T:
+        """The result of ``read_picture`` for the picture with this number."""
         if not self.draws:
-            # The first picture alone, so that of many threads that read at random none has another's seed.
-            with _alone() if self.draws is None else nullcontext():
+            # One thread at a time until it is known, so that no thread sees the seed of another.
+            with _locked() if self.draws is None else nullcontext():
                 before = ended = _state()
-                if not self.watches:
-                    found, ended = _unless_interrupted(how, before)
+                if not self.others_draw:
+                    picture, ended = _restoring_on_error(read_picture, before)
                     if not any(_moved(before, ended)):
                         self.draws = False
-                        return found
-                with _alone():
-                    found, mine, self.watches = _watched(how, ended)
-                    self.draws = mine
-                    if not mine:
-                        return found
-                    _put_back(before)
+                        return picture
+                with _locked():
+                    picture, self.draws, self.others_draw = _attributed(read_picture, ended)
+                    if not self.draws:
+                        return picture
+                    _restore(before)
         with seeded(number):
-            return how()
+            return read_picture()
 
 
 @contextmanager
 def seeded(number: int) -> Iterator[None]:
-    """While inside, random numbers are drawn from a seed of its own; the person's are left as they were."""
-    with _alone():
+    """Set the global generators to a seed within the block, and restore them after it."""
+    with _locked():
         before = _state()
         try:
             torch.default_generator.manual_seed(number)  # not those of other devices
@@ -64,26 +63,26 @@ def seeded(number: int) -> Iterator[None]:
             random.seed(number)
             yield
         finally:
-            _put_back(before)
+            _restore(before)
 
 
 @contextmanager
-def left_alone() -> Iterator[None]:
-    """What is drawn inside, by this thread as far as that can be told, is put back."""
+def random_state_restored() -> Iterator[None]:
+    """Undo what is drawn within the block, by this thread as far as that can be known."""
     before = _state()
     with OwnGenerators():
         try:
             yield
         finally:
-            _, numpys, pythons = before
+            _, of_numpy, of_python = before
             if any(_moved(before, _state())[1:]):
-                _put_back((torch.get_rng_state(), numpys, pythons))
+                _restore((torch.get_rng_state(), of_numpy, of_python))
 
 
-def _alone() -> AbstractContextManager[Any]:
-    """Hold the lock, as who is in a model puts random numbers back, too; a process that only reads has no need of it.
+def _locked() -> AbstractContextManager[Any]:
+    """Hold the lock, since passes of a model restore random states, too.
 
-    It is the copy of one in which a thread may have held the lock that is not there any more.
+    Not in a DataLoader's worker: it runs no model, and in the parent another thread may have held the lock at the fork.
     """
     return lock if get_worker_info() is None else nullcontext()
 
@@ -92,47 +91,48 @@ State = tuple[Tensor, Any, Any]  # torch's, NumPy's and Python's
 
 
 def _state() -> State:
-    with _alone():
+    with _locked():
         return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
 
 
-def _put_back(state: State) -> None:
-    with _alone():
+def _restore(state: State) -> None:
+    with _locked():
         torch.set_rng_state(state[0])
         np.random.set_state(state[1])  # noqa: NPY002
         random.setstate(state[2])
 
 
 def _moved(a: State, b: State) -> tuple[bool, bool, bool]:
-    """Whether torch's, NumPy's and Python's generator have moved from one state to another."""
+    """Whether torch's, NumPy's and Python's generators differ between two states."""
     numpy = a[1][2:] != b[1][2:] or not np.array_equal(a[1][1], b[1][1])
     return not torch.equal(a[0], b[0]), numpy, a[2] != b[2]
 
 
-def _unless_interrupted(how: Callable[[], T], before: State) -> tuple[T, State]:
+def _restoring_on_error(read_picture: Callable[[], T], before: State) -> tuple[T, State]:
     try:
-        return how(), _state()
+        return read_picture(), _state()
     except BaseException:
         if any(_moved(before, _state())):
-            _put_back(before)
+            _restore(before)
         raise
 
 
-def _watched(how: Callable[[], T], ended: State) -> tuple[T, bool, bool]:
-    """What ``how`` gives, whether it draws, and whether another thread does, as far as that can be told.
+def _attributed(read_picture: Callable[[], T], ended: State) -> tuple[T, bool, bool]:
+    """The picture, whether reading it draws, and whether another thread draws from torch's generator.
 
-    Of torch's numbers it can. Its generator also moves where a seed is set: then it ends as it did the last time.
+    ``ended`` is the state after a first reading: if reading sets torch's seed, the generator ends in the same state
+    again.
     """
     before = _state()
-    with _Watch() as watch:
-        found, after = _unless_interrupted(how, before)
-    torchs, numpys, pythons = _moved(before, after)
-    mine = watch.drew or numpys or pythons or (torchs and torch.equal(after[0], ended[0]))
-    return found, mine, torchs and not mine
+    with _DrawDetector() as detector:
+        picture, after = _restoring_on_error(read_picture, before)
+    torch_moved, numpy_moved, python_moved = _moved(before, after)
+    draws = detector.drew or numpy_moved or python_moved or (torch_moved and torch.equal(after[0], ended[0]))
+    return picture, draws, torch_moved and not draws
 
 
-class _Watch(TorchDispatchMode):
-    """Sees whether this thread draws from torch's generator."""
+class _DrawDetector(TorchDispatchMode):
+    """Notices whether this thread draws from torch's global generator."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -140,6 +140,6 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            given = (*args, *(kwargs or {}).values())
-            self.drew |= not any(isinstance(one, torch.Generator) for one in given)
+            values = (*args, *(kwargs or {}).values())
+            self.drew |= not any(isinstance(value, torch.Generator) for value in values)
         return func(*args, **(kwargs or {}))

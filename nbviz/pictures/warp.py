@@ -1,4 +1,4 @@
-"""Pictures shifted, scaled and turned."""
+"""Shift, scale and rotate pictures."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ def warp(
     angle: float = 0.0,
     padding: str = "border",
 ) -> Tensor:
-    """Pictures turned and scaled around their middle, then shifted; differentiable.
+    """Rotate and scale pictures around their centre, then shift them; differentiable.
 
     Parameters
     ----------
     pictures
         (N, C, H, W), a float dtype.
     down, across
-        By how many pixels.
+        The shift in pixels.
     scale
-        Above 1 things become larger.
+        The magnification.
     angle
-        In degrees, counter-clockwise.
+        The rotation in degrees, counter-clockwise.
     padding
-        What comes in from beyond the border: ``"border"`` goes on as its last pixels, ``"reflection"`` mirrors.
+        What fills in from beyond the border: ``"border"`` replicates the last pixels, ``"reflection"`` mirrors.
 
     Returns
     -------
     Tensor
-        Of the same shape, interpolated bilinearly; the pictures themselves where nothing is to be done.
+        Of the same shape, interpolated bilinearly; the pictures themselves for the identity.
 
     Examples
     --------
@@ -44,14 +44,14 @@ def warp(
     if (down, across, scale) == (0, 0, 1) and angle % 360 == 0:
         return pictures
     height, width = pictures.shape[-2:]
-    turn = math.radians(angle)
-    # From where each pixel comes: from the pixel's place, the shift back, then the turn and the scale back.
-    cos, sin = math.cos(turn) / scale, math.sin(turn) / scale
+    radians = math.radians(angle)
+    # The source of each pixel: undo the shift, then the rotation and the scale.
+    cos, sin = math.cos(radians) / scale, math.sin(radians) / scale
     y = torch.arange(height, dtype=pictures.dtype, device=pictures.device) - (height - 1) / 2 - down
     x = torch.arange(width, dtype=pictures.dtype, device=pictures.device) - (width - 1) / 2 - across
     from_y = cos * y[:, None] + sin * x[None]
     from_x = cos * x[None] - sin * y[:, None]
-    # In grid_sample's units, in which pixels' outer edges lie at -1 and 1.
+    # In grid_sample's units, where the outer edges of the border pixels are at -1 and 1.
     grid = torch.stack([2 * from_x / width, 2 * from_y / height], -1)
     grid = grid.expand(len(pictures), -1, -1, -1)
     return torch.nn.functional.grid_sample(pictures, grid, "bilinear", padding, align_corners=False)

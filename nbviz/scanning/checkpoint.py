@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import astuple
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nbviz.core.arguments import check_logits
 from nbviz.core.errors import line, shown, warn
 from nbviz.core.state import uninterrupted
 from nbviz.core.trace import run
@@ -41,7 +43,7 @@ def key_of(job: Job) -> Key:
     key: dict[str, str | None] = {}
     unknown: dict[str, list[str]] = {}
     key["model"], unknown["model"] = digest(job.model, hooks=False)
-    fixed = {"statistics": job.statistics, "inputs=": job.feed, "output=": job.check_logits}
+    fixed = {"statistics": job.statistics, "inputs=": job.feed, "output=": partial(check_logits, pick=job.pick)}
     for name, value in {**fixed, **_precision(job)}.items():
         key[name], unknown[name] = digest(value)
     known: dict[int, Any] = {}

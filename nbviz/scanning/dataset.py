@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nbviz.core.errors import PictureError, line, shown
-from nbviz.pictures.load import Reader, as_path
+from nbviz.pictures.decode import as_path
+from nbviz.pictures.load import Reader
 from nbviz.pictures.random_numbers import SeededReader
 from nbviz.scanning.identity import Known, identity
 from nbviz.scanning.labels import Label, Names, class_names, given_label, label_of
@@ -189,9 +190,10 @@ class Inputs(Dataset[Any]):
         if numbers is None:
             yield from self._stream()
             return
+        batches: Any = [self._indices(number) for number in numbers]
         loader: DataLoader[Any] = DataLoader(
             self,
-            batch_sampler=_Batches(numbers, self.batch_size, len(self)),
+            batch_sampler=batches,
             num_workers=workers,
             collate_fn=partial(_collated, self.batch_size),
             generator=torch.Generator(),  # by default, the user's generator would give its seed
@@ -254,6 +256,10 @@ class Inputs(Dataset[Any]):
     def __getitem__(self, i: int) -> Item:
         return self._seeded.read(i, partial(self._item, i))
 
+    def _indices(self, number: int) -> range:
+        """The indices of the pictures in a batch."""
+        return range(number * self.batch_size, min((number + 1) * self.batch_size, len(self)))
+
     def _item(self, i: int) -> Item:
         try:
             item = self.dataset[i]
@@ -281,20 +287,6 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
             f"(workers={loader.num_workers}): {type(error).__name__}: {line(error, 1000)}; expected what pickle takes, "
             "or workers=0"
         ) from error
-
-
-class _Batches:
-    """The indices of the pictures in each batch, made when they are needed."""
-
-    def __init__(self, numbers: Sequence[int], size: int, count: int) -> None:
-        self._numbers, self._size, self._count = numbers, size, count
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for number in self._numbers:
-            yield list(range(number * self._size, min((number + 1) * self._size, self._count)))
-
-    def __len__(self) -> int:
-        return len(self._numbers)
 
 
 def _collated(size: int, items: list[Item]) -> LoadedBatch | PictureError:

@@ -11,41 +11,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.arguments import check_channels, check_logits
 from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import ModelError, line
 from nbviz.core.resume import Resumable
 from nbviz.core.trace import Feed, run
+from nbviz.scanning.dataset import Inputs
 from nbviz.scanning.records import LoadedBatch, NoClass, PartialResult
 from nbviz.scanning.statistic import NAMELESS, Batch, Statistic
-
-
-class Source(Protocol):
-    """A dataset in batches."""
-
-    #: The number of pictures and of batches; None if not known before the end.
-    count: int | None
-    batches: int | None
-
-    def load(self, numbers: Sequence[int] | None, workers: int) -> Iterator[LoadedBatch]:
-        """The batches with these numbers (None: all, in order), read by ``workers`` processes besides this one."""
-
-    def parts(self, known: dict[int, Any]) -> Iterator[tuple[str, Any]]:
-        """What identifies the dataset without reading its pictures, as pairs of a name for people and a value.
-
-        A second call with the same ``known`` yields the same objects for what has not changed.
-        """
-
-    def alphabetic_classes(self) -> int | None:
-        """The number of classes, if labels are names that are numbered alphabetically."""
-
-    def sample(self) -> Iterator[Sequence[Any]]:
-        """A few of the pictures, as inputs of the model."""
-
 
 _ACCEPTED_LABELS = (
     "whole numbers, or a dataset with an attribute classes: the names in the order of the model's outputs"
@@ -64,25 +42,16 @@ def _within(loaded: LoadedBatch, classes: int) -> Tensor:
     return torch.tensor(labels)
 
 
-def _logits(output: Any) -> Any:
-    return output
-
-
-def _activation(_layer: str, activation: Tensor, _pictures: int) -> Tensor:
-    return activation
-
-
 @dataclass
 class Job:
     """Everything a worker needs; sent to each worker once."""
 
     model: nn.Module
-    source: Source
+    source: Inputs
     statistics: dict[str, Statistic]
     device: torch.device
     feed: Feed = None
-    check_logits: Callable[[Any], Tensor] = _logits
-    check_activation: Callable[[str, Tensor, int], Tensor] = _activation
+    pick: Any = None  # the argument ``output=``, see check_logits
     _resumable: dict[str, tuple[bool, bool]] = field(default_factory=dict)  # by layer, see Resumable's ``known``
 
     def __post_init__(self) -> None:
@@ -124,7 +93,7 @@ class Job:
 
         def use(layer: str, activation: Tensor) -> bool:
             """Measure or reduce the activation; whether it has to be kept as it is."""
-            activation = self.check_activation(layer, activation, len(inputs)).detach()
+            activation = check_channels(layer, activation, len(inputs)).detach()
             activations[layer] = activation
             keep = False
             for name, statistic in statistics.items():
@@ -146,7 +115,7 @@ class Job:
             if layers or logits:
                 trace = run(self.model, inputs, layers, feed=self.feed, output=logits, grad=grad, use=use)
                 if logits:
-                    batch.logits = self.check_logits(trace.output)
+                    batch.logits = check_logits(trace.output, self.pick)
                     classes = batch.logits.shape[1] // max(s.side_by_side for s in statistics.values())
                     batch.labels = _within(loaded, classes).to(self.device)
                     named = self.source.alphabetic_classes() if self._needs_labels() else None
@@ -173,7 +142,7 @@ class Job:
             resumable = resumables[layer]
             self._resumable.setdefault(layer, (resumable.skips, resumable.widens))
             variants = [activation] if resumable.widens else activation.split(len(inputs))
-            return torch.cat([self.check_logits(resumable.go_on(variant)) for variant in variants])
+            return torch.cat([check_logits(resumable.go_on(variant), self.pick) for variant in variants])
 
         return go_on
 

@@ -50,40 +50,35 @@ def label_of(given: Any, names: Callable[[], Mapping[str, int] | None] = dict) -
         value = given.tolist() if isinstance(given, (Tensor, np.ndarray, np.generic)) else given
         while isinstance(value, (list, tuple)) and len(value) == 1:
             value = value[0]
-        if value is None:
-            return Label()
-        number, classes, reason = _number(value, names)
+        label = Label() if value is None else _label(value, names)
     except Exception:  # foreign objects may raise anything
-        number, classes, reason = -1, 0, "neither a number nor a name"
-    return Label(number, classes, reason, shown(given, 40) if reason else "")
+        label = Label(reason="neither a number nor a name")
+    return label._replace(given=shown(given, 40)) if label.reason else label
 
 
 NO_NAME = "the name of no known class"
 
 
-def _number(value: Any, names: Callable[[], Mapping[str, int] | None]) -> tuple[int, int, str]:
+def _label(value: Any, names: Callable[[], Mapping[str, int] | None]) -> Label:
     if isinstance(value, str):
         known = names()
         if known is not None and value in known:
-            return known[value], 0, ""
-        if value.isdecimal():
-            return _checked(int(value))
-        return -1, 0, NAMELESS if known is None else NO_NAME
+            return Label(known[value])
+        if not value.isdecimal():
+            return Label(reason=NAMELESS if known is None else NO_NAME)
+        value = int(value)
     if isinstance(value, (list, tuple)):
         if sorted(value) == [0] * (len(value) - 1) + [1]:
-            return [bool(entry) for entry in value].index(True), len(value), ""
-        return -1, 0, "several values, but no one-hot vector"
+            return Label([bool(entry) for entry in value].index(True), len(value))
+        return Label(reason="several values, but no one-hot vector")
     if isinstance(value, Real) and not hasattr(value, "__index__"):
         if not float(value).is_integer():
-            return -1, 0, "no whole number"
+            return Label(reason="no whole number")
         value = int(float(value))
-    return _checked(index(value))
-
-
-def _checked(number: int) -> tuple[int, int, str]:
+    number = index(value)
     if number < -1:
-        return -1, 0, "negative"
-    return (-1, 0, "too large") if number >= 2**31 else (number, 0, "")
+        return Label(reason="negative")
+    return Label(number) if number < 2**31 else Label(reason="too large")
 
 
 def given_label(item: Any) -> Any:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from nbviz.core.arguments import check_channels, check_feed, check_logits
+from nbviz.core.arguments import check_feed
 from nbviz.core.checks import check_whole
 from nbviz.core.documented import documented
 from nbviz.core.errors import ModelError, PictureError, line, shown, unknown, warn
@@ -140,15 +139,7 @@ def scan(
     """
     reader = Reader.of(model, preprocess)
     source = Inputs(check_dataset(dataset), reader, check_whole("batch_size", batch_size, 1))
-    job = Job(
-        check_model(model),
-        source,
-        check_statistics(statistics),
-        reader.device,
-        check_feed(inputs),
-        partial(check_logits, pick=output),
-        check_channels,
-    )
+    job = Job(check_model(model), source, check_statistics(statistics), reader.device, check_feed(inputs), output)
     for layer in {layer for statistic in job.statistics.values() for layer in statistic.layers}:
         find_module(job.model, layer)
     _check_options(source, workers, executor, threads, progress, watch)
@@ -182,7 +173,7 @@ def scan(
 def _check_options(source: Inputs, workers: Any, executor: Any, threads: Any, progress: Any, watch: Any) -> None:
     check_whole("workers", workers, 0, _MOST_WORKERS)
     check_whole("threads", threads, 1, _MOST_WORKERS)
-    if executor is not None and not (hasattr(executor, "submit") and isinstance(executor, Executor)):
+    if executor is not None and not isinstance(executor, Executor):
         raise TypeError(f"executor is {shown(executor)}; expected a concurrent.futures.Executor, or None")
     if executor is not None and source.batches is None:
         raise TypeError(

@@ -130,7 +130,7 @@ def test_a_tilde_is_home(net, rgb, tmp_path, monkeypatch):
 
 
 def test_an_address_is_not_loaded(net):
-    with pytest.raises(PictureError, match="^'https://example.org/cat.jpg' is an address; only files are loaded"):
+    with pytest.raises(PictureError, match="^'https://example.org/cat.jpg' is a URL; only files are loaded"):
         nbviz.load(net, "https://example.org/cat.jpg")
 
 

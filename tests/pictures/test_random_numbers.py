@@ -14,7 +14,7 @@ import torch
 
 import nbviz
 from nbviz.core.state import lock
-from nbviz.pictures.random_numbers import SeededReader, left_alone, seeded
+from nbviz.pictures.random_numbers import SeededReader, random_state_restored, seeded
 from nbviz.scanning.statistics import Moments
 from tests.small import Small, pictures
 
@@ -54,7 +54,7 @@ def test_what_is_drawn_is_the_same_whatever_came_before_and_is_put_back(kind: st
     with seeded(4):
         assert draw() == found[0][1]
     before = states()
-    with left_alone():
+    with random_state_restored():
         draw()
     assert states() == before or kind == "a seed of its own"
 
