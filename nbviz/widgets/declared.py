@@ -65,7 +65,7 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
         self._sources: dict[str, str] = {}
         for name, value in arguments.items():
             default = signature.parameters[name].default if name in signature.parameters else None
-            if value is None or name == "options" or name in (*self._controls, *self._arguments, *self._not_in_code):
+            if value is None or name == "options" or name in (*self._controls, *self._not_in_code):
                 continue
             with suppress(Exception):  # a person's object may not compare; the constructor will refuse it
                 if not (type(value) is type(default) and value == default):
