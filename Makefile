@@ -1,11 +1,15 @@
 # Everything runs in one virtual environment, .venv, made from $(PYTHON) on first use.
 #
-#   make lab       open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
-#   make test      lint, then every test                     (PYTEST_ARGS="-k grid", ...)
-#   make lint      ruff, mypy, import contracts; biome and tsc for the page's code
-#   make bench     measure nbviz against its peers and floors, in the kernel and in JupyterLab
-#   make coverage  try every model of torchvision and many of timm, and write tests/zoo/README.md
-#   make clean     remove .venv and all caches
+#   make lab          open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
+#   make quick        ruff and the most telling tests, in under a minute: after each edit
+#   make test         lint, then every test, in ten minutes: before each commit, and in CI    (PYTEST_ARGS="-k grid", ...)
+#   make test-all     as test, and all that is long: 1,000 fuzzed calls of each function, 10,000 random moves of the
+#                     widgets, whole networks of torchvision. Hours: before an issue is called resolved
+#   make test-oldest  every test but the browser's, with the lowest versions that setup.cfg names
+#   make lint         ruff, mypy, import contracts; biome and tsc for the page's code
+#   make bench        measure nbviz against its peers and floors, in the kernel and in JupyterLab
+#   make coverage     try every model of torchvision and many of timm, and write tests/zoo/README.md
+#   make clean        remove .venv, .venv-oldest and all caches
 
 PYTHON ?= python3
 LAB_ARGS ?=
@@ -22,13 +26,24 @@ MODULES := tests/page/node_modules
 EXTENSION := $(wildcard nbviz/labextension/*.json nbviz/labextension/static/*)
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 
-.PHONY: lab test lint bench coverage clean system-packages
+# Two processes share the tests. One thread each: threads of several processes on the same cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup
+
+.PHONY: lab quick test test-all test-oldest lint bench coverage clean system-packages
 
 lab: .venv/lab.stamp
 	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/01-first-look.ipynb $(LAB_ARGS)
 
+quick: .venv/test.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(PYTEST) $(QUICK) $(PYTEST_ARGS)
+
 test: lint system-packages
-	$(BIN)/python -m tests $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-all: export NBVIZ_ALL = 1
+test-all: test
 
 lint: .venv/test.stamp $(MODULES)/.package-lock.json
 	$(BIN)/ruff check
@@ -45,7 +60,7 @@ coverage: .venv/test.stamp
 	$(BIN)/python -m tests.zoo $(COVERAGE_ARGS)
 
 clean:
-	rm -rf .venv $(MODULES) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest $(MODULES) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:

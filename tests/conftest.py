@@ -1,5 +1,6 @@
 """Shared by all tests: devices, small seeded networks, and a look at a model before and after."""
 
+import gc
 import hashlib
 import random
 import signal
@@ -25,6 +26,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
+
+
+def pytest_collection_finish() -> None:
+    """The half a million objects of the imported libraries are not searched again in each collection of the tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["cpu", "cuda"])

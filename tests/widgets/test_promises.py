@@ -226,9 +226,7 @@ def test_a_widget_whose_making_fails_anywhere_leaves_nothing(
 
 
 @every
-def test_a_closed_widget_leaves_no_comm_open_and_no_tensor(
-    name: str, net: Small, images: Tensor, request: pytest.FixtureRequest
-) -> None:
+def test_a_closed_widget_leaves_no_comm_open_and_no_tensor(name: str, net: Small, images: Tensor) -> None:
     def tensors() -> int:
         gc.collect()
         return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
@@ -236,7 +234,6 @@ def test_a_closed_widget_leaves_no_comm_open_and_no_tensor(
     MAKE[name](net, images).close()
     gc.collect()
     gc.freeze()  # what was there before is neither searched nor counted
-    request.addfinalizer(gc.unfreeze)
     widgets, before = set(registry._instances), tensors()
     view = MAKE[name](net, images)
     view.finish()
