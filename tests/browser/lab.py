@@ -33,6 +33,7 @@ from tests.browser.record import KernelMessage, Record
 
 STARTUP_S = 120.0
 TIMEOUT_S = 60.0
+POLL_MS = 20  # between two looks: to look at each frame takes much of a core from the kernel that is waited for
 TOKEN = "nbviz-tests"
 
 SETTINGS = {
@@ -49,10 +50,9 @@ PANEL = """
 """
 #: Forget the notebook that was open: its widgets, its names, and then its panel.
 CLEAR_KERNEL = """
-import gc, ipywidgets
+import ipywidgets
 ipywidgets.Widget.close_all()
 get_ipython().reset(new_session=True)
-gc.collect()
 """
 CLEAR = (
     PANEL
@@ -293,12 +293,12 @@ class Notebook:
         """Wait until a JavaScript function body returns something true; ``arguments`` are its variables."""
         names = ", ".join(arguments)
         return self.page.wait_for_function(
-            f"({{ {names} }}) => {{ {body} }}", arg=arguments, timeout=timeout * 1000
+            f"({{ {names} }}) => {{ {body} }}", arg=arguments, timeout=timeout * 1000, polling=POLL_MS
         ).json_value()
 
     def settle(self) -> None:
         """Let the page handle its events and paint: two frames and what they have scheduled."""
-        self.wait_for(TWO_FRAMES)
+        self.page.evaluate(f"() => {{ {TWO_FRAMES} }}")
 
     def wait_idle(self, timeout: float = TIMEOUT_S) -> None:
         """Wait until the kernel is through with every message of the page, and the page with every answer."""
@@ -307,7 +307,9 @@ class Notebook:
         while waiting := self.record.unanswered:
             if time.monotonic() > end:
                 raise TimeoutError(f"after {timeout} s the kernel has yet to answer {waiting}")
-            self.settle()
+            self.page.wait_for_timeout(POLL_MS)  # in which messages come in
+            if not self.record.unanswered:
+                self.settle()
 
     # Cells
 
