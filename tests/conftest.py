@@ -77,7 +77,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         "torch's random state": bits(torch.get_rng_state()),
         "NumPy's random state": repr(np.random.get_state()),  # noqa: NPY002
         "Python's random state": random.getstate(),
-        "default device": torch.get_default_device(),
+        "default device": torch.empty(0).device,  # torch 2.6 cannot say it once it was set and unset
         "default dtype": torch.get_default_dtype(),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),

@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 VIEWPORT: ViewportSize = {"width": 1400, "height": 1500}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Browser tests come last, and one process has all of them: two JupyterLabs would take longer to start."""
     items.sort(key=lambda item: HERE in item.path.parents)
