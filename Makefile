@@ -2,11 +2,11 @@
 #
 #   make lab          open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
 #   make quick        ruff and the most telling tests, in under a minute: after each edit
-#   make test         lint, then every test, in ten minutes: before each commit, and in CI    (PYTEST_ARGS="-k grid", ...)
+#   make test         lint, then every test, in ten minutes: before a commit, and in CI    (PYTEST_ARGS="-k grid", ...)
 #   make test-all     as test, and all that is long: 1,000 fuzzed calls of each function, 10,000 random moves of the
 #                     widgets, whole networks of torchvision. Hours: before an issue is called resolved
 #   make test-oldest  every test but the browser's, with the lowest versions that setup.cfg names
-#   make lint         ruff, mypy, import contracts; biome and tsc for the page's code
+#   make lint         ruff, mypy, import contracts, the source distribution; biome and tsc for the page's code
 #   make bench        measure nbviz against its peers and floors, in the kernel and in JupyterLab
 #   make coverage     try every model of torchvision and many of timm, and write tests/zoo/README.md
 #   make clean        remove .venv, .venv-oldest and all caches
@@ -59,6 +59,7 @@ lint: .venv/test.stamp $(MODULES)/.package-lock.json
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	test ! -e .git || $(BIN)/check-manifest --quiet --no-build-isolation
 	cd tests/page && ../../$(NODE) node_modules/@biomejs/biome/bin/biome ci . ../../nbviz
 	$(NODE) $(MODULES)/typescript/bin/tsc --project tests/page
 
