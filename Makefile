@@ -27,12 +27,12 @@ EXTENSION := $(wildcard nbviz/labextension/*.json nbviz/labextension/static/*)
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 
 # What tells most in half a minute: numbers by hand of each room, the copied code and the promises of one widget
-QUICK := nbviz/core nbviz/imaging nbviz/methods tests/core/test_backward.py tests/core/test_resume.py tests/imaging \
-    tests/methods/test_deconvnet.py tests/methods/test_reconstruct.py tests/methods/test_occlusion.py \
-    tests/scanning/test_statistics.py tests/widgets/test_kernels.py tests/test_requirements.py
+QUICK := nbviz/core nbviz/imaging nbviz/methods tests/core/test_backward.py tests/imaging/test_encode.py \
+    tests/methods/test_deconvnet.py tests/methods/test_reconstruct.py tests/scanning/test_statistics.py \
+    tests/widgets/test_kernels.py tests/test_requirements.py
 
 # Two processes share the tests. One thread each: threads of several processes on the same cores wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2
 
 .PHONY: lab quick test test-all test-oldest lint bench coverage clean system-packages
 

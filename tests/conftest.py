@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_globals
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from xdist.scheduler import LoadScopeScheduling
 
 from nbviz.core.state import lock
 from tests import reference
@@ -26,6 +27,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
+
+
+class OneByOne(LoadScopeScheduling):  # type: ignore[misc]
+    """Tests go one by one to the process that is free; those in the browser first, to one, which has a JupyterLab."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "browser" if nodeid.startswith("tests/browser/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneByOne:
+    return OneByOne(config, log)
 
 
 def pytest_collection_finish() -> None:

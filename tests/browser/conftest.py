@@ -23,13 +23,9 @@ HERE = Path(__file__).parent
 VIEWPORT: ViewportSize = {"width": 1400, "height": 1500}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come last, and one process has all of them: two JupyterLabs would take longer to start."""
+    """Browser tests come last where one process runs all: they are slow."""
     items.sort(key=lambda item: HERE in item.path.parents)
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("browser"))
 
 
 @pytest.hookimpl(wrapper=True)
