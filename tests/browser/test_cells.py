@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import expect
 
 from tests.browser.lab import Notebook
+from tests.rounds import rounds
 
-ROUNDS = int(os.environ.get("NBVIZ_ROUNDS", "50"))
+ROUNDS = rounds(10, 50)
 VGG = """
 import nbviz, torch, torchvision
 torch.manual_seed(0)
@@ -52,6 +52,6 @@ def test_cells_run_beside_pictures_that_grow(notebook: Callable[..., Notebook]) 
             "model = nbviz.bundled.load('fashion'); nbviz.layers(model, nbviz.bundled.fashion_test()[0][:1, None])[0]",
         ]
     )
-    for _ in range(max(10, ROUNDS // 5)):
+    for _ in range(10):
         run_beside(book)
         assert "features.0" in book.cell_output_text(1)

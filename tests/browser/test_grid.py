@@ -82,7 +82,7 @@ def controls(book: Notebook, grid: Locator) -> list[np.ndarray]:
 def test_the_shader_draws_what_the_table_draws(notebook: Callable[..., Notebook], tiles: str) -> None:
     pictures = {}
     for by in ("table", "webgl2"):
-        book = notebook([EXPLORE.format(tiles=tiles)], run=False)
+        book = notebook([EXPLORE.format(tiles=tiles)], run=False, fresh=True)
         if by == "webgl2":
             book.page.evaluate(FORCE)
         book.run_all()
@@ -102,7 +102,7 @@ def test_the_shader_draws_what_the_table_draws(notebook: Callable[..., Notebook]
 
 @once
 def test_a_page_without_webgl_or_with_a_lost_context_draws_by_the_table(notebook: Callable[..., Notebook]) -> None:
-    book = notebook([EXPLORE.format(tiles="activation")], run=False)
+    book = notebook([EXPLORE.format(tiles="activation")], run=False, fresh=True)
     book.page.evaluate(FORCE)
     book.run_all()
     grid = ready(book, 128)

@@ -45,7 +45,7 @@ view.channel = (view.channel + 1) % 4
 
 @once
 def test_names_are_text_in_the_page(notebook: Callable[..., Notebook]) -> None:
-    book = notebook([MAKE, "view", "nbviz.layers(net, path, preprocess=preprocess)"])
+    book = notebook([MAKE, "view", "nbviz.layers(net, path, preprocess=preprocess)"], fresh=True)
     widget = book.cell(1).locator(".nbviz").first
     header = widget.locator(".nbviz-header")
     expect(header).to_have_attribute("data-state", "ready", timeout=30_000)

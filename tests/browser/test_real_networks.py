@@ -29,7 +29,7 @@ def test_explorer_is_legible_in_both_themes(
     if find_spec(needs) is None:
         pytest.skip(f"{needs} is not installed")
     cell = f"import nbviz\nnbviz.explore(nbviz.bundled.load({name!r}), {start})"
-    book = notebook([cell], run=False)
+    book = notebook([cell], run=False, fresh=True)
     before = book.page.viewport_size
     book.page.set_viewport_size(WIDE)
     book.page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")

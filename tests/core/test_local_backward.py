@@ -15,6 +15,7 @@ from nbviz.core.backward import RULES, pull
 from nbviz.core.local_backward import pull_local
 from nbviz.core.regions import Start
 from nbviz.core.trace import run
+from tests.rounds import long
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def corners(shape, pictures=1):
 
 
 NETWORKS = [
-    ("vgg16", "features.16", 64),
+    pytest.param("vgg16", "features.16", 64, marks=long),
     ("alexnet", "features.12", 96),
     ("resnet18", "layer2", 64),
     ("densenet121", "features.denseblock2.denselayer3", 96),
@@ -193,9 +194,14 @@ def test_a_field_as_large_as_the_picture_is_left_to_the_full_pass():
     assert pull_local("gradient", trace.activations["5"], [Start(0, 0, (6, 6), 1.0)], trace.inputs) is None
 
 
+def vgg16():
+    """Its convolutions, without the classifier's 120 million weights."""
+    return torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
+
+
 def test_work_follows_the_field_and_not_the_picture():
     """Numbers touched on the way down, for a small picture and one of sixteen times its area."""
-    model = torchvision.models.vgg16(weights=None).features[:10]
+    model = vgg16()[:10]
     touched = []
     for size in (64, 256):
         trace = run(model, torch.randn(1, 3, size, size), ["9"], grad=True)
@@ -209,13 +215,13 @@ def test_work_follows_the_field_and_not_the_picture():
 
 def test_many_starts_in_many_batches(monkeypatch):
     monkeypatch.setattr(local, "_MOST_AT_ONCE", 3)
-    model = torchvision.models.vgg16(weights=None).features[:5]
+    model = vgg16()[:5]
     places = [(0, i, i % 16, (3 * i) % 16) for i in range(8)]
     compare(model, torch.randn(1, 3, 32, 32), "4", places, "guided")
 
 
 def test_it_keeps_no_graph_and_changes_no_mode():
-    model = torchvision.models.vgg16(weights=None).features[:5]
+    model = vgg16()[:5]
     for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
         with mode():
             before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()

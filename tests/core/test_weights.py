@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import types
 import weakref
@@ -18,8 +17,9 @@ import nbviz
 from nbviz.core.errors import ModelError
 from nbviz.core.shadow import shadow_of
 from nbviz.core.weights import Watch, fingerprint, is_being_changed, own_copy, steadily, steady
+from tests.rounds import rounds
 
-ROUNDS = int(os.environ.get("NBVIZ_ROUNDS", "40"))
+ROUNDS = rounds(10, 40)
 X = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(5))
 
 

@@ -19,12 +19,18 @@ from torchvision import models
 import nbviz
 from nbviz.errors import ModelError
 from nbviz.methods.cam import GRADIENT_CAMS
+from tests.rounds import long
 
 X = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(
-    scope="module", params=[("vgg11", "features.15"), ("resnet18", "layer3"), ("mobilenet_v3_small", "features.8")]
+    scope="module",
+    params=[
+        pytest.param(("vgg11", "features.15"), marks=long),
+        ("resnet18", "layer3"),
+        ("mobilenet_v3_small", "features.8"),
+    ],
 )
 def case(request):
     name, layer = request.param
@@ -126,7 +132,7 @@ def distance(found, expected):
 @pytest.fixture(
     scope="module",
     params=[
-        ("vgg16", "features.29", [3, 700]),
+        pytest.param(("vgg16", "features.29", [3, 700]), marks=long),
         ("resnet18", "layer4", [3, 8]),
         ("densenet121", "features.denseblock4", [4, 13]),
         ("efficientnet_lite0", "bn2", [3, 700]),

@@ -15,6 +15,7 @@ from nbviz.errors import ModelError
 from nbviz.methods.cam import GRADIENT_CAMS
 from nbviz.methods.cam_layers import map_layers
 from tests.methods.test_cam import distance, peers_maps
+from tests.rounds import TIMES
 
 X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 PEERS = {
@@ -36,9 +37,11 @@ def vit():
 
 @pytest.fixture(scope="module")
 def swin():
-    """Torchvision's, whose maps have their channels last."""
+    """Of torchvision's class, whose maps have their channels last."""
     torch.manual_seed(0)
-    return swin_t(weights=None, num_classes=7).eval()
+    if TIMES:
+        return swin_t(weights=None, num_classes=7).eval()
+    return SwinTransformer([4, 4], 24, [2, 2, 2, 2], [1, 2, 4, 8], [4, 4], num_classes=7).eval()
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +153,8 @@ def test_timms_vit(timms, snapshot):
 def test_timms_swin_which_has_channels_last_to_its_end(snapshot):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    net = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=4, num_classes=7).eval()
+    small = {} if TIMES else {"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
+    net = timm.create_model("swin_tiny_patch4_window7_224", img_size=64, window_size=4, num_classes=7, **small).eval()
     target = seen(net, "norm", channels_last)
     with snapshot(net):
         found = nbviz.grad_cam(net, X, target=target, raw=True)

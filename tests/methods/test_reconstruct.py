@@ -227,7 +227,7 @@ def test_a_call_leaves_the_model_as_it_was(call, mixed, x, snapshot):
     assert call == "load" or set(seen) == {"forward", "pre"}
 
 
-@pytest.mark.parametrize("call", set(CALLS) - {"load"})
+@pytest.mark.parametrize("call", sorted(CALLS.keys() - {"load"}))
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_call_that_fails_leaves_the_model_as_it_was(call, error, mixed, x, snapshot):
     def fail(*_):

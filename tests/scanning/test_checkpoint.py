@@ -26,10 +26,11 @@ import nbviz
 from nbviz.results import ScanResult
 from nbviz.scanning.checkpoint import _precision
 from nbviz.scanning.statistics import Accuracy, Moments, TopK
+from tests.rounds import rounds
 from tests.scanning.test_statistics import same
 from tests.small import Small, labelled, pictures
 
-FLIPS = min(int(os.environ.get("NBVIZ_FUZZ", "100")), 10_000)
+FLIPS = rounds(100, 1000)
 ROOT = Path(__file__).parents[2]
 
 

@@ -37,6 +37,7 @@ from nbviz.scanning.checkpoint import key_of
 from nbviz.scanning.dataset import Inputs
 from nbviz.scanning.statistic import Batch, Statistic
 from nbviz.scanning.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
+from tests.rounds import rounds
 from tests.scanning.test_statistics import same
 from tests.small import Small, labelled, pictures
 
@@ -731,7 +732,7 @@ def test_readers_that_are_forked_while_another_thread_is_in_nbviz_read() -> None
         thread.start()
     try:
         dataset = [(torch.rand(1, 28, 28), 0)] * 64
-        for _ in range(int(os.environ.get("NBVIZ_ROUNDS", "5"))):
+        for _ in range(rounds(3, 50)):
             found = nbviz.scan(model, dataset, {"right": nbviz.statistics.Accuracy()}, workers=2, progress=False)
             assert found.pictures == 64
     finally:

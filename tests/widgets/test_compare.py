@@ -96,6 +96,7 @@ def test_all_that_is_shown_is_what_the_functions_give(
     a, b = models
     with snapshot(a), snapshot(b):
         view = nbviz.Compare(a, b, images, "2")
+        view.finish()
         assert (view.layer_a, view.layer_b) == ("2", "2")
         assert view.strip.predictions[0][0] == f"class {int(probabilities(a, images[:1]).argmax())}"
         check(view, a, b)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +14,9 @@ from torch import nn
 import nbviz
 from nbviz.core.shadow import shadow_of
 from tests.core.test_weights import convolutional, train
+from tests.rounds import rounds
 
-ROUNDS = int(os.environ.get("NBVIZ_ROUNDS", "40"))
+ROUNDS = rounds(10, 40)
 X = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(5))
 
 

@@ -1,4 +1,4 @@
-"""What all the instruments keep to: errors, interrupts, a model left as it was, a figure, and text that is text."""
+"""What all widgets keep to: errors, interrupts, a model left as it was, a figure, and text that is text."""
 
 from __future__ import annotations
 
@@ -30,58 +30,17 @@ from nbviz.core.state import lock
 from nbviz.errors import InterruptedWarning, ModelError
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.view import View
-from tests.small import Ran, Small, labelled, pictures
+from tests.small import Ran, Small, pictures
+from tests.widgets.every_widget import EVERY, make
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
-Make = Callable[[nn.Module, Tensor], Pulled]
 
 
-def checkpoints(net: nn.Module) -> list[dict[str, Tensor]]:
-    return [{name: factor * value for name, value in net.state_dict().items()} for factor in (1, 2)]
-
-
-def evolution(net: nn.Module, images: Tensor) -> nbviz.Evolution:
-    return nbviz.Evolution(net, checkpoints(net), images, "2", [0, 3])
-
-
-def top_patches(net: nn.Module, images: Tensor) -> nbviz.TopPatches:
-    return nbviz.TopPatches(net, labelled(), "2", k=2, progress=False)
-
-
-#: How each is made, two changes that draw all of it, and where else than in the model drawing may fail.
-MAKE: dict[str, Make] = {
-    "Ablation": lambda net, images: nbviz.Ablation(net, images, "2", off=[1]),
-    "Invariance": lambda net, images: nbviz.Invariance(net, images, ["2"], "across", [-1, 0, 2]),
-    "Evolution": evolution,
-    "TopPatches": top_patches,
-    "Kernels": lambda net, images: nbviz.Kernels(net),
-    "Compare": lambda net, images: nbviz.Compare(net, copy.deepcopy(net), images, "2"),
-    "Maximise": lambda net, images: nbviz.Maximise(net, "2", [0, 3], steps=2, size=16),
-    "Correspondence": lambda net, images: nbviz.Correspondence(net, images, layers=["2"], random=1),
-}
-CHANGES: dict[str, list[dict[str, Any]]] = {
-    "Ablation": [{"picture": 1}, {"picture": 2}],
-    "Invariance": [{"picture": 1}, {"picture": 2}],
-    "Evolution": [{"channel": 1, "moment": 0}, {"channel": 0, "moment": 1}],
-    "TopPatches": [{"first": 1}, {"first": 0}],
-    "Kernels": [{"layer": "4"}, {"layer": "0"}],
-    "Compare": [{"picture": 1}, {"picture": 2}],
-    "Maximise": [{"steps": 4}, {"steps": 6}],
-    "Correspondence": [{"boxes": [[0, 0, 3, 3]] * 3}, {"boxes": [[2, 2, 9, 9]] * 3}],
-}
-PLACES = {
-    "Ablation": ["session.run", "predictions.switch_off", "session.to_host", "views.encode"],
-    "Invariance": ["predictions.run", "invariance.moved_by", "views.encode"],
-    "Evolution": ["evolution.quantise", "views.encode"],
-    "TopPatches": ["top_patches.tiled", "views.encode"],
-    "Kernels": ["kernels.kernel_report", "kernels.to_host", "views.encode"],
-    "Compare": ["compare.fuse", "compare.to_host", "views.encode"],
-    "Maximise": ["maximise.channels_last", "views.encode"],
-    "Correspondence": ["correspondence.correspondence"],
-}
-RUNS = [name for name in MAKE if name not in ("Evolution", "Kernels")]  # the model, when something changes
-every = pytest.mark.parametrize("name", MAKE)
-places = pytest.mark.parametrize(("name", "place"), [(name, place) for name in PLACES for place in PLACES[name]])
+every = pytest.mark.parametrize("name", EVERY)
+running = pytest.mark.parametrize("name", [name for name, row in EVERY.items() if row.runs])
+places = pytest.mark.parametrize(
+    ("name", "place"), [(name, place) for name, row in EVERY.items() for place in row.places]
+)
 
 
 @pytest.fixture
@@ -95,7 +54,7 @@ def images() -> Tensor:
 
 
 def change(view: Pulled, number: int, name: str) -> None:
-    for trait, value in CHANGES[name][number].items():
+    for trait, value in EVERY[name].changes[number].items():
         setattr(view, trait, value)
 
 
@@ -141,15 +100,15 @@ def fail_with(error: type[BaseException]) -> Callable[..., Any]:
 # Errors and interrupts.
 
 
-@pytest.mark.parametrize("name", RUNS)
+@running
 def test_an_error_in_the_model_is_a_line_and_the_widget_goes_on(
     name: str, net: Small, images: Tensor, snapshot: Snapshot
 ) -> None:
-    whole = MAKE[name](net, images)
+    whole = make(name, net, images)
     change(whole, 0, name)
     change(whole, 1, name)
     whole.finish()
-    view = MAKE[name](net, images)
+    view = make(name, net, images)
     view.finish()
     models = [session.subject.model for session in getattr(view, "sessions", ())] or [net]
     with snapshot(net):
@@ -173,7 +132,7 @@ def test_an_error_in_the_model_is_a_line_and_the_widget_goes_on(
 def test_a_chunk_that_fails_or_is_interrupted_is_drawn_when_next_asked_for(
     name: str, place: str, error: type[BaseException], net: Small, images: Tensor, snapshot: Snapshot
 ) -> None:
-    view = MAKE[name](net, images)
+    view = make(name, net, images)
     view.finish()
     with snapshot(net):
         with pytest.MonkeyPatch.context() as patch:
@@ -187,11 +146,11 @@ def test_a_chunk_that_fails_or_is_interrupted_is_drawn_when_next_asked_for(
                 assert error is KeyboardInterrupt
                 assert view.header.state == "interrupted"
             assert not lock._is_owned()  # type: ignore[attr-defined]
-        for trait, value in CHANGES[name][0].items():
+        for trait, value in EVERY[name].changes[0].items():
             if trait in ("channel", "moment"):  # the first of two changes was interrupted
                 setattr(view, trait, value)
         ready(view)  # without another change: the cause is gone
-    whole = MAKE[name](net, images)
+    whole = make(name, net, images)
     change(whole, 0, name)
     whole.finish()
     assert state(view) == state(whole)
@@ -217,7 +176,7 @@ def test_a_widget_whose_making_fails_anywhere_leaves_nothing(
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(nn.ReLU, "forward", lambda _, x, fail=fail: fail(x))
                 try:
-                    view = MAKE[name](net, images)
+                    view = make(name, net, images)
                     break
                 except (KeyboardInterrupt, ModelError, InterruptedWarning):
                     assert set(registry._instances) == widgets
@@ -228,19 +187,16 @@ def test_a_widget_whose_making_fails_anywhere_leaves_nothing(
 
 
 @every
-def test_a_closed_widget_leaves_no_comm_open_and_no_tensor(
-    name: str, net: Small, images: Tensor, request: pytest.FixtureRequest
-) -> None:
+def test_a_closed_widget_leaves_no_comm_open_and_no_tensor(name: str, net: Small, images: Tensor) -> None:
     def tensors() -> int:
         gc.collect()
         return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
 
-    MAKE[name](net, images).close()
+    make(name, net, images).close()
     gc.collect()
     gc.freeze()  # what was there before is neither searched nor counted
-    request.addfinalizer(gc.unfreeze)
     widgets, before = set(registry._instances), tensors()
-    view = MAKE[name](net, images)
+    view = make(name, net, images)
     view.finish()
     view.figure()
     view.close()
@@ -257,7 +213,7 @@ def test_a_closed_widget_leaves_no_comm_open_and_no_tensor(
 
 @every
 def test_what_stays_in_the_page_runs_nothing(name: str, net: Small, images: Tensor) -> None:
-    view = MAKE[name](net, images)
+    view = make(name, net, images)
     view.finish()
     chunk = view.header.chunk
     page = {"cmap": "magma", "contrast": 4.0, "opacity": 0.3, "scale": "each", "order": "spread", "marker": 1.0}
@@ -273,13 +229,13 @@ def test_what_stays_in_the_page_runs_nothing(name: str, net: Small, images: Tens
 
 @every
 def test_a_change_from_the_page_comes_on_another_thread(name: str, net: Small, images: Tensor) -> None:
-    view = MAKE[name](net, images)
+    view = make(name, net, images)
     with torch.inference_mode():
         thread = threading.Thread(target=lambda: change(view, 0, name), name="subshell-1")
         thread.start()
         thread.join(30)
     ready(view)
-    own = MAKE[name](net, images)
+    own = make(name, net, images)
     change(own, 0, name)
     own.finish()
     assert state(view) == state(own)
@@ -289,7 +245,7 @@ def test_a_change_from_the_page_comes_on_another_thread(name: str, net: Small, i
 def test_it_works_under_no_grad_and_inference_mode_and_autocast(name: str, net: Small, images: Tensor) -> None:
     for mode in (torch.inference_mode(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16)):
         with mode:
-            view = MAKE[name](net, images)
+            view = make(name, net, images)
             view.finish()
             assert (view.header.state, view.header.error) == ("ready", "")
         change(view, 0, name)
@@ -301,7 +257,7 @@ def test_it_works_under_no_grad_and_inference_mode_and_autocast(name: str, net: 
 def test_a_model_of_every_dtype_and_device(
     name: str, dtype: torch.dtype, device: torch.device, net: Small, images: Tensor
 ) -> None:
-    view = MAKE[name](net.to(device, dtype), images.to(device, dtype))
+    view = make(name, net.to(device, dtype), images.to(device, dtype))
     ready(view)
     change(view, 0, name)
     ready(view)
@@ -317,7 +273,7 @@ def blank(png: bytes) -> bool:
 
 @every
 def test_it_has_a_picture_for_when_the_kernel_is_gone(name: str, net: Small, images: Tensor, tmp_path: Path) -> None:
-    view = MAKE[name](net, images)
+    view = make(name, net, images)
     bundle = view._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert not blank(base64.b64decode(bundle["image/png"]))
@@ -351,7 +307,7 @@ def check_legible(figure: Figure) -> None:
 
 @every
 def test_no_text_of_the_figure_is_cut_or_lies_over_another(name: str, net: Small, images: Tensor) -> None:
-    check_legible(MAKE[name](net, images).figure())
+    check_legible(make(name, net, images).figure())
 
 
 # Text is text.
@@ -384,21 +340,19 @@ def made(name: str, text: str) -> Pulled:
     layer, images, labels = f"{net.name}.1", torch.rand(3, 3, 8, 8), [text, "b", text]
     net.nbviz_preprocess = nbviz.Preprocess(lambda _: torch.rand(3, 8, 8), labels=labels, source=text)
     dataset = torch.utils.data.TensorDataset(images, torch.tensor([0, 1, 2]))
-    states = {f"{text}{i}": net.state_dict() for i in range(9)}
+    given: dict[str, Any] = {"dataset": dataset, "checkpoints": {f"{text}{i}": net.state_dict() for i in range(9)}}
+    options = EVERY[name].options
+    given |= {"layer": layer} if "layer" in options else {}
+    given |= {"layers": [layer]} if "layers" in options else {}
     if name == "Ablation":
-        return nbviz.Ablation(net, images, layer, nbviz.ablate(net, dataset, layer, progress=False), off=[0])
-    if name == "Compare":
-        comparison = nbviz.compare(net, copy.deepcopy(net), dataset, progress=False)
-        return nbviz.Compare(net, copy.deepcopy(net), images, layer, comparison=comparison)
-    make: dict[str, Callable[[], Pulled]] = {
-        "Invariance": lambda: nbviz.Invariance(net, images, [layer], "across", [0, 1], labels=labels),
-        "Evolution": lambda: nbviz.Evolution(net, states, images, layer),
-        "TopPatches": lambda: nbviz.TopPatches(net, dataset, layer, k=2, progress=False),
-        "Kernels": lambda: nbviz.Kernels(net, f"{net.name}.0"),
-        "Maximise": lambda: nbviz.Maximise(net, target=[0, 1, 2], steps=1, size=8, labels=labels),
-        "Correspondence": lambda: nbviz.Correspondence(net, images, layers=[layer], random=1),
-    }
-    return make[name]()
+        given |= {"table": nbviz.ablate(net, dataset, layer, progress=False), "off": [0]}
+    elif name == "Compare":
+        given["comparison"] = nbviz.compare(net, copy.deepcopy(net), dataset, progress=False)
+    elif name == "Maximise":
+        given |= {"steps": 1, "size": 8, "labels": labels}
+    elif name == "Invariance":
+        given["labels"] = labels
+    return make(name, net, images, **given)
 
 
 @every
@@ -427,7 +381,7 @@ def test_file_names_are_text_too(name: str, net: Small, tmp_path: Path) -> None:
     paths = [tmp_path / f"<img src=x onerror=alert({i})>$^\udcc3\u202e.png" for i in range(2)]
     for path in paths:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(path)
-    view = MAKE[name](net, paths)  # type: ignore[arg-type]
+    view = make(name, net, paths)  # type: ignore[arg-type]
     ready(view)
     shown = view.drawing.pictures if isinstance(view, nbviz.Correspondence) else view.strip.thumbs  # type: ignore[attr-defined]
     assert [one["name"] for one in shown] == [f"<img src=x onerror=alert({i})>$^\ufffd\ufffd.png" for i in range(2)]
@@ -438,7 +392,7 @@ def test_file_names_are_text_too(name: str, net: Small, tmp_path: Path) -> None:
 def test_any_text_in_an_error_is_one_that_a_page_can_show(
     name: str, net: Small, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view = MAKE[name](net, images)
+    view = make(name, net, images)
     view.finish()
     for text in TEXTS.values():
 

@@ -1,13 +1,11 @@
 """Re-runs of a cell in a real kernel: memory and comms end where they were after the fifth.
 
-With the bundled network, and a few re-runs; ``NBVIZ_RERUNS=resnet50`` takes torchvision's ResNet-50 and a hundred,
-which takes half an hour.
+With the bundled network, and a few re-runs; ``make test-all`` takes torchvision's ResNet-50 and a hundred.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from queue import Empty
 
@@ -15,9 +13,10 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
-LONG = os.environ.get("NBVIZ_RERUNS") == "resnet50"
-MODEL = "torchvision.models.resnet50()" if LONG else 'nbviz.bundled.load("fashion")'
-IMAGES = "torch.rand(2, 3, 224, 224)" if LONG else "torch.rand(2, 1, 28, 28)"
+from tests.rounds import TIMES, rounds
+
+MODEL = "torchvision.models.resnet50()" if TIMES else 'nbviz.bundled.load("fashion")'
+IMAGES = "torch.rand(2, 3, 224, 224)" if TIMES else "torch.rand(2, 1, 28, 28)"
 HEAD = "import nbviz, torch, torchvision\n"
 MAKE = f"{HEAD}model = {MODEL}\nimages = {IMAGES}\n"
 COUNT = """
@@ -87,7 +86,7 @@ def test_many_reruns_hold_no_more_than_five(run: Callable[..., str], before: str
     for _ in range(5):
         run(source, "cell", fails)
     start = json.loads(run(COUNT, "count"))
-    for _ in range(95 if LONG else 20):
+    for _ in range(rounds(20, 95)):
         run(source, "cell", fails)
     end = json.loads(run(COUNT, "count"))
     print("pages, objects, comms:", start, end)

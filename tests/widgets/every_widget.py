@@ -1,0 +1,107 @@
+"""All widgets, a row each: what "every widget" means wherever a test promises it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+import nbviz
+from nbviz.widgets.base import Pulled
+from tests.small import labelled
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is passed beside models and data; two changes, each of which draws anew; where drawing may fail.
+
+    ``layer`` and ``layers`` are names in :class:`tests.small.Small`. ``places`` are names in modules of nbviz.widgets.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    changes: tuple[dict[str, Any], dict[str, Any]] = ({"picture": 1}, {"picture": 2})
+    places: tuple[str, ...] = ("views.encode",)
+    runs: bool = True  # the model, when it changes
+
+
+EVERY: dict[str, Row] = {
+    "Ablation": Row(
+        {"layer": "2", "off": [2]},
+        places=("session.run", "predictions.switch_off", "session.to_host", "views.encode"),
+    ),
+    "ClassActivation": Row({"layer": "2"}),
+    "Compare": Row({"layer": "2"}, places=("compare.fuse", "compare.to_host", "views.encode")),
+    "Correspondence": Row(
+        {"layers": ["2"], "random": 2},
+        ({"boxes": [[0, 0, 3, 3]] * 3}, {"boxes": [[2, 2, 9, 9]] * 3}),
+        ("correspondence.correspondence",),
+    ),
+    "Evolution": Row(
+        {"layer": "2", "channels": [0, 3]},
+        ({"channel": 1, "moment": 0}, {"channel": 0, "moment": 1}),
+        ("evolution.quantise", "views.encode"),
+        runs=False,
+    ),
+    "Explorer": Row({"layer": "2"}),
+    "FeatureMaps": Row({"layer": "2"}),
+    "Invariance": Row(
+        {"layers": ["2"], "transform": "across", "values": [-1, 0, 2]},
+        places=("predictions.run", "invariance.moved_by", "views.encode"),
+    ),
+    "Kernels": Row(
+        {},
+        ({"layer": "4"}, {"layer": "0"}),
+        ("kernels.kernel_report", "kernels.to_host", "views.encode"),
+        runs=False,
+    ),
+    "Maximise": Row(
+        {"target": [1, 2], "steps": 2, "size": 16},
+        ({"steps": 4}, {"steps": 6}),
+        ("maximise.channels_last", "views.encode"),
+    ),
+    "Occlusion": Row({"patch": 8, "stride": 8}),
+    "Reconstruction": Row({"layer": "2"}),
+    "Regions": Row(),
+    "Sanity": Row({"method": "gradient", "seed": 2}),
+    "TopPatches": Row(
+        {"layer": "2", "k": 2, "progress": False},
+        ({"first": 1}, {"first": 0}),
+        ("top_patches.tiled", "views.encode"),
+    ),
+}
+
+
+def make(name: str, model: nn.Module, images: Any, **given: Any) -> Pulled:
+    """A widget with its row's options, some of which may be given otherwise."""
+    kind = getattr(nbviz, name)
+    own = {
+        "model": model,
+        "model_a": model,
+        "model_b": copy.deepcopy(model),
+        "images": images,
+        "dataset": labelled(),
+        "checkpoints": checkpoints(model),
+    }
+    own |= {key: value for key, value in given.items() if key in own}
+    options = {**EVERY[name].options, **{key: value for key, value in given.items() if key not in own}}
+    if name == "Evolution":
+        options["images"] = own["images"]
+    view: Pulled = kind(*(own[argument] for argument in kind._arguments if argument in own), **options)
+    return view
+
+
+def checkpoints(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Of two moments."""
+    return {
+        when: {name: factor * value for name, value in model.state_dict().items()}
+        for when, factor in (("before", 0.5), ("after", 1))
+    }
+
+
+def accepts(name: str, option: str) -> bool:
+    """Whether a widget's signature names it, or passes it on."""
+    accepted = inspect.signature(getattr(nbviz, name)).parameters
+    return option in accepted or "options" in accepted
