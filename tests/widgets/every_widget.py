@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +22,7 @@ class Row:
 
     options: dict[str, Any] = field(default_factory=dict)
     changes: tuple[dict[str, Any], dict[str, Any]] = ({"picture": 1}, {"picture": 2})
-    places: tuple[str, ...] = ("views.encode",)
+    places: tuple[str, ...] = ()
     runs: bool = True  # the model, when it changes
 
 
@@ -32,7 +31,7 @@ EVERY: dict[str, Row] = {
         {"layer": "2", "off": [2]},
         places=("session.run", "predictions.switch_off", "session.to_host", "views.encode"),
     ),
-    "ClassActivation": Row({"layer": "2"}),
+    "ClassActivation": Row({"layer": "2"}, places=("views.encode",)),
     "Compare": Row({"layer": "2"}, places=("compare.fuse", "compare.to_host", "views.encode")),
     "Correspondence": Row(
         {"layers": ["2"], "random": 2},
@@ -45,8 +44,8 @@ EVERY: dict[str, Row] = {
         ("evolution.quantise", "views.encode"),
         runs=False,
     ),
-    "Explorer": Row({"layer": "2"}),
-    "FeatureMaps": Row({"layer": "2"}),
+    "Explorer": Row({"layer": "2"}, places=("views.encode",)),
+    "FeatureMaps": Row({"layer": "2"}, places=("views.encode",)),
     "Invariance": Row(
         {"layers": ["2"], "transform": "across", "values": [-1, 0, 2]},
         places=("predictions.run", "invariance.moved_by", "views.encode"),
@@ -62,10 +61,10 @@ EVERY: dict[str, Row] = {
         ({"steps": 4}, {"steps": 6}),
         ("maximise.channels_last", "views.encode"),
     ),
-    "Occlusion": Row({"patch": 8, "stride": 8}),
-    "Reconstruction": Row({"layer": "2"}),
-    "Regions": Row(),
-    "Sanity": Row({"method": "gradient", "seed": 2}),
+    "Occlusion": Row({"patch": 8, "stride": 8}, places=("views.encode",)),
+    "Reconstruction": Row({"layer": "2"}, places=("views.encode",)),
+    "Regions": Row(places=("views.encode",)),
+    "Sanity": Row({"method": "gradient", "seed": 2}, places=("views.encode",)),
     "TopPatches": Row(
         {"layer": "2", "k": 2, "progress": False},
         ({"first": 1}, {"first": 0}),
@@ -99,9 +98,3 @@ def checkpoints(model: nn.Module) -> dict[str, dict[str, Tensor]]:
         when: {name: factor * value for name, value in model.state_dict().items()}
         for when, factor in (("before", 0.5), ("after", 1))
     }
-
-
-def accepts(name: str, option: str) -> bool:
-    """Whether a widget's signature names it, or passes it on."""
-    accepted = inspect.signature(getattr(nbviz, name)).parameters
-    return option in accepted or "options" in accepted

@@ -34,7 +34,7 @@ from nbviz.widgets.session import TILES
 from tests.rounds import TIMES, rounds
 
 MOVES = rounds(1_000, 10_000)
-EXAMPLES, STEPS = rounds(6, 60), 210
+EXAMPLES, STEPS = rounds(8, 60), 210
 
 KINDS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
 LAYERS = ["0", "1", "2", "3", "4", "5", "6"]
