@@ -230,7 +230,7 @@ def test_a_pool_that_breaks_leaves_a_checkpoint(net: Any, dataset: Any, expected
     with (
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
         pytest.raises(
-            BrokenProcessPool, match="workers have died .*: they were killed, .*; with checkpoint= a scan goes"
+            BrokenProcessPool, match="workers have died .*: they were killed, .*; with checkpoint= a scan can"
         ),
     ):
         nbviz.scan(net, deadly, statistics(), executor=pool, **options)
