@@ -231,7 +231,7 @@ def test_a_pool_that_breaks_leaves_a_checkpoint(net: Any, dataset: Any, expected
     with (
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
         pytest.raises(
-            BrokenProcessPool, match="workers have died .*: they were killed, .*; with checkpoint= a scan goes"
+            BrokenProcessPool, match="workers have died .*: they were killed, .*; with checkpoint= a scan can"
         ),
     ):
         nbviz.scan(net, deadly, statistics(), executor=pool, **options)
@@ -518,7 +518,7 @@ def test_names_whose_order_is_not_known_are_refused_where_they_count(net: Any, d
     with pytest.warns(UserWarning, match="12 are a name, and the order of the classes is not known .'T-shirt', of"):
         assert nbviz.scan(nameless, unknown, {"top": TopK("0")}, progress=False).pictures == 12
     wrong = Named(dataset, CLOTHES, [*CLOTHES[:9], "boots"])
-    with pytest.warns(UserWarning, match="of no class that is known .'boot', of picture 0.*; did you mean 'boots'"):
+    with pytest.warns(UserWarning, match="of no known class .'boot', of picture 0.*; did you mean 'boots'"):
         nbviz.scan(net, wrong, {"a": Accuracy()}, progress=False)
 
 
@@ -616,7 +616,7 @@ def test_it_tells_what_it_knows(net: nn.Module, dataset: TensorDataset, monkeypa
         ({"executor": 3}, TypeError, "executor is 3; expected a concurrent.futures.Executor"),
         ({"watch": 3}, TypeError, "watch is int; expected a callable"),
         ({"checkpoint": 3}, TypeError, "checkpoint is 3; expected the path of a file"),
-        ({"checkpoint": "/none/scan.pt"}, ValueError, "expected the path of a file in a folder that there is"),
+        ({"checkpoint": "/none/scan.pt"}, ValueError, "expected the path of a file in an existing folder"),
         ({"progress": None}, TypeError, "progress is None; expected True or False"),
         ({"dataset": 3}, TypeError, "dataset is int; expected a folder's path"),
         ({"dataset": []}, ValueError, "the dataset is empty; expected"),
