@@ -6,7 +6,11 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any, TypeVar
+
+from nbviz.core import types
+from nbviz.core.errors import unknown
 
 Thing = TypeVar("Thing")
 #: Of a section of a docstring, the names that head each entry, and the indented text below them.
@@ -113,7 +117,8 @@ _ORDER = ("", "Parameters", "Attributes", "Returns", "Yields", "Raises", "Warns"
 def documented(thing: Thing) -> Thing:
     """Complete the docstring of a function or a class: parameters that it does not describe are taken from ``SHARED``.
 
-    So are the errors that its parameters can raise. The function or class itself stays as it is.
+    So are the errors that its parameters can raise. ``**options: Unpack[SubjectOptions]`` of a function, or another of
+    the dicts in :mod:`nbviz.core.types`, is spelled out: help() and Shift-Tab show the options, and others are refused.
 
     Examples
     --------
@@ -134,7 +139,30 @@ def documented_like(*others: object) -> Callable[[Thing], Thing]:
     return lambda thing: _complete(thing, [*(inspect.getdoc(other) or "" for other in others), SHARED])
 
 
-def _complete(thing: Thing, sources: Iterable[str]) -> Thing:
+def _spelled_out(function: Any) -> Any:
+    """Replace ``**options: Unpack[...]`` in a function's signature by the options, and refuse others by their names."""
+    *parameters, last = inspect.signature(function).parameters.values()
+    kind = None if isinstance(function, type) else re.fullmatch(r"Unpack\[(\w+)\]", str(last.annotation))
+    if kind is None:
+        return function
+    options = vars(types)[kind[1]].__annotations__
+    for name, hint in options.items():
+        annotation = getattr(hint, "__forward_arg__", hint)
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    accepted = [parameter.name for parameter in parameters]
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs.keys() - accepted:
+            raise TypeError(f"{function.__name__}(): {unknown('argument', name, accepted)}")
+        return function(*args, **kwargs)
+
+    call.__signature__ = inspect.signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def _complete(given: Thing, sources: Iterable[str]) -> Thing:
+    thing: Thing = _spelled_out(given)
     if not thing.__doc__:  # python -OO
         return thing
     own, shared = _sections(thing.__doc__), [_sections(source) for source in sources]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -38,3 +38,16 @@ Preprocessing: TypeAlias = Callable[[Any], Tensor]
 ModelInputs: TypeAlias = Callable[[Tensor], Any]
 #: Where the class scores are in what the model returns: a key, an attribute's name, an index, or a callable.
 ScoresIn: TypeAlias = str | int | Callable[[Any], Tensor]
+
+
+class InputOptions(TypedDict, total=False):
+    """How pictures become the model's input."""
+
+    preprocess: Preprocessing | None
+    inputs: ModelInputs | None
+
+
+class SubjectOptions(InputOptions, total=False):
+    """How a model is called on pictures, and how its answer is read."""
+
+    output: ScoresIn | None

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES
 from nbviz.core.checks import check_choice, check_indices, check_real, check_whole
 from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
-from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing
+from nbviz.core.types import Channels, Images, InputOptions
 from nbviz.core.weights import steady
 from nbviz.imaging.pixels import centre, grid, overlay
 from nbviz.methods.feature_maps import fuse
@@ -38,8 +39,7 @@ def log(
     *,
     rule: str = "deconvnet",
     tag: str = "nbviz",
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
+    **options: Unpack[InputOptions],
 ) -> None:
     """Log what a network sees in pictures to TensorBoard.
 
@@ -94,7 +94,7 @@ def log(
     if not isinstance(tag, str):
         raise TypeError(f"tag is {shown(tag)}; expected a string")
     step, rule = check_whole("step", step, 0), check_choice("rule", rule, RULES)
-    subject = Subject.of(model, images, preprocess, inputs)
+    subject = Subject.of(model, images, **options)
     subject.require_pictures()
     names = _spread_layers(subject) if layers is None else subject.layer_names(layers)
     chosen = check_indices("channel", channels, 1 << 30)

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.arguments import check_channels
 from nbviz.core.checks import check_choice, check_indices, check_whole
 from nbviz.core.documented import documented
 from nbviz.core.resume import Resumable, switch_off
 from nbviz.core.state import device_aside
-from nbviz.core.types import Channels, Dataset, Images, ModelInputs, Preprocessing, ScoresIn
+from nbviz.core.types import Channels, Dataset, Images, ModelInputs, Preprocessing, ScoresIn, SubjectOptions
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 from nbviz.scanning.answers import Ablation, AblationResult
@@ -204,10 +205,7 @@ def switched_off(
     images: Images,
     layer: str,
     channels: Channels,
-    *,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """The model's answer with some channels of a layer set to zero.
 
@@ -228,7 +226,7 @@ def switched_off(
     >>> switched_off(net, torch.ones(1, 2, 1, 1), "0", [0]).item()
     1.0
     """
-    subject = Subject.of(model, images, preprocess, inputs, output)
+    subject = Subject.of(model, images, **options)
 
     def answer(part: Subject) -> Tensor:
         resumable = Resumable(part.model, part.inputs, layer, part.feed)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.backward import pull
 from nbviz.core.checks import check_number, check_tensor, check_whole
 from nbviz.core.chunks import in_chunks
 from nbviz.core.documented import documented
 from nbviz.core.errors import warn
-from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 from nbviz.pictures.noise import noisy
@@ -63,10 +64,7 @@ def input_x_gradient(
     model: nn.Module,
     images: Images,
     target: Target | None = None,
-    *,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """The input times the gradient of the class score: what each pixel would add if the network were linear.
 
@@ -84,7 +82,7 @@ def input_x_gradient(
     >>> input_x_gradient(net, torch.tensor([[[[3.0, 5.0]]]]), 0).flatten().tolist()
     [6.0, -5.0]
     """
-    subject = Subject.of(model, images, preprocess, inputs, output)
+    subject = Subject.of(model, images, **options)
     return _attributions(
         subject, target, lambda part, gradient_sum, _: part.inputs * gradient_sum(lambda _: part.inputs, [1.0])
     )
@@ -100,9 +98,7 @@ def smooth_grad(
     samples: int = 16,
     noise: float = 0.15,
     seed: int = 0,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """SmoothGrad: the gradient of the class score, averaged over noisy copies of the picture.
 
@@ -127,7 +123,7 @@ def smooth_grad(
         copies = noisy(part.inputs, samples, noise, seed, part.numbers)
         return gradient_sum(copies.__getitem__, [1 / samples] * samples)
 
-    return _attributions(Subject.of(model, images, preprocess, inputs, output), target, attribute)
+    return _attributions(Subject.of(model, images, **options), target, attribute)
 
 
 @documented
@@ -139,9 +135,7 @@ def integrated_gradients(
     *,
     baseline: Tensor | float = 0.0,
     steps: int | None = None,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """Integrated gradients: the change of the score from a baseline to the picture, distributed over the pixels.
 
@@ -182,7 +176,7 @@ def integrated_gradients(
     """
     steps = None if steps is None else check_whole("steps", steps, 1, 10_000)
     start = _check_baseline(baseline)
-    subject = Subject.of(model, images, preprocess, inputs, output)
+    subject = Subject.of(model, images, **options)
     if not _broadcasts(start, subject.inputs):
         shapes = f"{tuple(start.shape)}; expected one that broadcasts to {tuple(subject.inputs.shape)}"
         raise ValueError(f"baseline has shape {shapes}")

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.backward import NO_GRADIENT, pull
 from nbviz.core.checks import check_choice, check_real
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import ModelError, shown
-from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.cam_layers import Arrange, checked
 from nbviz.methods.subject import Subject
@@ -39,9 +40,7 @@ class CamFunction(Protocol):
         *,
         raw: bool = False,
         reshape: Callable[[Tensor], Tensor] | None = None,
-        preprocess: Preprocessing | None = None,
-        inputs: ModelInputs | None = None,
-        output: ScoresIn | None = None,
+        **options: Unpack[SubjectOptions],
     ) -> Tensor:
         """A class activation map.
 
@@ -127,18 +126,10 @@ def gradient_cam(title: str) -> Callable[[Formula], CamFunction]:
             *,
             raw: bool = False,
             reshape: Callable[[Tensor], Tensor] | None = None,
-            preprocess: Preprocessing | None = None,
-            inputs: ModelInputs | None = None,
-            output: ScoresIn | None = None,
+            **options: Unpack[SubjectOptions],
         ) -> Tensor:
-            options: Any = {
-                "raw": raw,
-                "reshape": reshape,
-                "preprocess": preprocess,
-                "inputs": inputs,
-                "output": output,
-            }
-            return class_activation(model, images, layer, target, [name], **options)[name]
+            maps = class_activation(model, images, layer, target, [name], raw=raw, reshape=reshape, **options)
+            return maps[name]
 
         function.__name__ = function.__qualname__ = name
         function.__doc__ = formula.__doc__ and f"{inspect.getdoc(formula)}\n{_EXAMPLE.replace('NAME', name)}"
@@ -230,9 +221,7 @@ def class_activation(
     *,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> dict[str, Tensor]:
     """Several class activation maps from one forward and one backward pass.
 
@@ -262,7 +251,7 @@ def class_activation(
         raise TypeError(f"methods is {shown(methods)}; expected a list of {', '.join(GRADIENT_CAMS)}")
     names = [check_choice("method", method, GRADIENT_CAMS) for method in methods]
     formulas = {name: formula for name in names if (formula := GRADIENT_CAMS[name].formula) is not None}
-    subject, layer, arrange = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
+    subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
 
     def maps(part: Subject) -> dict[str, Tensor]:
         pair = backward(part, layer, target, arrange)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.arguments import SHAPES
 from nbviz.core.checks import check_flag, check_real, check_tensor
@@ -16,6 +17,7 @@ from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.layers import Layer
 from nbviz.core.state import alone
 from nbviz.core.trace import find_module, first_name
+from nbviz.core.types import SubjectOptions
 from nbviz.methods.subject import Subject
 
 #: From an activation or its gradient, and the number of pictures, to feature maps (N, C, H, W).
@@ -25,11 +27,11 @@ _MOST_TOKEN_LAYERS = 24  # the last ones, among which one with a gradient is loo
 
 
 def checked(
-    model: nn.Module, images: Any, layer: str | None, raw: Any, reshape: Any, preprocess: Any, inputs: Any, output: Any
+    model: nn.Module, images: Any, layer: str | None, raw: Any, reshape: Any, **options: Unpack[SubjectOptions]
 ) -> tuple[Subject, str, Arrange]:
     """Check the arguments that all class activation maps share: the subject, the layer, how its values become maps."""
     check_flag("raw", raw)
-    subject = Subject.of(model, images, preprocess, inputs, output)
+    subject = Subject.of(model, images, **options)
     return subject, *find_maps(subject, layer, reshape, lazily=True)
 
 

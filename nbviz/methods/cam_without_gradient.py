@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.checks import check_real, check_whole
 from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import shown
 from nbviz.core.resume import Resumable, switch_off
-from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.cam import CamFunction, finished
 from nbviz.methods.cam_layers import Arrange, checked
@@ -29,9 +30,7 @@ def cam(
     target: Target | None = None,
     *,
     raw: bool = False,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """CAM: the channels, weighted by the classifier's weights, for networks that end in global average pooling.
 
@@ -56,7 +55,7 @@ def cam(
     >>> maps.shape, maps.max().item() <= 1
     (torch.Size([2, 28, 28]), True)
     """
-    subject, layer, arrange = checked(model, images, layer, raw, None, preprocess, inputs, output)
+    subject, layer, arrange = checked(model, images, layer, raw, None, **options)
 
     def work(part: Subject) -> Tensor:
         trace = part.run([layer], output=True)
@@ -98,9 +97,7 @@ def eigen_cam(
     *,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """Eigen-CAM: the strongest pattern of the layer's channels, whatever the class.
 
@@ -119,7 +116,7 @@ def eigen_cam(
     >>> eigen_cam(nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:2, None], raw=True).shape
     torch.Size([2, 7, 7])
     """
-    subject, layer, arrange = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
+    subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
 
     def work(part: Subject) -> Tensor:
         trace = part.run([layer])
@@ -149,9 +146,7 @@ def score_cam(
     at_once: int = 32,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """Score-CAM: each channel's weight is the class score of the picture masked by that channel.
 
@@ -172,7 +167,7 @@ def score_cam(
     torch.Size([1, 28, 28])
     """
     at_once = check_whole("at_once", at_once, 1)
-    subject, layer, arrange = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
+    subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
     mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[subject.inputs.ndim]
 
     def work(part: Subject) -> Tensor:
@@ -211,9 +206,7 @@ def ablation_cam(
     at_once: int = 64,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """Ablation-CAM: each channel's weight is the fraction of the class score that is lost without it.
 
@@ -234,7 +227,7 @@ def ablation_cam(
     torch.Size([1, 28, 28])
     """
     at_once = check_whole("at_once", at_once, 1)
-    subject, layer, arrange = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
+    subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
 
     def work(part: Subject) -> Tensor:
         resumable, n = Resumable(part.model, part.inputs, layer, part.feed), len(part)

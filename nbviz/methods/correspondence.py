@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.arguments import check_channels
 from nbviz.core.checks import check_choice, check_whole
 from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
-from nbviz.core.types import Images, ModelInputs, Preprocessing
+from nbviz.core.types import Images, InputOptions
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 from nbviz.pictures.fill import FILLS, filling
@@ -72,8 +73,7 @@ def correspondence(
     random: int = 10,
     fill: str = "grey",
     seed: int = 0,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
+    **options: Unpack[InputOptions],
 ) -> CorrespondenceResult:
     """Whether masking the same part, such as an eye, changes a layer's features alike in different pictures.
 
@@ -116,7 +116,7 @@ def correspondence(
     """
     check_choice("fill", fill, FILLS)
     random, seed = check_whole("random", random, 0), check_whole("seed", seed, 0)
-    subject = Subject.of(model, images, preprocess, inputs)
+    subject = Subject.of(model, images, **options)
     pictures = subject.inputs
     if pictures.ndim != 4 or len(pictures) < 2:
         raise ValueError(f"images gives {tuple(pictures.shape)}; expected at least two pictures (N, C, H, W)")

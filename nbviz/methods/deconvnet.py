@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.documented import documented_like
-from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Channels, Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.reconstruct import reconstruct
 
@@ -23,9 +22,7 @@ def deconvnet(
     seed: str = "max",
     *,
     unpool: str = "sum",
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """What in the picture a channel's activation was made of, by running the network backwards.
 
@@ -58,5 +55,5 @@ def deconvnet(
     >>> deconvnet(net, torch.tensor([[[[-1.0, 2.0]]]]), "1", 0, seed="unit").flatten().tolist()
     [1.0, 1.0]
     """
-    options: Any = {"unpool": unpool, "preprocess": preprocess, "inputs": inputs, "output": output}
-    return reconstruct(model, images, layer, channels, target, seed, ["deconvnet"], **options)["deconvnet"]
+    rules = ["deconvnet"]
+    return reconstruct(model, images, layer, channels, target, seed, rules, unpool=unpool, **options)["deconvnet"]

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.checks import check_choice, check_tensor, check_whole
 from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.documented import documented
-from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.occlusion import Variants
 from nbviz.methods.subject import Subject
@@ -56,9 +57,7 @@ def deletion_insertion(
     target: Target | None = None,
     steps: int = 32,
     fill: str | None = None,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> DeletionInsertionResult:
     """Whether the pixels that a map calls important are so: delete them, or insert only them, most important first.
 
@@ -95,7 +94,7 @@ def deletion_insertion(
     """
     fills = ("grey", "blur") if fill is None else (check_choice("fill", fill, FILLS),) * 2
     steps = check_whole("steps", steps, 1, 10_000)
-    subject = Subject.of(model, images, preprocess, inputs, output, values=False)
+    subject = Subject.of(model, images, values=False, **options)
     pictures = subject.inputs
     places = _order_of_pixels(maps, pictures)
     count = places.shape[1]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.backward import RULES
 from nbviz.core.checks import check_choice, check_indices
@@ -20,7 +21,7 @@ from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model
 from nbviz.core.trace import Trace, find_module, run, submodule
-from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing
+from nbviz.core.types import Channels, Images, InputOptions
 from nbviz.core.weights import steady
 from nbviz.methods.reconstruct import project, traced_channels
 from nbviz.methods.subject import Subject
@@ -70,8 +71,7 @@ def evolution(
     channels: Channels | None = None,
     *,
     rule: str = "deconvnet",
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
+    **options: Unpack[InputOptions],
 ) -> list[CheckpointResult]:
     """What channels respond to in pictures, at each of several checkpoints of the training.
 
@@ -112,7 +112,7 @@ def evolution(
     (['before', 'after'], torch.Size([1, 1, 1, 8, 8]))
     """
     check_choice("rule", rule, RULES)
-    subject = Subject.of(model, images, preprocess, inputs)
+    subject = Subject.of(model, images, **options)
     find_module(subject.model, layer)
     named = _named_checkpoints(checkpoints)
     copied, results = replace(subject, model=shadow_of(subject.model, own_weights=True)), []

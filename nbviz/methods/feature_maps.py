@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.arguments import check_maps
 from nbviz.core.checks import FLOATS, check_choice, check_indices, check_tensor
 from nbviz.core.documented import documented
-from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing
+from nbviz.core.types import Channels, Images, InputOptions
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 
@@ -22,9 +23,7 @@ def feature_maps(
     images: Images,
     layer: str,
     channels: Channels | None = None,
-    *,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
+    **options: Unpack[InputOptions],
 ) -> Tensor:
     """A layer's activations for pictures, unchanged.
 
@@ -50,7 +49,7 @@ def feature_maps(
     >>> feature_maps(net, torch.rand(2, 1, 8, 8), "1", channels=[3, 0]).shape
     torch.Size([2, 2, 6, 6])
     """
-    subject = Subject.of(model, images, preprocess, inputs, values=False)
+    subject = Subject.of(model, images, values=False, **options)
     activation = subject.in_parts(lambda part: check_maps(part.run([layer]), layer))
     return activation if channels is None else activation[:, check_indices("channel", channels, activation.shape[1])]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.documented import documented_like
-from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Channels, Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.reconstruct import reconstruct
 
@@ -21,10 +20,7 @@ def gradient(
     channels: Channels | None = None,
     target: Target | None = None,
     seed: str = "max",
-    *,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """How a small change of each pixel would change a channel or a class.
 
@@ -47,5 +43,4 @@ def gradient(
     >>> gradient(net, torch.tensor([[[[0.1, 0.5]]]]), "1", 0, seed="unit").flatten().tolist()
     [0.0, 3.0]
     """
-    options: Any = {"preprocess": preprocess, "inputs": inputs, "output": output}
     return reconstruct(model, images, layer, channels, target, seed, ["gradient"], **options)["gradient"]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.documented import documented_like
-from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Channels, Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.reconstruct import reconstruct
 
@@ -21,10 +20,7 @@ def guided_backprop(
     channels: Channels | None = None,
     target: Target | None = None,
     seed: str = "max",
-    *,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """What in the picture speaks for a channel or a class: gradient and deconvnet, each masking the other.
 
@@ -49,5 +45,4 @@ def guided_backprop(
     >>> guided_backprop(net, torch.tensor([[[[-1.0, 2.0]]]]), "1", 0, seed="unit").flatten().tolist()
     [0.0, 1.0]
     """
-    options: Any = {"preprocess": preprocess, "inputs": inputs, "output": output}
     return reconstruct(model, images, layer, channels, target, seed, ["guided"], **options)["guided"]

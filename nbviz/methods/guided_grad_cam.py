@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.documented import documented_like
-from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.cam import CamFunction, grad_cam
 from nbviz.methods.guided_backprop import guided_backprop
@@ -23,9 +23,7 @@ def guided_grad_cam(
     target: Target | None = None,
     *,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """Guided Grad-CAM: guided backprop of the class, masked by Grad-CAM.
 
@@ -44,6 +42,5 @@ def guided_grad_cam(
     >>> guided_grad_cam(net, torch.rand(2, 1, 8, 8), "1", target=0).shape
     torch.Size([2, 1, 8, 8])
     """
-    given: Any = {"preprocess": preprocess, "inputs": inputs, "output": output}
-    mask = grad_cam(model, images, layer, target, reshape=reshape, **given)
-    return guided_backprop(model, images, target=target, **given) * mask[:, None]
+    mask = grad_cam(model, images, layer, target, reshape=reshape, **options)
+    return guided_backprop(model, images, target=target, **options) * mask[:, None]

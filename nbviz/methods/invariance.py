@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.arguments import check_channels
 from nbviz.core.checks import check_choice, check_number
 from nbviz.core.chunks import in_chunks, kept_together
 from nbviz.core.documented import documented
 from nbviz.core.errors import shown
-from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 from nbviz.pictures.warp import warp
@@ -69,10 +70,7 @@ def invariance(
     transform: str = "angle",
     values: Sequence[float] | None = None,
     target: Target | None = None,
-    *,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> InvarianceResult:
     """How features and the probability of a class change as a picture is shifted, scaled or turned.
 
@@ -110,7 +108,7 @@ def invariance(
     (tensor(True), tensor(True), tensor(0.))
     """
     check_choice("transform", transform, TRANSFORMS)
-    subject = Subject.of(model, images, preprocess, inputs, output)
+    subject = Subject.of(model, images, **options)
     subject.require_pictures()
     amounts = amounts_of(transform, values, subject.inputs.shape[-2:])
     names = subject.layer_names(layers)

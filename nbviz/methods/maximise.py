@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.arguments import check_channels, check_feed
 from nbviz.core.backward import pull
@@ -27,7 +28,7 @@ from nbviz.core.documented import documented
 from nbviz.core.errors import shown
 from nbviz.core.generators import OwnGenerators
 from nbviz.core.state import check_model
-from nbviz.core.types import Channels, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Channels, ModelInputs, Preprocessing, ScoresIn, SubjectOptions, Target
 from nbviz.core.weights import Watch, WeightsChanged, steady
 from nbviz.methods.reconstruct import check_layer_or_target
 from nbviz.methods.subject import Subject
@@ -84,9 +85,7 @@ def maximise(
     robust: bool = True,
     seed: int = 0,
     watch: Callable[[MaximiseResult], None] | None = None,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> MaximiseResult:
     """Pictures that maximise the value of a channel or a class, made from noise by gradient ascent.
 
@@ -147,7 +146,7 @@ def maximise(
     if watch is not None and not callable(watch):
         raise TypeError(f"watch is {type(watch).__name__}; expected a callable that takes a MaximiseResult, or None")
     steps = check_whole("steps", steps, 1)
-    growing = Growing(model, layer, channels, target, objective, rate, size, robust, seed, preprocess, inputs, output)
+    growing = Growing(model, layer, channels, target, objective, rate, size, robust, seed, **options)
     last_call = time.monotonic()
     for _ in range(steps):
         growing.step()

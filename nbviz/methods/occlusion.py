@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.arguments import check_maps
 from nbviz.core.checks import check_flag, check_index, check_whole
@@ -15,7 +16,7 @@ from nbviz.core.chunks import in_chunks
 from nbviz.core.documented import documented
 from nbviz.core.errors import shown
 from nbviz.core.trace import Feed, Trace, find_module
-from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 from nbviz.pictures.fill import filling
@@ -94,9 +95,7 @@ def occlusion(
     *,
     layer: str | None = None,
     channel: int | None = None,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> OcclusionResult:
     """Which regions decide the answer: a square covers a part of the picture, for each position of the square.
 
@@ -137,9 +136,9 @@ def occlusion(
     tensor([[[0.9990, 1.0000],
              [0.9990, 1.0000]]])
     """
-    subject = Subject.of(model, images, preprocess, inputs, output)
+    subject = Subject.of(model, images, **options)
     squares = Squares(
-        subject.model, subject.pictures, target, patch, stride, fill, layer, channel, subject.feed, output
+        subject.model, subject.pictures, target, patch, stride, fill, layer, channel, subject.feed, subject.output
     )
     maps = [squares.gathered(list(squares.over(i)), i) for i in range(len(subject))]
     activities = [activity for _, _, activity in maps if activity is not None]
@@ -287,10 +286,7 @@ def region_effect(
     mask: Any,
     keep: bool = True,
     fill: str = "grey",
-    *,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> RegionEffectResult:
     """The answer when only a region of the picture is kept, or when it is cut away.
 
@@ -325,7 +321,7 @@ def region_effect(
     (torch.Size([1, 10]), torch.Size([1, 10]))
     """
     check_flag("keep", keep)
-    subject = Subject.of(model, images, preprocess, inputs, output)
+    subject = Subject.of(model, images, **options)
     subject.require_pictures()
     pictures = subject.inputs
     region = check_region(mask, pictures).to(pictures.device)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES, UNPOOLING, pull
@@ -18,7 +19,7 @@ from nbviz.core.local_backward import pull_local
 from nbviz.core.regions import Start
 from nbviz.core.state import alone, interruptible
 from nbviz.core.trace import Trace
-from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Channels, Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.subject import Subject
 
@@ -39,9 +40,7 @@ def reconstruct(
     rules: Sequence[str] = RULES,
     *,
     unpool: str = "sum",
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> dict[str, Tensor]:
     """Reconstructions of a layer's channels, or of an output class, under several rules from one forward pass.
 
@@ -110,7 +109,7 @@ def reconstruct(
     check_choice("seed", seed, SEEDS)
     check_choice("unpooling", unpool, UNPOOLING)
     check_layer_or_target(layer, channels, target)
-    subject = Subject.of(model, images, preprocess, inputs, output)
+    subject = Subject.of(model, images, **options)
     met: dict[str, frozenset[str]] = {}
 
     def work(part: Subject) -> dict[str, Tensor]:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.checks import check_choice, check_flag, check_tensor, check_whole
 from nbviz.core.documented import documented
 from nbviz.core.errors import ModelError, line
-from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.attribution import input_x_gradient, integrated_gradients, smooth_grad
 from nbviz.methods.cam import GRADIENT_CAMS
@@ -110,9 +111,7 @@ def randomisation(
     target: Target | None = None,
     absolute: bool = True,
     seed: int = 0,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> RandomisationResult:
     """Whether a method's maps change when the network's weights are randomised, layer by layer from the top.
 
@@ -161,15 +160,15 @@ def randomisation(
     check_choice("mode", mode, ("cascading", "independent"))
     seed = check_whole("seed", seed, 0, 2**63 - 1)
     check_flag("absolute", absolute)
-    subject = Subject.of(model, images, preprocess, inputs, output)
+    subject = Subject.of(model, images, **options)
     classes = subject.targets(target, subject.answer()).tolist()
     ours = str(getattr(apply, "__module__", "")).startswith("nbviz.") or any(apply is own for own in METHODS.values())
     accepted = inspect.signature(apply).parameters if ours else {}
-    options = {key: value for key, value in (("inputs", inputs), ("output", output)) if key in accepted}
+    passed = {key: value for key, value in options.items() if key in accepted and key != "preprocess"}
 
     def maps(network: nn.Module) -> Tensor:
         try:
-            given = apply(network, subject.inputs, target=classes, **options)
+            given = apply(network, subject.inputs, target=classes, **passed)
         except Exception as error:
             if ours:
                 raise

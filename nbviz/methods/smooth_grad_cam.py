@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.checks import check_number, check_whole
 from nbviz.core.documented import documented_like
-from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn, Target
+from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.core.weights import steady
 from nbviz.methods.cam import CamFunction, alpha, at_least_float32, backward, finished, sum_positions
 from nbviz.methods.cam_layers import checked
@@ -30,9 +31,7 @@ def smooth_grad_cam_pp(
     seed: int = 0,
     raw: bool = False,
     reshape: Callable[[Tensor], Tensor] | None = None,
-    preprocess: Preprocessing | None = None,
-    inputs: ModelInputs | None = None,
-    output: ScoresIn | None = None,
+    **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """Grad-CAM++ with its gradients averaged over noisy copies of the picture.
 
@@ -53,7 +52,7 @@ def smooth_grad_cam_pp(
     """
     samples, noise = check_whole("samples", samples, 1), check_number("noise", noise, 0, 10)
     seed = check_whole("seed", seed, 0, 2**63 - 1)
-    subject, layer, arrange = checked(model, images, layer, raw, reshape, preprocess, inputs, output)
+    subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
 
     def work(part: Subject) -> Tensor:
         trace = part.run([layer], output=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets
 import traitlets as t
 from torch import nn
+from typing_extensions import Unpack
 
 from nbviz.core.checks import check_indices
 from nbviz.core.documented import documented_like
@@ -21,9 +22,6 @@ from nbviz.widgets.layer_widget import LayerOptions, LayerWidget
 from nbviz.widgets.session import Session
 from nbviz.widgets.view import reference
 from nbviz.widgets.views import Plot
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 @documented_like(switched_off, LayerWidget)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.documented import documented_like
 from nbviz.core.trace import first_name
@@ -20,9 +20,6 @@ from nbviz.widgets.controls import Choice, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
 from nbviz.widgets.views import Panels, picture_row
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 #: The titles of the methods by their names. Those of the gradient family share one pass.
 NAMES = {name: cam.title for name, cam in CAMS.items()}

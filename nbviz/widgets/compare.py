@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import line, shown
@@ -24,9 +25,6 @@ from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.predictions import compared
 from nbviz.widgets.session import Session, information
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _SIDES = ("a", "b")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 import traitlets as t
 from torch import nn
+from typing_extensions import Unpack
 
 from nbviz import bundled
 from nbviz.core.documented import documented_like
@@ -25,7 +26,6 @@ from nbviz.widgets.view import reference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from typing_extensions import Unpack
 
 #: What the explorer's tabs show.
 VIEWS = ("channels", "switch off", "class activation", "occlusion", "regions", "invariance", "sanity")

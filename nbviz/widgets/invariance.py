@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from torch import nn
+from typing_extensions import Unpack
 
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
@@ -21,9 +21,6 @@ from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
 from nbviz.widgets.view import reference
 from nbviz.widgets.views import Panels, Plot, picture_row
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _NAMES = {"down": "shift down", "across": "shift across", "scale": "scale", "angle": "turn"}
 _LONGEST = 40  # characters of a layer's name in a legend

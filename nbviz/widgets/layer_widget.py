@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets
 from torch import nn
+from typing_extensions import Unpack
 
 from nbviz.core.checks import check_choice, check_indices
 from nbviz.core.types import Images
@@ -22,9 +23,6 @@ from nbviz.widgets.session import RULE_CAPTIONS, TILES, Look, Session
 from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.tiles import FIRST, Tiles
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 CAUTION = (
     "Deconvnet and guided backprop change little when the weights are randomised: read them as what the picture "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
@@ -19,9 +19,6 @@ from nbviz.widgets.controls import Choice, Whole, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
 from nbviz.widgets.views import Panels, picture_row
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 #: matplotlib's "tab10", for the most frequent classes in turn; all others are grey.
 _SHADES = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import traitlets as t
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import shown
@@ -22,9 +23,6 @@ from nbviz.widgets.controls import Choice, Control, draws
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.session import Session
 from nbviz.widgets.views import Panels, Region, picture_row
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 @documented_like(region_effect)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from nbviz.core.checks import check_whole
 from nbviz.core.documented import documented_like
@@ -27,9 +27,6 @@ from nbviz.widgets.controls import Choice, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
 from nbviz.widgets.views import Panels, Plot, picture_row
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _FILM, _ROW = 10, 5  # the number of maps, in all and in a row
 
