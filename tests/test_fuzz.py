@@ -57,10 +57,12 @@ from nbviz.results import (
 )
 from nbviz.scanning.statistic import Statistic
 from nbviz.scanning.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
+from nbviz.widgets.controls import controls_of
 from nbviz.widgets.layer_widget import LayerWidget
 from nbviz.widgets.session import TILES
 from nbviz.widgets.view import View
 from tests.rounds import TIMES, rounds
+from tests.widgets.every_widget import EVERY, make
 
 CALLS = rounds(100, 1000)
 SECONDS = 20  # after which a call hangs
@@ -1522,6 +1524,15 @@ INSTRUMENTS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 }
 
 
+def others(name: str) -> dict[str, st.SearchStrategy[Any]]:
+    """The arguments of a widget for which nothing is said above."""
+    _, *parameters = inspect.signature(public(name)).parameters.values()
+    return {p.name: {**good, **_PICTURES}.get(p.name, st.just(p.default)) for p in parameters}
+
+
+INSTRUMENTS |= {name: others(name) for name in EVERY if name not in {*INSTRUMENTS, *WIDGETS}}
+
+
 @st.composite
 def instruments(draw: st.DrawFn, name: str) -> Call:
     """One argument or two of an instrument are anything, the others good."""
@@ -1570,6 +1581,8 @@ def instrument(name: str) -> Any:
     }
     if name == "TopPatches":
         return nbviz.TopPatches(NET, LABELLED, "1", k=2, progress=False)
+    if name not in given:
+        return make(name, NET, images)
     options: dict[str, Any] = {"Maximise": {"steps": 1, "size": 8}, "Correspondence": {"random": 1}}.get(name, {})
     return public(name)(NET, *given[name], **options)
 
@@ -1588,6 +1601,7 @@ TRAITS = {
     "Regions": ["picture", "box", "mask", "mode", "keep", "fill"],
     "Sanity": ["picture", "method"],
 }
+TRAITS |= {name: [*controls_of(public(name))] for name in INSTRUMENTS if name not in TRAITS}
 
 
 @fuzz(

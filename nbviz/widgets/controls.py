@@ -154,7 +154,9 @@ class Choice(Control):
         """The default, or the first option."""
         if self.label_of is not None or self.default_argument is not _UNSET:
             return super().first(widget)
-        return next(iter(self.labels(widget)))
+        if not (labels := self.labels(widget)):
+            raise ValueError(f"there is nothing to choose for {self.name}")
+        return next(iter(labels))
 
     def make(self, widget: Any) -> ipywidgets.Widget:
         """Make a dropdown."""
