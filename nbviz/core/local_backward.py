@@ -198,7 +198,7 @@ def _max_pooling(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
     width = node._saved_self.shape[3]
     step = _pair(node._saved_stride) if len(node._saved_stride) else _pair(node._saved_kernel_size)
     kernel, padding, dilation = (_pair(v) for v in (node._saved_kernel_size, node._saved_padding, node._saved_dilation))
-    if any(side < apart for side, apart in zip(node._saved_self.shape[2:], dilation, strict=True)):
+    if any(padding) and any(side < apart for side, apart in zip(node._saved_self.shape[2:], dilation, strict=True)):
         raise NotLocal("a window over padding alone, which has no switch")
     h, w = region.signal.shape[2:]
     tall = (h - 1) * step[0] + (kernel[0] - 1) * dilation[0] + 1

@@ -410,7 +410,7 @@ class Then(nn.Module):
     [
         (lambda x: x > 0, r"torch.bool values, .*; expected a dense float tensor"),
         (lambda x: x.round().long(), "torch.int64 values"),
-        (torch.Tensor.to_sparse, "torch.sparse_coo; expected dense ones"),
+        (torch.Tensor.to_sparse, "torch.sparse_coo; expected a dense float tensor"),
         (lambda x: x[:, :0], r"the model gives \(2, 0\); expected class scores"),
     ],
 )

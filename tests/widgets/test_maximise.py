@@ -167,7 +167,7 @@ def test_many_channels_come_in_rows(net: Small) -> None:
         ({"layer": None}, ValueError, "channels belong to a layer"),
         ({"layer": None, "channels": None}, ValueError, "name a layer, or give target"),
         ({"layer": None, "channels": None, "target": [4]}, ValueError, "no class 4: there are 4"),
-        ({"target": 1}, ValueError, "target is a class of the output"),
+        ({"target": 1}, ValueError, "target is a class of the model's output"),
         ({"steps": 0}, ValueError, "steps is 0; expected at least 1"),
         ({"steps": 2049}, ValueError, "steps is 2049; expected at most 2048"),
         ({"steps": "9"}, TypeError, "steps is '9'; expected a whole number"),
