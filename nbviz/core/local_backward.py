@@ -284,6 +284,15 @@ def _concatenation(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
     return [Region(signal.clone(), region.scale, region.shift) for signal in region.signal.split(widths, 1)]
 
 
+def _padding(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
+    """Padding as an operation of its own, such as TensorFlow's "same": what lies beyond the border is dropped."""
+    pads = [pad - (pad >> 63 << 64) for pad in node._saved_pad]  # autograd gives negative ones as unsigned numbers
+    left, _, top, *_ = *pads, 0, 0, 0
+    if any(pads[4:]):
+        raise NotLocal("a padding of channels")
+    return [Region(region.signal, region.scale, (region.shift[0] - top, region.shift[1] - left))]
+
+
 def _same(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
     return [region]
 
@@ -307,4 +316,5 @@ _RULES: dict[str, _Rule] = {
     "AddBackward0": _sum,
     "CatBackward0": _concatenation,
     "CloneBackward0": _same,
+    "ConstantPadNdBackward0": _padding,
 }

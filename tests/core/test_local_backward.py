@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torchvision
 from hypothesis import given, settings
@@ -78,6 +79,21 @@ def test_it_equals_the_full_pass(name, layer, size, rule, always):
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("layer", ["blocks.1.0.conv_pw", "blocks.2.1.conv_pw", "blocks.3.0.conv_dw"])
+def test_padding_as_an_operation_of_its_own(layer, rule, always):
+    torch.manual_seed(0)
+    model, inputs = timm.create_model("tf_efficientnet_lite0").eval(), torch.randn(2, 3, 96, 109)
+    shape = run(model, inputs, [layer]).activations[layer].shape
+    compare(model, inputs, layer, corners(shape, 2), rule)
+
+
+def test_padding_of_channels_is_left_to_the_full_pass(always):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConstantPad3d((0, 0, 0, 0, 1, 1), 0.0), nn.Identity())
+    trace = run(model, torch.randn(1, 3, 12, 12), ["2"], grad=True)
+    assert pull_local("gradient", trace.activations["2"], [Start(0, 0, (2, 2), 1.0)], trace.inputs) is None
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(
     "kind", [nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Softplus, nn.Mish]
@@ -102,12 +118,16 @@ class Random(nn.Module):
                 step = nn.Conv2d(width, width, kernel, stride, padding, dilation)
             elif kind == "depthwise":
                 step = nn.Conv2d(width, width, kernel, stride, padding, dilation, groups=width)
+            elif kind == "pad":  # to the left more than to the right; with dilation 2, a border cut off
+                step = nn.ConstantPad2d((padding, kernel - 1, 1 - dilation, padding), 0.5)
             elif kind == "max":
                 step = nn.MaxPool2d(kernel, stride, min(padding, kernel // 2), dilation)
             else:
                 step = nn.AvgPool2d(kernel, stride, min(padding, kernel // 2))
             modules.append(nn.Sequential(step, nn.ReLU()))
-            step.around = around if stride == 1 else 0  # ways of different strides are left to the full pass
+            step.around = (
+                around if stride == 1 and kind != "pad" else 0
+            )
         self.steps = nn.ModuleList(modules)
         self.last = nn.Identity()
 
@@ -121,7 +141,7 @@ class Random(nn.Module):
 
 
 STEP = st.tuples(
-    st.sampled_from(["conv", "depthwise", "max", "mean"]),
+    st.sampled_from(["conv", "depthwise", "pad", "max", "mean"]),
     st.integers(1, 4),
     st.integers(1, 3),
     st.integers(0, 2),

@@ -36,8 +36,20 @@
  * @typedef {{cmap: string, contrast: number}} Messages */
 
 const host = /** @type {typeof globalThis & {__nbviz_page?: Page}} */ (globalThis);
-host.__nbviz_page ??= Object.assign(new EventTarget(), { drawing: new Set() });
+if (!host.__nbviz_page) {
+  host.__nbviz_page = Object.assign(new EventTarget(), { drawing: new Set() });
+  // Before JupyterLab's own listener, which is the document's.
+  host.window?.addEventListener("keydown", keepKey, true);
+}
 export const page = host.__nbviz_page;
+
+/** A key pressed in a widget is the widget's: JupyterLab and Notebook 7 would run, delete or leave the cell. They look
+ * for this attribute on the focused element alone. Ctrl+S still saves. @param {KeyboardEvent} event */
+function keepKey({ target, key, ctrlKey, metaKey }) {
+  const saves = (ctrlKey || metaKey) && key.toLowerCase() === "s";
+  if (target instanceof Element && target.closest(".nbviz"))
+    target.toggleAttribute("data-lm-suppress-shortcuts", !saves);
+}
 
 /** An element with properties and children. Text is always text, never HTML.
  * @template {keyof HTMLElementTagNameMap} K
