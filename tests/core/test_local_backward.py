@@ -125,9 +125,7 @@ class Random(nn.Module):
             else:
                 step = nn.AvgPool2d(kernel, stride, min(padding, kernel // 2))
             modules.append(nn.Sequential(step, nn.ReLU()))
-            step.around = (
-                around if stride == 1 and kind != "pad" else 0
-            )
+            step.around = around if stride == 1 and kind != "pad" else 0
         self.steps = nn.ModuleList(modules)
         self.last = nn.Identity()
 
