@@ -141,8 +141,9 @@ def documented_like(*others: object) -> Callable[[Thing], Thing]:
 
 def _spelled_out(function: Any) -> Any:
     """Replace ``**options: Unpack[...]`` in a function's signature by the options, and refuse others by their names."""
-    *parameters, last = inspect.signature(function).parameters.values()
-    kind = None if isinstance(function, type) else re.fullmatch(r"Unpack\[(\w+)\]", str(last.annotation))
+    parameters = [*inspect.signature(function).parameters.values()]
+    options_type = str(parameters.pop().annotation) if parameters else ""
+    kind = None if isinstance(function, type) else re.fullmatch(r"Unpack\[(\w+)\]", options_type)
     if kind is None:
         return function
     options = vars(types)[kind[1]].__annotations__

@@ -89,7 +89,7 @@ class TopPatches(Pulled, options_of=top_patches):
         super().__init__(found.model, line(found.layer))
         if model is found:
             self._arguments = ("patches",)
-            del self._sources["model"]
+            self._sources.pop("model", None)
         self.pages = min(_ROWS, len(found.channels))
         rows = [picture_row("", *(f"{what}_{row}" for what in ("patches", *_RULES))) for row in range(self.pages)]
         self.panels = Panels(rows, controls=["contrast"])

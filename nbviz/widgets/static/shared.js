@@ -46,9 +46,9 @@ export const page = host.__nbviz_page;
 /** A key pressed in a widget is the widget's: JupyterLab and Notebook 7 would run, delete or leave the cell. They look
  * for this attribute on the focused element alone. Ctrl+S still saves. @param {KeyboardEvent} event */
 function keepKey({ target, key, ctrlKey, metaKey }) {
+  if (!(target instanceof Element && target.closest(".nbviz"))) return;
   const saves = (ctrlKey || metaKey) && key.toLowerCase() === "s";
-  if (target instanceof Element && target.closest(".nbviz"))
-    target.toggleAttribute("data-lm-suppress-shortcuts", !saves);
+  target.toggleAttribute("data-lm-suppress-shortcuts", !saves);
 }
 
 /** An element with properties and children. Text is always text, never HTML.
