@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import gc
 import weakref
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ class Shell(InteractiveShell):
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)  # of another environment, it would be warned of
+    monkeypatch.delattr(builtins, "_", raising=False)  # doctests leave it, and then IPython does not set its own
     shell = Shell()
     monkeypatch.setattr(reruns, "get_ipython", lambda: shell)
     monkeypatch.setattr(reruns, "_made", {})
