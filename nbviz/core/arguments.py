@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nbviz.core.checks import check_indices, check_real, check_tensor
-from nbviz.core.errors import ModelError, line, shown, unknown
+from nbviz.core.errors import ModelError, shown, unknown, with_class
 from nbviz.core.trace import Feed, Trace
 
 #: The shape of inputs and feature maps, by the number of dimensions.
@@ -20,16 +20,14 @@ def check_maps(trace: Trace, layer: str) -> Tensor:
     """The layer's activation, which must be feature maps with as many dimensions as the N inputs: (N, C, H, W)."""
     activation, ndim = trace.activations[layer], trace.inputs.ndim
     if activation.ndim != ndim or 0 in activation.shape:
-        raise ValueError(
-            f"layer {shown(layer)} gives {tuple(activation.shape)}; expected feature maps {SHAPES[ndim]} "
-            "(nbviz.layers lists the shapes)"
-        )
-    if len(activation) != len(trace.inputs):
-        raise ValueError(
-            f"layer {shown(layer)} gives {len(activation)} maps for {len(trace.inputs)} picture(s), as for windows, "
-            f"crops or regions; expected feature maps {SHAPES[ndim]} (nbviz.layers lists the shapes)"
-        )
-    return activation
+        gives = f"{tuple(activation.shape)}"
+    elif len(activation) != len(trace.inputs):
+        gives = f"{len(activation)} maps for {len(trace.inputs)} picture(s), as for windows, crops or regions"
+    else:
+        return activation
+    raise ValueError(
+        f"layer {shown(layer)} gives {gives}; expected feature maps {SHAPES[ndim]} (nbviz.layers lists the shapes)"
+    )
 
 
 def check_channels(layer: str, activation: Tensor, pictures: int) -> Tensor:
@@ -73,9 +71,7 @@ def check_logits(output: Any, pick: Any = None) -> Tensor:
         try:
             output = pick(output)
         except Exception as error:
-            raise ModelError(
-                f"output= failed on the model's {type(output).__name__}: {type(error).__name__}: {line(error, 1000)}"
-            ) from error
+            raise ModelError(f"output= failed on the model's {type(output).__name__}: {with_class(error)}") from error
     elif pick is not None:
         output = _picked(output, pick)
     if not isinstance(output, Tensor):
@@ -98,9 +94,8 @@ def _picked(output: Any, pick: Any) -> Any:
     if isinstance(pick, bool) or not isinstance(pick, (str, int)):
         raise TypeError(f"output is {type(pick).__name__}; expected a key, an attribute's name, an index or a callable")
     keys = _keys(output)
-    if pick in keys:
-        return output[pick]
-    if isinstance(output, (tuple, list)) and isinstance(pick, int) and -len(output) <= pick < 0:
+    from_end = isinstance(output, (tuple, list)) and isinstance(pick, int) and -len(output) <= pick < 0
+    if pick in keys or from_end:
         return output[pick]
     if isinstance(pick, str) and not isinstance(output, Tensor) and hasattr(output, pick):
         return getattr(output, pick)

@@ -19,7 +19,7 @@ activation's slope, a smooth version of the ReLU's [z > 0]. Where such an activa
 below -0.75), its slope is negative and flips the sign of the signal. Gates (sigmoid, softmax, tanh, GLU) are no
 rectifiers and keep the gradient.
 
-A clamp at 0 has no backward kernel of its own; it is found in the graph, see :func:`_clamps`.
+A clamp at 0 has no backward kernel of its own; it is found in the graph, see :func:`clamp_name`.
 
 The rest of a deconvnet is the gradient itself: the backward pass of a convolution is the transposed
 filter, and that of max-pooling sends each value to its recorded switch.
@@ -27,7 +27,6 @@ filter, and that of max-pooling sends each value to its recorded switch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -37,8 +36,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nbviz.core.checks import check_choice
 from nbviz.core.chunks import out_of_memory
-from nbviz.core.errors import ModelError, line, unknown
+from nbviz.core.errors import ModelError, with_class
+from nbviz.core.graph import nodes_below
 from nbviz.core.state import alone
 
 
@@ -106,11 +107,8 @@ class BackwardRule(TorchDispatchMode):
 
     def __init__(self, rule: str, unpool: str = "sum") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if rule not in RULES:
-            raise unknown("rule", rule, RULES)
-        if unpool not in UNPOOLING:
-            raise unknown("unpooling", unpool, UNPOOLING)
-        self.rule, self.unpool = BACKWARD_RULES[rule], unpool
+        self.rule = BACKWARD_RULES[check_choice("rule", rule, RULES)]
+        self.unpool = check_choice("unpooling", unpool, UNPOOLING)
         self.met: set[str] = set()
 
     @classmethod
@@ -141,17 +139,11 @@ class BackwardRule(TorchDispatchMode):
         return (signal.clamp(min=0), *sent[1:]) if self.rule.positive and signal is not None else None
 
 
-def _clamps(start: Tensor) -> Iterator[Any]:
-    """The nodes below a tensor that clamp at 0, which rectify but for passing the signal where the input is 0."""
-    seen, waiting = {None}, [start.grad_fn]
-    while waiting:
-        node: Any = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting.extend(below for below, _ in node.next_functions)
-            low = getattr(node, "_saved_min", None)
-            if node.name().startswith("Clamp") and low is not None and not torch.as_tensor(low != 0).any():
-                yield node
+def clamp_name(low: Any, high: Any) -> str | None:
+    """The rectifier that a clamp to these ends is, but for passing the signal where z = 0; None for another clamp."""
+    if low is None or torch.as_tensor(low != 0).any():
+        return None
+    return "ReLU" if high is None else "ReLU6"
 
 
 def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor, axes: int) -> Tensor:
@@ -204,9 +196,10 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
         raise ModelError(NO_GRADIENT)
     batched = len(seeds) > 1
     with alone(), torch.inference_mode(False), mode, ExitStack() as stack:
-        for node in _clamps(start):
-            name = "ReLU" if getattr(node, "_saved_max", None) is None else "ReLU6"
-            stack.callback(node.register_hook(partial(mode.clamped, name)).remove)
+        for node in nodes_below(start):
+            ends = getattr(node, "_saved_min", None), getattr(node, "_saved_max", None)
+            if node.name().startswith("Clamp") and (name := clamp_name(*ends)) is not None:
+                stack.callback(node.register_hook(partial(mode.clamped, name)).remove)
         try:
             (signal,) = torch.autograd.grad(
                 start, inputs, seeds if batched else seeds[0], True, is_grads_batched=batched, allow_unused=True
@@ -214,8 +207,8 @@ def pull(rule: str, start: Tensor, seeds: Tensor, inputs: Tensor, unpool: str = 
         except Exception as error:  # a custom operation, or an input that was overwritten since
             if out_of_memory(error):
                 raise
-            reason = f"{type(error).__name__}: {line(error, 1000)}"
-            raise ModelError(f"the model failed in its backward pass from {tuple(start.shape)}: {reason}") from error
+            what = f"the model failed in its backward pass from {tuple(start.shape)}"
+            raise ModelError(f"{what}: {with_class(error)}") from error
     if signal is None:
         raise ModelError(NO_GRADIENT)
     return signal.detach() if batched else signal.detach()[None], frozenset(mode.met)

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.errors import ModelError, line
+from nbviz.core.errors import ModelError, with_class
 from nbviz.core.state import modules_of
 
 Item = TypeVar("Item")
@@ -94,7 +94,7 @@ def too_large(what: str, error: Exception) -> ModelError:
     """The error for work that did not fit into memory."""
     return ModelError(
         f"out of memory for {what}; give fewer or smaller pictures, or move the model to another device "
-        f"({type(error).__name__}: {line(error, 1000)})"
+        f"({with_class(error)})"
     )
 
 

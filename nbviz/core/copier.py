@@ -19,7 +19,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from enum import Enum
 from functools import lru_cache, partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,8 @@ _SHARED = (
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.Stream, torch.fx.Graph),
     *(torch.optim.Optimizer, torch.utils.data.Dataset, torch.utils.data.DataLoader, logging.Logger, io.IOBase),
     # A copy of these would wait for events that reach only the original.
-    *(
-        threading.Thread,
-        threading.Event,
-        threading.Condition,
-        threading.Semaphore,
-        threading.Barrier,
-        queue.Queue,
-        Executor,
-    ),
+    *(threading.Thread, threading.Event, threading.Condition, threading.Semaphore, threading.Barrier),
+    *(queue.Queue, Executor),
 )
 #: What advances whenever it is used.
 _STATEFUL = (
@@ -96,9 +89,8 @@ class Copier:
         self.originals: list[Any] = []  # kept alive, so that their ids stay unique
         self.room: int | None = None  # how many objects may still be copied within the outermost non-module object
         tree = modules_of(model)
-        self.shadows = [_empty(module) for module in tree]  # first, so that references to modules find their shadows
-        self.originals += tree
-        self.copies.update(zip(map(id, tree), self.shadows, strict=True))
+        # First, so that references to modules find their shadows.
+        self.shadows = [self.note(module, _empty(module)) for module in tree]
         self.hooks = {id(held) for module in tree for name, held in vars(module).items() if name in _HOOKS and held}
         self.storages: dict[int, Tensor] = {}  # the copy of each memory, which several tensors may view
         for module, shadow in zip(tree, self.shadows, strict=True):
@@ -167,11 +159,9 @@ class Copier:
         """Weights and tensors that require grad are shared; others are copied."""
         is_weight = value.requires_grad or isinstance(value, nn.Parameter)
         if value.is_inference() or (is_weight and self.own_weights):  # autograd cannot save inference tensors
-            new = value.detach().clone()
+            new = value.detach().clone().requires_grad_(value.requires_grad)
             if isinstance(value, nn.Parameter):
                 new = nn.Parameter(new, value.requires_grad)
-            else:
-                new.requires_grad_(value.requires_grad)
         elif is_weight:
             return self.note(value, value)
         elif value.layout is not torch.strided or value.is_quantized or value.is_nested:
@@ -185,10 +175,7 @@ class Copier:
                 new = value.clone()
                 if new.stride() == value.stride() and memory.nbytes() == new.untyped_storage().nbytes():
                     self.storages[memory._cdata] = new
-        self.note(value, new)
-        if own := value.__dict__:
-            new.__dict__.update({name: self.copied(item) for name, item in own.items()})
-        return new
+        return self.with_attributes(value, self.note(value, new))
 
     def dict(self, value: dict[Any, Any]) -> Any:
         """A dict of any kind, without nbviz's own hooks."""
@@ -211,7 +198,7 @@ class Copier:
         return id(self.copies[key]) if type(key) is int and key in self.copies else self.copied(key)
 
     def with_attributes(self, value: Any, new: Any) -> Any:
-        """A copied container, completed by copies of the attributes that a subclass adds."""
+        """A copied tensor or container, completed by copies of the attributes that it has besides."""
         for name, item in getattr(value, "__dict__", {}).items():
             new.__dict__[name] = self.copied(item)
         return new
@@ -229,17 +216,12 @@ class Copier:
         """A set."""
         items = list(value)
         own = [self.copied(item) for item in items]
-        new = copy.copy(value)
-        if any(a is not b for a, b in zip(own, items, strict=True)):
-            new = type(value)(own)
-        return self.note(value, new)
+        same = all(a is b for a, b in zip(own, items, strict=True))
+        return self.note(value, copy.copy(value) if same else type(value)(own))
 
     def tuple(self, value: tuple[Any, ...]) -> Any:
         """A tuple; itself if none of its items is copied."""
-        for item in value:
-            if _HOW[type(item)] is not None:
-                break
-        else:
+        if all(_HOW[type(item)] is None for item in value):
             return value
         own = [self.copied(item) for item in value]
         if all(a is b for a, b in zip(own, value, strict=True)):
@@ -296,50 +278,41 @@ class Copier:
         """The function, or a copy if it refers to the model through its closure, defaults, attributes or globals."""
         self.note(value, value)  # until it has been examined: functions may refer to each other
         cells = value.__closure__ or ()
-        contents = [content_of(cell) for cell in cells]
-        closure = [self.reaching(cell, content) for cell, content in zip(cells, contents, strict=True)]
-        defaults = self.reaching(value.__defaults__, value.__defaults__)
-        keywords = self.reaching(value.__kwdefaults__, value.__kwdefaults__)
-        attributes = {name: self.reaching(item, item) for name, item in vars(value).items()}
+        held = [*map(content_of, cells), value.__defaults__, value.__kwdefaults__, *vars(value).values()]
+        own = [self.reaching(item) for item in held]
         names = {}
         if not is_library(value.__globals__.get("__name__", "")):
             used = {name: value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__}
-            reached = {name: self.reaching(item, item) for name, item in used.items()}
+            reached = {name: self.reaching(item) for name, item in used.items()}
             names = {name: item for name, item in reached.items() if item is not used[name]}
-        before = (*cells, value.__defaults__, value.__kwdefaults__, *vars(value).values())
-        after = (*closure, defaults, keywords, *attributes.values())
-        if not names and all(a is b for a, b in zip(before, after, strict=True)):
+        if not names and all(a is b for a, b in zip(own, held, strict=True)):
             return value
         own_globals = {**value.__globals__, **names} if names else value.__globals__
-        own_cells = tuple(own if own is cell else _cell(own) for own, cell in zip(closure, cells, strict=True))
-        new = FunctionType(value.__code__, own_globals, value.__name__, defaults, own_cells or None)
+        closure = tuple(cell if a is b else CellType(a) for cell, a, b in zip(cells, own, held, strict=False))
+        defaults, keywords, *attributes = own[len(cells) :]
+        new = FunctionType(value.__code__, own_globals, value.__name__, defaults, closure or None)
         new.__kwdefaults__, new.__qualname__ = keywords, value.__qualname__
-        vars(new).update(attributes)
+        vars(new).update(zip(vars(value), attributes, strict=True))
         self.copies[id(value)] = new
         return new
 
-    def reaching(self, holder: Any, content: Any) -> Any:
-        """A copy of what a function refers to if a module of the model is in it; otherwise its holder, unchanged."""
-        if not self.reaches(content, _DEEP):
-            return holder
-        own = self.within_reason(content)
-        return holder if own is content else own
+    def reaching(self, value: Any) -> Any:
+        """A copy of what a function refers to if a module of the model is in it; otherwise the value itself."""
+        return self.within_reason(value) if self.reaches(value, _DEEP) else value
 
-    def within_reason(self, value: Any) -> Any:
+    def within_reason(self, value: Any, how: Callable[[Copier, Any], Any] = copied) -> Any:
         """A copy, or the value itself if too many objects hang on it."""
-        outermost, noted = self.room is None, len(self.originals)
-        if outermost:
-            self.room = _MOST
+        if self.room is not None:
+            return how(self, value)
+        noted = len(self.originals)
+        self.room = _MOST
         try:
-            return self.copied(value)
+            return how(self, value)
         except _TooMuch:
-            if not outermost:
-                raise
             self.forget(noted)
             return value
         finally:
-            if outermost:
-                self.room = None
+            self.room = None
 
     def forget(self, noted: int) -> None:
         """Discard the copies made since ``noted`` originals were known."""
@@ -369,10 +342,13 @@ class Copier:
         return any(self.reaches(item, depth - 1) for item in list(inner))
 
     def thing(self, value: Any) -> Any:
-        """Any other object: its attributes are copied into a new instance, where Python can create one."""
-        outermost, noted = self.room is None, len(self.originals)
-        if outermost:
-            self.room = _MOST
+        """Any other object; itself if it cannot be copied."""
+        own = self.within_reason(value, Copier.instance)
+        return self.note(value, value) if own is value else own
+
+    def instance(self, value: Any) -> Any:
+        """A new instance with copies of the attributes; the object itself where Python cannot create one."""
+        noted = len(self.originals)
         try:
             kind = type(value)
             new = self.note(value, SimpleNamespace() if kind is SimpleNamespace else object.__new__(_quiet(kind)))
@@ -380,15 +356,12 @@ class Copier:
             for name, item in {**getattr(value, "__dict__", {}), **slots}.items():
                 object.__setattr__(new, name, self.copied(item))
             return new
-        except Exception as error:
-            if isinstance(error, _TooMuch) and not outermost:
-                raise
+        except _TooMuch:
+            raise
+        except Exception:
             self.forget(noted)
             self.room = _MOST
-            return self.note(value, value)
-        finally:
-            if outermost:
-                self.room = None
+            return value
 
 
 #: Packages whose functions do not refer to a user's model by a global name.
@@ -452,16 +425,11 @@ def _quiet(kind: type) -> type:
     return type(kind.__name__, (kind,), {"__del__": lambda _self: None, "__module__": kind.__module__, "__slots__": ()})
 
 
-def _cell(content: Any) -> Any:
-    return (lambda: content).__closure__[0]  # type: ignore[index]
-
-
 def content_of(cell: Any) -> Any:
     """The content of a closure's cell."""
-    try:
+    with suppress(ValueError):  # still empty
         return cell.cell_contents
-    except ValueError:  # still empty
-        return None
+    return None
 
 
 def _names(code: CodeType) -> set[str]:

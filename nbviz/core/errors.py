@@ -88,4 +88,15 @@ def line(given: object, most: int = 200, how: Callable[[object], str] = str) -> 
     return _NOT_PRINTABLE.sub("\ufffd", text if len(text) <= most else f"{text[: most - 1]}…")
 
 
+def with_class(error: Exception) -> str:
+    """An exception's class and message, for the message of another one.
+
+    Examples
+    --------
+    >>> with_class(ZeroDivisionError("division by zero"))
+    'ZeroDivisionError: division by zero'
+    """
+    return f"{type(error).__name__}: {line(error, 1000)}"
+
+
 _NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from nbviz.core.backward import clamp_name
 from nbviz.core.receptive_field import RULES, Field, Operation, keeps_positions, lost
 
 #: Functions that use only the shape or type of their second tensor.
@@ -90,9 +90,7 @@ def _rectifier(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> frozen
     """The name of an operation in the backward rules, if they act on it."""
     if name in ("clamp", "clip", "clamp_min", "hardtanh"):
         names = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
-        low, high = (args[i] if len(args) > i else kwargs.get(end) for i, end in enumerate(names, 1))
-        from_zero = low is not None and not torch.as_tensor(low != 0).any()
-        rectifier = None if not from_zero else "ReLU" if high is None else "ReLU6"
+        rectifier = clamp_name(*(args[i] if len(args) > i else kwargs.get(end) for i, end in enumerate(names, 1)))
     else:
         rectifier = _RECTIFIERS.get(name)
     return frozenset() if rectifier is None else frozenset((rectifier,))

@@ -101,21 +101,16 @@ def _default(device: torch.device) -> torch.Generator:
 
 def generator_states(model: nn.Module) -> States:
     """The states of torch's global generators for the CPU and the model's GPUs; they change when anyone draws."""
-    states = {_CPU: bytes(torch.default_generator.get_state().numpy())}
+    devices = {torch.device("cpu")}
     if torch.cuda.is_initialized():
-        for index in {p.device.index or 0 for p in model.parameters() if p.is_cuda}:
-            device = torch.device("cuda", index)
-            states[device] = bytes(_default(device).get_state().numpy())
-    return states
+        devices |= {torch.device("cuda", p.device.index or 0) for p in model.parameters() if p.is_cuda}
+    return {device: bytes(_default(device).get_state().numpy()) for device in devices}
 
 
 def restore_generators(states: States) -> None:
     """Set torch's global generators to these states."""
     for device, state in states.items():
         _default(device).set_state(_tensor(state))
-
-
-_CPU = torch.device("cpu")
 
 
 def _tensor(state: bytes) -> torch.Tensor:

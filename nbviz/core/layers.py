@@ -16,7 +16,7 @@ from nbviz.core.field_tracker import FieldTracker
 from nbviz.core.receptive_field import Field
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model, interruptible
-from nbviz.core.trace import Feed, call_model, find_modules, hooked
+from nbviz.core.trace import Feed, call_model, find_module, hooked
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,10 @@ def layers_of(model: nn.Module, inputs: Tensor, feed: Feed, given: Any) -> list[
     if given is not None:
         if not isinstance(given, (list, tuple)) or not given:
             raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
-        find_modules(model, given)
+        for name in given:
+            find_module(model, name)
         return list(dict.fromkeys(given))
-    layers = trace_layers(model, inputs if feed is not None else inputs[:1], feed)[0]
+    layers = trace_layers(model, inputs, feed)[0]
     names = [layer.name for layer in layers if layer.has_maps and layer.leaf] or [layer.name for layer in layers]
     if not names:
         raise ValueError(f"{type(model).__name__} has no layers; expected a model with at least one")

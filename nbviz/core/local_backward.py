@@ -14,7 +14,7 @@ attention, a reshape) ends the attempt, and the caller makes the full pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,11 +125,12 @@ class _Walk:
         self.passed += shape[1] * shape[2] * shape[3]
         return region
 
-    def rectified(self, kernel: Any, region: Region, full: Tensor, *more: Any) -> Sequence[Region]:
+    def rectified(self, kernel: Any, node: Any, region: Region, **more: Any) -> Sequence[Region]:
         """The signal that a rectifier's backward kernel sends on under the rule."""
-        saved = self.regions.under(full, region)
+        saved = node._saved_self if hasattr(node, "_saved_self") else node._saved_result  # of a ReLU, or in place
+        patches = self.regions.under(saved, region)
         with self.mode:
-            return [Region(kernel(region.signal, saved, *more), region.scale, region.shift)]
+            return [replace(region, signal=kernel(region.signal, patches, **more))]
 
 
 def _order(start: Tensor, inputs: Tensor) -> list[Any]:
@@ -141,24 +142,19 @@ def _order(start: Tensor, inputs: Tensor) -> list[Any]:
     stack: list[Any] = [start.grad_fn]
     while stack:
         node = stack[-1]
-        if node in state:
-            stack.pop()
-            if state[node] is None:
-                state[node] = any(state.get(below) for below, _ in node.next_functions if below is not None)
-                finished.append(node)
+        below = [other for other, _ in node.next_functions if other is not None]
+        if node not in state:
+            state[node] = None
+            stack.extend(other for other in below if other not in state)
             continue
-        if getattr(node, "variable", None) is inputs:
-            stack.pop()
-            state[node] = True
+        stack.pop()
+        if state[node] is None:
+            state[node] = getattr(node, "variable", None) is inputs or any(map(state.get, below))
             finished.append(node)
-            continue
-        state[node] = None
-        stack.extend(below for below, _ in node.next_functions if below is not None and below not in state)
     order = [node for node in reversed(finished) if state[node]]
-    leaves = [node for node in order if getattr(node, "variable", None) is inputs]
-    if not leaves:
+    if not order:
         raise NotLocal("no path to the input")
-    return [*(node for node in order if node is not leaves[0]), leaves[0]]
+    return order
 
 
 def _shape(node: Any, port: int) -> tuple[int, ...]:
@@ -180,9 +176,7 @@ _Rule = Callable[[_Walk, Any, Region], Sequence[Region]]
 def _spread(region: Region, weight: Tensor, step: Pair, padding: Pair, dilation: Pair, groups: int) -> Region:
     """Transposed filtering: each position reaches all positions that its window covered."""
     signal = F.conv_transpose2d(region.signal, weight, None, step, 0, 0, groups, dilation)
-    scale = (region.scale[0] * step[0], region.scale[1] * step[1])
-    shift = (region.shift[0] * step[0] - padding[0], region.shift[1] * step[1] - padding[1])
-    return Region(signal, scale, shift)
+    return region.through_windows(signal, step, padding)
 
 
 def _convolution(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
@@ -203,9 +197,7 @@ def _max_pooling(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
     h, w = region.signal.shape[2:]
     tall = (h - 1) * step[0] + (kernel[0] - 1) * dilation[0] + 1
     wide = (w - 1) * step[1] + (kernel[1] - 1) * dilation[1] + 1
-    scale = (region.scale[0] * step[0], region.scale[1] * step[1])
-    shift = (region.shift[0] * step[0] - padding[0], region.shift[1] * step[1] - padding[1])
-    empty = Region(region.signal.new_zeros(*region.signal.shape[:2], tall, wide), scale, shift)
+    empty = region.through_windows(region.signal.new_zeros(*region.signal.shape[:2], tall, wide), step, padding)
     switches = walk.regions.under(node._saved_result1, region)
     starts = range(len(region.signal))
     corners = torch.tensor([walk.regions.corner(empty, b) for b in starts], device=switches.device)
@@ -235,53 +227,44 @@ def _batch_norm(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
     if node._saved_weight is not None:
         factor = factor * node._saved_weight
     signal = region.signal * factor.to(region.signal.dtype).view(1, -1, 1, 1)
-    return [Region(signal, region.scale, region.shift)]
+    return [replace(region, signal=signal)]
 
 
 def _relu(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
-    return walk.rectified(_aten.threshold_backward, region, node._saved_result, 0)
+    return walk.rectified(_aten.threshold_backward, node, region, threshold=0)
 
 
 def _activation(kernel: Any, *names: str) -> _Rule:
     """An activation whose backward kernel takes the signal, its input, and other attributes saved by the node."""
 
     def rule(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
-        more = [getattr(node, f"_saved_{name}") for name in names]
-        return walk.rectified(kernel, region, node._saved_self, *more)
+        return walk.rectified(kernel, node, region, **{name: getattr(node, f"_saved_{name}") for name in names})
 
     return rule
 
 
 def _leaky_relu(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
-    in_place = node.name().endswith("1")
-    saved = node._saved_result if in_place else node._saved_self
-    return walk.rectified(_aten.leaky_relu_backward, region, saved, node._saved_negative_slope, in_place)
+    more = {"negative_slope": node._saved_negative_slope, "self_is_result": node.name().endswith("1")}
+    return walk.rectified(_aten.leaky_relu_backward, node, region, **more)
 
 
 def _elu(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
-    in_place = node.name().endswith("1")
-    ends = node._saved_alpha, node._saved_scale, node._saved_input_scale, in_place
-    saved = node._saved_result if in_place else node._saved_self
-    return walk.rectified(lambda signal, saved: _aten.elu_backward(signal, *ends, saved), region, saved)
-
-
-def _gelu(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
-    kernel = partial(_aten.gelu_backward, approximate=node._saved_approximate)
-    return walk.rectified(kernel, region, node._saved_self)
+    ends = node._saved_alpha, node._saved_scale, node._saved_input_scale, node.name().endswith("1")
+    return walk.rectified(lambda signal, saved: _aten.elu_backward(signal, *ends, saved), node, region)
 
 
 def _sum(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
     alpha = node._saved_alpha
-    second = region if alpha == 1 else Region(region.signal * alpha, region.scale, region.shift)
+    second = region if alpha == 1 else replace(region, signal=region.signal * alpha)
     # Copied, because signals are modified in place.
-    return [Region(region.signal.clone(), region.scale, region.shift), second]
+    return [replace(region, signal=region.signal.clone()), second]
 
 
 def _concatenation(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
     if node._saved_dim % 4 != 1 or any(below is None for below, _ in node.next_functions):
         raise NotLocal("a concatenation that is not along channels")
     widths = [_shape(below, port)[1] for below, port in node.next_functions]
-    return [Region(signal.clone(), region.scale, region.shift) for signal in region.signal.split(widths, 1)]
+    return [replace(region, signal=signal.clone()) for signal in region.signal.split(widths, 1)]
 
 
 def _padding(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
@@ -290,7 +273,7 @@ def _padding(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
     left, _, top, *_ = *pads, 0, 0, 0
     if any(pads[4:]):
         raise NotLocal("a padding of channels")
-    return [Region(region.signal, region.scale, (region.shift[0] - top, region.shift[1] - left))]
+    return [region.through_windows(region.signal, (1, 1), (top, left))]
 
 
 def _same(walk: _Walk, node: Any, region: Region) -> Sequence[Region]:
@@ -309,7 +292,7 @@ _RULES: dict[str, _Rule] = {
     "EluBackward0": _elu,
     "EluBackward1": _elu,
     "SiluBackward0": _activation(_aten.silu_backward),
-    "GeluBackward0": _gelu,
+    "GeluBackward0": _activation(_aten.gelu_backward, "approximate"),
     "HardswishBackward0": _activation(_aten.hardswish_backward),
     "SoftplusBackward0": _activation(_aten.softplus_backward, "beta", "threshold"),
     "MishBackward0": _activation(_aten.mish_backward),

@@ -114,11 +114,16 @@ class Operation(NamedTuple):
         """An argument as one number per axis."""
         return _steps(self.argument(place, name, default), self.axes)
 
-    def sliding(self) -> Field | None:
-        """The first input's field if rows and columns are its last dimensions, along which windows slide."""
-        shape, field = self.known[0]
+    @property
+    def can_slide(self) -> bool:
+        """Whether rows and columns are the last dimensions, along which windows slide."""
         last = tuple(range(self.output.ndim - self.axes, self.output.ndim))
-        return field if len(shape) == self.output.ndim > len(last) and field.axes == last else None
+        return len(self.known[0][0]) == self.output.ndim > len(last) and self.field.axes == last
+
+    @property
+    def kernel(self) -> Steps:
+        """The sides of a convolution's kernel."""
+        return _steps(tuple(self.argument(1, "weight").shape[2:]), self.axes)
 
 
 #: From an operation to its output's field; None where that is the whole picture or not known.
@@ -153,38 +158,26 @@ def keeps_positions(call: Operation) -> Field | None:
 
 
 def _convolution(call: Operation) -> Field | None:
-    field, weight = call.sliding(), call.argument(1, "weight")
-    if field is None or weight is None:
-        return None
-    kernel = _steps(tuple(weight.shape[2:]), call.axes)
-    dilation = call.steps(5, "dilation", 1)
-    padding = call.argument(4, "padding", 0)
+    dilation, padding = call.steps(5, "dilation", 1), call.argument(4, "padding", 0)
     if padding == "same":
-        padding = tuple((k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True))
+        padding = tuple((k - 1) * d // 2 for k, d in zip(call.kernel, dilation, strict=True))
     padding = _steps(0 if padding == "valid" else padding, call.axes)
-    return field.window(kernel, call.steps(3, "stride", 1), padding, dilation)
+    return call.field.window(call.kernel, call.steps(3, "stride", 1), padding, dilation)
 
 
 def _transposed(call: Operation) -> Field | None:
-    field, weight = call.sliding(), call.argument(1, "weight")
-    if field is None or weight is None:
-        return None
-    kernel = _steps(tuple(weight.shape[2:]), call.axes)
+    kernel, dilation = call.kernel, call.steps(7, "dilation", 1)
     step, padding = call.steps(3, "stride", 1), call.steps(4, "padding", 0)
-    dilation = call.steps(7, "dilation", 1)
     # Output o reads the inputs i for which o = i * step - padding + k * dilation with some k.
     first = tuple((padding[i] - (kernel[i] - 1) * dilation[i]) / step[i] for i in range(call.axes))
     last = tuple(p / s for p, s in zip(padding, step, strict=True))
-    return field.reading(tuple(1 / s for s in step), first, last)
+    return call.field.reading(tuple(1 / s for s in step), first, last)
 
 
 def _pooling(call: Operation) -> Field | None:
-    field = call.sliding()
-    if field is None:
-        return None
     kernel = call.steps(1, "kernel_size", 1)
     step = _steps(call.argument(2, "stride") or kernel, call.axes)
-    return field.window(kernel, step, call.steps(3, "padding", 0), call.steps(4, "dilation", 1))
+    return call.field.window(kernel, step, call.steps(3, "padding", 0), call.steps(4, "dilation", 1))
 
 
 def _average_pooling(call: Operation) -> Field | None:
@@ -245,9 +238,8 @@ Reads = list[tuple[int, int]]
 
 def _resampled(call: Operation, reads: Callable[[int, int, int], tuple[float, Reads]]) -> Field | None:
     """The field where ``reads`` gives, for an axis' lengths before and after, the step and what each position reads."""
-    field = call.sliding()
     before, after = call.known[0][0][-call.axes :], tuple(call.output.shape[-call.axes :])
-    if field is None or set(after) == {1} != set(before):
+    if not call.can_slide or set(after) == {1} != set(before):
         return None
     steps, firsts, lasts = [], [], []
     for axis in range(call.axes):
@@ -255,7 +247,7 @@ def _resampled(call: Operation, reads: Callable[[int, int, int], tuple[float, Re
         steps.append(step)
         firsts.append(min(first - step * i for i, (first, _) in enumerate(spans)))
         lasts.append(max(last - step * i for i, (_, last) in enumerate(spans)))
-    return field.reading(tuple(steps), tuple(firsts), tuple(lasts))
+    return call.field.reading(tuple(steps), tuple(firsts), tuple(lasts))
 
 
 def _padded(call: Operation) -> Field | None:
@@ -295,29 +287,21 @@ def _reshaped(call: Operation) -> Field | None:
     return replace(field, axes=tuple(axes)) if len(set(axes)) == len(axes) else None
 
 
-def _normalised(call: Operation) -> Field | None:
+def _normalised(call: Operation, over_positions: bool = True) -> Field | None:
     """Group and instance normalisation: by statistics over rows and columns."""
     field = keeps_positions(call._replace(known=call.known[:1]))
-    return replace(field, gated=True) if field is not None else None
+    return replace(field, gated=True) if field is not None and over_positions else field
 
 
 def _layer_normalised(call: Operation) -> Field | None:
     """By statistics over the last dimensions, which may be channels alone."""
-    field = keeps_positions(call._replace(known=call.known[:1]))
     over = len(call.argument(1, "normalized_shape", ()))
-    channels_only = field is not None and max(field.axes) < call.output.ndim - over
-    return field if channels_only else _normalised(call)
+    return _normalised(call, max(call.field.axes) >= call.output.ndim - over)
 
 
 def _batch_normalised(call: Operation) -> Field | None:
     """By running statistics, or in training mode by those of the batch."""
-    training = call.argument(5, "training", False)
-    return _normalised(call) if training else keeps_positions(call._replace(known=call.known[:1]))
-
-
-def _linear(call: Operation) -> Field | None:
-    mixes_positions = call.output.ndim - 1 in call.field.axes
-    return None if mixes_positions else keeps_positions(call)
+    return _normalised(call, call.argument(5, "training", False))
 
 
 def _along(place: int, default: int = -1) -> Rule:
@@ -350,7 +334,7 @@ def _sliding(name: str, rule: Rule) -> dict[str, Rule]:
     """A rule for windows that slide along one, two or three axes, if these are all that the field has."""
 
     def along(axes: int) -> Rule:
-        return lambda call: rule(call) if call.axes == axes else None
+        return lambda call: rule(call) if call.axes == axes and call.can_slide else None
 
     return {name.format(axes): along(axes) for axes in (1, 2, 3)}
 
@@ -375,7 +359,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("group_norm", "instance_norm"), _normalised),
     **dict.fromkeys(("layer_norm", "rms_norm"), _layer_normalised),
     "batch_norm": _batch_normalised,
-    "linear": _linear,
+    "linear": _along(3),  # it has no argument dim: always the last
     "getitem": _indexed,
     **dict.fromkeys(("softmax", "log_softmax", "special_softmax", "special_log_softmax"), _along(1, default=1)),
     "normalize": _along(2, default=1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,26 @@ class Region:
     signal: Tensor
     scale: Pair = (1, 1)
     shift: Pair = (0, 0)
+
+    def through_windows(self, signal: Tensor, step: Pair, padding: Pair) -> Region:
+        """The region below a sliding window, with the signal that arrives there."""
+        scale = (self.scale[0] * step[0], self.scale[1] * step[1])
+        shift = (self.shift[0] * step[0] - padding[0], self.shift[1] * step[1] - padding[1])
+        return Region(signal, scale, shift)
+
+
+def overlap(corner: Sequence[int], size: Sequence[int], sides: Sequence[int]) -> tuple[Any, Any]:
+    """The part of a crop, which may reach beyond the border, that lies in its tensor: its index in the crop and there.
+
+    Examples
+    --------
+    >>> overlap([-1], [3], [5])
+    ((Ellipsis, slice(1, 3, None)), (Ellipsis, slice(0, 2, None)))
+    """
+    ends = [min(max(start + length, 0), side) for start, length, side in zip(corner, size, sides, strict=True)]
+    first = [min(max(start, 0), end) for start, end in zip(corner, ends, strict=True)]
+    in_crop = (slice(f - start, end - start) for f, start, end in zip(first, corner, ends, strict=True))
+    return (..., *in_crop), (..., *map(slice, first, ends))
 
 
 class NotLocal(Exception):
@@ -84,17 +105,11 @@ class Regions:
 
     def moved(self, region: Region, size: Pair, scale: Pair, shift: Pair) -> Region:
         """The signals in regions of another size or place; what does not fit is dropped."""
-        h, w = region.signal.shape[2:]
         result = Region(region.signal.new_zeros(*region.signal.shape[:2], *size), scale, shift)
         for b in range(len(self.starts)):
             (top, left), (to_top, to_left) = self.corner(region, b), self.corner(result, b)
-            down, across = top - to_top, left - to_left
-            rows = slice(max(down, 0), max(min(down + h, size[0]), 0))
-            columns = slice(max(across, 0), max(min(across + w, size[1]), 0))
-            from_rows = slice(rows.start - down, max(rows.stop - down, 0))
-            from_columns = slice(columns.start - across, max(columns.stop - across, 0))
-            if rows.start < rows.stop and columns.start < columns.stop:
-                result.signal[b, :, rows, columns] = region.signal[b, :, from_rows, from_columns]
+            target, source = overlap((to_top - top, to_left - left), size, region.signal.shape[2:])
+            result.signal[b][target] = region.signal[b][source]
         return result
 
     def whole(self, region: Region, shape: tuple[int, ...]) -> Tensor:
@@ -103,22 +118,18 @@ class Regions:
 
     def join(self, a: Region, b: Region) -> Region:
         """The sum of two signals that reach the same tensor on different paths."""
-        sizes, scales, shifts = [], [], []
+        axes = []  # size, scale and shift along each
         for axis in range(2):
-            ends = [(r.shift[axis], r.shift[axis] + r.signal.shape[2 + axis]) for r in (a, b)]
+            wide = a if a.scale[axis] == 0 else b  # scale 0: already the whole tensor
             if a.scale[axis] == b.scale[axis]:
-                first = min(ends[0][0], ends[1][0])
-                sizes.append(max(ends[0][1], ends[1][1]) - first)
-                scales.append(a.scale[axis])
-                shifts.append(first)
+                first = min(a.shift[axis], b.shift[axis])
+                end = max(r.shift[axis] + r.signal.shape[2 + axis] for r in (a, b))
+                axes.append((end - first, a.scale[axis], first))
+            elif wide.scale[axis] == 0:
+                axes.append((wide.signal.shape[2 + axis], 0, wide.shift[axis]))
             else:
-                wide = a if a.scale[axis] == 0 else b  # scale 0: already the whole tensor
-                if wide.scale[axis] != 0:
-                    raise NotLocal("paths of different strides")
-                sizes.append(wide.signal.shape[2 + axis])
-                scales.append(0)
-                shifts.append(wide.shift[axis])
-        size, scale, shift = (sizes[0], sizes[1]), (scales[0], scales[1]), (shifts[0], shifts[1])
+                raise NotLocal("paths of different strides")
+        size, scale, shift = zip(*axes, strict=True)
         if all(r.signal.shape[2:] == size and r.scale == scale and r.shift == shift for r in (a, b)):
             return Region(a.signal + b.signal, scale, shift)
         signal = self.moved(a, size, scale, shift).signal + self.moved(b, size, scale, shift).signal

@@ -68,16 +68,14 @@ class Resumable:
         assert isinstance(calls, _Calls)
         calls.end(self.inputs, self.output)
         self._calls = calls
-        if calls.written:
-            return
-        if known is not None:
+        if known is not None and not calls.written:
             self.skips, self.widens = known
-            return
-        self.skips = True  # go_on reads both flags
-        self.skips = self._reproduces(1)
-        if self.skips and self.feed is None:
-            self.widens = True
-            self.widens = self._reproduces(2)
+        elif not calls.written:
+            self.skips = True  # go_on reads both flags
+            self.skips = self._reproduces(1)
+            if self.skips and self.feed is None:
+                self.widens = True
+                self.widens = self._reproduces(2)
 
     def _reproduces(self, times: int) -> bool:
         """Whether resuming with the layer's own activation, repeated, gives the model's output, repeated."""
@@ -97,17 +95,17 @@ class Resumable:
     def _run(
         self, make_mode: Callable[[], _Calls | _Replay | None], activation: Tensor | None, times: int = 1
     ) -> tuple[Any, Tensor, _Calls | _Replay | None]:
-        def forward(shadow: nn.Module) -> tuple[Any, Tensor | None, type, int, _Calls | _Replay | None]:
-            count, seen, kind, mode = 0, None, Tensor, make_mode()
-            wide = mode is not None and times > 1 and mode.uses_inputs
+        def forward(shadow: nn.Module) -> tuple[Any, Any, int, _Calls | _Replay | None]:
+            count, seen, mode = 0, None, make_mode()
+            wide = times > 1 and self._calls.uses_inputs
             inputs = _repeat(self.inputs, times) if wide else self.inputs
 
             def on_output(name: str, value: Any) -> Any:
-                nonlocal count, seen, kind
+                nonlocal count, seen
                 call, count = count, count + 1
                 if call != self._call:
                     return None
-                kind = type(value)
+                seen = value
                 if not isinstance(value, Tensor):
                     return None
                 with torch._C.DisableTorchFunction():  # not calls of the model
@@ -118,28 +116,26 @@ class Resumable:
 
             with torch.no_grad(), hooked(shadow, {self._module}, on_output), mode or nullcontext(), interruptible():
                 output = call_model(shadow, inputs, self.feed)
-            return output, seen, kind, count, mode
+            return output, seen, count, mode
 
-        output, seen, kind, count, mode = in_shadow(self.model, forward)
-        if not issubclass(kind, Tensor):
-            raise TypeError(f"layer {shown(self.layer)} gives a {kind.__name__}; expected a layer that gives a tensor")
-        if seen is None:
+        output, seen, count, mode = in_shadow(self.model, forward)
+        if count <= self._call:
             raise not_reached(self.layer, self._module, count)
+        if not isinstance(seen, Tensor):
+            kind = type(seen).__name__
+            raise TypeError(f"layer {shown(self.layer)} gives a {kind}; expected a layer that gives a tensor")
         return output, seen, mode
 
 
 class _Calls(TorchFunctionMode):
     """Records the results of torch functions before the layer, and which of them are used after it."""
 
-    uses_inputs = True
-
     def __init__(self) -> None:
         super().__init__()
         self.records: list[_Record] = []
         self._tensors: list[weakref.ref[Tensor]] = []
-        self._alive: dict[
-            int, tuple[Tensor, int]
-        ] = {}  # by id, the tensors still alive at the layer, and their version
+        # By id, the tensors still alive at the layer, and their version.
+        self._alive: dict[int, tuple[Tensor, int]] = {}
         self._used: set[int] = set()
         self._after_layer = False
         self.written = False
@@ -187,7 +183,7 @@ class _Replay(TorchFunctionMode):
 
     def __init__(self, calls: _Calls, times: int) -> None:
         super().__init__()
-        self._records, self._times, self.uses_inputs = calls.records, times, calls.uses_inputs
+        self._records, self._times = calls.records, times
         self._next, self._after_layer = 0, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -196,7 +192,7 @@ class _Replay(TorchFunctionMode):
         recorded, replay = self._records[self._next] if self._next < len(self._records) else (None, None)
         if replay is None or recorded != func:
             raise RuntimeError("the forward pass differs from the first one")
-        self._next += 1
+        self._next += 1  # not after a call that differs, which may be a finalizer's
         return replay(self._times)
 
     def pass_layer(self) -> None:
@@ -222,9 +218,8 @@ def _alike(output: Any, expected: Any, times: int) -> bool:
 
 
 def _close(tensor: Tensor, expected: Tensor) -> bool:
-    if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
-        return False
-    if tensor.is_meta or tensor.layout is not torch.strided or expected.layout is not torch.strided:
+    same_kind = tensor.shape == expected.shape and tensor.dtype == expected.dtype
+    if not same_kind or tensor.is_meta or {tensor.layout, expected.layout} != {torch.strided}:
         return False
     if not (expected.is_floating_point() or expected.is_complex()):
         return torch.equal(tensor, expected)

@@ -89,10 +89,7 @@ def uninterrupted() -> Iterator[None]:
 def interruptible() -> Iterator[None]:
     """Let Ctrl-C through within an :func:`uninterrupted` block; a pending one is delivered at once."""
     handler = _handler()
-    if isinstance(handler, _Interrupts):
-        with handler.setting(True):
-            yield
-    else:
+    with handler.setting(True) if isinstance(handler, _Interrupts) else nullcontext():
         yield
 
 
@@ -200,14 +197,17 @@ def eagerly() -> AbstractContextManager[None]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-_set_aside = threading.local()
+class _SetAside(threading.local):
+    device: torch.device | None = None
+
+
+_set_aside = _SetAside()
 
 
 def user_device() -> torch.device | None:
     """The default device that the user has set for this thread (``torch.set_default_device``), if any."""
-    aside: torch.device | None = getattr(_set_aside, "device", None)
-    mode = next((mode for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)), None)
-    return aside if aside is not None or mode is None else mode.device
+    modes = (mode.device for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext))
+    return _set_aside.device or next(modes, None)
 
 
 @contextmanager
@@ -216,28 +216,24 @@ def device_aside(device: torch.device | None = None) -> Iterator[None]:
 
     For the model's code it is restored, see :func:`device_restored`.
     """
-    device, before = device or user_device(), getattr(_set_aside, "device", None)
-    if device is None:
+    device = device or user_device()
+    with nullcontext() if device is None else _default_device(torch.device("cpu"), device):
         yield
-        return
-    _set_aside.device = device
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        _set_aside.device = before
 
 
 @contextmanager
 def device_restored() -> Iterator[None]:
     """Within :func:`device_aside`, restore the user's default device for the user's code."""
-    device = getattr(_set_aside, "device", None)
-    if device is None:
+    device = _set_aside.device
+    with nullcontext() if device is None else _default_device(device, None):
         yield
-        return
-    _set_aside.device = None
+
+
+@contextmanager
+def _default_device(device: torch.device, aside: torch.device | None) -> Iterator[None]:
+    before, _set_aside.device = _set_aside.device, aside
     try:
-        with torch.device(device):
+        with device:
             yield
     finally:
-        _set_aside.device = device
+        _set_aside.device = before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.copier import Hook
-from nbviz.core.errors import EndlessError, ModelError, PictureError, line, shown, unknown
+from nbviz.core.errors import EndlessError, ModelError, PictureError, line, shown, unknown, with_class
+from nbviz.core.graph import nodes_below
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model, device_restored, interruptible
 
@@ -45,14 +46,8 @@ class Trace:
     def nbytes(self) -> int:
         """The bytes that the trace holds besides the model and the pictures, including the graph's saved tensors."""
         tensors = list(self.activations.values())
-        seen: set[Any] = {None}
-        nodes = [t.grad_fn for t in (*tensors, self.output) if isinstance(t, Tensor)]
-        while nodes:
-            node: Any = nodes.pop()
-            if node not in seen:
-                seen.add(node)
-                nodes.extend(below for below, _ in node.next_functions)
-                tensors += _saved(node)
+        ends = [*tensors, self.output] if isinstance(self.output, Tensor) else tensors
+        tensors = [*tensors, *(saved for node in nodes_below(*ends) for saved in _saved(node))]
         own = [self.inputs] if self.model is None else [self.inputs, *self.model.parameters(), *self.model.buffers()]
         sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         for tensor in own:
@@ -140,7 +135,7 @@ def run(
     (torch.Size([1, 2, 3, 3]), True)
     """
     model = check_model(model)
-    names = find_modules(model, layers)
+    names = {name: find_module(model, name) for name in layers}
     wanted = set(names.values())
 
     def forward(shadow: nn.Module) -> tuple[Trace, dict[tuple[str, int], Any], Counter[str]]:
@@ -155,23 +150,22 @@ def run(
             calls[module] += 1
             if call not in wanted:
                 return None
-            keeps = True
             if use is not None and isinstance(value, Tensor):
                 try:
                     answers = [use(name, _dense(value)) for name, its_call in names.items() if its_call == call]
                 except Exception as error:
                     failures.append(error)
                     raise _Enough from error
-                keeps = any(answers)
+                value = value if any(answers) else _USED
+            is_tensor = isinstance(value, Tensor)
             # One copy to keep and one to continue with: what follows may work in place, even on the layer's input.
-            copies = keeps and isinstance(value, Tensor)
-            kept[call] = value.clone() if copies else value if keeps else _USED
-            if grad == "after" and copies and not value.requires_grad and value.is_floating_point():
+            kept[call] = value.clone() if is_tensor else value
+            if grad == "after" and is_tensor and not value.requires_grad and value.is_floating_point():
                 kept[call].requires_grad_()
                 torch.set_grad_enabled(True)  # until the end of the pass
             if len(kept) == len(wanted) and not output:
                 raise _Enough
-            return kept[call].clone() if copies else None
+            return kept[call].clone() if is_tensor else None
 
         hooks = hooked(shadow, {module for module, _ in wanted}, keep)
         with torch.set_grad_enabled(grad is True), hooks, suppress(_Enough), interruptible():
@@ -214,9 +208,8 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
     except EndlessError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"inputs= failed on pictures of shape {tuple(inputs.shape)}: {type(error).__name__}: {line(error, 1000)}"
-        ) from error
+        what = f"inputs= failed on pictures of shape {tuple(inputs.shape)}"
+        raise ModelError(f"{what}: {with_class(error)}") from error
     # Not on several devices: the hooks would be called for every replica.
     parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
     forward: Any = model.module if parallel else model
@@ -230,8 +223,7 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
     except Exception as error:
         first = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
         name, takes = (first[0], first[1].in_channels) if first is not None else ("", 0)
-        reason = line(error, 1000)
-        if f"to have {takes} channels, but got {inputs.shape[1]} channels" in reason:
+        if f"to have {takes} channels, but got {inputs.shape[1]} channels" in line(error, 1000):
             raise PictureError(
                 f"the input has {inputs.shape[1]} channel(s), the model's first convolution {shown(name)} takes "
                 f"{takes}; expected {(len(inputs), takes, *inputs.shape[2:])}, got {tuple(inputs.shape)}"
@@ -239,9 +231,7 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
         what = f"an input of shape {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}, {inputs.device}"
         if out_of_memory(error):
             raise too_large(f"the forward pass of {type(model).__name__} on {what}", error) from error
-        raise ModelError(
-            f"{type(model).__name__} failed in its forward pass on {what}: {type(error).__name__}: {reason}"
-        ) from error
+        raise ModelError(f"{type(model).__name__} failed in its forward pass on {what}: {with_class(error)}") from error
 
 
 @contextmanager
@@ -261,24 +251,16 @@ def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, A
         yield
 
 
-def find_modules(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """For each layer's name, the name of its module and the number of the call."""
-    result = {}
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"layer is {type(name).__name__}; expected a module's name, such as 'features.16'")
-        module, _, call = name.rpartition(":")
-        if submodule(model, name) is not None or not (call.isdecimal() and len(call) < 10):
-            module, call = name, "0"
-        if submodule(model, module) is None:
-            raise unknown("layer", name, (n for n, _ in model.named_modules() if n))
-        result[name] = module, int(call)
-    return result
-
-
 def find_module(model: nn.Module, name: str) -> tuple[str, int]:
     """The name of a layer's module and the number of the call."""
-    return find_modules(model, [name])[name]
+    if not isinstance(name, str):
+        raise TypeError(f"layer is {type(name).__name__}; expected a module's name, such as 'features.16'")
+    module, _, call = name.rpartition(":")
+    if submodule(model, name) is not None or not (call.isdecimal() and len(call) < 10):
+        module, call = name, "0"
+    if submodule(model, module) is None:
+        raise unknown("layer", name, (n for n, _ in model.named_modules() if n))
+    return module, int(call)
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module | None:

@@ -75,12 +75,10 @@ def _settings(held: list[Any]) -> Hashable:
         elif isinstance(value, np.ndarray):
             settings += (value.shape, None if value.dtype.hasobject else zlib.crc32(np.ascontiguousarray(value).data))
         elif isinstance(value, FunctionType):
-            cells = map(content_of, value.__closure__ or ())
-            defaults = enumerate(value.__defaults__ or ())
-            settings += (id(value.__code__), _plain_in(enumerate(cells)), _plain_in(defaults))
+            held_by_it = *map(content_of, value.__closure__ or ()), *(value.__defaults__ or ())
+            settings += (id(value.__code__), _plain_in(enumerate(held_by_it)))
         elif isinstance(value, (dict, list, tuple, set, frozenset, deque)):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            settings += (kind.__name__, _plain_in(items))
+            settings += (kind.__name__, _plain_in(value if isinstance(value, dict) else enumerate(value)))
         else:
             settings += (id(value), _plain_in(getattr(value, "__dict__", {})))
     return tuple(settings)
@@ -129,8 +127,7 @@ def _digest(tensors: list[Tensor]) -> Hashable:
             # Sums in NumPy take a fifth of the time of any checksum, and use no threads that may be busy.
             sums += _sums(raw.numpy() if t.device.type == "cpu" else raw)
         if on_device := [part.view(torch.uint8) for part in sums if isinstance(part, Tensor)]:
-            copied = torch.cat(on_device).cpu().numpy()
-            sums = [*(part for part in sums if not isinstance(part, Tensor)), copied]
+            sums = [*(part for part in sums if not isinstance(part, Tensor)), torch.cat(on_device).cpu().numpy()]
     return tuple(zlib.crc32(np.ascontiguousarray(part).data) for part in sums)
 
 

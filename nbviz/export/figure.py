@@ -111,15 +111,11 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", w
             axes = part.add_subplot(place)
             if panel.series:
                 _draw_series(axes, panel, caption)
-                continue
-            if panel.pixels is None:
+            elif panel.pixels is None:
                 _draw_bars(axes, panel.bars, caption, 0.5 * width * _share(panel, row))
-                continue
-            axes.set_xlabel(caption, fontsize=8, color="0.3")
-            if panel.plot:
-                _draw_curves(axes, panel)
-                continue
-            _draw_pixels(axes, panel)
+            else:
+                axes.set_xlabel(caption, fontsize=8, color="0.3")
+                (_draw_curves if panel.plot else _draw_pixels)(axes, panel)
     engine = figure.get_layout_engine()
     if engine is not None and any("\n" in text for texts in captions for text in texts):
         engine.execute(figure)  # a single layout pass does not make room for captions of several lines
@@ -235,12 +231,10 @@ def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]], caption: str, inche
     # Numbers as positions, since two labels may be equal.
     axes.set_yticks(range(len(bars)), [_wrapped(label, inches, lines=1) for label, _ in bars])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_xticks([])
+    axes.set(xlim=(0, 1), xticks=[], box_aspect=0.6)
     axes.set_xlabel(caption, fontsize=8, color="0.3")
     axes.tick_params(labelsize=8, length=0)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
-    axes.set_box_aspect(0.6)
     for i, (_, share) in enumerate(bars):
         place, side, colour = (share + 0.02, "left", "0.3") if share < 0.8 else (share - 0.02, "right", "white")
         axes.text(place, i, f"{share:.2f}", va="center", ha=side, fontsize=8, color=colour)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nbviz.core.checks import FLOATS, check_number, check_tensor, check_whole
 from nbviz.core.errors import shown, unknown
+from nbviz.core.regions import overlap
 
 
 def grid(
@@ -189,12 +190,8 @@ def cut(maps: Tensor, corner: Sequence[int], size: Sequence[int], fill: float = 
     >>> cut(torch.tensor([[1, 2], [3, 4]]), (1, -1), (2, 2)).tolist()
     [[0, 3], [0, 0]]
     """
-    sides = maps.shape[-len(size) :]
     result = maps.new_full((*maps.shape[: -len(size)], *size), fill)
-    ends = [min(max(start + length, 0), side) for start, length, side in zip(corner, size, sides, strict=True)]
-    first = [min(max(start, 0), end) for start, end in zip(corner, ends, strict=True)]
-    source: Any = (..., *map(slice, first, ends))
-    target: Any = (..., *(slice(f - start, end - start) for f, start, end in zip(first, corner, ends, strict=True)))
+    target, source = overlap(corner, size, maps.shape[-len(size) :])
     result[target] = maps[source]
     return result
 

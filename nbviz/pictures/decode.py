@@ -48,12 +48,10 @@ def decoded(item: Any, channels: int) -> Iterator[Image.Image | Array | Tensor]:
         if channels not in (1, 3) and item.ndim in (3, 4) and item.shape[-1] == channels and item.size:
             numbers = _numbers(item)
             yield from np.moveaxis(numbers if item.ndim == 4 else numbers[None], -1, 1)
-        elif item.ndim == 4:
-            wide = _is_wide(item)
-            for picture in item:
-                yield _from_array(picture, wide)
         else:
-            yield _from_array(item)
+            wide = _is_wide(item)
+            for picture in item if item.ndim == 4 else [item]:
+                yield _from_array(picture, wide)
     else:
         raise TypeError(f"images: got {type(item).__name__}; expected {ACCEPTED}")
 
@@ -158,7 +156,8 @@ def _bands(picture: Image.Image, channels: int) -> Image.Image | Array:
 def _flatten(picture: Image.Image) -> Image.Image:
     """The picture in 8 bits, grey or RGB, with transparent pixels blended with white."""
     if picture.mode.startswith(("I", "F")):
-        return _from_array(np.asarray(picture))
+        array = np.asarray(picture)
+        return _from_array(array, _is_wide(array))
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
@@ -171,8 +170,8 @@ def _is_wide(array: Array) -> bool:
     return array.dtype.kind in "ui" and (array.dtype.str[1:] == "u2" or bool(array.size and array.max() > 255))
 
 
-def _from_array(array: Array, wide: bool = False) -> Image.Image:
-    """An 8-bit PIL picture from (H, W) or (H, W, C); ``wide`` if it belongs to a batch of 16 bits."""
+def _from_array(array: Array, wide: bool) -> Image.Image:
+    """An 8-bit PIL picture from (H, W) or (H, W, C); ``wide`` if its values have 16 bits."""
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise PictureError(
             f"an array of shape {array.shape} is no picture; expected (H, W), (H, W, C) or (N, H, W, C) "
@@ -192,7 +191,7 @@ def _from_array(array: Array, wide: bool = False) -> Image.Image:
     elif array.dtype.kind in "ui":
         if array.min() < 0 or array.max() > 65535:
             raise PictureError(f"an array has values from {array.min()} to {array.max()}; expected 0 to 255 or 65535")
-        if wide or _is_wide(array):
+        if wide:
             array = np.round(array / 257)
     else:
         raise TypeError(f"an array of {array.dtype} is no picture; expected uint8, uint16, bool or float in [0, 1]")

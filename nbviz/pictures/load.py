@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nbviz.core.checks import FLOATS
 from nbviz.core.chunks import in_chunks
 from nbviz.core.documented import documented
-from nbviz.core.errors import CompiledWarning, PictureError, line, warn
+from nbviz.core.errors import CompiledWarning, PictureError, line, warn, with_class
 from nbviz.core.state import check_model, device_aside, is_compiled
 from nbviz.core.types import Images, Preprocessing
 from nbviz.pictures.decode import ACCEPTED, Array, as_path, decoded, decoded_arrays
@@ -206,8 +206,7 @@ def _prepare(picture: Image.Image | Array | Tensor, preprocess: Preprocess, name
         try:
             result = preprocess(torch.from_numpy(picture.copy()) if isinstance(picture, np.ndarray) else picture)
         except Exception as error:
-            reason = f"{type(error).__name__}: {line(error, 1000)}"
-            raise PictureError(f"preprocess failed on {name}: {reason}") from error
+            raise PictureError(f"preprocess failed on {name}: {with_class(error)}") from error
         ndim = picture.ndim if isinstance(picture, np.ndarray) else 3
         if not isinstance(result, Tensor) or not _is_input(result, ndim):
             what = f"a {result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from numbers import Real
@@ -136,24 +137,20 @@ class Preprocess:
 
 def check_labels(given: Any) -> tuple[str, ...]:
     """The given names of a model's outputs, as strings."""
-    try:
+    with suppress(Exception):  # foreign objects may raise anything
         names = given.tolist() if hasattr(given, "tolist") else given
         if isinstance(names, (list, tuple)):
             return tuple(map(str, names))
-    except Exception:  # foreign objects may raise anything
-        pass
     raise TypeError(f"labels is a {type(given).__name__}; expected a list of names, one for each output")
 
 
 def _check_numbers(name: str, given: Any) -> tuple[float, ...] | None:
     if given is None:
         return None
-    try:
+    with suppress(Exception):  # foreign objects may raise anything; a number may be too large for a float
         numbers = given.tolist() if hasattr(given, "tolist") else given
         if isinstance(numbers, (list, tuple)) and all(isinstance(n, Real) and math.isfinite(n) for n in numbers):
             return tuple(map(float, numbers))
-    except Exception:  # foreign objects may raise anything; a number may be too large for a float
-        pass
     raise TypeError(f"{name} is {shown(given)}; expected a number for each channel, or None")
 
 
@@ -203,25 +200,21 @@ def input_shape(model: nn.Module) -> tuple[int, int]:
     return 3, 2
 
 
-def takes_pictures(model: nn.Module) -> bool:
-    """Whether a model takes grey or colour pictures, and not more bands, signals or volumes."""
-    channels, axes = input_shape(model)
-    return axes == 2 and channels in (1, 3)
-
-
 def _found(model: nn.Module) -> Preprocess:
     own = getattr(model, "nbviz_preprocess", None)
     if isinstance(own, Preprocess):
         return own
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return _found(model.module)
-    if not takes_pictures(model):
-        return (_torchvision(model) if input_shape(model) == (3, 3) else None) or _plain(model)
-    return _timm(model) or _torchvision(model) or _plain(model)
+    shape = input_shape(model)
+    takes_pictures = shape in ((1, 2), (3, 2))  # grey or in colour, and not more bands, signals or volumes
+    found = _timm(model) if takes_pictures else None
+    if takes_pictures or shape == (3, 3):
+        found = found or _torchvision(model)
+    return found or _plain(*shape)
 
 
-def _plain(model: nn.Module) -> Preprocess:
-    channels, axes = input_shape(model)
+def _plain(channels: int, axes: int) -> Preprocess:
     mode = "L" if channels == 1 else "RGB"
     kind = {1: "signals", 3: "volumes"}.get(axes) or {1: "grey", 3: "RGB"}.get(channels, f"{channels} bands")
     return Preprocess(_plain_transform, mode, source=f"none known: {kind} in [0, 1] (give preprocess= to change)")
@@ -311,7 +304,7 @@ def _weights_of(module: str) -> list[Any]:
 
 def _normalisation(transform: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Mean and std of the last normalisation in a torchvision transform, however deeply nested."""
-    try:
+    with suppress(Exception):  # attributes with these names and another meaning
         for step in reversed(list(getattr(transform, "transforms", None) or [])):
             if (nested := _normalisation(step)) != (None, None):
                 return nested
@@ -319,8 +312,6 @@ def _normalisation(transform: Any) -> tuple[tuple[float, ...] | None, tuple[floa
         if mean is not None and std is not None:
             mean, std = (torch.as_tensor(values, dtype=torch.float64).flatten().tolist() for values in (mean, std))
             return tuple(mean), tuple(std)
-    except Exception:  # attributes with these names and another meaning
-        pass
     return None, None
 
 
