@@ -16,9 +16,8 @@ from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
 from nbviz.core.layers import Layer
 from nbviz.core.state import device_aside
-from nbviz.core.trace import find_module
 from nbviz.core.types import Dataset, ModelInputs, Preprocessing, ScoresIn
-from nbviz.methods.kernels import KernelReportResult, convolutions, kernel_report
+from nbviz.methods.kernels import KernelReportResult, convolutions, kernel_report, strongest_first
 from nbviz.methods.subject import Subject
 from nbviz.scanning.answers import Ablation, AblationResult, Accuracy, check_classes
 from nbviz.scanning.scan import scan
@@ -350,13 +349,11 @@ def _chosen_layers(subject: Subject, given: Sequence[str] | None) -> dict[str, L
     """The layers given, checked; for None, the rectifiers with feature maps, or else the convolutions."""
     layers = {layer.name: layer for layer in subject.layers()}
     if given is not None:
-        if not isinstance(given, (list, tuple)) or not given:
-            raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
-        for name in given:
-            find_module(subject.model, name)
+        names = subject.layer_names(given)
+        for name in names:
             if name not in layers or not layers[name].shape:
                 raise ValueError(f"layer {shown(name)} gives no channels; expected one that nbviz.layers lists")
-        return {name: layers[name] for name in given}
+        return {name: layers[name] for name in names}
     maps = {name: layer for name, layer in layers.items() if layer.has_maps and layer.leaf}
     rectifiers = {name: layer for name, layer in maps.items() if layer.type in _RECTIFIERS}
     chosen = rectifiers or {name: layer for name, layer in maps.items() if layer.type.startswith("Conv")}
@@ -375,8 +372,7 @@ def _indices(mask: Tensor) -> tuple[int, ...]:
 def _pairs(correlation: Tensor, alike: float) -> tuple[tuple[int, int, float], ...]:
     """The pairs of channels with at least this correlation, the highest first."""
     upper = torch.nan_to_num(correlation.round(decimals=6)).triu(1)
-    pairs = ((upper >= alike) & (upper > 0)).nonzero().tolist()
-    return tuple((i, j, float(upper[i, j])) for i, j in sorted(pairs, key=lambda p: (-float(upper[tuple(p)]), p)))
+    return strongest_first(upper, (upper >= alike) & (upper > 0))
 
 
 def _dimensions(correlation: Tensor) -> float:
