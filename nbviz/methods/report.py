@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from operator import add
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,11 @@ from nbviz.methods.kernels import KernelReportResult, convolutions, kernel_repor
 from nbviz.methods.subject import Subject
 from nbviz.scanning.answers import Ablation, AblationResult, Accuracy, check_classes
 from nbviz.scanning.scan import scan
-from nbviz.scanning.statistic import Batch, Measured, Statistic, Tree, add_along_tree, merge_trees, tree_sum
+from nbviz.scanning.statistic import Batch, Combined, Statistic, Tree, leaf, merge_trees, tree_sum
 from nbviz.scanning.statistics import Correlation, Moments, MomentsResult, Sparsity, SparsityResult
 
 
-class Importance(Measured):
+class Importance(Combined):
     """How much the loss would change, to first order, if a channel were switched off.
 
     P. Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017, section
@@ -43,33 +44,30 @@ class Importance(Measured):
     """
 
     logits = grad = True
+    combine: ClassVar = {
+        "sums": lambda sums, other: {layer: merge_trees(tree, other[layer]) for layer, tree in sums.items()},
+        "pictures": add,
+    }
 
     def __init__(self, layers: Sequence[str]) -> None:
         self.layers = tuple(layers)
         self.sums: dict[str, Tree] = {layer: {} for layer in layers}
         self.pictures = 0
 
-    def measure(self, batch: Batch) -> Importance:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         """The importances in one batch."""
         assert batch.logits is not None
-        measured = Importance(self.layers)
         activations = [batch.activations[layer] for layer in self.layers]
         check_classes(batch.labels, batch.logits.shape[1])
         with torch.inference_mode(False), torch.enable_grad():
             loss = F.cross_entropy(batch.logits.float(), _labels_or_predictions(batch), reduction="sum")
             gradients = torch.autograd.grad(loss, activations, retain_graph=True, allow_unused=True)
+        sums = {}
         for layer, activation, gradient in zip(self.layers, activations, gradients, strict=True):
             product = activation * (torch.zeros_like(activation) if gradient is None else gradient)
             change = product.detach().flatten(2).sum(2) if product.ndim > 2 else product.detach()
-            add_along_tree(measured.sums[layer], batch.number, change.double().abs().sum(0).cpu())
-        measured.pictures = len(batch.labels)
-        return measured
-
-    def merge(self, other: Importance) -> None:
-        """Add the sums of other pictures."""
-        for layer, tree in self.sums.items():
-            merge_trees(tree, other.sums[layer])
-        self.pictures += other.pictures
+            sums[layer] = leaf(batch, change.double().abs().sum(0).cpu())
+        return {"sums": sums, "pictures": len(batch.labels)}
 
     def result(self) -> dict[str, Tensor]:
         """The means; empty before the first picture."""
@@ -85,7 +83,7 @@ def _labels_or_predictions(batch: Batch) -> Tensor:
 class _AblationOnAll(Ablation):
     """Ablation that also counts pictures without labels, by their predicted classes."""
 
-    def measure(self, batch: Batch) -> Ablation:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         return super().measure(replace(batch, labels=_labels_or_predictions(batch)))
 
 

@@ -3,7 +3,7 @@
 The batches do not depend on how the work is divided. A worker processes a part, that is some of the batches, with
 statistics of its own, which are merged into the total. The result does not depend on the parts or their order: counts
 and extremes never do, and floating-point sums are made along a fixed tree over the batches, see
-:func:`nbviz.scanning.statistic.add_along_tree`.
+:func:`nbviz.scanning.statistic.merge_trees`.
 """
 
 from __future__ import annotations
