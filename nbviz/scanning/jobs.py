@@ -22,7 +22,8 @@ from nbviz.core.errors import ModelError, line
 from nbviz.core.resume import Resumable
 from nbviz.core.trace import Feed, run
 from nbviz.scanning.dataset import Inputs
-from nbviz.scanning.records import LoadedBatch, NoClass, PartialResult
+from nbviz.scanning.labels import Label
+from nbviz.scanning.records import LoadedBatch, PartialResult
 from nbviz.scanning.statistic import NAMELESS, Batch, Statistic
 
 _ACCEPTED_LABELS = (
@@ -30,16 +31,13 @@ _ACCEPTED_LABELS = (
 )
 
 
-def _within(loaded: LoadedBatch, classes: int) -> Tensor:
-    """The labels that are one of ``classes`` classes; others become -1 and are recorded in the batch."""
-    labels = list(loaded.labels)
-    for row, (index, label) in enumerate(zip(loaded.indices, loaded.labels, strict=True)):
-        length = (loaded.classes[row] if loaded.classes else 0) or classes
-        if label >= classes or length != classes:
-            reason = f"one-hot for {length} classes" if length != classes else "no class"
-            loaded.no_class.append(NoClass(f"{reason} where the model has {classes}", 1, index, str(label)))
-            labels[row] = -1
-    return torch.tensor(labels)
+def _within(label: Label, classes: int) -> Label:
+    """The label, if it can be one of ``classes`` classes, else a label of no class."""
+    length = label.classes or classes
+    if label.number < classes and length == classes:
+        return label
+    reason = f"one-hot for {length} classes" if length != classes else "no class"
+    return Label(reason=f"{reason} where the model has {classes}", given=str(label.number))
 
 
 @dataclass
@@ -83,10 +81,10 @@ class Job:
     def _measure(self, loaded: LoadedBatch, statistics: dict[str, Statistic]) -> dict[str, Any]:
         """What each statistic measures of a batch."""
         assert loaded.inputs is not None
-        inputs, labels = loaded.inputs.to(self.device), torch.tensor(loaded.labels, device=self.device)
+        inputs, indices = loaded.inputs.to(self.device), torch.tensor(loaded.indices)
         activations: dict[str, Tensor] = {}
-        indices, go_on = torch.tensor(loaded.indices), self._make_go_on(inputs)
-        batch = Batch(loaded.number, indices, inputs, labels, activations, None, go_on)
+        go_on = self._make_go_on(inputs)
+        batch = Batch(loaded.number, indices, inputs, self._numbers(loaded), activations, None, go_on)
         measured: dict[str, Any] = {}
         late = {name: s for name, s in statistics.items() if not (s.early and len(s.layers) == 1)}
         reduced: dict[str, dict[str, Tensor]] = {name: {} for name in late}
@@ -117,11 +115,12 @@ class Job:
                 if logits:
                     batch.logits = check_logits(trace.output, self.pick)
                     classes = batch.logits.shape[1] // max(s.side_by_side for s in statistics.values())
-                    batch.labels = _within(loaded, classes).to(self.device)
-                    named = self.source.alphabetic_classes() if self._needs_labels() else None
-                    if named not in (None, classes):
+                    loaded.labels = [_within(label, classes) for label in loaded.labels]
+                    batch.labels = self._numbers(loaded)
+                    names, alphabetic = self.source.names if self._needs_labels() else (None, False)
+                    if names and alphabetic and len(names) != classes:
                         raise ValueError(
-                            f"the labels are {named} names and the model has {classes} classes: which is which is "
+                            f"the labels are {len(names)} names and the model has {classes} classes: which is which is "
                             f"not known; expected {_ACCEPTED_LABELS}"
                         )
                 activations.update(trace.activations)
@@ -132,6 +131,10 @@ class Job:
                 raise
             raise too_large(f"a batch of {len(inputs)} pictures (batch_size=)", error) from error
         return measured
+
+    def _numbers(self, loaded: LoadedBatch) -> Tensor:
+        """The pictures' classes (N,)."""
+        return torch.tensor([label.number for label in loaded.labels], device=self.device)
 
     def _make_go_on(self, inputs: Tensor) -> Callable[[str, Tensor], Tensor]:
         resumables: dict[str, Resumable] = {}

@@ -10,6 +10,7 @@ from operator import attrgetter
 from torch import Tensor
 
 from nbviz.core.state import uninterrupted
+from nbviz.scanning.labels import Label
 from nbviz.scanning.statistic import Statistic
 
 
@@ -47,10 +48,14 @@ class LoadedBatch:
     number: int
     indices: list[int]
     inputs: Tensor | None  # None if no picture of the batch could be read
-    labels: list[int]
+    labels: list[Label]
     skipped: list[Skipped]
-    classes: list[int] = field(default_factory=list)  # the length of each label that is a one-hot vector, else 0
-    no_class: list[NoClass] = field(default_factory=list)
+
+    @property
+    def no_class(self) -> list[NoClass]:
+        """The labels that are no class."""
+        pairs = zip(self.indices, self.labels, strict=True)
+        return [NoClass(label.reason, 1, index, label.given) for index, label in pairs if label.reason]
 
 
 @dataclass

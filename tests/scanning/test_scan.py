@@ -35,6 +35,7 @@ from nbviz.scanning import executors
 from nbviz.scanning import jobs as core
 from nbviz.scanning.checkpoint import key_of
 from nbviz.scanning.dataset import Inputs
+from nbviz.scanning.labels import Label
 from nbviz.scanning.statistic import Batch, Statistic
 from nbviz.scanning.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
 from tests.rounds import rounds
@@ -658,7 +659,7 @@ def test_memory_does_not_grow_with_the_dataset() -> None:
             indices = torch.arange(2 * number, 2 * number + 2)
             for statistic in found.statistics.values():
                 statistic.update(statistic.measure(Batch(number, indices, part, indices * 0, {"0": part}, None)))
-            found.add(core.LoadedBatch(number, indices.tolist(), part, [0, 0], []))
+            found.add(core.LoadedBatch(number, indices.tolist(), part, [Label(0), Label(0)], []))
         assert job.fresh().pictures == 0
         sizes.append(
             sum(len(pickle.dumps(vars(one))) for one in found.statistics.values()) + len(pickle.dumps(found.done))
