@@ -9,8 +9,9 @@ and extremes never do, and floating-point sums are made along a fixed tree over 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import ModelError, line
 from nbviz.core.resume import Resumable
 from nbviz.core.trace import Feed, run
+from nbviz.core.weights import fingerprint
 from nbviz.scanning.dataset import Inputs
 from nbviz.scanning.labels import Label
 from nbviz.scanning.records import LoadedBatch, PartialResult
@@ -137,48 +139,40 @@ class Job:
         return torch.tensor([label.number for label in loaded.labels], device=self.device)
 
     def _make_go_on(self, inputs: Tensor) -> Callable[[str, Tensor], Tensor]:
-        resumables: dict[str, Resumable] = {}
+        @cache
+        def resumable(layer: str) -> Resumable:
+            made = Resumable(self.model, inputs, layer, self.feed, self._resumable.get(layer))
+            self._resumable.setdefault(layer, (made.skips, made.widens))
+            return made
 
         def go_on(layer: str, activation: Tensor) -> Tensor:
-            if layer not in resumables:
-                resumables[layer] = Resumable(self.model, inputs, layer, self.feed, self._resumable.get(layer))
-            resumable = resumables[layer]
-            self._resumable.setdefault(layer, (resumable.skips, resumable.widens))
-            variants = [activation] if resumable.widens else activation.split(len(inputs))
-            return torch.cat([check_logits(resumable.go_on(variant), self.pick) for variant in variants])
+            variants = [activation] if resumable(layer).widens else activation.split(len(inputs))
+            return torch.cat([check_logits(resumable(layer).go_on(variant), self.pick) for variant in variants])
 
         return go_on
 
 
-def scan_here(
-    job: Job, total: PartialResult, parts: Sequence[Sequence[int]] | None, workers: int
-) -> Iterator[PartialResult]:
-    """Process the parts in this process (None: a dataset of unknown length); yields the total after each step."""
-    if parts is None:
-        for loaded in job.source.load(None, 0):
+def scan_here(job: Job, total: PartialResult, workers: int, weights: Hashable) -> Generator[None, None, None]:
+    """Process the batches that are not done in this process, as long as the model's weights stay the same."""
+    batches = None if job.source.batches is None else total.missing(job.source.batches)
+    try:
+        for loaded in job.source.load(batches, workers):
             job.process(loaded, total)
-            yield total
-        return
-    # One reader for all parts, so that it reads ahead across their ends.
-    batches = job.source.load([number for part in parts for number in part], workers)
-    for part in parts:
-        result = total if len(parts) == 1 else job.fresh()
-        for _ in part:
-            try:
-                job.process(next(batches), result)
-            except Exception as error:
-                if not (reason := _dead_reader(error)):
-                    raise
-                raise RuntimeError(
-                    f"one of the processes that read pictures (workers={workers}) has died: {reason}; it was killed, "
-                    "as when memory runs out, or crashed on a file. Expected fewer workers, or 0; with checkpoint= a "
-                    "scan can be resumed"
-                ) from error
-            if result is total:
-                yield total
-        if result is not total:
-            total.merge(result)
-            yield total
+            if fingerprint(job.model) != weights:
+                total.torn = True  # the last batch may have seen other weights
+                raise ModelError(
+                    f"the weights of {type(job.model).__name__} were changed while it was scanned, by another thread "
+                    "or the dataset; expected a model at rest, or a copy of it (copy.deepcopy)"
+                )
+            yield
+    except Exception as error:
+        if not (reason := _dead_reader(error)):
+            raise
+        raise RuntimeError(
+            f"one of the processes that read pictures (workers={workers}) has died: {reason}; it was killed, as when "
+            "memory runs out, or crashed on a file. Expected fewer workers, or 0; with checkpoint= a scan can be "
+            "resumed"
+        ) from error
 
 
 def _dead_reader(error: BaseException | None) -> str:
