@@ -168,16 +168,13 @@ class ReportResult:
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("layer", "channels", "vary as", *_COLUMNS, "importance"))
-        rows = []
+        table = f"<tr>{head}</tr>"
         for name, entry in self.layers.items():
             cells = [escape(line(name, 60)), str(entry.layer.shape[0]), f"{entry.dimensions:.0f}"]
             cells += [escape(channels) or "–" for _, channels in _findings(entry)]
-            rows.append("".join(f"<td>{cell}</td>" for cell in [*cells, _bars(entry)]))
-        table = "".join(f"<tr>{row}</tr>" for row in rows)
+            table += f"<tr>{''.join(f'<td>{cell}</td>' for cell in [*cells, _bars(entry)])}</tr>"
         kernels = self.kernels._repr_html_() if self.kernels is not None else ""
-        return (
-            f'<div class="nbviz-report"><div>{self._head()}</div><table><tr>{head}</tr>{table}</table>{kernels}</div>'
-        )
+        return f'<div class="nbviz-report"><div>{self._head()}</div><table>{table}</table>{kernels}</div>'
 
 
 _COLUMNS = ("dead", "constant", "alike", "useless")
