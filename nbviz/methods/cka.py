@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from nbviz.scanning.statistic import Batch, Measured, Tree, add_along_tree, merge_trees, tree_sum
+from nbviz.scanning.statistic import Batch, Combined, Tree, leaf, merge_trees, tree_sum
 
 
-class CKA(Measured):
+class CKA(Combined):
     """How similar the representations of two sets of layers are: linear centred kernel alignment, batch by batch.
 
     S. Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, with the unbiased
@@ -25,6 +26,8 @@ class CKA(Measured):
         Names of layers.
     """
 
+    combine: ClassVar = {"sums": merge_trees}
+
     def __init__(self, layers_a: Sequence[str], layers_b: Sequence[str]) -> None:
         self.sides = tuple(layers_a), tuple(layers_b)
         self.layers = (*layers_a, *layers_b)
@@ -38,20 +41,14 @@ class CKA(Measured):
         flat = flat / scale
         return ((flat @ flat.T).double() * scale.double().square()).fill_diagonal_(0)
 
-    def measure(self, batch: Batch) -> CKA:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         """The terms of one batch."""
-        terms, n = CKA(*self.sides), len(batch.indices)
-        if n < 4:
-            return terms
+        if len(batch.indices) < 4:
+            return {}
         grams = [torch.stack([batch.activations[layer] for layer in side]) for side in self.sides]
         cross = _hsic(grams[0][:, None], grams[1][None])
         own = [_hsic(gram, gram) for gram in grams]
-        add_along_tree(terms.sums, batch.number, torch.cat([cross.flatten(), *own]).cpu())
-        return terms
-
-    def merge(self, other: CKA) -> None:
-        """Add the terms of other batches."""
-        merge_trees(self.sums, other.sums)
+        return {"sums": leaf(batch, torch.cat([cross.flatten(), *own]).cpu())}
 
     def result(self) -> Tensor | None:
         """The alignment (A, B), from 0 to 1; None before the first batch that counts."""

@@ -18,7 +18,7 @@ from nbviz.core.errors import line, shown
 from nbviz.core.layers import Layers, trace_layers
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model, device_aside
-from nbviz.core.trace import find_module
+from nbviz.core.trace import find_modules
 from nbviz.core.types import Dataset, ModelInputs, Preprocessing, ScoresIn
 from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairedAccuracy, PairedAccuracyResult
@@ -169,14 +169,15 @@ def compare(
     a, b = check_model(model_a), check_model(model_b)
     feed, most = check_feed(inputs), check_whole("most", most, 1)
     _check_same_inputs(readers, preprocess is None)
-    b = _with_own_modules(a, b)
+    if not set(a.modules()).isdisjoint(b.modules()):
+        b = shadow_of(b)  # since a module can have only one name in the pair; the weights stay shared
     source = Inputs(check_dataset(dataset), readers[0], 1)
     names = [_check_layers(model, layers) for model in (a, b)]
     if source.count is not None:
         first = source.first()
-        (layers_a, output_a), (layers_b, output_b) = (trace_layers(model, first, feed) for model in (a, b))
-        _both((output_a, output_b), output)
-        names = names if layers is not None else [_spread_layers(found, most) for found in (layers_a, layers_b)]
+        traced, outputs = zip(*(trace_layers(model, first, feed) for model in (a, b)), strict=True)
+        _both(outputs, output)
+        names = names if layers is not None else [_spread_layers(found, most) for found in traced]
     elif layers is None:
         raise TypeError(
             "an iterable dataset is not looked into beforehand; expected layers= with it, or one with a length"
@@ -195,14 +196,6 @@ def compare(
     accuracy, agree = scanned["accuracy"]
     a_names, b_names = map(tuple, names)
     return CompareResult(accuracy, agree, scanned.get("cka"), a_names, b_names, scanned.pictures, scanned.complete)
-
-
-def _with_own_modules(a: nn.Module, b: nn.Module) -> nn.Module:
-    """The second model, or a shadow of it if both share modules: a module can have only one name in the pair.
-
-    The weights stay shared.
-    """
-    return b if set(a.modules()).isdisjoint(b.modules()) else shadow_of(b)
 
 
 def _check_same_inputs(readers: Sequence[Reader], own: bool) -> None:
@@ -238,8 +231,7 @@ def _check_layers(model: nn.Module, given: Sequence[str] | None) -> list[str]:
         return []
     if not isinstance(given, (list, tuple)) or not given:
         raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
-    for name in given:
-        find_module(model, name)
+    find_modules(model, given)
     return list(given)
 
 

@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -134,19 +133,16 @@ def _result(name: str, trace: Trace, layer: str, channels: list[int], rule: str)
 def _named_checkpoints(given: Any) -> list[tuple[str, Any]]:
     """Each checkpoint with its name: a dict's key, a file's name, or a number."""
     if isinstance(given, Mapping) and not any(isinstance(value, Tensor) for value in given.values()):
-        named = [(line(name, 80), checkpoint) for name, checkpoint in given.items()]
+        named = list(given.items())
     elif isinstance(given, (list, tuple)):
-        named = [
-            (line(_path(checkpoint).stem, 80) if isinstance(checkpoint, (str, os.PathLike)) else f"{i}", checkpoint)
-            for i, checkpoint in enumerate(given)
-        ]
+        named = [(_path(c).stem if isinstance(c, (str, os.PathLike)) else i, c) for i, c in enumerate(given)]
     else:
         raise TypeError(
             f"checkpoints is a {type(given).__name__}; expected a list of state dicts or files, or a dict of these"
         )
     if not named:
         raise ValueError("checkpoints is empty; expected at least one")
-    return named
+    return [(line(name, 80), checkpoint) for name, checkpoint in named]
 
 
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
@@ -179,11 +175,7 @@ def _path(given: str | os.PathLike[str]) -> Path:
 
 def _read(given: str | os.PathLike[str]) -> Any:
     path = _path(given)
-    try:
-        exists = path.is_file()
-    except OSError:  # a name that is too long
-        exists = False
-    if not exists:
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file fails for a name that is too long
         raise FileNotFoundError(f"there is no file {shown(str(path), 200)}; expected a checkpoint")
     try:
         if path.suffix == ".safetensors":
@@ -249,13 +241,10 @@ class Recorder:
         self.rule = check_choice("rule", rule, RULES)
         self.moments: list[CheckpointResult] = []
         self._handles: list[Any] = []
-        self._reset()
-
-    def _reset(self) -> None:
-        self._values: Tensor | None = None  # (K,) on the model's device
-        self._pictures: Tensor | None = None  # (K, C, H, W)
+        #: The strongest activations (K,) and their pictures (K, C, H, W), on the model's device.
+        self._strongest: tuple[Tensor, Tensor] | None = None
         self._inputs: Tensor | None = None  # of the current forward pass
-        self._calls = 0
+        self._calls = 0  # of the layer, in the current forward pass
 
     def __enter__(self) -> Recorder:
         module = submodule(self.model, self._module)
@@ -268,18 +257,14 @@ class Recorder:
             ]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def _before(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        self._inputs = None
-        if self.model.training and isinstance(first, Tensor) and not first.is_meta:
-            self._inputs = first.detach()
+        self._inputs = None if first is None or first.is_meta or not self.model.training else first.detach()
         self._calls = 0
 
     def _after(self, _module: nn.Module, _args: Any, activation: Any) -> None:
@@ -291,20 +276,20 @@ class Recorder:
                 f"layer {shown(self.layer)} gives {tuple(activation.shape)} for {len(self._inputs)} picture(s); "
                 f"expected feature maps with more than {max(self.channels)} channels"
             )
-        if self._pictures is not None and self._pictures.shape[1:] != self._inputs.shape[1:]:
+        if self._strongest is not None and self._strongest[1].shape[1:] != self._inputs.shape[1:]:
             raise ValueError(
                 f"the model is given pictures of shape {tuple(self._inputs.shape[1:])} after ones of "
-                f"{tuple(self._pictures.shape[1:])}; expected one shape between two marks"
+                f"{tuple(self._strongest[1].shape[1:])}; expected one shape between two marks"
             )
         with torch.no_grad():
-            values, strongest = activation.detach()[:, self.channels].flatten(2).amax(2).max(0)
-            pictures = self._inputs[strongest]
-            if self._values is None or self._pictures is None:
-                self._values, self._pictures = values.clone(), pictures
-                return
-            better = (values > self._values) | self._values.isnan()
-            self._values = torch.where(better, values, self._values)
-            self._pictures = torch.where(better.view(-1, *[1] * (pictures.ndim - 1)), pictures, self._pictures)
+            values, rows = activation.detach()[:, self.channels].flatten(2).amax(2).max(0)
+            pictures = self._inputs[rows]
+            if self._strongest is not None:
+                known_values, known_pictures = self._strongest
+                better = (values > known_values) | known_values.isnan()
+                values = torch.where(better, values, known_values)
+                pictures = torch.where(better.view(-1, *[1] * (pictures.ndim - 1)), pictures, known_pictures)
+            self._strongest = values, pictures
 
     def mark(self, name: str) -> None:
         """End an epoch: reconstruct what excited the channels most since the last mark, with the current weights.
@@ -319,21 +304,17 @@ class Recorder:
         ModelError
             When no picture went through the model in train mode since the last mark.
         """
-        if self._values is None or self._pictures is None:
+        if self._strongest is None:
             raise ModelError(
                 "no picture went through the model in train mode since the last mark; expected one at least"
             )
-        values, pictures, results = self._values, self._pictures, []
-        self._reset()
+        (values, pictures), results = self._strongest, []
+        self._strongest = self._inputs = None
         for i, channel in enumerate(self.channels):  # each with its own picture
             trace = run(self.model, pictures[i : i + 1], [self.layer], grad=True)
             results.append(_result(name, trace, self.layer, traced_channels(trace, self.layer, [channel]), self.rule))
-        positions, maps, signals = (
-            torch.cat([getattr(result, field) for result in results]).cpu()
-            for field in ("positions", "maps", "reconstructions")
-        )
-        self.moments.append(
-            CheckpointResult(
-                line(name, 80), pictures.cpu(), values[:, None].cpu(), positions, maps, signals, tuple(self.channels)
-            )
-        )
+        found = {"pictures": pictures, "values": values[:, None]}
+        for field in ("positions", "maps", "reconstructions"):
+            found[field] = torch.cat([getattr(result, field) for result in results])
+        on_cpu = {field: tensor.cpu() for field, tensor in found.items()}
+        self.moments.append(CheckpointResult(line(name, 80), **on_cpu, channels=tuple(self.channels)))

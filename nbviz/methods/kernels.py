@@ -34,19 +34,18 @@ def convolutions(model: nn.Module) -> dict[str, _Convolution]:
     return {name: module for name, module in modules if isinstance(module, _Convolution)}
 
 
-def _convolution(model: nn.Module, layer: str | None) -> tuple[str, _Convolution]:
-    """The name and the module of a convolution, by default the first."""
+def check_kernels_layer(model: nn.Module, layer: Any) -> str:
+    """The name of a convolution, by default the first."""
     found = convolutions(model)
     if not found:
         raise ValueError(f"{type(model).__name__} has no convolution (Conv1d, Conv2d, Conv3d); expected one that has")
     if layer is None or (isinstance(layer, str) and not layer and "" in found):  # a model that is a convolution itself
-        return next(iter(found.items()))
+        return next(iter(found))
     name = find_module(check_model(model), layer)[0]
-    module = submodule(check_model(model), name)
-    if not isinstance(module, _Convolution):
+    if not isinstance(submodule(check_model(model), name), _Convolution):
         accepted = ", ".join(list(found)[:12])
         raise ValueError(f"layer {shown(layer)} is not a convolution and has no kernels. Accepted: {accepted}")
-    return name, module
+    return name
 
 
 @documented
@@ -87,13 +86,13 @@ def kernels(model: nn.Module, layer: str | None = None, channels: Channels | Non
     >>> nbviz.grid(kernels(nbviz.bundled.load("fashion")), nrow=8, padding=1).shape
     torch.Size([3, 17, 33])
     """
-    weight = _weight(model, _convolution(model, layer)[0])
+    _, weight = _read(model, check_kernels_layer(model, layer))
     chosen = range(len(weight)) if channels is None else check_indices("channel", channels, len(weight))
     return weight[list(chosen)]
 
 
-def _weight(model: nn.Module, name: str) -> Tensor:
-    """A copy of the kernels (O, I, ...) of a convolution."""
+def _read(model: nn.Module, name: str) -> tuple[Any, Tensor]:
+    """A convolution, and a copy of its kernels (O, I, ...)."""
 
     def read(shadow: nn.Module) -> tuple[Any, Tensor]:  # in the shadow, since a parametrisation may change its module
         module: Any = submodule(shadow, name) if name else shadow
@@ -103,7 +102,7 @@ def _weight(model: nn.Module, name: str) -> Tensor:
     module, weight = in_shadow(check_model(model), read)
     if module.transposed:  # (inputs, outputs / groups, ...)
         weight = torch.cat([part.transpose(0, 1) for part in weight.chunk(module.groups)])
-    return weight
+    return module, weight
 
 
 @documented
@@ -253,27 +252,31 @@ def kernel_report(model: nn.Module, layer: str | None = None, alike: float = 0.9
     >>> report.dead, report.duplicates
     ((2,), ((0, 1, 1.0),))
     """
-    name, module = _convolution(model, layer)
-    alike = check_number("alike", alike, 0, 1)
-    weight = torch.nan_to_num(_weight(model, name).float().cpu()).double()
+    name, alike = check_kernels_layer(model, layer), check_number("alike", alike, 0, 1)
+    module, weight = _read(model, name)
+    weight = torch.nan_to_num(weight.float().cpu()).double()
     flat = weight.flatten(1)
     norms = flat.norm(dim=1)
     living = norms > 0.01 * norms[norms > 0].median() if bool((norms > 0).any()) else norms > 0
     cosines = torch.nn.functional.normalize(flat, dim=1)
     cosines = (cosines @ cosines.T).round(decimals=6)
     similar = (cosines.abs() >= alike) & (living[:, None] & living).triu(1)
-    pairs = similar.nonzero().tolist() if flat.shape[1] > 1 else []
-    pairs.sort(key=lambda pair: (-abs(float(cosines[tuple(pair)])), pair))
     stride = tuple(1 for _ in module.stride) if module.transposed else tuple(module.stride)
     return KernelReportResult(
         name,
         norms.float(),
         tuple((~living).nonzero().flatten().tolist()),
-        tuple((i, j, float(cosines[i, j])) for i, j in pairs),
+        strongest_first(cosines, similar) if flat.shape[1] > 1 else (),
         _energy_above(weight, [0.5 / step for step in stride]),
         _energy_above(weight, [0.25] * len(stride)),
         stride,
     )
+
+
+def strongest_first(values: Tensor, chosen: Tensor) -> tuple[tuple[int, int, float], ...]:
+    """(row, column, value) of the chosen entries of a matrix, by decreasing absolute value."""
+    entries = [(i, j, float(values[i, j])) for i, j in chosen.nonzero().tolist()]
+    return tuple(sorted(entries, key=lambda entry: -abs(entry[2])))
 
 
 def _energy_above(kernels: Tensor, limits: Sequence[float]) -> Tensor:
@@ -296,8 +299,3 @@ def _energy_above(kernels: Tensor, limits: Sequence[float]) -> Tensor:
 
 
 _FREQUENCIES = 64  # along each side
-
-
-def check_kernels_layer(model: nn.Module, layer: Any) -> str:
-    """The name of the convolution, checked."""
-    return _convolution(model, layer)[0]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import add
+from typing import Any, ClassVar
 
 import torch
 
 from nbviz.scanning.answers import check_classes
-from nbviz.scanning.statistic import Batch, Measured
+from nbviz.scanning.statistic import Batch, Combined
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,18 @@ class PairedAccuracyResult:
         """
         a, b, n = self.accuracy_a, self.accuracy_b, self.pictures
         (low_a, high_a), (low_b, high_b) = _wilson(a, n), _wilson(b, n)
-        phi = _phi(self.both, self.only_a, self.only_b, self.neither)
-        down = _spread(b - low_b, high_a - a, phi)
-        up = _spread(high_b - b, a - low_a, phi)
+        phi = self._phi()
+        down, up = _spread(b - low_b, high_a - a, phi), _spread(high_b - b, a - low_a, phi)
         return self.difference - down, self.difference + up
+
+    def _phi(self) -> float:
+        """The correlation of both, with Newcombe's continuity correction."""
+        right_a, right_b = self.both + self.only_a, self.both + self.only_b
+        product = float(right_a) * (self.pictures - right_a) * right_b * (self.pictures - right_b)
+        if product == 0:
+            return 0.0
+        cross = self.both * self.neither - self.only_a * self.only_b
+        return (max(cross - self.pictures / 2, 0) if cross > 0 else cross) / math.sqrt(product)
 
     @property
     def verdict(self) -> str:
@@ -110,21 +120,11 @@ def _wilson(proportion: float, n: int) -> tuple[float, float]:
     return (middle - half) / (1 + _Z**2 / n), (middle + half) / (1 + _Z**2 / n)
 
 
-def _phi(both: int, only_a: int, only_b: int, neither: int) -> float:
-    """The correlation of both, with Newcombe's continuity correction."""
-    n = both + only_a + only_b + neither
-    product = float(both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
-    if product == 0:
-        return 0.0
-    cross = both * neither - only_a * only_b
-    return (max(cross - n / 2, 0) if cross > 0 else cross) / math.sqrt(product)
-
-
 def _spread(a: float, b: float, phi: float) -> float:
     return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
 
 
-class PairedAccuracy(Measured):
+class PairedAccuracy(Combined):
     """On which pictures each of two models is right, from their logits side by side (N, 2 * classes).
 
     Memory: 48 bytes.
@@ -132,26 +132,21 @@ class PairedAccuracy(Measured):
 
     logits = needs_labels = True
     side_by_side = 2
+    combine: ClassVar = {"counts": add, "agree": add, "pictures": add}
 
     def __init__(self) -> None:
         self.counts = torch.zeros(4, dtype=torch.int64, device="cpu")  # neither, only b, only a, both
         self.agree = self.pictures = 0
 
-    def measure(self, batch: Batch) -> PairedAccuracy:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         """The counts of one batch; pictures without a label count only for the agreement."""
         assert batch.logits is not None
-        counted, predicted = PairedAccuracy(), batch.logits.unflatten(1, (2, -1)).argmax(2)
-        labelled = batch.labels >= 0
+        predicted, labelled = batch.logits.unflatten(1, (2, -1)).argmax(2), batch.labels >= 0
         check_classes(batch.labels, batch.logits.shape[1] // 2)
         right = (predicted == batch.labels[:, None])[labelled]
-        counted.counts = (2 * right[:, 0].long() + right[:, 1]).bincount(minlength=4).cpu()
-        counted.agree, counted.pictures = int((predicted[:, 0] == predicted[:, 1]).sum()), len(predicted)
-        return counted
-
-    def merge(self, other: PairedAccuracy) -> None:
-        """Add the counts of other pictures."""
-        self.counts = self.counts + other.counts
-        self.agree, self.pictures = self.agree + other.agree, self.pictures + other.pictures
+        counts = (2 * right[:, 0].long() + right[:, 1]).bincount(minlength=4).cpu()
+        agree = int((predicted[:, 0] == predicted[:, 1]).sum())
+        return {"counts": counts, "agree": agree, "pictures": len(predicted)}
 
     def result(self) -> tuple[PairedAccuracyResult | None, float]:
         """The counts, None where no picture has a label; and how often both models agree."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from operator import add
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,16 @@ from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
 from nbviz.core.layers import Layer
 from nbviz.core.state import device_aside
-from nbviz.core.trace import find_module
 from nbviz.core.types import Dataset, ModelInputs, Preprocessing, ScoresIn
-from nbviz.methods.kernels import KernelReportResult, convolutions, kernel_report
+from nbviz.methods.kernels import KernelReportResult, convolutions, kernel_report, strongest_first
 from nbviz.methods.subject import Subject
 from nbviz.scanning.answers import Ablation, AblationResult, Accuracy, check_classes
 from nbviz.scanning.scan import scan
-from nbviz.scanning.statistic import Batch, Measured, Statistic, Tree, add_along_tree, merge_trees, tree_sum
+from nbviz.scanning.statistic import Batch, Combined, Statistic, Tree, leaf, merge_trees, tree_sum
 from nbviz.scanning.statistics import Correlation, Moments, MomentsResult, Sparsity, SparsityResult
 
 
-class Importance(Measured):
+class Importance(Combined):
     """How much the loss would change, to first order, if a channel were switched off.
 
     P. Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017, section
@@ -44,33 +44,30 @@ class Importance(Measured):
     """
 
     logits = grad = True
+    combine: ClassVar = {
+        "sums": lambda sums, other: {layer: merge_trees(tree, other[layer]) for layer, tree in sums.items()},
+        "pictures": add,
+    }
 
     def __init__(self, layers: Sequence[str]) -> None:
         self.layers = tuple(layers)
         self.sums: dict[str, Tree] = {layer: {} for layer in layers}
         self.pictures = 0
 
-    def measure(self, batch: Batch) -> Importance:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         """The importances in one batch."""
         assert batch.logits is not None
-        measured = Importance(self.layers)
         activations = [batch.activations[layer] for layer in self.layers]
         check_classes(batch.labels, batch.logits.shape[1])
         with torch.inference_mode(False), torch.enable_grad():
             loss = F.cross_entropy(batch.logits.float(), _labels_or_predictions(batch), reduction="sum")
             gradients = torch.autograd.grad(loss, activations, retain_graph=True, allow_unused=True)
+        sums = {}
         for layer, activation, gradient in zip(self.layers, activations, gradients, strict=True):
             product = activation * (torch.zeros_like(activation) if gradient is None else gradient)
             change = product.detach().flatten(2).sum(2) if product.ndim > 2 else product.detach()
-            add_along_tree(measured.sums[layer], batch.number, change.double().abs().sum(0).cpu())
-        measured.pictures = len(batch.labels)
-        return measured
-
-    def merge(self, other: Importance) -> None:
-        """Add the sums of other pictures."""
-        for layer, tree in self.sums.items():
-            merge_trees(tree, other.sums[layer])
-        self.pictures += other.pictures
+            sums[layer] = leaf(batch, change.double().abs().sum(0).cpu())
+        return {"sums": sums, "pictures": len(batch.labels)}
 
     def result(self) -> dict[str, Tensor]:
         """The means; empty before the first picture."""
@@ -86,7 +83,7 @@ def _labels_or_predictions(batch: Batch) -> Tensor:
 class _AblationOnAll(Ablation):
     """Ablation that also counts pictures without labels, by their predicted classes."""
 
-    def measure(self, batch: Batch) -> Ablation:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         return super().measure(replace(batch, labels=_labels_or_predictions(batch)))
 
 
@@ -171,16 +168,13 @@ class ReportResult:
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("layer", "channels", "vary as", *_COLUMNS, "importance"))
-        rows = []
+        table = f"<tr>{head}</tr>"
         for name, entry in self.layers.items():
             cells = [escape(line(name, 60)), str(entry.layer.shape[0]), f"{entry.dimensions:.0f}"]
             cells += [escape(channels) or "–" for _, channels in _findings(entry)]
-            rows.append("".join(f"<td>{cell}</td>" for cell in [*cells, _bars(entry)]))
-        table = "".join(f"<tr>{row}</tr>" for row in rows)
+            table += f"<tr>{''.join(f'<td>{cell}</td>' for cell in [*cells, _bars(entry)])}</tr>"
         kernels = self.kernels._repr_html_() if self.kernels is not None else ""
-        return (
-            f'<div class="nbviz-report"><div>{self._head()}</div><table><tr>{head}</tr>{table}</table>{kernels}</div>'
-        )
+        return f'<div class="nbviz-report"><div>{self._head()}</div><table>{table}</table>{kernels}</div>'
 
 
 _COLUMNS = ("dead", "constant", "alike", "useless")
@@ -350,13 +344,11 @@ def _chosen_layers(subject: Subject, given: Sequence[str] | None) -> dict[str, L
     """The layers given, checked; for None, the rectifiers with feature maps, or else the convolutions."""
     layers = {layer.name: layer for layer in subject.layers()}
     if given is not None:
-        if not isinstance(given, (list, tuple)) or not given:
-            raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
-        for name in given:
-            find_module(subject.model, name)
+        names = subject.layer_names(given)
+        for name in names:
             if name not in layers or not layers[name].shape:
                 raise ValueError(f"layer {shown(name)} gives no channels; expected one that nbviz.layers lists")
-        return {name: layers[name] for name in given}
+        return {name: layers[name] for name in names}
     maps = {name: layer for name, layer in layers.items() if layer.has_maps and layer.leaf}
     rectifiers = {name: layer for name, layer in maps.items() if layer.type in _RECTIFIERS}
     chosen = rectifiers or {name: layer for name, layer in maps.items() if layer.type.startswith("Conv")}
@@ -375,8 +367,7 @@ def _indices(mask: Tensor) -> tuple[int, ...]:
 def _pairs(correlation: Tensor, alike: float) -> tuple[tuple[int, int, float], ...]:
     """The pairs of channels with at least this correlation, the highest first."""
     upper = torch.nan_to_num(correlation.round(decimals=6)).triu(1)
-    pairs = ((upper >= alike) & (upper > 0)).nonzero().tolist()
-    return tuple((i, j, float(upper[i, j])) for i, j in sorted(pairs, key=lambda p: (-float(upper[tuple(p)]), p)))
+    return strongest_first(upper, (upper >= alike) & (upper > 0))
 
 
 def _dimensions(correlation: Tensor) -> float:

@@ -85,8 +85,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     var_a, var_b, cov = (unbiased * (mean(x * y) - p * q) for x, y, p, q in ((a, a, u, u), (b, b, v, v), (a, b, u, v)))
     c1, c2 = 0.01**2, 0.03**2
     local = (2 * u * v + c1) * (2 * cov + c2) / ((u**2 + v**2 + c1) * (var_a + var_b + c2))
-    similarity: Tensor = local.flatten(1).mean(1)
-    return similarity
+    return torch.mean(local.flatten(1), 1)
 
 
 def _unit_range(maps: Tensor) -> Tensor:

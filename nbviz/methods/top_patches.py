@@ -50,9 +50,9 @@ class TopPatchesResult(TopKResult):
     channels: Tensor
     skipped: tuple[Skipped, ...]
     complete: bool
-    _subject: Subject = field(repr=False)  # with the first picture of the dataset
-    _source: Inputs = field(repr=False)
-    _read: dict[int, Tensor] = field(repr=False)  # the pictures last read
+    _subject: Subject  # with the first picture of the dataset
+    _source: Inputs
+    _read: dict[int, Tensor] = field(default_factory=dict)  # the pictures last read
 
     @property
     def model(self) -> nn.Module:
@@ -265,21 +265,16 @@ def top_patches(
     count = layers[layer].shape[0]
     rows = range(count) if channels is None else check_indices("channel", channels, count)
     chosen = torch.tensor(rows, dtype=torch.int64)
-    options |= {"preprocess": preprocess, "inputs": inputs}
-    scanned = scan(subject.model, source.dataset, {"top": TopK(layer, k)}, **options)
+    statistics = {"top": TopK(layer, k)}
+    scanned = scan(subject.model, source.dataset, statistics, preprocess=preprocess, inputs=inputs, **options)
     if not scanned.pictures:
         raise KeyboardInterrupt  # the scan was interrupted before its first batch
-    top: TopKResult = scanned["top"]
     return TopPatchesResult(
-        top.values[chosen],
-        top.indices[chosen],
-        top.positions[chosen],
-        top.labels[chosen],
-        layers[layer],
-        chosen,
-        scanned.skipped,
-        scanned.complete,
-        subject,
-        source,
-        {},
+        **{name: values[chosen] for name, values in vars(scanned["top"]).items()},
+        layer=layers[layer],
+        channels=chosen,
+        skipped=scanned.skipped,
+        complete=scanned.complete,
+        _subject=subject,
+        _source=source,
     )

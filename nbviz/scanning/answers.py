@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import add
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from nbviz.core.checks import check_choice, check_whole
 from nbviz.core.documented import documented
 from nbviz.core.errors import shown
 from nbviz.core.resume import switch_off
-from nbviz.scanning.statistic import Batch, LayerStatistic, Measured, Tree, add_along_tree, merge_trees, tree_sum
+from nbviz.scanning.statistic import Batch, Combined, LayerStatistic, Tree, leaf, merge_trees, tree_sum
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class AccuracyResult:
     counts: Tensor
 
 
-class Accuracy(Measured):
+class Accuracy(Combined):
     """Accuracy, also per class, loss and confusion matrix.
 
     Memory: 8 bytes for each pair of classes.
@@ -57,35 +59,27 @@ class Accuracy(Measured):
     """
 
     logits = needs_labels = True
+    combine: ClassVar = {"losses": merge_trees, "in_five": add, "counts": add}
 
     def __init__(self) -> None:
         self.losses: Tree = {}
         self.in_five = 0
         self.counts = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
 
-    def measure(self, batch: Batch) -> Accuracy:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         """The accuracy on one batch; pictures without a label do not count."""
         assert batch.logits is not None
-        measured, classes = Accuracy(), batch.logits.shape[1]
-        labelled = batch.labels >= 0
+        labelled, classes = batch.labels >= 0, batch.logits.shape[1]
         logits, labels = batch.logits[labelled].double(), batch.labels[labelled]
         if not len(labels):
-            return measured
+            return {}
         check_classes(labels, classes)
         pairs = (labels * classes + logits.argmax(1)).bincount(minlength=classes * classes).view(classes, classes)
-        measured.counts = pairs.cpu()
         best = logits.topk(min(5, classes), 1).indices
         # Among equal scores, topk and argmax may differ.
         in_five = (best == labels[:, None]).any(1) | (logits.argmax(1) == labels)
-        measured.in_five = int(in_five.sum())
-        add_along_tree(measured.losses, batch.number, F.cross_entropy(logits, labels, reduction="sum").cpu())
-        return measured
-
-    def merge(self, other: Accuracy) -> None:
-        """Add the accuracy over other pictures."""
-        merge_trees(self.losses, other.losses)
-        self.in_five += other.in_five
-        self.counts = self.counts + other.counts
+        loss = F.cross_entropy(logits, labels, reduction="sum").cpu()
+        return {"losses": leaf(batch, loss), "in_five": int(in_five.sum()), "counts": pairs.cpu()}
 
     def result(self) -> AccuracyResult | None:
         """The accuracy; None before the first picture with a label."""
@@ -168,6 +162,7 @@ class Ablation(LayerStatistic):
     """
 
     logits, needs_labels, early = True, True, False
+    combine: ClassVar = {"right": add, "pictures": add, "losses": merge_trees}
 
     def __init__(
         self,
@@ -190,15 +185,14 @@ class Ablation(LayerStatistic):
         self.pictures = torch.zeros(1, dtype=torch.int64, device="cpu")  # of each class
         self.losses: Tree = {}
 
-    def measure(self, batch: Batch) -> Ablation:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         """The ablation on one batch; pictures without a label do not count."""
-        measured = Ablation(self.layers[0], self.mode, self.value, self.off, self.at_once)
         assert batch.logits is not None
         assert batch.go_on is not None
         labelled = batch.labels >= 0
         labels, classes = batch.labels[labelled], batch.logits.shape[1]
         if not len(labels):
-            return measured
+            return {}
         check_classes(labels, classes)
         maps, go_on = batch.activations[self.layers[0]], batch.go_on
         off, n = self._trials(maps), len(maps)
@@ -215,9 +209,7 @@ class Ablation(LayerStatistic):
             variants = switch_off(maps, off[trials.to(off.device)], self.value)
             for trial, logits in zip(trials.tolist(), go_on(self.layers[0], variants).split(n), strict=True):
                 note(trial, logits)
-        measured.right, measured.pictures = right, labels.bincount(minlength=classes).cpu()
-        add_along_tree(measured.losses, batch.number, loss)
-        return measured
+        return {"right": right, "pictures": labels.bincount(minlength=classes).cpu(), "losses": leaf(batch, loss)}
 
     def _trials(self, maps: Tensor) -> Tensor:
         """The channels that each trial switches off, bool (S, C)."""
@@ -228,11 +220,6 @@ class Ablation(LayerStatistic):
         if self.off.shape[1] != channels:
             raise ValueError(f"off has shape {tuple(self.off.shape)}; expected (S, {channels}): the layer's channels")
         return self.off.to(maps.device)
-
-    def merge(self, other: Ablation) -> None:
-        """Add the ablation over other pictures."""
-        self.right, self.pictures = self.right + other.right, self.pictures + other.pictures
-        merge_trees(self.losses, other.losses)
 
     def result(self) -> AblationResult | None:
         """Accuracy and loss of each trial; None before the first picture with a label."""

@@ -7,9 +7,7 @@ import io
 import os
 import platform
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import astuple
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -24,9 +22,12 @@ from nbviz.core.state import uninterrupted
 from nbviz.core.trace import run
 from nbviz.scanning.digest import digest, hooks_of
 from nbviz.scanning.jobs import Job
-from nbviz.scanning.records import NoClass, PartialResult, Skipped
+from nbviz.scanning.records import PartialResult
 
 Key = tuple[tuple[str, str | None], ...]
+#: A digest, None where it does not count, and the types of what could not be digested.
+Digest = tuple[str | None, list[str]]
+_ANY: Digest = (None, [])
 
 
 def key_of(job: Job) -> Key:
@@ -40,30 +41,26 @@ def key_of(job: Job) -> Key:
     UserWarning
         If something cannot be compared with its counterpart in another process.
     """
-    key: dict[str, str | None] = {}
-    unknown: dict[str, list[str]] = {}
-    key["model"], unknown["model"] = digest(job.model, hooks=False)
     fixed = {"statistics": job.statistics, "inputs=": job.feed, "output=": partial(check_logits, pick=job.pick)}
-    for name, value in {**fixed, **_precision(job)}.items():
-        key[name], unknown[name] = digest(value)
+    digests: dict[str, Digest] = {"model": digest(job.model, hooks=False)}
+    digests |= {name: digest(value) for name, value in {**fixed, **_precision(job)}.items()}
     known: dict[int, Any] = {}
-    before = {name: (value, _version(value), *digest(value)) for name, value in job.source.parts(known)}
+    before = {name: (value, _version(value), digest(value)) for name, value in job.source.parts(known)}
     pictures = list(job.source.sample())
-    key["the first, middle or last picture"], _ = digest(pictures)
-    for name, (hook_digest, kinds) in _hooks(job, pictures).items():
-        key[name], unknown[name] = hook_digest, kinds
+    digests["the first, middle or last picture"] = digest(pictures)[0], []
+    digests |= _hooks(job, pictures)
     for name, value in job.source.parts(known):
-        old_value, version, key[name], unknown[name] = before.get(name, (None, None, None, []))
+        old_value, version, digests[name] = before.get(name, (None, None, _ANY))
         unchanged = value is old_value and version is not None and version == _version(value)
-        if not unchanged and digest(value)[0] != key[name]:
-            key[name], unknown[name] = None, []
-    if names := [f"{name} ({', '.join(kinds)})" for name, kinds in unknown.items() if kinds]:
+        if not unchanged and digest(value)[0] != digests[name][0]:
+            digests[name] = _ANY
+    if names := [f"{name} ({', '.join(kinds)})" for name, (_, kinds) in digests.items() if kinds]:
         warn(
             f"the checkpoint cannot tell whether this is the same when the scan is resumed: {'; '.join(names)}; when "
             "you change it, give another path",
             UserWarning,
         )
-    return tuple(sorted(key.items()))
+    return tuple(sorted((name, value) for name, (value, _) in digests.items()))
 
 
 def _precision(job: Job) -> dict[str, Any]:
@@ -91,7 +88,7 @@ _PRECISIONS = {
 }
 
 
-def _hooks(job: Job, pictures: list[Any]) -> dict[str, tuple[str | None, list[str]]]:
+def _hooks(job: Job, pictures: list[Any]) -> dict[str, Digest]:
     """The digests of the model's hooks.
 
     Hooks that record what they see change with every pass, so their state cannot identify a scan. They are recognised
@@ -103,7 +100,7 @@ def _hooks(job: Job, pictures: list[Any]) -> dict[str, tuple[str | None, list[st
         with suppress(Exception), torch.no_grad():  # the scan will report the model's errors
             run(job.model, inputs[None].to(job.device), [], feed=job.feed, output=True)
     after = {name: digest(hook)[0] for name, hook in hooks_of(job.model)}
-    changes = (None, ["it changes as it runs"])
+    changes: Digest = (None, ["it changes as it runs"])
     return {name: entry if entry[0] == after.get(name) else changes for name, entry in before.items()}
 
 
@@ -117,40 +114,13 @@ def _version(value: Any) -> int | None:
 def _differences(key: Key, other: Any) -> list[str]:
     """The names under which two keys differ; None matches anything, and files may have appeared or gone."""
     ours, theirs = dict(key), dict(other)
-    names = []
-    for name in sorted(ours.keys() | theirs.keys()):
+
+    def differs(name: str) -> bool:
         absent = None if name.endswith("'s file") else ""
         a, b = ours.get(name, absent), theirs.get(name, absent)
-        names += [name] if a != b and None not in (a, b) else []
-    return names
+        return a != b and None not in (a, b)
 
-
-def save_result(result: PartialResult, key: Key, path: Path) -> None:
-    """Write a checkpoint atomically: to a temporary file, which then replaces it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        content = {
-            "nbviz scan": key,
-            "version": _VERSION,
-            "python": _PYTHON,
-            "done": result.done,
-            "pictures": result.pictures,
-            "skipped": list(map(astuple, result.skipped)),
-            "no class": list(map(astuple, result.no_class.values())),
-            "statistics": {name: vars(statistic) for name, statistic in result.statistics.items()},
-        }
-        written = io.BytesIO()
-        torch.save(content, written)
-        with temporary.open("wb") as file:
-            file.write(written.getbuffer())
-            file.write(_seal(written.getbuffer()))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    return sorted(filter(differs, ours.keys() | theirs.keys()))
 
 
 #: Digests of functions depend on the bytecode of this version.
@@ -183,39 +153,33 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_result(result: PartialResult, key: Key, path: Path) -> None:
-    """Read the result of an earlier scan from a checkpoint, if there is one."""
-    if not path.exists():
-        return
-    try:
-        content = _content(path)
-        differences = _differences(key, content["nbviz scan"])
-        done, pictures, skipped, no_class = (content[name] for name in ("done", "pictures", "skipped", "no class"))
-        states: Mapping[str, dict[str, Any]] = content["statistics"]
-    except Exception as error:
-        raise ValueError(
-            f"checkpoint is {shown(str(path))}, which cannot be read as one: {line(error)}; expected a file that a "
-            "scan has written, or a path where there is none"
-        ) from error
-    if differences:
-        raise ValueError(
-            f"checkpoint is {shown(str(path))}, which belongs to another scan: {line(', '.join(differences), 300)} "
-            f"{'differs' if len(differences) == 1 else 'differ'}{_other_python(content['python'])}; expected the "
-            "checkpoint of this scan, or a path where there is no file"
-        )
-    result.done, result.pictures = [(a, b) for a, b in done], pictures
-    result.skipped = [Skipped(*fields) for fields in skipped]
-    result.no_class = {fields[0]: NoClass(*fields) for fields in no_class}
-    for name, statistic in result.statistics.items():
-        vars(statistic).update(states[name])
-
-
 class Saver:
-    """Writes a checkpoint from time to time, taking at most a twentieth of the scan's time."""
+    """Reads a checkpoint, and writes it from time to time, taking at most a twentieth of the scan's time."""
 
     def __init__(self, key: Key, path: Path) -> None:
-        self.key, self.path = key, path
+        self._key, self._path = key, path
         self._next = time.monotonic() + SAVE_SECONDS
+
+    def load(self, result: PartialResult) -> None:
+        """Read the result of an earlier scan, if there is one."""
+        if not self._path.exists():
+            return
+        try:
+            content = _content(self._path)
+            differences = _differences(self._key, content["nbviz scan"])
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint is {shown(str(self._path))}, which cannot be read as one: {line(error)}; expected a file "
+                "that a scan has written, or a path where there is none"
+            ) from error
+        if differences:
+            raise ValueError(
+                f"checkpoint is {shown(str(self._path))}, which belongs to another scan: "
+                f"{line(', '.join(differences), 300)} {'differs' if len(differences) == 1 else 'differ'}"
+                f"{_other_python(content['python'])}; expected the checkpoint of this scan, or a path where there is "
+                "no file"
+            )
+        result.restore(content)
 
     def save(self, result: PartialResult, now: bool = False) -> None:
         """Write if it is time, or now."""
@@ -223,11 +187,28 @@ class Saver:
         if now or start >= self._next:
             try:
                 with uninterrupted():
-                    save_result(result, self.key, self.path)
+                    self._write(result)
             except OSError as error:  # go on: the scan's result matters more
-                warn(f"the checkpoint {shown(str(self.path))} cannot be written: {line(error)}", UserWarning)
+                warn(f"the checkpoint {shown(str(self._path))} cannot be written: {line(error)}", UserWarning)
             end = time.monotonic()
             self._next = end + max(SAVE_SECONDS, 20 * (end - start))
+
+    def _write(self, result: PartialResult) -> None:
+        """Write the file atomically: to a temporary file, which then replaces it."""
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
+        try:
+            written = io.BytesIO()
+            torch.save({"nbviz scan": self._key, "version": _VERSION, "python": _PYTHON, **result.state()}, written)
+            with temporary.open("wb") as file:
+                file.write(written.getbuffer())
+                file.write(_seal(written.getbuffer()))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 #: The least number of seconds between two checkpoints.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from nbviz.pictures.load import Reader
 from nbviz.pictures.random_numbers import SeededReader
 from nbviz.scanning.identity import Known, identity
 from nbviz.scanning.labels import Label, Names, class_names, given_label, label_of
-from nbviz.scanning.records import LoadedBatch, NoClass, Skipped
+from nbviz.scanning.records import LoadedBatch, Skipped
 
 #: The keys under which items that are dicts may hold the picture.
 PICTURE_KEYS = ("image", "img", "picture", "pixel_values", "jpg", "png", "jpeg")
@@ -93,11 +95,7 @@ class Folder(Dataset[Any]):
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            exists = path.is_dir()
-        except (OSError, ValueError):  # not a possible file name
-            exists = False
-        if not exists:
+        if not os.path.isdir(path):  # noqa: PTH112 - Path.is_dir fails for what is not a possible file name
             raise PictureError(f"there is no folder {shown(str(path), 200)}; expected {_ACCEPTED}")
         self.path = str(path)
         folders = [entry for entry in sorted(path.iterdir()) if _visible(entry) and entry.is_dir()]
@@ -115,9 +113,6 @@ class Folder(Dataset[Any]):
     def __getitem__(self, i: int) -> tuple[str, int | None]:
         return self.samples[i]
 
-    def __str__(self) -> str:
-        return f"Folder {self.path}"
-
 
 def check_dataset(given: Any) -> Any:
     """The given dataset; a :class:`Folder` for a path.
@@ -131,12 +126,9 @@ def check_dataset(given: Any) -> Any:
         return Folder(as_path(given).expanduser())
     if (isinstance(given, Tensor) and given.ndim == 0) or isinstance(given, (Mapping, bytes, Image.Image)):
         raise TypeError(f"dataset is a {type(given).__name__}; expected {_ACCEPTED}")
-    try:
-        sized = hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, IterableDataset)
-        if sized or isinstance(given, Iterable):
+    with suppress(Exception):  # foreign objects may raise anything
+        if isinstance(given, Iterable) or (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
             return given
-    except Exception:  # foreign objects may raise anything
-        pass
     raise TypeError(f"dataset is {type(given).__name__}; expected {_ACCEPTED}")
 
 
@@ -168,16 +160,15 @@ class Inputs(Dataset[Any]):
         """The numbers of the classes by name; see :func:`nbviz.scanning.labels.class_names`."""
         return class_names(self.dataset, self.reader.preprocess.labels)
 
-    def alphabetic_classes(self) -> int | None:
-        """The number of classes, if labels are names that are numbered alphabetically."""
-        return len(self.names.numbers or ()) if self.names.alphabetic else None
-
     def name(self, i: int) -> str:
-        """The name of a picture for people."""
-        return _name(self.dataset, i)
-
-    def __str__(self) -> str:
-        return f"{self.count} pictures of a {type(self.dataset).__name__} by {self.batch_size}"
+        """The path of a picture's file, if the dataset has it as torchvision's do, else its number."""
+        lists = (getattr(self.dataset, "samples", None), getattr(self.dataset, "imgs", None), self.dataset)
+        samples = next((items for items in lists if isinstance(items, (list, tuple)) and i < len(items)), None)
+        if samples is not None:
+            first = samples[i][0] if isinstance(samples[i], (list, tuple)) and samples[i] else samples[i]
+            if isinstance(first, (str, os.PathLike)):
+                return line(os.fspath(first), 300)
+        return f"picture {i}"
 
     def load(self, numbers: Sequence[int] | None, workers: int = 0) -> Iterator[LoadedBatch]:
         """The batches with these numbers (None: all), read by ``workers`` processes besides this one.
@@ -190,7 +181,8 @@ class Inputs(Dataset[Any]):
         if numbers is None:
             yield from self._stream()
             return
-        batches: Any = [self._indices(number) for number in numbers]
+        starts = [number * self.batch_size for number in numbers]
+        batches: Any = [range(start, min(start + self.batch_size, len(self))) for start in starts]
         loader: DataLoader[Any] = DataLoader(
             self,
             batch_sampler=batches,
@@ -240,15 +232,10 @@ class Inputs(Dataset[Any]):
 
     def _stream(self) -> Iterator[LoadedBatch]:
         """All batches of an iterable dataset."""
-        items: list[Any] = []
-        number = 0
-        for i, item in enumerate(_items(self.dataset)):
-            items.append(self._seeded.read(i, partial(self._read, i, item)))
-            if len(items) == self.batch_size:
-                yield _batch(number, items)
-                items, number = [], number + 1
-        if items:
-            yield _batch(number, items)
+        items = enumerate(_items(self.dataset))
+        read = (self._seeded.read(i, partial(self._read, i, item)) for i, item in items)
+        while batch := list(islice(read, self.batch_size)):
+            yield _batch(self.batch_size, batch)
 
     def __len__(self) -> int:
         return self.count or 0
@@ -256,15 +243,11 @@ class Inputs(Dataset[Any]):
     def __getitem__(self, i: int) -> Item:
         return self._seeded.read(i, partial(self._item, i))
 
-    def _indices(self, number: int) -> range:
-        """The indices of the pictures in a batch."""
-        return range(number * self.batch_size, min((number + 1) * self.batch_size, len(self)))
-
     def _item(self, i: int) -> Item:
         try:
             item = self.dataset[i]
         except Exception as error:
-            return Skipped(i, _name(self.dataset, i), f"{type(error).__name__}: {line(error)}")
+            return Skipped(i, self.name(i), f"{type(error).__name__}: {line(error)}")
         return self._read(i, item)
 
     def _read(self, i: int, item: Any) -> Item:
@@ -275,7 +258,7 @@ class Inputs(Dataset[Any]):
                 raise PictureError(f"it holds {len(inputs)} pictures; expected one")
             return i, inputs[0], label_of(given_label(item), lambda: self.names.numbers)
         except Exception as error:
-            return Skipped(i, _name(self.dataset, i), line(error))
+            return Skipped(i, self.name(i), line(error))
 
 
 def _started(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -291,9 +274,8 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _collated(size: int, items: list[Item]) -> LoadedBatch | PictureError:
     """A batch, stacked in the reader's process, since each tensor sent to another takes a file descriptor."""
-    first = items[0]
     try:
-        return _batch((first.index if isinstance(first, Skipped) else first[0]) // size, items)
+        return _batch(size, items)
     except PictureError as error:
         return error
 
@@ -310,23 +292,10 @@ def _items(dataset: Any) -> Iterator[Any]:
 
 
 def _length(dataset: Any) -> int | None:
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-        return None
-    try:
-        return len(dataset)
-    except Exception:  # an iterable whose __len__ fails
-        return None
-
-
-def _name(dataset: Any, i: int) -> str:
-    """The path of a picture's file, if the dataset has it as torchvision's do, else its number."""
-    lists = (getattr(dataset, "samples", None), getattr(dataset, "imgs", None), dataset)
-    samples = next((items for items in lists if isinstance(items, (list, tuple)) and i < len(items)), None)
-    if samples is not None:
-        first = samples[i][0] if isinstance(samples[i], (list, tuple)) and samples[i] else samples[i]
-        if isinstance(first, (str, os.PathLike)):
-            return line(os.fspath(first), 300)
-    return f"picture {i}"
+    with suppress(Exception):  # an iterable's __len__ may fail
+        if hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset):
+            return len(dataset)
+    return None
 
 
 def _picture(item: Any) -> Any:
@@ -345,7 +314,8 @@ def _picture(item: Any) -> Any:
     return item
 
 
-def _batch(number: int, items: list[Item]) -> LoadedBatch:
+def _batch(size: int, items: list[Item]) -> LoadedBatch:
+    """One of the batches of ``size`` pictures."""
     skipped = [item for item in items if isinstance(item, Skipped)]
     read = [item for item in items if not isinstance(item, Skipped)]
     indices, labels = [i for i, _, _ in read], [label for _, _, label in read]
@@ -356,10 +326,8 @@ def _batch(number: int, items: list[Item]) -> LoadedBatch:
             f"{', '.join(map(str, shapes[:4]))}; give preprocess= with a resize and a crop to one size, or batch_size=1"
         )
     inputs = torch.stack([x for _, x, _ in read]) if read else None
-    numbers, classes = [label.number for label in labels], [label.classes for label in labels]
-    pairs = zip(indices, labels, strict=True)
-    no_class = [NoClass(label.reason, 1, i, label.given) for i, label in pairs if label.reason]
-    return LoadedBatch(number, indices, inputs, numbers, skipped, classes, no_class)
+    first = min([*indices, *(item.index for item in skipped)])
+    return LoadedBatch(first // size, indices, inputs, labels, skipped)
 
 
 #: A picture's index, input (C, H, W) and label; or why it could not be read.

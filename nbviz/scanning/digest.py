@@ -119,7 +119,7 @@ class _Digester:
             yield from self._container(value)
         elif isinstance(value, (set, frozenset)):
             yield from sorted(self._all(value))
-        elif isinstance(value, PurePath):
+        elif isinstance(value, (PurePath, torch.dtype, torch.device, torch.layout, torch.memory_format)):
             yield str(value)
         elif isinstance(value, Enum):
             yield from (value.name, self.digest(value.value))
@@ -144,8 +144,6 @@ class _Digester:
             yield value.__name__
         elif isinstance(value, weakref.ref):
             yield self.digest(value())
-        elif isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format)):
-            yield str(value)
         elif isinstance(value, torch.Generator):
             yield self.digest(value.get_state())
         elif isinstance(value, torch.UntypedStorage):

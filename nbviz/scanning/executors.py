@@ -9,14 +9,14 @@ import pickle
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nbviz.core.errors import line
@@ -25,12 +25,14 @@ from nbviz.scanning.records import PartialResult
 
 
 def scan_on(
-    executor: Executor, job: Job, total: PartialResult, parts: Sequence[Sequence[int]], threads: int
-) -> Iterator[PartialResult]:
-    """Have an executor's workers process the parts; yields the total after each."""
+    executor: Executor, job: Job, total: PartialResult, parts: int | None, threads: int
+) -> Generator[None, None, None]:
+    """Have an executor's workers process the batches that are not done, in parts; yields after each part."""
     data = _pickled(job)
     key = hashlib.blake2b(data, digest_size=16).hexdigest()
-    waiting = list(reversed(parts))
+    left = total.missing(job.source.batches or 0)
+    count = min(parts or -(-len(left) // _BATCHES_IN_A_PART), len(left))
+    waiting = [part.tolist() for part in reversed(np.array_split(left, count))] if left else []
     running: dict[Future[Any], Sequence[int]] = {}
     sending: set[Future[Any]] = set()  # those that carry the job
     refused: list[Sequence[int]] = []  # parts whose worker did not have the job
@@ -72,8 +74,10 @@ def scan_on(
                     refused.append(part)
                     continue
                 needy.discard(worker)
-                total.merge(_restored(job, state))
-                yield total
+                result = job.fresh()
+                result.restore(state)
+                total.merge(result)
+                yield
             if failed is not None:
                 raise failed
             if not needy:
@@ -119,6 +123,7 @@ def _kind(error: BaseException) -> str:
 
 
 _GONE = ("EngineError", "KilledWorker")  # raised by ipyparallel and dask for a worker that has died
+_BATCHES_IN_A_PART = 8
 _TRIES = 3  # for a part whose worker dies
 _AT_ONCE = 256  # parts that are submitted to the executor and not yet done
 _jobs: dict[str, Job] = {}  # in a worker: its current job
@@ -165,16 +170,7 @@ def _work(key: str, path: str, data: bytes | None, part: Sequence[int], threads:
                 job.process(loaded, result)
     finally:
         torch.set_num_threads(before)
-    # The statistics as dicts: here their classes may be defined in a notebook that the main process cannot import.
-    return worker, {**vars(result), "statistics": {name: vars(s) for name, s in result.statistics.items()}}
-
-
-def _restored(job: Job, state: dict[str, Any]) -> PartialResult:
-    """A worker's result, from the state that it sent."""
-    result = job.fresh()
-    for name, statistic in result.statistics.items():
-        vars(statistic).update(state["statistics"][name])
-    return replace(result, **{**state, "statistics": result.statistics})
+    return worker, result.state()
 
 
 def _pickled(job: Job) -> bytes:

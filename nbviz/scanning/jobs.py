@@ -3,14 +3,15 @@
 The batches do not depend on how the work is divided. A worker processes a part, that is some of the batches, with
 statistics of its own, which are merged into the total. The result does not depend on the parts or their order: counts
 and extremes never do, and floating-point sums are made along a fixed tree over the batches, see
-:func:`nbviz.scanning.statistic.add_along_tree`.
+:func:`nbviz.scanning.statistic.merge_trees`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import ModelError, line
 from nbviz.core.resume import Resumable
 from nbviz.core.trace import Feed, run
+from nbviz.core.weights import fingerprint
 from nbviz.scanning.dataset import Inputs
-from nbviz.scanning.records import LoadedBatch, NoClass, PartialResult
+from nbviz.scanning.labels import Label
+from nbviz.scanning.records import LoadedBatch, PartialResult
 from nbviz.scanning.statistic import NAMELESS, Batch, Statistic
 
 _ACCEPTED_LABELS = (
@@ -30,16 +33,13 @@ _ACCEPTED_LABELS = (
 )
 
 
-def _within(loaded: LoadedBatch, classes: int) -> Tensor:
-    """The labels that are one of ``classes`` classes; others become -1 and are recorded in the batch."""
-    labels = list(loaded.labels)
-    for row, (index, label) in enumerate(zip(loaded.indices, loaded.labels, strict=True)):
-        length = (loaded.classes[row] if loaded.classes else 0) or classes
-        if label >= classes or length != classes:
-            reason = f"one-hot for {length} classes" if length != classes else "no class"
-            loaded.no_class.append(NoClass(f"{reason} where the model has {classes}", 1, index, str(label)))
-            labels[row] = -1
-    return torch.tensor(labels)
+def _within(label: Label, classes: int) -> Label:
+    """The label, if it can be one of ``classes`` classes, else a label of no class."""
+    length = label.classes or classes
+    if label.number < classes and length == classes:
+        return label
+    reason = f"one-hot for {length} classes" if length != classes else "no class"
+    return Label(reason=f"{reason} where the model has {classes}", given=str(label.number))
 
 
 @dataclass
@@ -83,10 +83,10 @@ class Job:
     def _measure(self, loaded: LoadedBatch, statistics: dict[str, Statistic]) -> dict[str, Any]:
         """What each statistic measures of a batch."""
         assert loaded.inputs is not None
-        inputs, labels = loaded.inputs.to(self.device), torch.tensor(loaded.labels, device=self.device)
+        inputs, indices = loaded.inputs.to(self.device), torch.tensor(loaded.indices)
         activations: dict[str, Tensor] = {}
-        indices, go_on = torch.tensor(loaded.indices), self._make_go_on(inputs)
-        batch = Batch(loaded.number, indices, inputs, labels, activations, None, go_on)
+        go_on = self._make_go_on(inputs)
+        batch = Batch(loaded.number, indices, inputs, self._numbers(loaded), activations, None, go_on)
         measured: dict[str, Any] = {}
         late = {name: s for name, s in statistics.items() if not (s.early and len(s.layers) == 1)}
         reduced: dict[str, dict[str, Tensor]] = {name: {} for name in late}
@@ -117,11 +117,12 @@ class Job:
                 if logits:
                     batch.logits = check_logits(trace.output, self.pick)
                     classes = batch.logits.shape[1] // max(s.side_by_side for s in statistics.values())
-                    batch.labels = _within(loaded, classes).to(self.device)
-                    named = self.source.alphabetic_classes() if self._needs_labels() else None
-                    if named not in (None, classes):
+                    loaded.labels = [_within(label, classes) for label in loaded.labels]
+                    batch.labels = self._numbers(loaded)
+                    names, alphabetic = self.source.names if self._needs_labels() else (None, False)
+                    if names and alphabetic and len(names) != classes:
                         raise ValueError(
-                            f"the labels are {named} names and the model has {classes} classes: which is which is "
+                            f"the labels are {len(names)} names and the model has {classes} classes: which is which is "
                             f"not known; expected {_ACCEPTED_LABELS}"
                         )
                 activations.update(trace.activations)
@@ -133,49 +134,45 @@ class Job:
             raise too_large(f"a batch of {len(inputs)} pictures (batch_size=)", error) from error
         return measured
 
+    def _numbers(self, loaded: LoadedBatch) -> Tensor:
+        """The pictures' classes (N,)."""
+        return torch.tensor([label.number for label in loaded.labels], device=self.device)
+
     def _make_go_on(self, inputs: Tensor) -> Callable[[str, Tensor], Tensor]:
-        resumables: dict[str, Resumable] = {}
+        @cache
+        def resumable(layer: str) -> Resumable:
+            made = Resumable(self.model, inputs, layer, self.feed, self._resumable.get(layer))
+            self._resumable.setdefault(layer, (made.skips, made.widens))
+            return made
 
         def go_on(layer: str, activation: Tensor) -> Tensor:
-            if layer not in resumables:
-                resumables[layer] = Resumable(self.model, inputs, layer, self.feed, self._resumable.get(layer))
-            resumable = resumables[layer]
-            self._resumable.setdefault(layer, (resumable.skips, resumable.widens))
-            variants = [activation] if resumable.widens else activation.split(len(inputs))
-            return torch.cat([check_logits(resumable.go_on(variant), self.pick) for variant in variants])
+            variants = [activation] if resumable(layer).widens else activation.split(len(inputs))
+            return torch.cat([check_logits(resumable(layer).go_on(variant), self.pick) for variant in variants])
 
         return go_on
 
 
-def scan_here(
-    job: Job, total: PartialResult, parts: Sequence[Sequence[int]] | None, workers: int
-) -> Iterator[PartialResult]:
-    """Process the parts in this process (None: a dataset of unknown length); yields the total after each step."""
-    if parts is None:
-        for loaded in job.source.load(None, 0):
+def scan_here(job: Job, total: PartialResult, workers: int, weights: Hashable) -> Generator[None, None, None]:
+    """Process the batches that are not done in this process, as long as the model's weights stay the same."""
+    batches = None if job.source.batches is None else total.missing(job.source.batches)
+    try:
+        for loaded in job.source.load(batches, workers):
             job.process(loaded, total)
-            yield total
-        return
-    # One reader for all parts, so that it reads ahead across their ends.
-    batches = job.source.load([number for part in parts for number in part], workers)
-    for part in parts:
-        result = total if len(parts) == 1 else job.fresh()
-        for _ in part:
-            try:
-                job.process(next(batches), result)
-            except Exception as error:
-                if not (reason := _dead_reader(error)):
-                    raise
-                raise RuntimeError(
-                    f"one of the processes that read pictures (workers={workers}) has died: {reason}; it was killed, "
-                    "as when memory runs out, or crashed on a file. Expected fewer workers, or 0; with checkpoint= a "
-                    "scan can be resumed"
-                ) from error
-            if result is total:
-                yield total
-        if result is not total:
-            total.merge(result)
-            yield total
+            if fingerprint(job.model) != weights:
+                total.torn = True  # the last batch may have seen other weights
+                raise ModelError(
+                    f"the weights of {type(job.model).__name__} were changed while it was scanned, by another thread "
+                    "or the dataset; expected a model at rest, or a copy of it (copy.deepcopy)"
+                )
+            yield
+    except Exception as error:
+        if not (reason := _dead_reader(error)):
+            raise
+        raise RuntimeError(
+            f"one of the processes that read pictures (workers={workers}) has died: {reason}; it was killed, as when "
+            "memory runs out, or crashed on a file. Expected fewer workers, or 0; with checkpoint= a scan can be "
+            "resumed"
+        ) from error
 
 
 def _dead_reader(error: BaseException | None) -> str:

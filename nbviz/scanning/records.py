@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from operator import attrgetter
+from typing import Any
 
 from torch import Tensor
 
 from nbviz.core.state import uninterrupted
+from nbviz.scanning.labels import Label
 from nbviz.scanning.statistic import Statistic
 
 
@@ -47,10 +50,14 @@ class LoadedBatch:
     number: int
     indices: list[int]
     inputs: Tensor | None  # None if no picture of the batch could be read
-    labels: list[int]
+    labels: list[Label]
     skipped: list[Skipped]
-    classes: list[int] = field(default_factory=list)  # the length of each label that is a one-hot vector, else 0
-    no_class: list[NoClass] = field(default_factory=list)
+
+    @property
+    def no_class(self) -> list[NoClass]:
+        """The labels that are no class."""
+        pairs = zip(self.indices, self.labels, strict=True)
+        return [NoClass(label.reason, 1, index, label.given) for index, label in pairs if label.reason]
 
 
 @dataclass
@@ -92,14 +99,33 @@ class PartialResult:
             joined.append((joined.pop()[0] if touches else start, stop))
         self.done = joined
         self.pictures += pictures
-        out_of_order = bool(self.skipped and skipped) and skipped[0].index < self.skipped[-1].index
-        self.skipped += skipped
-        if out_of_order:
-            self.skipped.sort(key=attrgetter("index"))
+        for picture in skipped:
+            insort(self.skipped, picture, key=attrgetter("index"))
         for new in no_class:
             known = self.no_class.get(new.reason, replace(new, count=0))
             first = min(new, known, key=attrgetter("index"))
             self.no_class[new.reason] = replace(first, count=new.count + known.count)
+
+    def state(self) -> dict[str, Any]:
+        """The result as plain values and tensors, for another process or a file.
+
+        Statistics are dicts: a worker's classes may come from a notebook, which other processes cannot import.
+        """
+        return {
+            "done": self.done,
+            "pictures": self.pictures,
+            "skipped": list(map(astuple, self.skipped)),
+            "no class": list(map(astuple, self.no_class.values())),
+            "statistics": {name: vars(statistic) for name, statistic in self.statistics.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what another result had as its :meth:`state`."""
+        self.done, self.pictures = state["done"], state["pictures"]
+        self.skipped = [Skipped(*fields) for fields in state["skipped"]]
+        self.no_class = {fields[0]: NoClass(*fields) for fields in state["no class"]}
+        for name, statistic in self.statistics.items():
+            vars(statistic).update(state["statistics"][name])
 
     def missing(self, batches: int) -> list[int]:
         """The numbers below ``batches`` of the batches that are not done."""

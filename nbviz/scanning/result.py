@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from html import escape
 from typing import Any
 
@@ -85,14 +84,12 @@ _MOST_CHANNELS = 12  # in a table
 
 def _rows(result: Any) -> Iterator[tuple[str, str]]:
     """The rows of a result's table: a heading, and cells in HTML."""
-    fields = (
-        {f.name: getattr(result, f.name) for f in dataclasses.fields(result)} if is_dataclass(result) else {"": result}
-    )
-    channels = max((len(v) for v in fields.values() if isinstance(v, Tensor) and v.ndim), default=0)
+    values = {f.name: getattr(result, f.name) for f in fields(result)} if is_dataclass(result) else {"": result}
+    channels = max((len(v) for v in values.values() if isinstance(v, Tensor) and v.ndim), default=0)
     if channels:
         more = "<td>…</td>" if channels > _MOST_CHANNELS else ""
         yield f"{channels} rows", "".join(f"<td>{i}</td>" for i in range(min(channels, _MOST_CHANNELS))) + more
-    for name, value in fields.items():
+    for name, value in values.items():
         if isinstance(value, Tensor) and value.ndim in (1, 2) and value.numel():
             first = value if value.ndim == 1 else value[:, 0]
             style = ".4g" if value.is_floating_point() else ""

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import nn
 
 from nbviz.core.arguments import check_feed
-from nbviz.core.checks import check_whole
+from nbviz.core.checks import check_flag, check_whole
 from nbviz.core.documented import documented
-from nbviz.core.errors import ModelError, PictureError, line, shown, unknown, warn
+from nbviz.core.errors import PictureError, line, shown, unknown, warn
 from nbviz.core.state import check_model, device_aside
 from nbviz.core.trace import find_module
 from nbviz.core.types import Dataset, ModelInputs, Preprocessing, ScoresIn
 from nbviz.core.weights import fingerprint
 from nbviz.pictures.load import Reader
-from nbviz.scanning.checkpoint import Saver, key_of, load_result
+from nbviz.scanning.checkpoint import Saver, key_of
 from nbviz.scanning.dataset import Inputs, check_dataset
 from nbviz.scanning.executors import scan_on
 from nbviz.scanning.jobs import Job, scan_here
@@ -84,8 +83,8 @@ def scan(
         The model is sent to each worker once (possibly twice to workers that do not see this machine's files), and at
         most 256 parts are submitted at once. Shutting the executor down is up to you.
     parts
-        Into how many parts the batches are divided; None takes parts of 8 batches. If a worker is lost, another repeats
-        its part; a process pool that has lost one raises, and the scan can be resumed from a checkpoint.
+        Into how many parts an executor's work is divided; None takes parts of 8 batches. If a worker is lost, another
+        repeats its part; a process pool that has lost one raises, and the scan can be resumed from a checkpoint.
     threads
         The number of threads of each of the executor's workers; more than one can hang in a process pool that forks.
     checkpoint
@@ -149,12 +148,14 @@ def scan(
         if source.batches is None:
             raise TypeError("an iterable dataset has no checkpoints; expected one with a length and items")
         saver = Saver(key_of(job), _check_path(checkpoint))
-        load_result(total, saver.key, saver.path)
+        saver.load(total)
     watcher = _Watcher(watch)
-    steps = _work(job, total, executor, parts, workers, threads)
+    if executor is None:
+        steps = scan_here(job, total, workers, weights)
+    else:
+        steps = scan_on(executor, job, total, parts, threads)
     with closing(steps), _bar(source.count, total.pictures + len(total.skipped), progress) as bar:
-        checked = steps if executor is not None else _with_constant_weights(job.model, weights, total, steps)
-        complete = _collect(checked, total, bar, saver, watcher)
+        complete = _collect(steps, total, bar, saver, watcher)
     if not total.pictures and total.skipped:
         first = total.skipped[0]
         raise PictureError(
@@ -179,30 +180,15 @@ def _check_options(source: Inputs, workers: Any, executor: Any, threads: Any, pr
         raise TypeError(
             "the work on an iterable dataset cannot be divided; expected one with a length and items, or executor=None"
         )
-    if not isinstance(progress, bool):
-        raise TypeError(f"progress is {shown(progress)}; expected True or False")
+    check_flag("progress", progress)
     if source.count == 0:
         raise PictureError(_EMPTY)
     if watch is not None and not callable(watch):
         raise TypeError(f"watch is {type(watch).__name__}; expected a callable that takes a ScanResult, or None")
 
 
-def _with_constant_weights(
-    model: nn.Module, weights: Hashable, total: PartialResult, steps: Iterator[PartialResult]
-) -> Iterator[PartialResult]:
-    """The steps of a scan in this process, as long as the model's weights stay the same."""
-    for step in steps:
-        if fingerprint(model) != weights:
-            total.torn = True  # the last batch may have seen other weights
-            raise ModelError(
-                f"the weights of {type(model).__name__} were changed while it was scanned, by another thread "
-                "or the dataset; expected a model at rest, or a copy of it (copy.deepcopy)"
-            )
-        yield step
-
-
 def _collect(
-    steps: Iterator[PartialResult], total: PartialResult, bar: tqdm[Any], saver: Saver | None, watcher: _Watcher
+    steps: Iterator[None], total: PartialResult, bar: tqdm[Any], saver: Saver | None, watcher: _Watcher
 ) -> bool:
     """Do the work, showing and saving the results so far; whether it was completed, and not interrupted."""
     try:
@@ -268,24 +254,6 @@ _EMPTY = "the dataset is empty; expected at least one picture"
 _WATCH_SECONDS = 1.0
 _HOPELESS = 1000  # unreadable pictures, and no readable one, after which a scan gives up
 _MOST_WORKERS = 256
-_BATCHES_IN_A_PART = 8
-
-
-def _work(
-    job: Job, total: PartialResult, executor: Executor | None, parts: int | None, workers: int, threads: int
-) -> Generator[PartialResult, None, None]:
-    """Process the batches that are not done; yields the total after each step."""
-    if job.source.batches is None:
-        yield from scan_here(job, total, None, workers)
-        return
-    left = total.missing(job.source.batches)
-    if parts is None:
-        parts = 1 if executor is None else -(-len(left) // _BATCHES_IN_A_PART)
-    shares = [share.tolist() for share in np.array_split(left, max(1, min(parts, len(left)))) if share.size]
-    if executor is None:
-        yield from scan_here(job, total, shares, workers)
-    else:
-        yield from scan_on(executor, job, total, shares, threads)
 
 
 def _bar(count: int | None, done: int, visible: bool) -> tqdm[Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -109,34 +109,36 @@ class Statistic(ABC):
 Tree = dict[tuple[int, int], Tensor]
 
 
-def add_along_tree(tree: Tree, number: int, value: Tensor, level: int = 0) -> None:
-    """Add a batch's value to a sum that does not depend on the order of batches, to the last bit.
+def merge_trees(tree: Tree, other: Tree) -> Tree:
+    """Add a sum over other batches to a sum; to the last bit, the result does not depend on their order.
 
     Floating-point sums depend on the order of their terms. Here two partial sums are added only if they are siblings
     in a fixed binary tree over the batches, so every partial sum has the same terms, added in the same order. Sums
-    without their sibling are kept: after n batches in order, at most log2(n) + 1 values.
+    without their sibling are kept: after n batches in order, at most log2(n) + 1 values. A batch is a :func:`leaf`.
 
     Examples
     --------
     >>> import torch
     >>> tree = {}
     >>> for number in (2, 0, 3, 1, 4):
-    ...     add_along_tree(tree, number, torch.tensor(1.0))
+    ...     tree = merge_trees(tree, {(0, number): torch.tensor(1.0)})
     >>> tree
     {(2, 0): tensor(4.), (0, 4): tensor(1.)}
     >>> tree_sum(tree)
     tensor(5.)
     """
-    while (sibling := tree.pop((level, number ^ 1), None)) is not None:
-        value = value + sibling
-        level, number = level + 1, number >> 1
-    tree[level, number] = value
+    for node, value in other.items():
+        (level, number), total = node, value
+        while (sibling := tree.pop((level, number ^ 1), None)) is not None:
+            total = total + sibling
+            level, number = level + 1, number >> 1
+        tree[level, number] = total
+    return tree
 
 
-def merge_trees(tree: Tree, other: Tree) -> None:
-    """Add a sum along the tree over other batches."""
-    for (level, number), value in other.items():
-        add_along_tree(tree, number, value, level)
+def leaf(batch: Batch, value: Tensor) -> Tree:
+    """The sum along the tree over one batch."""
+    return {(0, batch.number): value}
 
 
 def tree_sum(tree: Tree) -> Tensor:
@@ -144,15 +146,26 @@ def tree_sum(tree: Tree) -> Tensor:
     return functools.reduce(operator.add, [tree[node] for node in sorted(tree)])
 
 
-class Measured(Statistic):
-    """The base of statistics whose ``measure`` returns a statistic of the same kind over one batch."""
+class Combined(Statistic):
+    """The base of statistics whose attributes over different pictures are combined one by one.
+
+    ``measure`` returns their values over one batch by name, or no values where there is nothing to add.
+    """
+
+    #: By attribute, how its values over different pictures become one, such as ``operator.add``.
+    combine: ClassVar[Mapping[str, Callable[[Any, Any], Any]]]
 
     def update(self, batch: Any) -> None:
-        """Add the statistic of a batch."""
-        self.merge(batch)
+        """Combine each attribute with its value over a batch."""
+        for name, value in batch.items():
+            setattr(self, name, self.combine[name](getattr(self, name), value))
+
+    def merge(self, other: Any) -> None:
+        """Combine each attribute with its value over other pictures."""
+        self.update({name: getattr(other, name) for name in self.combine})
 
 
-class LayerStatistic(Measured):
+class LayerStatistic(Combined):
     """The base of statistics of one layer.
 
     Parameters

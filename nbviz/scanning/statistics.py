@@ -7,6 +7,8 @@ order; when parts finish out of order, partial sums add to it. Values that are n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import add
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from nbviz.core.checks import check_number, check_whole
 from nbviz.core.documented import documented
 from nbviz.scanning.answers import Ablation as Ablation
 from nbviz.scanning.answers import Accuracy as Accuracy
-from nbviz.scanning.statistic import Batch, LayerStatistic, Tree, add_along_tree, merge_trees, tree_sum
+from nbviz.scanning.statistic import Batch, LayerStatistic, Tree, leaf, merge_trees, tree_sum
 from nbviz.scanning.statistic import Statistic as Statistic
 
 
@@ -70,7 +72,7 @@ class TopK(LayerStatistic):
         self.values = torch.empty(0, k, dtype=torch.float32, device="cpu")
         self.numbers = torch.empty(0, k, 2, dtype=torch.int64, device="cpu")  # index, label, then the position
 
-    def measure(self, batch: Batch) -> Candidates | None:
+    def measure(self, batch: Batch) -> Candidates:
         """The activations of one batch that are stronger than the weakest so far."""
         maps = self._values(batch)
         values = maps.amax(2).float().cpu()
@@ -82,18 +84,15 @@ class TopK(LayerStatistic):
         if int(batch.indices[0]) < int(index.max()):  # batches come out of order, so ties have to be compared
             better |= (values == weakest) & (batch.indices[:, None] < index)
         pictures, channels = better.nonzero().unbind(1)
-        if not len(pictures):
-            return None
         # Positions are needed only for these.
         places = maps[pictures.to(maps.device), channels.to(maps.device)].argmax(1).cpu()
         positions = np.unravel_index(places.numpy(), tuple(sides)) if sides else ()
         numbers = [batch.indices[pictures], batch.labels.cpu()[pictures], *map(torch.from_numpy, positions)]
         return channels, values[pictures, channels], torch.stack(numbers, 1)
 
-    def update(self, batch: Candidates | None) -> None:
+    def update(self, batch: Candidates) -> None:
         """Add the candidates of a batch."""
-        if batch is not None:
-            self._keep(*batch)
+        self._keep(*batch)
 
     def merge(self, other: TopK) -> None:
         """Add the strongest activations over other pictures."""
@@ -165,15 +164,19 @@ class Moments(LayerStatistic):
     (2.0, 1.0, 3.0)
     """
 
+    combine: ClassVar = {"count": add, "sums": merge_trees, "strange": add, "low": torch.minimum, "high": torch.maximum}
+
     def __init__(self, layer: str) -> None:
         super().__init__(layer)
         self.count = 0
         self.sums: Tree = {}
-        self.low = self.high = self.strange = torch.empty(0, dtype=torch.float32, device="cpu")
+        self.low = torch.tensor([torch.inf], dtype=torch.float64, device="cpu")
+        self.high = -self.low
+        self.strange = torch.zeros(1, dtype=torch.int64, device="cpu")
 
-    def measure(self, batch: Batch) -> Moments:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         """The moments of one batch."""
-        values, measured = self._values(batch), Moments(self.layers[0])
+        values = self._values(batch)
         finite = values.isfinite()
         strange = (~finite).sum((0, 2)).cpu()
         low = high = values
@@ -182,21 +185,8 @@ class Moments(LayerStatistic):
             values = torch.where(finite, values, 0)
         sums = [values.sum((0, 2), dtype=torch.float64), values.to(torch.float64, copy=True).square_().sum((0, 2))]
         ends = torch.stack([low.amin((0, 2)), high.amax((0, 2))]).double().cpu()
-        add_along_tree(measured.sums, batch.number, torch.stack(sums).cpu())
-        measured.count = values.shape[0] * values.shape[2]
-        measured.low, measured.high, measured.strange = ends[0], ends[1], strange
-        return measured
-
-    def merge(self, other: Moments) -> None:
-        """Add the moments over other pictures."""
-        if not other.count:
-            return
-        merge_trees(self.sums, other.sums)
-        first = not self.count
-        self.low = other.low if first else torch.minimum(self.low, other.low)
-        self.high = other.high if first else torch.maximum(self.high, other.high)
-        self.strange = other.strange if first else self.strange + other.strange
-        self.count += other.count
+        added = {"count": values.shape[0] * values.shape[2], "sums": leaf(batch, torch.stack(sums).cpu())}
+        return {**added, "strange": strange, "low": ends[0], "high": ends[1]}
 
     def result(self) -> MomentsResult | None:
         """The moments; None before the first picture."""
@@ -246,23 +236,19 @@ class Sparsity(LayerStatistic):
     ([0.5, 1.0], [False, True])
     """
 
+    combine: ClassVar = {"pictures": add, "values": add, "zeros": add, "silent": add}
+
     def __init__(self, layer: str) -> None:
         super().__init__(layer)
         self.pictures = self.values = 0
         self.zeros = self.silent = torch.zeros(1, dtype=torch.int64, device="cpu")
 
-    def measure(self, batch: Batch) -> Sparsity:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         """The sparsity on one batch."""
-        values, measured = self._values(batch), Sparsity(self.layers[0])
-        measured.zeros = (values == 0).sum((0, 2)).cpu()
-        measured.silent = (~(values > 0).any(2)).sum(0).cpu()
-        measured.pictures, measured.values = len(values), values.shape[0] * values.shape[2]
-        return measured
-
-    def merge(self, other: Sparsity) -> None:
-        """Add the sparsity over other pictures."""
-        self.zeros, self.silent = self.zeros + other.zeros, self.silent + other.silent
-        self.pictures, self.values = self.pictures + other.pictures, self.values + other.values
+        values = self._values(batch)
+        zeros, silent = (values == 0).sum((0, 2)).cpu(), (~(values > 0).any(2)).sum(0).cpu()
+        pictures, _, positions = values.shape
+        return {"pictures": pictures, "values": pictures * positions, "zeros": zeros, "silent": silent}
 
     def result(self) -> SparsityResult | None:
         """The fractions; None before the first picture."""
@@ -315,14 +301,15 @@ class Histogram(LayerStatistic):
 
     _ENDS = -24, 16  # exponents of 2
     _SIDE = 4 * (_ENDS[1] - _ENDS[0])  # bins for one sign
+    combine: ClassVar = {"counts": add}
 
     def __init__(self, layer: str) -> None:
         super().__init__(layer)
         self.counts = torch.zeros(1, 2 * self._SIDE + 1, dtype=torch.int64, device="cpu")
 
-    def measure(self, batch: Batch) -> Histogram:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         """The histogram of one batch."""
-        measured, values = Histogram(self.layers[0]), self._values(batch).transpose(0, 1).flatten(1).float()
+        values = self._values(batch).transpose(0, 1).flatten(1).float()
         # The exponent and the first two bits of the fraction give the number of the bin.
         steps = (values.contiguous().view(torch.int32) >> 21) & 0x3FF
         steps = (steps - 4 * (127 + self._ENDS[0]) + 1).clamp(0, self._SIDE)
@@ -330,12 +317,7 @@ class Histogram(LayerStatistic):
         width = 2 * self._SIDE + 2
         bins = bins + width * torch.arange(len(bins), device=bins.device)[:, None]
         counts = bins.flatten().bincount(minlength=width * len(bins)).view(len(bins), width)
-        measured.counts = counts[:, :-1].cpu()
-        return measured
-
-    def merge(self, other: Histogram) -> None:
-        """Add the histogram of other pictures."""
-        self.counts = self.counts + other.counts
+        return {"counts": counts[:, :-1].cpu()}
 
     def result(self) -> HistogramResult:
         """The counts."""
@@ -361,25 +343,20 @@ class Correlation(LayerStatistic):
             [-1., -1.,  1.]], dtype=torch.float64)
     """
 
+    combine: ClassVar = {"count": add, "sums": merge_trees}
+
     def __init__(self, layer: str) -> None:
         super().__init__(layer)
         self.count = 0
         self.sums: Tree = {}
 
-    def measure(self, batch: Batch) -> Correlation:
+    def measure(self, batch: Batch) -> dict[str, Any]:
         """The products of one batch."""
-        measured = Correlation(self.layers[0])
         values = torch.nan_to_num(self._values(batch).double(), 0.0, 0.0, 0.0).transpose(0, 1).flatten(1)
-        ones = values.new_ones(1, values.shape[1])
-        values = torch.cat([values, ones])  # their products with the values are the sums of the values
-        add_along_tree(measured.sums, batch.number, (values @ values.T).cpu())
-        measured.count = values.shape[1]
-        return measured
-
-    def merge(self, other: Correlation) -> None:
-        """Add the products over other pictures."""
-        merge_trees(self.sums, other.sums)
-        self.count += other.count
+        count = values.shape[1]
+        # The products of the ones with the values are the sums of the values.
+        values = torch.cat([values, values.new_ones(1, count)])
+        return {"count": count, "sums": leaf(batch, (values @ values.T).cpu())}
 
     def result(self) -> Tensor | None:
         """The correlations; None before the first picture."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -306,7 +307,9 @@ def test_ablation_does_not_depend_on_the_parts(parts: int) -> None:
     dataset = TensorDataset(images[:90, None], labels[:90])
     options: dict[str, Any] = {"batch_size": 16, "progress": False}
     whole = nbviz.scan(net, dataset, {"off": Ablation("features.13")}, **options)["off"]
-    assert same(nbviz.scan(net, dataset, {"off": Ablation("features.13")}, parts=parts, **options)["off"], whole)
+    with ThreadPoolExecutor(1) as executor:
+        options.update(executor=executor, parts=parts)
+        assert same(nbviz.scan(net, dataset, {"off": Ablation("features.13")}, **options)["off"], whole)
 
 
 @pytest.mark.parametrize(
