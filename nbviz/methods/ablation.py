@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +17,7 @@ from nbviz.core.documented import documented
 from nbviz.core.resume import Resumable, switch_off
 from nbviz.core.state import device_aside
 from nbviz.core.types import Channels, Dataset, Images, ModelInputs, Preprocessing, ScoresIn, SubjectOptions
-from nbviz.core.weights import steady
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method, evenly_spaced
 from nbviz.scanning.answers import Ablation, AblationResult
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistics import Moments
@@ -61,14 +60,10 @@ class AblateResult(AblationResult):
 
         The most redundant channel comes first.
         """
+        accuracy, loss = self.accuracy.tolist(), self.loss.tolist()
         rows = [
-            {
-                "channel": channel,
-                "accuracy": float(self.accuracy[channel]),
-                "loss": float(self.loss[channel]),
-                "fall": self.baseline - float(self.accuracy[channel]),
-            }
-            for channel in self.ranking.tolist()
+            {"channel": c, "accuracy": accuracy[c], "loss": loss[c], "fall": self.baseline - accuracy[c]}
+            for c in self.ranking.tolist()
         ]
         try:
             return importlib.import_module("pandas").DataFrame(rows)
@@ -167,28 +162,27 @@ def ablate(
         value = moments["mean"].mean
     scanned = scan(model, dataset, {"off": Ablation(layer, "keep" if mode == "keep" else "zero", value)}, **options)
     table: AblationResult | None = scanned["off"]
-    if table is None and not scanned.complete:
-        raise KeyboardInterrupt
     if table is None:
+        if not scanned.complete:
+            raise KeyboardInterrupt
         raise ValueError(
             "no picture of the dataset has a label that is a whole number; expected (picture, label), "
             "or a folder for each class"
         )
-    channels, generator = len(table.accuracy), torch.Generator().manual_seed(seed)
-    points = min(points, channels)
-    steps = torch.linspace(0, channels, points + 1, dtype=torch.float32).round().long().unique()
-    curves: Tensor | None = None
+    steps = torch.empty(0, dtype=torch.int64)
+    curves = torch.empty(1 + _RANDOM, 0, dtype=torch.float64)
     if points and scanned.complete:
+        channels, generator = len(table.accuracy), torch.Generator().manual_seed(seed)
+        counts = torch.tensor(evenly_spaced(range(channels + 1), points + 1))
         orders = [table.ranking, *(torch.randperm(channels, generator=generator) for _ in range(_RANDOM))]
         # For each order and step, whether the channel is among the first ones.
-        chosen = torch.cat([order.argsort()[None] < steps[:, None] for order in orders])
+        chosen = torch.cat([order.argsort()[None] < counts[:, None] for order in orders])
         trials = Ablation(layer, value=value, off=~chosen if mode == "keep" else chosen)
         trial_scan = scan(model, dataset, {"off": trials}, **other_passes)
-        curves = trial_scan["off"].accuracy.view(len(orders), -1) if trial_scan.complete else None
-    if curves is None:
-        steps, curves = steps[:0], torch.empty(1 + _RANDOM, 0, dtype=torch.float64)
+        if trial_scan.complete:
+            steps, curves = counts, trial_scan["off"].accuracy.view(len(orders), -1)
     return AblateResult(
-        **{field.name: getattr(table, field.name) for field in fields(table)},
+        **vars(table),
         layer=layer,
         mode=mode,
         steps=steps,
@@ -198,8 +192,7 @@ def ablate(
     )
 
 
-@documented
-@steady
+@as_method()
 def switched_off(
     model: nn.Module,
     images: Images,

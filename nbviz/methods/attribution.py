@@ -14,11 +14,9 @@ from typing_extensions import Unpack
 from nbviz.core.backward import pull
 from nbviz.core.checks import check_number, check_tensor, check_whole
 from nbviz.core.chunks import in_chunks
-from nbviz.core.documented import documented
 from nbviz.core.errors import warn
 from nbviz.core.types import Images, SubjectOptions, Target
-from nbviz.core.weights import steady
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method
 from nbviz.pictures.noise import noisy
 
 #: From a function that gives the i-th point (N, C, H, W), and a weight for each point, to the weighted sum over the
@@ -34,7 +32,7 @@ def _attributions(
     subject: Subject,
     target: Any,
     attribute: Callable[[Subject, GradientSum, Score], Tensor],
-    one_by_one: bool = False,
+    pictures_at_once: int | None = None,
 ) -> Tensor:
     """The attributions of all pictures, computed in parts. The class is that of the original picture."""
 
@@ -55,11 +53,10 @@ def _attributions(
 
         return attribute(part, gradient_sum, lambda inputs: (part.with_inputs(inputs).answer() * selector).sum(1))
 
-    return subject.in_parts(work, 1 if one_by_one and subject.apart else None)
+    return subject.in_parts(work, pictures_at_once)
 
 
-@documented
-@steady
+@as_method()
 def input_x_gradient(
     model: nn.Module,
     images: Images,
@@ -88,8 +85,7 @@ def input_x_gradient(
     )
 
 
-@documented
-@steady
+@as_method()
 def smooth_grad(
     model: nn.Module,
     images: Images,
@@ -126,8 +122,7 @@ def smooth_grad(
     return _attributions(Subject.of(model, images, **options), target, attribute)
 
 
-@documented
-@steady
+@as_method()
 def integrated_gradients(
     model: nn.Module,
     images: Images,
@@ -177,14 +172,15 @@ def integrated_gradients(
     steps = None if steps is None else check_whole("steps", steps, 1, 10_000)
     start = _check_baseline(baseline)
     subject = Subject.of(model, images, **options)
-    if not _broadcasts(start, subject.inputs):
+    start = start.to(subject.inputs)
+    try:
+        start = start.expand_as(subject.inputs)
+    except RuntimeError:
         shapes = f"{tuple(start.shape)}; expected one that broadcasts to {tuple(subject.inputs.shape)}"
-        raise ValueError(f"baseline has shape {shapes}")
+        raise ValueError(f"baseline has shape {shapes}") from None
 
     def attribute(part: Subject, gradient_sum: GradientSum, score: Score) -> Tensor:
-        x = part.inputs
-        x0 = start if start.ndim < x.ndim or len(start) == 1 else start[list(part.numbers)]
-        x0 = x0.to(x).expand_as(x)
+        x, x0 = part.inputs, start[part.start : part.start + len(part)]
         if steps is not None:
             return _integrated(gradient_sum, x0, x, steps)
         change = score(x) - score(x0)
@@ -201,7 +197,7 @@ def integrated_gradients(
         return attributions
 
     # One by one, since each picture takes as many steps as it needs.
-    return _attributions(subject, target, attribute, one_by_one=steps is None)
+    return _attributions(subject, target, attribute, pictures_at_once=1 if steps is None else None)
 
 
 def _check_baseline(baseline: Any) -> Tensor:
@@ -215,11 +211,6 @@ def _check_baseline(baseline: Any) -> Tensor:
     if not bool(start.isfinite().all()):
         raise ValueError("baseline has values that are not finite (NaN or infinity); expected finite ones")
     return start
-
-
-def _broadcasts(start: Tensor, pictures: Tensor) -> bool:
-    sizes = zip(reversed(start.shape), reversed(pictures.shape), strict=False)
-    return start.ndim <= pictures.ndim and all(size in (1, other) for size, other in sizes)
 
 
 def _integrated(gradient_sum: GradientSum, start: Tensor, end: Tensor, steps: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Class activation maps from gradients: where in the picture a layer speaks for a class.
 
 One forward and one backward pass serve all maps of this family, see :func:`class_activation`. A method is its formula,
-decorated with :func:`gradient_cam`.
+decorated with :func:`gradient_cam`. Two that need more follow: Smooth Grad-CAM++ and Guided Grad-CAM.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from nbviz.core.backward import NO_GRADIENT, pull
-from nbviz.core.checks import check_choice, check_real
-from nbviz.core.documented import documented_like
+from nbviz.core.checks import check_choice, check_number, check_real, check_whole
 from nbviz.core.errors import ModelError, shown
 from nbviz.core.types import Images, SubjectOptions, Target
-from nbviz.core.weights import steady
 from nbviz.methods.cam_layers import Arrange, checked
-from nbviz.methods.subject import Subject
+from nbviz.methods.reconstruct import guided_backprop
+from nbviz.methods.subject import Subject, as_method
+from nbviz.pictures.noise import noisy
 
 #: From a layer's activation and the gradient of the class score (N, C, ...) to the maps (N, ...), before max(0, .).
 Formula = Callable[[Tensor, Tensor], Tensor]
@@ -79,17 +79,15 @@ class Cam:
         The name in its paper.
     function
         The public function, whose docstring names the paper.
-    formula
-        From a layer's activation and gradient to its map; None for a map that needs more than these two.
     """
 
     title: str
     function: Callable[..., Tensor]
-    formula: Formula | None = None
 
 
 #: The gradient family by the names of its functions, in the order in which menus list them.
 GRADIENT_CAMS: dict[str, Cam] = {}
+_FORMULAS: dict[str, Formula] = {}
 
 _EXAMPLE = """
 Examples
@@ -133,8 +131,8 @@ def gradient_cam(title: str) -> Callable[[Formula], CamFunction]:
 
         function.__name__ = function.__qualname__ = name
         function.__doc__ = formula.__doc__ and f"{inspect.getdoc(formula)}\n{_EXAMPLE.replace('NAME', name)}"
-        public = documented_like(CamFunction.__call__)(steady(function))
-        GRADIENT_CAMS[name] = Cam(title, public, formula)
+        public = as_method(CamFunction.__call__)(function)
+        GRADIENT_CAMS[name], _FORMULAS[name] = Cam(title, public), formula
         return public
 
     return make
@@ -169,13 +167,17 @@ def grad_cam_pp(activation: Tensor, gradient: Tensor) -> Tensor:
     α · max(0, G) over its positions (equation 5), α = G² / (2 G² + G³ · ΣA) (equation 19, where the score is the
     exponential of the logit; the factor exp(logit), which all weights share, is left out).
     """
-    return _weighted(sum_positions(alpha(activation, gradient**2, gradient**3) * gradient.relu()), activation)
+    return _weighted(sum_positions(_alpha(activation, gradient**2, gradient**3) * gradient.relu()), activation)
 
 
-def alpha(activation: Tensor, second: Tensor, third: Tensor) -> Tensor:
+def _alpha(activation: Tensor, second: Tensor, third: Tensor) -> Tensor:
     """Equation 19 of Grad-CAM++, for a score that is the exponential of the logit."""
-    below = 2 * second + sum_positions(activation) * third
-    return torch.where(below != 0, second / torch.where(below != 0, below, 1), 0)
+    return _ratio(second, 2 * second + sum_positions(activation) * third)
+
+
+def _ratio(over: Tensor, below: Tensor) -> Tensor:
+    """A quotient that is 0 where its divisor is."""
+    return torch.where(below != 0, over / torch.where(below != 0, below, 1), 0)
 
 
 @gradient_cam("LayerCAM")
@@ -195,9 +197,7 @@ def xgrad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     R. Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", BMVC 2020: a
     channel's weight is ΣG·A / ΣA over its positions (equation 8).
     """
-    total = sum_positions(activation)
-    weights = torch.where(total != 0, sum_positions(gradient * activation) / torch.where(total != 0, total, 1), 0)
-    return _weighted(weights, activation)
+    return _weighted(_ratio(sum_positions(gradient * activation), sum_positions(activation)), activation)
 
 
 @gradient_cam("HiResCAM")
@@ -210,8 +210,7 @@ def hires_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     return _weighted(gradient, activation)
 
 
-@documented_like(CamFunction.__call__)
-@steady
+@as_method(CamFunction.__call__)
 def class_activation(
     model: nn.Module,
     images: Images,
@@ -250,18 +249,97 @@ def class_activation(
     if not isinstance(methods, (list, tuple, set)) or not methods:
         raise TypeError(f"methods is {shown(methods)}; expected a list of {', '.join(GRADIENT_CAMS)}")
     names = [check_choice("method", method, GRADIENT_CAMS) for method in methods]
-    formulas = {name: formula for name in names if (formula := GRADIENT_CAMS[name].formula) is not None}
     subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
 
     def maps(part: Subject) -> dict[str, Tensor]:
-        pair = backward(part, layer, target, arrange)
-        activation, gradient = map(at_least_float32, pair)
-        return {name: formula(activation, gradient).relu().to(pair[0].dtype) for name, formula in formulas.items()}
+        pair = _backward(part, layer, target, arrange)
+        activation, gradient = map(_at_least_float32, pair)
+        return {name: _FORMULAS[name](activation, gradient).relu().to(pair[0].dtype) for name in names}
 
     return {name: finished(values, subject, raw) for name, values in subject.in_parts(maps).items()}
 
 
-def backward(subject: Subject, layer: str, target: Any, arrange: Arrange) -> tuple[Tensor, Tensor]:
+@as_method(CamFunction.__call__)
+def smooth_grad_cam_pp(
+    model: nn.Module,
+    images: Images,
+    layer: str | None = None,
+    target: Target | None = None,
+    *,
+    samples: int = 8,
+    noise: float = 0.15,
+    seed: int = 0,
+    raw: bool = False,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+    **options: Unpack[SubjectOptions],
+) -> Tensor:
+    """Grad-CAM++ with its gradients averaged over noisy copies of the picture.
+
+    D. Omeiza et al., "Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep Convolutional
+    Neural Network Models", 2019: the mean of the gradients, of their squares and of their cubes over the samples
+    replace the derivatives in Grad-CAM++ (equations 8 and 9).
+
+    Parameters
+    ----------
+    samples
+        How many noisy copies, each of which costs a forward and a backward pass.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    >>> smooth_grad_cam_pp(net, torch.rand(2, 1, 8, 8), "1", target=0, samples=2).shape
+    torch.Size([2, 8, 8])
+    """
+    samples, noise = check_whole("samples", samples, 1), check_number("noise", noise, 0, 10)
+    seed = check_whole("seed", seed, 0, 2**63 - 1)
+    subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
+
+    def work(part: Subject) -> Tensor:
+        trace = part.run([layer], output=True)
+        activation = arrange(trace.activations[layer], len(part))
+        dtype, activation = activation.dtype, _at_least_float32(activation)
+        classes = part.targets(target, part.scores(trace.output)).tolist()
+        first, second, third = (torch.zeros_like(activation) for _ in range(3))
+        for copies in noisy(part.inputs, samples, noise, seed, part.numbers):
+            gradient = _at_least_float32(_backward(part.with_inputs(copies), layer, classes, arrange)[1])
+            first, second, third = first + gradient, second + gradient**2, third + gradient**3
+        weights = sum_positions(_alpha(activation, second / samples, third / samples) * (first / samples).relu())
+        return _weighted(weights, activation).relu().to(dtype)
+
+    return finished(subject.in_parts(work), subject, raw)
+
+
+@as_method(CamFunction.__call__)
+def guided_grad_cam(
+    model: nn.Module,
+    images: Images,
+    layer: str | None = None,
+    target: Target | None = None,
+    *,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+    **options: Unpack[SubjectOptions],
+) -> Tensor:
+    """Guided Grad-CAM: guided backprop of the class, masked by Grad-CAM.
+
+    R. Selvaraju et al., "Grad-CAM", ICCV 2017, section 3.2: the product of both. As with guided backprop alone, its
+    details show what is in the picture rather than what was learned.
+
+    Returns
+    -------
+    Tensor
+        (N, C, H, W), signed, in the model's dtype and on its device.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    >>> guided_grad_cam(net, torch.rand(2, 1, 8, 8), "1", target=0).shape
+    torch.Size([2, 1, 8, 8])
+    """
+    mask = grad_cam(model, images, layer, target, reshape=reshape, **options)
+    return guided_backprop(model, images, target=target, **options) * mask[:, None]
+
+
+def _backward(subject: Subject, layer: str, target: Any, arrange: Arrange) -> tuple[Tensor, Tensor]:
     """A layer's activation, and the gradient of the class scores with respect to it, as maps (N, C, ...)."""
     trace = subject.run([layer], output=True, grad="after")
     activation = check_real(trace.activations[layer], f"layer {shown(layer)}")
@@ -280,12 +358,17 @@ def finished(maps: Tensor, subject: Subject, raw: bool) -> Tensor:
     """Non-negative maps (N, h, w) in [0, 1] at the size of the pictures; with ``raw``, unchanged."""
     if raw:
         return maps
-    dtype, maps = maps.dtype, at_least_float32(maps)
+    dtype, maps = maps.dtype, _at_least_float32(maps)
     maps = maps / maps.flatten(1).amax(1).view(-1, *[1] * (maps.ndim - 1)).clamp(min=torch.finfo(maps.dtype).tiny)
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[maps.ndim - 1]
-    return nn.functional.interpolate(maps[:, None], subject.inputs.shape[2:], mode=mode)[:, 0].to(dtype)
+    return enlarged(maps[:, None], subject.inputs.shape[2:])[:, 0].to(dtype)
 
 
-def at_least_float32(values: Tensor) -> Tensor:
+def enlarged(maps: Tensor, sides: Sequence[int]) -> Tensor:
+    """Maps (N, C, ...) enlarged linearly to these sides."""
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[maps.ndim]
+    return nn.functional.interpolate(maps, sides, mode=mode)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
     """The values in single precision at least: in half precision, the square of a small gradient is zero."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

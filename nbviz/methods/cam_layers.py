@@ -131,11 +131,8 @@ def map_layers(layers: Sequence[Layer], pictures: Tensor) -> list[Layer]:
 
 def _has_plain_maps(layer: Layer, pictures: Tensor) -> bool:
     """Whether the output is (N, C, H, W), not attention: by its receptive field or else its aspect ratio."""
-    return (
-        layer.has_maps
-        and not _channels_last(layer, pictures)
-        and (layer.field is not None or layer.axes != 2 or _has_aspect(layer.shape[1:], pictures))
-    )
+    plain = _arrangement(layer, pictures) is _identity
+    return plain and (layer.field is not None or layer.axes != 2 or _has_aspect(layer.shape[1:], pictures))
 
 
 def _has_tokens(layer: Layer, pictures: Tensor) -> bool:
@@ -165,18 +162,18 @@ def _token_grid(tokens: int, sides: Sequence[int]) -> tuple[tuple[int, int], int
 
 def _last_layer(subject: Subject) -> Layer:
     """The last layer with feature maps of more than one position; in a transformer, the last that has a gradient."""
-    layers, first = subject.layers(), subject.first
-    plain = [i for i, layer in enumerate(layers) if _has_plain_maps(layer, first) and math.prod(layer.shape[1:]) > 1]
-    tokens = [i for i, layer in enumerate(layers) if _has_tokens(layer, first)]
-    if tokens and (not plain or tokens[-1] > plain[-1]):
-        # Layers inside attention or an MLP have other shapes than the tokens that go from block to block.
-        same_shape = [layers[i] for i in tokens if layers[i].shape == layers[tokens[-1]].shape]
-        return _last_with_gradient(subject, same_shape[-_MOST_TOKEN_LAYERS:])
-    if not plain:
+    layers, first = map_layers(subject.layers(), subject.first), subject.first
+    usable = [layer for layer in layers if math.prod(layer.shape[1:]) > 1 or _has_tokens(layer, first)]
+    if not usable:
         raise ValueError(
             f"no layer of {type(subject.model).__name__} gives feature maps {SHAPES[first.ndim]}: name one that does"
         )
-    return layers[plain[-1]]
+    last = usable[-1]
+    if not _has_tokens(last, first):
+        return last
+    # Layers inside attention or an MLP have other shapes than the tokens that go from block to block.
+    same_shape = [layer for layer in usable if layer.shape == last.shape and _has_tokens(layer, first)]
+    return _last_with_gradient(subject, same_shape[-_MOST_TOKEN_LAYERS:])
 
 
 def _last_with_gradient(subject: Subject, layers: Sequence[Layer]) -> Layer:

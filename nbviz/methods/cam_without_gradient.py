@@ -11,18 +11,15 @@ from typing_extensions import Unpack
 
 from nbviz.core.checks import check_real, check_whole
 from nbviz.core.chunks import in_chunks, joined
-from nbviz.core.documented import documented_like
 from nbviz.core.errors import shown
 from nbviz.core.resume import Resumable, switch_off
 from nbviz.core.types import Images, SubjectOptions, Target
-from nbviz.core.weights import steady
-from nbviz.methods.cam import CamFunction, finished
+from nbviz.methods.cam import CamFunction, enlarged, finished
 from nbviz.methods.cam_layers import Arrange, checked
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method
 
 
-@documented_like(CamFunction.__call__)
-@steady
+@as_method(CamFunction.__call__)
 def cam(
     model: nn.Module,
     images: Images,
@@ -87,8 +84,7 @@ def _head(model: nn.Module, layer: str, maps: Tensor, logits: Tensor) -> tuple[T
     )
 
 
-@documented_like(CamFunction.__call__)
-@steady
+@as_method(CamFunction.__call__)
 def eigen_cam(
     model: nn.Module,
     images: Images,
@@ -119,8 +115,7 @@ def eigen_cam(
     subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
 
     def work(part: Subject) -> Tensor:
-        trace = part.run([layer])
-        maps = arrange(trace.activations[layer], len(part))
+        maps = arrange(part.run([layer]).activations[layer], len(part))
         rows = torch.nan_to_num(maps.float().flatten(2).transpose(1, 2))  # (N, positions, channels)
         # The first right singular vector comes from the first eigenvector of the smaller Gram matrix.
         if rows.shape[1] < rows.shape[2]:
@@ -135,8 +130,7 @@ def eigen_cam(
     return finished(subject.in_parts(work), subject, raw)
 
 
-@documented_like(CamFunction.__call__)
-@steady
+@as_method(CamFunction.__call__)
 def score_cam(
     model: nn.Module,
     images: Images,
@@ -168,35 +162,29 @@ def score_cam(
     """
     at_once = check_whole("at_once", at_once, 1)
     subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
-    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[subject.inputs.ndim]
 
     def work(part: Subject) -> Tensor:
         pictures, trace = part.inputs, part.run([layer], output=True)
         maps = check_real(arrange(trace.activations[layer], len(part)), f"layer {shown(layer)}")
-        classes = part.targets(target, part.scores(trace.output))
-        scores = torch.empty(maps.shape[:2], dtype=torch.float32)
+        classes, axes = part.targets(target, part.scores(trace.output)), tuple(range(2, maps.ndim))
 
-        def score_masked(channels: Sequence[int]) -> None:
-            enlarged = nn.functional.interpolate(maps[:, list(channels)], pictures.shape[2:], mode=mode)
-            flat = enlarged.flatten(2)
-            shape = (*flat.shape[:2], *[1] * (maps.ndim - 2))
-            low, high = flat.amin(2).view(shape), flat.amax(2).view(shape)
-            masks = (enlarged - low) / (high - low).clamp(min=torch.finfo(enlarged.dtype).tiny)
+        def score_masked(channels: Sequence[int]) -> Tensor:
+            masks = enlarged(maps[:, list(channels)], pictures.shape[2:])
+            low, high = masks.amin(axes, keepdim=True), masks.amax(axes, keepdim=True)
+            masks = (masks - low) / (high - low).clamp(min=torch.finfo(masks.dtype).tiny)
             masked = (masks.transpose(0, 1)[:, :, None] * pictures[None]).flatten(0, 1)  # channel by channel
-            logits = part.with_inputs(masked).answer().unflatten(0, (len(channels), len(pictures)))
-            for row, channel in enumerate(channels):
-                scores[:, channel] = logits[row].gather(1, classes[:, None])[:, 0].float().cpu()
+            logits: Tensor = part.with_inputs(masked).answer().unflatten(0, (len(channels), len(pictures)))
+            return logits[:, range(len(pictures)), classes].T.float().cpu()
 
         channels_at_once = max(1, at_once // len(pictures)) if subject.apart else 1
-        in_chunks(score_masked, range(maps.shape[1]), channels_at_once, "one masked picture")
-        weights = scores.softmax(1).to(maps)
+        scores = in_chunks(score_masked, range(maps.shape[1]), channels_at_once, "one masked picture")
+        weights = torch.cat(scores, 1).softmax(1).to(maps)
         return torch.einsum("nc,nc...->n...", weights, maps).relu()
 
     return finished(subject.in_parts(work), subject, raw)
 
 
-@documented_like(CamFunction.__call__)
-@steady
+@as_method(CamFunction.__call__)
 def ablation_cam(
     model: nn.Module,
     images: Images,
@@ -236,19 +224,18 @@ def ablation_cam(
         logits = part.scores(resumable.output)
         classes = part.targets(target, logits)
         score = logits.gather(1, classes[:, None])
-        lost = torch.empty_like(maps.flatten(2)[..., 0])
 
-        def without(channels: Sequence[int]) -> None:
+        def lost_without(channels: Sequence[int]) -> Tensor:
             off = nn.functional.one_hot(torch.tensor(channels), maps.shape[1]).bool().to(maps.device)
             variants = switch_off(resumable.activation.movedim(axis, 1), off).movedim(1, axis)
             batches = [variants] if resumable.widens else variants.split(n)
             logits = joined([part.scores(resumable.go_on(batch)) for batch in batches])
             scores = logits.gather(1, classes.repeat(len(channels))[:, None]).view(len(channels), n)
-            lost[:, list(channels)] = (score - scores.T).to(lost.dtype)
+            return (score - scores.T).to(maps.dtype)
 
-        in_chunks(without, range(maps.shape[1]), max(1, at_once // n), "one ablated activation")
-        divisor = torch.where(score != 0, score, 1).to(lost.dtype)
-        return torch.einsum("nc,nc...->n...", lost / divisor, maps).relu()
+        lost = in_chunks(lost_without, range(maps.shape[1]), max(1, at_once // n), "one ablated activation")
+        divisor = torch.where(score != 0, score, 1).to(maps.dtype)
+        return torch.einsum("nc,nc...->n...", torch.cat(lost, 1) / divisor, maps).relu()
 
     return finished(subject.in_parts(work), subject, raw)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -14,11 +15,9 @@ from typing_extensions import Unpack
 
 from nbviz.core.arguments import check_channels
 from nbviz.core.checks import check_choice, check_whole
-from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
 from nbviz.core.types import Images, InputOptions
-from nbviz.core.weights import steady
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method
 from nbviz.pictures.fill import FILLS, filling
 
 
@@ -62,8 +61,7 @@ class CorrespondenceResult:
         return f"{self.part[name]:.3f}{error}", f"{float(random.mean()):.3f}{spread}" if len(random) else "–"
 
 
-@documented
-@steady
+@as_method()
 def correspondence(
     model: nn.Module,
     images: Images,
@@ -140,7 +138,7 @@ def correspondence(
 
     fractions = differing(boxes)
     generator = torch.Generator().manual_seed(seed)
-    random_means: dict[str, list[float]] = {name: [] for name in names}
+    at_random = []
     sizes = boxes[:, 2:] - boxes[:, :2]
     for _ in range(random):
         # All boxes move by the same distance, so that they overlap as much as the given ones: features that neither
@@ -148,15 +146,15 @@ def correspondence(
         room = torch.tensor([height, width]) - sizes + 1
         shift = (torch.rand(2, generator=generator, dtype=torch.float64) * torch.tensor([height, width])).long()
         corner = (boxes[:, :2] + shift) % room
-        for name, fraction in differing(torch.cat([corner, corner + sizes], 1)).items():
-            random_means[name].append(float(fraction.mean()))
+        moved = differing(torch.cat([corner, corner + sizes], 1))
+        at_random.append({name: float(pairs.mean()) for name, pairs in moved.items()})
     return CorrespondenceResult(
         {name: float(pairs.mean()) for name, pairs in fractions.items()},
         {
             name: float(pairs.std()) / len(pairs) ** 0.5 if len(pairs) > 1 else math.nan
             for name, pairs in fractions.items()
         },
-        {name: torch.tensor(means, dtype=torch.float64) for name, means in random_means.items()},
+        {name: torch.tensor([means[name] for means in at_random], dtype=torch.float64) for name in names},
     )
 
 
@@ -169,15 +167,12 @@ def _differing_signs(signs: Tensor) -> Tensor:
 
 def check_boxes(given: Any, n: int, height: int, width: int) -> Tensor:
     """Boxes (n, 4) as int64 on the CPU; an error unless they lie within pictures of this size."""
-    try:
+    boxes = torch.empty(0, dtype=torch.int64, device="cpu")
+    with suppress(Exception):  # raised by an object of the user's
         rows = given.tolist() if hasattr(given, "tolist") else given
-        usable = len(rows) == n and all(len(row) == 4 for row in rows)
-        boxes = torch.as_tensor([list(row) for row in rows] if usable else [], device="cpu")
-        whole = not (boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool)
-        usable = usable and whole and boxes.shape == (n, 4)
-    except Exception:  # an object of the user's can raise anything
-        usable = False
-    if not usable:
+        if len(rows) == n and all(len(row) == 4 for row in rows):
+            boxes = torch.as_tensor([list(row) for row in rows], device="cpu")
+    if boxes.shape != (n, 4) or boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool:
         raise TypeError(
             f"boxes is {shown(given)}; expected whole numbers ({n}, 4): top, left, bottom and right for each picture"
         )

@@ -14,12 +14,11 @@ from typing_extensions import Unpack
 
 from nbviz.core.checks import check_choice, check_tensor, check_whole
 from nbviz.core.chunks import in_chunks, joined
-from nbviz.core.documented import documented
 from nbviz.core.types import Images, SubjectOptions, Target
-from nbviz.core.weights import steady
-from nbviz.methods.occlusion import Variants
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method
 from nbviz.pictures.fill import FILLS, filling
+
+_AT_ONCE = 16  # pictures in one forward pass
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,8 +46,7 @@ class DeletionInsertionResult:
         return f"DeletionInsertionResult of {len(self.deletion)} pictures: {areas}"
 
 
-@documented
-@steady
+@as_method()
 def deletion_insertion(
     model: nn.Module,
     images: Images,
@@ -100,22 +98,22 @@ def deletion_insertion(
     count = places.shape[1]
     counts = torch.linspace(0, count, steps + 1, dtype=torch.float64).round().long()
     deleted, canvas = (filling(pictures, name, subject.pictures.preprocess) for name in fills)
-    variants = Variants(subject)
+    at_once = _AT_ONCE if subject.apart else 1
 
     def curve(i: int, chosen: int, before: Tensor, after: Tensor) -> Tensor:
         place = places[i].view(pictures.shape[-2:]).to(pictures.device)
 
         def probability(part: Sequence[int]) -> Tensor:
             changed = torch.stack([torch.where(place < int(counts[step]), after, before) for step in part])
-            trace, rows = variants.run(i, changed)
-            return subject.scores(trace.output)[rows].double().softmax(1)[:, chosen].cpu()
+            variants, rows = subject.with_variants(i, changed)
+            return variants.answer()[rows].double().softmax(1)[:, chosen].cpu()
 
-        return joined(in_chunks(probability, range(len(counts)), variants.at_once, "one picture"))
+        return joined(in_chunks(probability, range(len(counts)), at_once, "one picture"))
 
     curves = []
     for i, picture in enumerate(pictures):
-        trace, rows = variants.run(i, picture[None])
-        chosen = int(subject.part([i]).targets(target, subject.scores(trace.output)[rows])[0])
+        whole, rows = subject.with_variants(i, picture[None])
+        chosen = int(subject.part([i]).targets(target, whole.answer()[rows])[0])
         curves.append((curve(i, chosen, picture, deleted[i]), curve(i, chosen, canvas[i], picture)))
     deletion, insertion = (torch.stack(rows) for rows in zip(*curves, strict=True))
     shares = counts.double() / count

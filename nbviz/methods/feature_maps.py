@@ -10,14 +10,11 @@ from typing_extensions import Unpack
 
 from nbviz.core.arguments import check_maps
 from nbviz.core.checks import FLOATS, check_choice, check_indices, check_tensor
-from nbviz.core.documented import documented
 from nbviz.core.types import Channels, Images, InputOptions
-from nbviz.core.weights import steady
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method
 
 
-@documented
-@steady
+@as_method()
 def feature_maps(
     model: nn.Module,
     images: Images,

@@ -13,11 +13,9 @@ from typing_extensions import Unpack
 from nbviz.core.arguments import check_channels
 from nbviz.core.checks import check_choice, check_number
 from nbviz.core.chunks import in_chunks, kept_together
-from nbviz.core.documented import documented
 from nbviz.core.errors import shown
 from nbviz.core.types import Images, SubjectOptions, Target
-from nbviz.core.weights import steady
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method
 from nbviz.pictures.warp import warp
 
 #: The transformations of the picture, with their units.
@@ -61,8 +59,7 @@ class InvarianceResult:
         return "\n".join([*lines, f"  probability of the class: {low:.2f} to {high:.2f}"])
 
 
-@documented
-@steady
+@as_method()
 def invariance(
     model: nn.Module,
     images: Images,
@@ -113,20 +110,13 @@ def invariance(
     amounts = amounts_of(transform, values, subject.inputs.shape[-2:])
     names = subject.layer_names(layers)
 
-    distances: dict[str, list[Tensor]] = {name: [] for name in names}
-    probability, targets = [], []
-    for i in range(len(subject)):
-        pieces = list(along(subject, i, names, transform, amounts, target))
-        for name in names:
-            distances[name].append(torch.cat([piece.distances[name] for piece in pieces]))
-        probability.append(torch.cat([piece.probability for piece in pieces]))
-        targets.append(pieces[0].target)
+    found = [list(along(subject, i, names, transform, amounts, target)) for i in range(len(subject))]
     return InvarianceResult(
         transform,
         torch.tensor(amounts, dtype=torch.float64),
-        {name: torch.stack(rows) for name, rows in distances.items()},
-        torch.stack(probability),
-        torch.stack(targets),
+        {name: torch.stack([torch.cat([p.distances[name] for p in pieces]) for pieces in found]) for name in names},
+        torch.stack([torch.cat([piece.probability for piece in pieces]) for pieces in found]),
+        torch.stack([pieces[0].target for pieces in found]),
     )
 
 

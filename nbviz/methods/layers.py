@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from nbviz.core.documented import documented
 from nbviz.core.layers import Layers
 from nbviz.core.types import Images, ModelInputs, Preprocessing
-from nbviz.core.weights import steady
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method
 
 
-@documented
-@steady
+@as_method()
 def layers(
     model: nn.Module, images: Images, *, preprocess: Preprocessing | None = None, inputs: ModelInputs | None = None
 ) -> Layers:

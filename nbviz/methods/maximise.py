@@ -15,23 +15,13 @@ from typing_extensions import Unpack
 
 from nbviz.core.arguments import check_channels, check_feed
 from nbviz.core.backward import pull
-from nbviz.core.checks import (
-    check_choice,
-    check_flag,
-    check_indices,
-    check_number,
-    check_real,
-    check_tensor,
-    check_whole,
-)
-from nbviz.core.documented import documented
-from nbviz.core.errors import shown
+from nbviz.core.checks import check_choice, check_flag, check_indices, check_number, check_tensor, check_whole
 from nbviz.core.generators import OwnGenerators
 from nbviz.core.state import check_model
 from nbviz.core.types import Channels, ModelInputs, Preprocessing, ScoresIn, SubjectOptions, Target
-from nbviz.core.weights import Watch, WeightsChanged, steady
+from nbviz.core.weights import Watch, WeightsChanged
 from nbviz.methods.reconstruct import check_layer_or_target
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method
 from nbviz.pictures.load import Pictures, Reader
 from nbviz.pictures.warp import warp
 
@@ -70,8 +60,7 @@ class MaximiseResult:
     step: int
 
 
-@documented
-@steady
+@as_method()
 def maximise(
     model: nn.Module,
     layer: str | None = None,
@@ -193,16 +182,15 @@ class Growing:
         check_tensor("the model's input", probe, "on a device that holds values")
         self._subject = Subject(self.model, Pictures(probe, self.preprocess, ()), feed, output)
         count = self._run(probe)[1].shape[1]
-        given = channels if layer is not None else target
-        kind = "channel" if layer is not None else "class"
+        kind, given = ("class", target) if layer is None else ("channel", channels)
         self.channels = list(range(min(count, _FIRST))) if given is None else check_indices(kind, given, count)
         if not self.channels:
             raise ValueError("channels is empty; expected at least one")
-        self._dtype = reader.dtype
         self._basis = Basis((len(self.channels), reader.channels, *sides), self._generator, reader.device)
         self._adam = torch.optim.Adam([self._basis.spectrum], check_number("rate", rate, 1e-6, 10))
         self._watch = Watch(self.model)
-        self.start = self._values(self._inputs())
+        with torch.no_grad():
+            self.start = self._values(self._prepared(self._basis.pictures()))
 
     @torch.inference_mode(False)
     def step(self) -> None:
@@ -230,13 +218,12 @@ class Growing:
         """The model's inputs, and the gradient of the objective with respect to them."""
         with torch.enable_grad():
             pictures = self._basis.pictures()
-            moved = self._moved(pictures) if self.robust else pictures
-            inputs = self.preprocess.redo(moved).to(self._dtype)
+            inputs = self._prepared(self._moved(pictures) if self.robust else pictures)
         trace, activation = self._run(inputs.detach(), grad=True)
         seeds = torch.zeros_like(activation)[None]
-        for i, channel in enumerate(self.channels):
+        for places in self._maximised(activation):
             # The sum has the direction of the mean, whose gradient may be too small for Adam or half precision.
-            seeds[(0, i, channel, *self._places(activation))] = 1.0
+            seeds[(0, *places)] = 1.0
         for node in _own_rectifiers(activation):
             node.register_hook(_leak)
         gradient = pull("gradient", activation, seeds, trace.inputs)[0][0]
@@ -250,12 +237,13 @@ class Growing:
     def found(self) -> MaximiseResult:
         """The result so far."""
         with torch.no_grad():
-            pictures, inputs = self._basis.pictures(), self._inputs()
+            pictures = self._basis.pictures()
+            inputs = self._prepared(pictures)
         return MaximiseResult(pictures, inputs, self._values(inputs), self.start, tuple(self.channels), self.steps)
 
-    def _inputs(self) -> Tensor:
-        with torch.no_grad():
-            return self.preprocess.redo(self._basis.pictures()).to(self._dtype)
+    def _prepared(self, pictures: Tensor) -> Tensor:
+        """Pictures in [0, 1] as the model takes them."""
+        return self.preprocess.redo(pictures).to(self._subject.inputs.dtype)
 
     def _run(self, inputs: Tensor, grad: bool = False) -> tuple[Any, Tensor]:
         """The trace, and the values that the objective is made of: (N, C, ...)."""
@@ -264,17 +252,16 @@ class Growing:
             trace = subject.run(output=True, grad=grad)
             return trace, subject.scores(trace.output)
         trace = subject.run([self.layer], grad=grad)
-        name = f"layer {shown(self.layer)}"
-        return trace, check_real(check_channels(self.layer, trace.activations[self.layer], len(inputs)), name)
+        return trace, check_channels(self.layer, trace.activations[self.layer], len(inputs))
 
-    def _places(self, activation: Tensor) -> list[Any]:
-        """The position in the middle, or all positions."""
-        return [side // 2 if self._neuron else slice(None) for side in activation.shape[2:]]
+    def _maximised(self, activation: Tensor) -> list[tuple[Any, ...]]:
+        """Where an activation is maximised: of each picture its channel, in the middle or at all positions."""
+        places = [side // 2 if self._neuron else slice(None) for side in activation.shape[2:]]
+        return [(i, channel, *places) for i, channel in enumerate(self.channels)]
 
     def _values(self, inputs: Tensor) -> Tensor:
         activation = self._run(inputs)[1].detach()
-        places = self._places(activation)
-        return torch.stack([activation[(i, channel, *places)].mean() for i, channel in enumerate(self.channels)])
+        return torch.stack([activation[places].mean() for places in self._maximised(activation)])
 
     def _moved(self, pictures: Tensor) -> Tensor:
         """Shifted by up to a sixteenth of a side, scaled by up to a twentieth and rotated by up to 8 degrees."""

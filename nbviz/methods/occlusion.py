@@ -13,36 +13,12 @@ from typing_extensions import Unpack
 from nbviz.core.arguments import check_maps
 from nbviz.core.checks import check_flag, check_index, check_whole
 from nbviz.core.chunks import in_chunks
-from nbviz.core.documented import documented
 from nbviz.core.errors import shown
-from nbviz.core.trace import Feed, Trace, find_module
 from nbviz.core.types import Images, SubjectOptions, Target
-from nbviz.core.weights import steady
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method
 from nbviz.pictures.fill import filling
-from nbviz.pictures.load import Pictures
 
 _AT_ONCE = 16  # pictures in one forward pass
-
-
-class Variants:
-    """Runs a model on variants of one of several pictures.
-
-    Several variants share a pass, unless the answer to a picture depends on the others in its batch. Then each variant
-    takes the place of its picture in the batch.
-    """
-
-    def __init__(self, subject: Subject, layers: Sequence[str] = ()) -> None:
-        self._subject, self._layers, self._independent = subject, layers, subject.apart
-        self.at_once = _AT_ONCE if self._independent else 1
-
-    def run(self, i: int, variants: Tensor) -> tuple[Trace, slice]:
-        """One pass with variants of picture i (K, C, H, W), at most :attr:`at_once`, and the rows that hold them."""
-        if self._independent:
-            return self._subject.with_inputs(variants).run(self._layers, output=True), slice(None)
-        batch, rows = self._subject.inputs.clone(), slice(i, i + 1)
-        batch[rows] = variants
-        return self._subject.with_inputs(batch).run(self._layers, output=True), rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,8 +59,7 @@ class OcclusionResult:
         return f"OcclusionResult: {n} pictures, {rows}×{columns} squares of {size}, probability {low:.3f} to {high:.3f}"
 
 
-@documented
-@steady
+@as_method()
 def occlusion(
     model: nn.Module,
     images: Images,
@@ -137,25 +112,23 @@ def occlusion(
              [0.9990, 1.0000]]])
     """
     subject = Subject.of(model, images, **options)
-    squares = Squares(
-        subject.model, subject.pictures, target, patch, stride, fill, layer, channel, subject.feed, subject.output
-    )
-    maps = [squares.gathered(list(squares.over(i)), i) for i in range(len(subject))]
-    activities = [activity for _, _, activity in maps if activity is not None]
+    squares = Squares(subject, target, patch, stride, fill, layer, channel)
+    found = [squares.gathered(list(squares.over(i))) for i in range(len(subject))]
+    maps = {name: torch.stack([of_picture[name] for of_picture in found]) for name in found[0]}
     return OcclusionResult(
-        torch.stack([probability for probability, _, _ in maps]),
-        torch.stack([named for _, named, _ in maps]),
-        torch.stack(activities) if activities else None,
+        maps["probability"],
+        maps["named"],
+        maps.get("activity"),
         torch.tensor(squares.classes),
-        None if squares.channels is None else torch.tensor(squares.channels),
+        None if layer is None else torch.tensor(squares.channels),
         squares.tops,
         squares.lefts,
         squares.size,
     )
 
 
-#: For several positions of the square: their indices, the probabilities, the classes and the activity.
-Piece = tuple[list[int], Tensor, Tensor, Tensor | None]
+#: For several positions of the square their indices, and what was found there by the names of the maps.
+Piece = tuple[list[int], dict[str, Tensor]]
 
 
 class Squares:
@@ -163,76 +136,69 @@ class Squares:
 
     def __init__(
         self,
-        model: nn.Module,
-        loaded: Pictures,
+        subject: Subject,
         target: Any,
         patch: Any,
         stride: int | None,
         fill: str,
         layer: str | None,
         channel: int | None,
-        feed: Feed,
-        output: Any,
     ) -> None:
-        self._subject, self.pictures = Subject(model, loaded, feed, output), loaded.inputs
-        self._subject.require_pictures()
+        subject.require_pictures()
         if layer is None and channel is not None:
             raise ValueError("channel belongs to a layer; name the layer")
-        self.layer = layer
-        sides = self.pictures.shape[-2:]
+        self._subject, self._layer = subject, layer
+        sides = subject.inputs.shape[-2:]
         self.size = _size(patch, sides)
         step = max(1, min(self.size) // 2) if stride is None else check_whole("stride", stride, 1)
         self.tops, self.lefts = (_edges(side, size, step) for side, size in zip(sides, self.size, strict=True))
-        self._fill = filling(self.pictures, fill, loaded.preprocess)
-        if layer is not None:
-            find_module(model, layer)
-        self._variants = Variants(self._subject, [] if layer is None else [layer])
+        self._fill = filling(subject.inputs, fill, subject.pictures.preprocess)
         self.classes: list[int] = []
-        self.channels: list[int] | None = None if layer is None else []
-        for i in range(len(self.pictures)):
-            logits, maps = self._run(i, self.pictures[i : i + 1])
-            self.classes.append(int(self._subject.part([i]).targets(target, logits)[0]))
-            if maps is not None and self.channels is not None:
+        self.channels: list[int] = []  # none without a layer
+        for i in range(len(subject)):
+            scores, maps = self._run(i, subject.inputs[i : i + 1])
+            self.classes.append(int(subject.part([i]).targets(target, scores)[0]))
+            if maps is not None:
                 strongest = int(torch.nan_to_num(maps).flatten(2).amax(2)[0].argmax())
                 self.channels.append(strongest if channel is None else check_index("channel", channel, maps.shape[1]))
 
     def _run(self, i: int, variants: Tensor) -> tuple[Tensor, Tensor | None]:
-        trace, rows = self._variants.run(i, variants)
-        maps = None if self.layer is None else check_maps(trace, self.layer)[rows]
-        return self._subject.scores(trace.output)[rows], maps
+        """The class scores of variants of picture i, and the layer's maps."""
+        subject, rows = self._subject.with_variants(i, variants)
+        trace = subject.run([] if self._layer is None else [self._layer], output=True)
+        maps = None if self._layer is None else check_maps(trace, self._layer)[rows]
+        return subject.scores(trace.output)[rows], maps
 
     def over(self, i: int) -> Iterator[Piece]:
         """The answers for picture i, a few positions at a time, row by row."""
         corners = [(top, left) for top in self.tops for left in self.lefts]
 
         def answers(positions: Sequence[int]) -> Piece:
-            covered = self.pictures[i].repeat(len(positions), 1, 1, 1)
+            covered = self._subject.inputs[i].repeat(len(positions), 1, 1, 1)
             for row, position in enumerate(positions):
                 (top, left), (h, w) = corners[position], self.size
                 inside = (slice(None), slice(top, top + h), slice(left, left + w))
                 covered[row][inside] = self._fill[i][inside]
-            logits, maps = self._run(i, covered)
-            probabilities = logits.float().softmax(1)
-            activity = None
-            if maps is not None and self.channels is not None:
-                activity = maps[:, self.channels[i]].float().flatten(1).sum(1)
-            return list(positions), probabilities[:, self.classes[i]], probabilities.argmax(1), activity
+            scores, maps = self._run(i, covered)
+            probabilities = scores.float().softmax(1)
+            found = {"probability": probabilities[:, self.classes[i]], "named": probabilities.argmax(1)}
+            if maps is not None:
+                found["activity"] = maps[:, self.channels[i]].float().flatten(1).sum(1)
+            return list(positions), found
 
+        at_once = _AT_ONCE if self._subject.apart else 1
         for start in range(0, len(corners), _AT_ONCE):
             positions = range(start, min(start + _AT_ONCE, len(corners)))
-            yield from in_chunks(answers, positions, self._variants.at_once, "one covered picture")
+            yield from in_chunks(answers, positions, at_once, "one covered picture")
 
-    def gathered(self, pieces: Sequence[Piece], i: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Pieces of picture i as maps (R, S): probability, class and activity; NaN and -1 where not yet known."""
-        shape = (len(self.tops), len(self.lefts))
-        probability = self.pictures.new_full((shape[0] * shape[1],), torch.nan, dtype=torch.float32)
-        named = torch.full_like(probability, -1, dtype=torch.int64)
-        activity = None if self.layer is None else probability.clone()
-        for positions, probabilities, classes, activities in pieces:
-            probability[positions], named[positions] = probabilities, classes
-            if activity is not None and activities is not None:
-                activity[positions] = activities
-        return probability.view(shape), named.view(shape), None if activity is None else activity.view(shape)
+    def gathered(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
+        """Pieces of one picture as maps (R, S); NaN, or -1 for a class, where not yet known."""
+        shape, maps = (len(self.tops), len(self.lefts)), dict[str, Tensor]()
+        for positions, found in pieces:
+            for name, values in found.items():
+                unknown = torch.nan if values.is_floating_point() else -1
+                maps.setdefault(name, values.new_full(shape, unknown)).view(-1)[positions] = values
+        return maps
 
 
 def _size(patch: Any, sides: Sequence[int]) -> tuple[int, int]:
@@ -278,8 +244,7 @@ class RegionEffectResult:
         return "\n".join(lines)
 
 
-@documented
-@steady
+@as_method()
 def region_effect(
     model: nn.Module,
     images: Images,

@@ -20,9 +20,8 @@ def randomised_copies(model: nn.Module, layers: Sequence[str], mode: str, seed: 
 
     Yields the layer's name and the copy, which later steps change further.
     """
-    changed = shadow_of(model, own_weights=True)
     for i, layer in enumerate(layers):
-        if mode == "independent":
+        if i == 0 or mode == "independent":
             changed = shadow_of(model, own_weights=True)
         _randomise(dict(changed.named_modules())[layer], seed + i)
         yield layer, changed

@@ -1,4 +1,8 @@
-"""What in the picture a channel or a class responds to: all three backward rules from one forward pass."""
+"""What in the picture a channel or a class responds to, by three backward rules: together, or one by one.
+
+The plain gradient (Simonyan, Vedaldi and Zisserman 2014), the deconvnet (Zeiler and Fergus 2014) and guided
+backpropagation (Springenberg et al. 2015).
+"""
 
 from __future__ import annotations
 
@@ -13,23 +17,20 @@ from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES, UNPOOLING, pull
 from nbviz.core.checks import check_choice, check_indices, check_real
 from nbviz.core.chunks import in_chunks, joined
-from nbviz.core.documented import documented
 from nbviz.core.errors import NoRectifierWarning, shown, warn
 from nbviz.core.local_backward import pull_local
 from nbviz.core.regions import Start
 from nbviz.core.state import alone, interruptible
 from nbviz.core.trace import Trace
 from nbviz.core.types import Channels, Images, SubjectOptions, Target
-from nbviz.core.weights import steady
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method
 
 #: Where a reconstruction starts in a channel's map.
 SEEDS = ("max", "map", "unit")
 _CHANNELS_AT_ONCE = 8
 
 
-@documented
-@steady
+@as_method()
 def reconstruct(
     model: nn.Module,
     images: Images,
@@ -114,12 +115,17 @@ def reconstruct(
 
     def work(part: Subject) -> dict[str, Tensor]:
         if layer is None:
-            pulled = _pull_class(part, target, rules, unpool)
+            trace = part.run(output=True, grad=True)
+            scores = part.scores(trace.output)
+            signal = part.selector(target, scores)[None]
+            pulled = {rule: pull(rule, scores, signal, trace.inputs, unpool) for rule in rules}
         else:
-            pulled = _pull_layer(part, layer, channels, rules, seed, unpool)
-        for rule in rules:
-            met.setdefault(rule, pulled[rule][1])
-        return {rule: pulled[rule][0] for rule in rules}
+            trace = part.run([layer], grad=True)
+            chosen = traced_channels(trace, layer, channels)
+            pulled = {rule: project(trace, layer, chosen, rule, seed, unpool) for rule in rules}
+        for rule, (_, rectifiers) in pulled.items():
+            met.setdefault(rule, rectifiers)
+        return {rule: maps[0] if layer is None else maps for rule, (maps, _) in pulled.items()}
 
     result = subject.in_parts(work)
     for rule, maps in result.items():
@@ -128,30 +134,129 @@ def reconstruct(
     return result
 
 
+@as_method(reconstruct)
+def gradient(
+    model: nn.Module,
+    images: Images,
+    layer: str | None = None,
+    channels: Channels | None = None,
+    target: Target | None = None,
+    seed: str = "max",
+    **options: Unpack[SubjectOptions],
+) -> Tensor:
+    """How a small change of each pixel would change a channel or a class.
+
+    A rectifier passes R · [z > 0] (K. Simonyan, A. Vedaldi and A. Zisserman, "Deep Inside
+    Convolutional Networks", ICLR workshop 2014, section 3).
+
+    With ``seed="unit"``, the result is the gradient itself. With ``"max"``, the default of all three rules so that
+    they can be compared, it is the gradient times the channel's maximum.
+
+    Returns
+    -------
+    Tensor
+        (N, K, C, H, W) for a layer's channels, (N, C, H, W) for a class; in the model's dtype and on its device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
+    >>> _ = nn.init.constant_(net[0].weight, 3.0), nn.init.zeros_(net[0].bias)
+    >>> gradient(net, torch.tensor([[[[0.1, 0.5]]]]), "1", 0, seed="unit").flatten().tolist()
+    [0.0, 3.0]
+    """
+    return reconstruct(model, images, layer, channels, target, seed, ["gradient"], **options)["gradient"]
+
+
+@as_method(reconstruct)
+def deconvnet(
+    model: nn.Module,
+    images: Images,
+    layer: str | None = None,
+    channels: Channels | None = None,
+    target: Target | None = None,
+    seed: str = "max",
+    *,
+    unpool: str = "sum",
+    **options: Unpack[SubjectOptions],
+) -> Tensor:
+    """What in the picture a channel's activation was made of, by running the network backwards.
+
+    M. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014,
+    section 2.1. All other activations of the layer are set to zero, then layer by layer: max-pooling
+    is undone by placing each value at its recorded switch (*unpooling*), the signal is rectified,
+    R → max(R, 0) (*rectification*), and each convolution is applied transposed (*filtering*).
+
+    The signal is rectified where the network has a rectifier, so what reaches the picture through the
+    first convolution has both signs. As in the paper, the signal ignores which rectifiers were open,
+    and starts from the strongest position, ``seed="max"``.
+
+    Returns
+    -------
+    Tensor
+        (N, K, C, H, W) for a layer's channels, (N, C, H, W) for a class; in the model's dtype and on its device.
+
+    Warns
+    -----
+    NoRectifierWarning
+        When the rule met no rectifier, so that the result equals the gradient.
+
+    Examples
+    --------
+    A rectifier that was shut lets the deconvnet's signal through, but not the gradient's:
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 1, 3, padding=1))
+    >>> _ = nn.init.ones_(net[1].weight), nn.init.zeros_(net[1].bias)
+    >>> deconvnet(net, torch.tensor([[[[-1.0, 2.0]]]]), "1", 0, seed="unit").flatten().tolist()
+    [1.0, 1.0]
+    """
+    rules = ["deconvnet"]
+    return reconstruct(model, images, layer, channels, target, seed, rules, unpool=unpool, **options)["deconvnet"]
+
+
+@as_method(reconstruct)
+def guided_backprop(
+    model: nn.Module,
+    images: Images,
+    layer: str | None = None,
+    channels: Channels | None = None,
+    target: Target | None = None,
+    seed: str = "max",
+    **options: Unpack[SubjectOptions],
+) -> Tensor:
+    """What in the picture speaks for a channel or a class: gradient and deconvnet, each masking the other.
+
+    A rectifier passes max(R, 0) · [z > 0] (J. Springenberg, A. Dosovitskiy, T. Brox and M. Riedmiller,
+    "Striving for Simplicity: The All Convolutional Net", ICLR workshop 2015, figure 1).
+
+    Returns
+    -------
+    Tensor
+        (N, K, C, H, W) for a layer's channels, (N, C, H, W) for a class; in the model's dtype and on its device.
+
+    Warns
+    -----
+    NoRectifierWarning
+        When the rule met no rectifier, so that the result equals the gradient.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 1, 3, padding=1))
+    >>> _ = nn.init.ones_(net[1].weight), nn.init.zeros_(net[1].bias)
+    >>> guided_backprop(net, torch.tensor([[[[-1.0, 2.0]]]]), "1", 0, seed="unit").flatten().tolist()
+    [0.0, 1.0]
+    """
+    return reconstruct(model, images, layer, channels, target, seed, ["guided"], **options)["guided"]
+
+
 def check_layer_or_target(layer: str | None, channels: Any, target: Any) -> None:
     """Raise a ValueError if channels are given without a layer, or a class with one."""
     if layer is not None and target is not None:
         raise ValueError("target is a class of the model's output and goes with layer=None; give channels for a layer")
     if layer is None and channels is not None:
         raise ValueError("channels belong to a layer; name the layer, or give target for an output class")
-
-
-#: For each rule the signal that reaches the picture, and the names of the rectifiers met on its way.
-_Pulled = dict[str, tuple[Tensor, frozenset[str]]]
-
-
-def _pull_class(subject: Subject, target: Any, rules: Sequence[str], unpool: str) -> _Pulled:
-    trace = subject.run(output=True, grad=True)
-    scores = subject.scores(trace.output)
-    signal = subject.selector(target, scores)[None]
-    pulled = {rule: pull(rule, scores, signal, trace.inputs, unpool) for rule in rules}
-    return {rule: (maps[0], met) for rule, (maps, met) in pulled.items()}
-
-
-def _pull_layer(subject: Subject, layer: str, channels: Any, rules: Sequence[str], seed: str, unpool: str) -> _Pulled:
-    trace = subject.run([layer], grad=True)
-    chosen = traced_channels(trace, layer, channels)
-    return {rule: project(trace, layer, chosen, rule, seed, unpool) for rule in rules}
 
 
 def traced_channels(trace: Trace, layer: str, given: Any) -> list[int]:
@@ -173,10 +278,12 @@ def project(
 
     ``starts`` gives, for each picture and each channel of it, a start other than the strongest position.
     """
+    if not channels:
+        return trace.inputs.new_empty(len(trace.inputs), 0, *trace.inputs.shape[1:]), frozenset()
     activation = trace.activations[layer]
     starts = strongest(activation, channels, seed) if starts is None and seed != "map" else starts
     with alone(), interruptible():
-        if channels and starts is not None and unpool == "sum":  # one position: compute only its receptive field
+        if starts is not None and unpool == "sum":  # one position: compute only its receptive field
             local = pull_local(rule, activation, starts, trace.inputs)
             if local is not None:
                 return local[0].unflatten(0, (len(activation), len(channels))), local[1]
@@ -191,8 +298,6 @@ def project(
         sent = in_chunks(
             send, range(len(channels)), _CHANNELS_AT_ONCE, "the way of one channel's signal back to the picture"
         )
-    if not sent:
-        return trace.inputs.new_empty(len(trace.inputs), 0, *trace.inputs.shape[1:]), frozenset()
     return joined([maps for maps, _ in sent]).transpose(0, 1), sent[0][1]
 
 
@@ -200,8 +305,8 @@ def strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[St
     """For each picture and each channel, the strongest position with its activation or a one."""
     chosen = activation.detach()[:, list(channels)].flatten(2)
     values, places = (t.flatten().tolist() for t in (chosen.amax(2), chosen.argmax(2)))
-    k, flat = len(channels), np.array(places, np.intp)
-    positions = np.stack(np.unravel_index(flat, activation.shape[2:]), 1).tolist()
+    positions = np.stack(np.unravel_index(places, activation.shape[2:]), 1).tolist()
+    k = len(channels)
     return [
         Start(i // k, channels[i % k], tuple(position), value if seed == "max" else 1.0)
         for i, (value, position) in enumerate(zip(values, positions, strict=True))
@@ -238,10 +343,9 @@ def seeds(activation: Tensor, channels: Sequence[int], starts: list[Start] | Non
 
 def warn_without_rectifiers(rule: str, met: frozenset[str]) -> None:
     """Warn if no rectifier was met, so that the rule equals the gradient."""
-    if rule == "gradient" or met:
-        return
-    warn(
-        f"the {rule} rule met no rectifier (ReLU or the like) on its way to the picture: "
-        "deconvnet and guided backprop equal the plain gradient here",
-        NoRectifierWarning,
-    )
+    if rule != "gradient" and not met:
+        warn(
+            f"the {rule} rule met no rectifier (ReLU or the like) on its way to the picture: "
+            "deconvnet and guided backprop equal the plain gradient here",
+            NoRectifierWarning,
+        )

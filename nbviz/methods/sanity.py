@@ -17,22 +17,17 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from nbviz.core.checks import check_choice, check_flag, check_tensor, check_whole
-from nbviz.core.documented import documented
 from nbviz.core.errors import ModelError, line
 from nbviz.core.types import Images, SubjectOptions, Target
-from nbviz.core.weights import steady
 from nbviz.methods.attribution import input_x_gradient, integrated_gradients, smooth_grad
-from nbviz.methods.cam import GRADIENT_CAMS
-from nbviz.methods.deconvnet import deconvnet
+from nbviz.methods.cam import GRADIENT_CAMS, guided_grad_cam
 from nbviz.methods.deletion_insertion import DeletionInsertionResult as DeletionInsertionResult
 from nbviz.methods.deletion_insertion import deletion_insertion as deletion_insertion
-from nbviz.methods.gradient import gradient
-from nbviz.methods.guided_backprop import guided_backprop
-from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.methods.randomise import layers_with_weights, randomised_copies
+from nbviz.methods.reconstruct import deconvnet, gradient, guided_backprop
 from nbviz.methods.similarity import spearman as spearman
 from nbviz.methods.similarity import ssim as ssim
-from nbviz.methods.subject import Subject
+from nbviz.methods.subject import Subject, as_method
 
 Method = Callable[..., Tensor]
 #: The methods that may be given by name: (model, images, target=) to a map for each picture.
@@ -100,8 +95,7 @@ class RandomisationResult:
         return "\n".join(lines)
 
 
-@documented
-@steady
+@as_method()
 def randomisation(
     model: nn.Module,
     images: Images,
@@ -180,28 +174,13 @@ def randomisation(
         return checked.detach().float().cpu()
 
     layers = layers_with_weights(subject.model, subject.inputs, subject.feed)
-    steps = randomisation_steps(subject.model, layers, maps, mode=mode, seed=seed, absolute=absolute)
-    return randomisation_result(name, [similarity for similarity, _ in steps], mode)
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """How similar a method's maps are to those of the trained network, after a layer was randomised.
-
-    Parameters
-    ----------
-    layer
-        The name of the layer.
-    rank, ssim
-        float64 (N,): Spearman's rank correlation and the structural similarity.
-    """
-
-    layer: str
-    rank: Tensor
-    ssim: Tensor
+    steps = randomisation_steps(name, subject.model, layers, maps, mode=mode, seed=seed, absolute=absolute)
+    *_, result = (result for result, _ in steps)
+    return result
 
 
 def randomisation_steps(
+    method: str,
     model: nn.Module,
     layers: Sequence[str],
     maps: Callable[[nn.Module], Tensor],
@@ -210,11 +189,13 @@ def randomisation_steps(
     mode: str = "cascading",
     seed: int = 0,
     absolute: bool = True,
-) -> Iterator[tuple[Similarity, Tensor]]:
-    """Randomise a copy of the model layer by layer, and give the maps after each step, compared with those before.
+) -> Iterator[tuple[RandomisationResult, Tensor]]:
+    """Randomise a copy of the model layer by layer, and give the result so far and the maps after each step.
 
     Parameters
     ----------
+    method
+        The method's name.
     model
         The trained model.
     layers
@@ -227,16 +208,15 @@ def randomisation_steps(
         The arguments of :func:`randomisation`.
     """
     before = maps(model) if before is None else before
-    for layer, changed in randomised_copies(model, layers, mode, seed):
+    ranks: list[Tensor] = []
+    ssims: list[Tensor] = []
+    for _, changed in randomised_copies(model, layers, mode, seed):
         after = maps(changed)
         compared = (before.abs(), after.abs()) if absolute else (before, after)
-        yield Similarity(layer, spearman(*compared), ssim(*compared)), after
-
-
-def randomisation_result(method: str, steps: Sequence[Similarity], mode: str) -> RandomisationResult:
-    """The result of all steps."""
-    ranks, ssims = torch.stack([step.rank for step in steps]), torch.stack([step.ssim for step in steps])
-    return RandomisationResult(method, tuple(step.layer for step in steps), ranks, ssims, mode)
+        ranks.append(spearman(*compared))
+        ssims.append(ssim(*compared))
+        done = tuple(layers[: len(ranks)])
+        yield RandomisationResult(method, done, torch.stack(ranks), torch.stack(ssims), mode), after
 
 
 def _method(given: Any) -> tuple[str, Method]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,31 @@ from torch import Tensor, nn
 from nbviz.core.arguments import check_feed, check_logits, check_target
 from nbviz.core.checks import check_tensor
 from nbviz.core.chunks import in_chunks, joined, kept_together
+from nbviz.core.documented import documented_like
 from nbviz.core.layers import Layers, layers_of, trace_layers
 from nbviz.core.state import check_model, eager
 from nbviz.core.trace import Feed, Trace, run
 from nbviz.core.types import Dataset, Images, ModelInputs, Preprocessing, ScoresIn
+from nbviz.core.weights import steady
 from nbviz.pictures.load import Pictures, Reader, load
 from nbviz.scanning.dataset import Inputs, check_dataset
 
 #: Results of a method: a tensor with a row for each picture, or several such tensors by name.
 Rows = TypeVar("Rows", Tensor, dict[str, Tensor])
 Item = TypeVar("Item")
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+def as_method(*like: object) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
+    """Make a function of a model a method: it works on one state of the weights, and its docstring is completed.
+
+    Parameters
+    ----------
+    like
+        Functions from whose docstrings it is completed first; see :func:`nbviz.core.documented.documented_like`.
+    """
+    return lambda function: documented_like(*like)(steady(function))
 
 
 @dataclass(frozen=True)
@@ -150,7 +165,7 @@ class Subject:
 
     def targets(self, target: Any, scores: Tensor) -> Tensor:
         """The class of each picture, int64 (N,): the given one, or the predicted one where ``target`` is None."""
-        return check_target(target, scores, self.numbers, len(self) if self.count is None else self.count)
+        return check_target(target, scores, self.numbers, self.count or len(self))
 
     def selector(self, target: Any, scores: Tensor) -> Tensor:
         """One-hot classes (N, classes), from which a backward pass starts."""
@@ -167,12 +182,22 @@ class Subject:
         """Neighbouring pictures by their indices, from 0."""
         chosen = slice(numbers[0], numbers[-1] + 1)
         pictures = replace(self.pictures, inputs=self.inputs[chosen], names=self.pictures.names[chosen])
-        count = len(self) if self.count is None else self.count
-        return replace(self, pictures=pictures, start=self.start + chosen.start, count=count)
+        return replace(self, pictures=pictures, start=self.start + chosen.start, count=self.count or len(self))
 
     def with_inputs(self, inputs: Tensor) -> Subject:
         """The model with other inputs, numbered from 0."""
         return replace(self, pictures=replace(self.pictures, inputs=inputs), start=0, count=None)
+
+    def with_variants(self, i: int, variants: Tensor) -> tuple[Subject, slice]:
+        """The model with variants of picture i (K, C, H, W), and the rows of its answer that are theirs.
+
+        Where pictures must share a batch, see :attr:`apart`, the one variant takes the place of its picture in it.
+        """
+        if self.apart:
+            return self.with_inputs(variants), slice(None)
+        batch, rows = self.inputs.clone(), slice(i, i + 1)
+        batch[rows] = variants
+        return self.with_inputs(batch), rows
 
     def in_parts(self, work: Callable[[Subject], Rows], at_once: int | None = None) -> Rows:
         """Call a function on parts of the pictures and join the results; a part too large for memory is halved.
@@ -192,7 +217,8 @@ class Subject:
         """
         n = len(self)
         least = kept_together(self.model, n, self.feed)
-        pieces = in_chunks(lambda numbers: work(self.part(numbers)), range(n), at_once or n, "one picture", least)
+        at_once = max(at_once or n, least)
+        pieces = in_chunks(lambda numbers: work(self.part(numbers)), range(n), at_once, "one picture", least)
         rows: Rows = _joined(pieces)
         return rows
 

@@ -96,10 +96,9 @@ class Occlusion(ClassWidget):
         self._lay_out([self.strip], [*controls, self.panels])
 
     def _squares(self, picture: int, target: int | None, patch: int | None, stride: int | None, fill: str) -> Squares:
-        subject = self.session.subject
-        batch = replace(subject.pictures, inputs=self.session.batch(picture))
-        rest = *self._activity, subject.feed, subject.output
-        return self.session.ask(lambda model: Squares(model, batch, target, patch, stride, fill, *rest))
+        subject = self.session.subject.with_inputs(self.session.batch(picture))
+        arguments = target, patch, stride, fill, *self._activity
+        return self.session.ask(lambda model: Squares(replace(subject, model=model), *arguments))
 
     @draws("picture", "target", "patch", "stride", "fill", into="panels")
     def _show_maps(self) -> Iterator[bool]:
@@ -111,13 +110,14 @@ class Occlusion(ClassWidget):
         count = len(squares.tops) * len(squares.lefts)
         for piece in self.session.ask_each(squares.over(row)):
             done.append(piece)
-            probability, named, activity = squares.gathered(done, row)
-            self._show_values("probability", picture, probability, f"probability of {label} with the square there")
-            colours, legend = self._in_colours(named.cpu(), picture.shape[:2])
+            maps = squares.gathered(done)
+            caption = f"probability of {label} with the square there"
+            self._show_values("probability", picture, maps["probability"], caption)
+            colours, legend = self._in_colours(maps["named"].cpu(), picture.shape[:2])
             self.panels.show("named", "overlay", picture, colours, caption=f"most probable class: {legend}")
-            if activity is not None and squares.channels is not None:
-                self._show_values("activity", picture, activity, f"sum of channel #{squares.channels[row]}")
-            self.header.cost = f"{sum(len(places) for places, *_ in done)} of {count} squares"
+            if "activity" in maps:
+                self._show_values("activity", picture, maps["activity"], f"sum of channel #{squares.channels[row]}")
+            self.header.cost = f"{sum(len(places) for places, _ in done)} of {count} squares"
             yield True
 
     def _show_values(self, slot: str, picture: Array, values: Tensor, caption: str) -> None:

@@ -15,14 +15,7 @@ from nbviz.core.types import Images
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.randomise import layers_with_weights
-from nbviz.methods.sanity import (
-    METHODS,
-    Similarity,
-    deletion_insertion,
-    randomisation,
-    randomisation_result,
-    randomisation_steps,
-)
+from nbviz.methods.sanity import METHODS, deletion_insertion, randomisation, randomisation_steps
 from nbviz.widgets.controls import Choice, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
@@ -118,22 +111,22 @@ class Sanity(ClassWidget):
             torch.linspace(0, self._count, min(_FILM, self._count + 1), dtype=torch.float32).round().long().tolist()
         )
         self._show_map(0, before, "trained")
-        steps: list[Similarity] = []
 
         def maps(changed: nn.Module) -> Tensor:
             return self._map(changed)[row : row + 1]
 
-        for step, after in randomisation_steps(session.current_model, self._layers, maps, before, seed=self._seed):
-            steps.append(step)
-            if len(steps) in places:
-                caption = f"{line(step.layer, 40)}: {float(step.rank):.2f}"
-                self._show_map(places.index(len(steps)), after, caption)
-            curves = {"rank correlation": [s.rank for s in steps], "SSIM": [s.ssim for s in steps]}
-            x = range(len(steps) + 1)
+        steps = randomisation_steps(name, session.current_model, self._layers, maps, before, seed=self._seed)
+        for found, after in steps:
+            done = len(found.layers)
+            if done in places:
+                caption = f"{line(found.layers[-1], 40)}: {float(found.rank[-1]):.2f}"
+                self._show_map(places.index(done), after, caption)
+            curves = {"rank correlation": found.rank, "SSIM": found.ssim}
+            x = range(done + 1)
             self.curve.show((kind, x, [1.0, *map(float, values)]) for kind, values in curves.items())
-            self.header.cost = f"{len(steps)} of {self._count} layers randomised"
+            self.header.cost = f"{done} of {self._count} layers randomised"
             yield True
-        self.header.note = randomisation_result(name, steps, "cascading").verdict
+        self.header.note = found.verdict
         yield False
 
     def _show_map(self, i: int, maps: Tensor, caption: str) -> None:
