@@ -15,10 +15,13 @@ from .methods.cam import class_activation as class_activation
 from .methods.cam import grad_cam as grad_cam
 from .methods.compare import compare as compare
 from .methods.correspondence import correspondence as correspondence
+from .methods.deconvnet import deconvnet as deconvnet
 from .methods.evolution import Recorder as Recorder
 from .methods.evolution import evolution as evolution
 from .methods.feature_maps import feature_maps as feature_maps
 from .methods.feature_maps import fuse as fuse
+from .methods.gradient import gradient as gradient
+from .methods.guided_backprop import guided_backprop as guided_backprop
 from .methods.invariance import invariance as invariance
 from .methods.kernels import frequency_response as frequency_response
 from .methods.kernels import kernel_report as kernel_report
@@ -27,9 +30,6 @@ from .methods.layers import layers as layers
 from .methods.maximise import maximise as maximise
 from .methods.occlusion import occlusion as occlusion
 from .methods.occlusion import region_effect as region_effect
-from .methods.reconstruct import deconvnet as deconvnet
-from .methods.reconstruct import gradient as gradient
-from .methods.reconstruct import guided_backprop as guided_backprop
 from .methods.reconstruct import reconstruct as reconstruct
 from .methods.report import report as report
 from .methods.top_patches import top_patches as top_patches

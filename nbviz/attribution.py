@@ -3,6 +3,6 @@
 from nbviz.methods.attribution import input_x_gradient as input_x_gradient
 from nbviz.methods.attribution import integrated_gradients as integrated_gradients
 from nbviz.methods.attribution import smooth_grad as smooth_grad
-from nbviz.methods.reconstruct import deconvnet as deconvnet
-from nbviz.methods.reconstruct import gradient as gradient
-from nbviz.methods.reconstruct import guided_backprop as guided_backprop
+from nbviz.methods.deconvnet import deconvnet as deconvnet
+from nbviz.methods.gradient import gradient as gradient
+from nbviz.methods.guided_backprop import guided_backprop as guided_backprop

@@ -27,8 +27,9 @@ def test_importing_nbviz_loads_nothing_heavy():
 
 ROOMS = [
     "nbviz.core.backward, nbviz.core.layers, nbviz.core.receptive_field, nbviz.core.state, nbviz.core.trace",
-    "nbviz.methods.cam, nbviz.methods.feature_maps, nbviz.methods.layers, nbviz.methods.reconstruct",
-    "nbviz.pictures.load, nbviz.pictures.preprocess, nbviz.imaging.pixels",
+    "nbviz.methods.deconvnet, nbviz.methods.feature_maps, nbviz.methods.gradient, nbviz.methods.guided_backprop",
+    "nbviz.methods.layers, nbviz.methods.reconstruct, nbviz.pictures.load, nbviz.imaging.pixels",
+    "nbviz.pictures.preprocess",
 ]
 
 

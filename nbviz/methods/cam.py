@@ -1,7 +1,7 @@
 """Class activation maps from gradients: where in the picture a layer speaks for a class.
 
 One forward and one backward pass serve all maps of this family, see :func:`class_activation`. A method is its formula,
-decorated with :func:`gradient_cam`. Two that need more follow: Smooth Grad-CAM++ and Guided Grad-CAM.
+decorated with :func:`gradient_cam`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from nbviz.core.backward import NO_GRADIENT, pull
-from nbviz.core.checks import check_choice, check_number, check_real, check_whole
+from nbviz.core.checks import check_choice, check_real
 from nbviz.core.errors import ModelError, shown
 from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.methods.cam_layers import Arrange, checked
-from nbviz.methods.reconstruct import guided_backprop
 from nbviz.methods.subject import Subject, as_method
-from nbviz.pictures.noise import noisy
 
 #: From a layer's activation and the gradient of the class score (N, C, ...) to the maps (N, ...), before max(0, .).
 Formula = Callable[[Tensor, Tensor], Tensor]
@@ -143,7 +141,8 @@ def sum_positions(maps: Tensor) -> Tensor:
     return maps.sum(tuple(range(2, maps.ndim)), keepdim=True)
 
 
-def _weighted(weights: Tensor, activation: Tensor) -> Tensor:
+def weighted(weights: Tensor, activation: Tensor) -> Tensor:
+    """The sum over a layer's channels (N, C, ...), each with its weight."""
     return (weights * activation).sum(1)
 
 
@@ -155,7 +154,7 @@ def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     ICCV 2017. A channel's weight is the mean over its positions of the gradient of the class score before
     the softmax (equation 1); the map is max(0, the weighted sum of the channels) (equation 2).
     """
-    return _weighted(sum_positions(gradient) / gradient[0, 0].numel(), activation)
+    return weighted(sum_positions(gradient) / gradient[0, 0].numel(), activation)
 
 
 @gradient_cam("Grad-CAM++")
@@ -167,10 +166,10 @@ def grad_cam_pp(activation: Tensor, gradient: Tensor) -> Tensor:
     α · max(0, G) over its positions (equation 5), α = G² / (2 G² + G³ · ΣA) (equation 19, where the score is the
     exponential of the logit; the factor exp(logit), which all weights share, is left out).
     """
-    return _weighted(sum_positions(_alpha(activation, gradient**2, gradient**3) * gradient.relu()), activation)
+    return weighted(sum_positions(alpha(activation, gradient**2, gradient**3) * gradient.relu()), activation)
 
 
-def _alpha(activation: Tensor, second: Tensor, third: Tensor) -> Tensor:
+def alpha(activation: Tensor, second: Tensor, third: Tensor) -> Tensor:
     """Equation 19 of Grad-CAM++, for a score that is the exponential of the logit."""
     return _ratio(second, 2 * second + sum_positions(activation) * third)
 
@@ -187,7 +186,7 @@ def layer_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     P.-T. Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE TIP 2021:
     max(0, Σ max(0, G) · A) over the channels (equations 7 to 9).
     """
-    return _weighted(gradient.relu(), activation)
+    return weighted(gradient.relu(), activation)
 
 
 @gradient_cam("XGrad-CAM")
@@ -197,7 +196,7 @@ def xgrad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     R. Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", BMVC 2020: a
     channel's weight is ΣG·A / ΣA over its positions (equation 8).
     """
-    return _weighted(_ratio(sum_positions(gradient * activation), sum_positions(activation)), activation)
+    return weighted(_ratio(sum_positions(gradient * activation), sum_positions(activation)), activation)
 
 
 @gradient_cam("HiResCAM")
@@ -207,7 +206,7 @@ def hires_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     R. Draelos and L. Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural
     networks", 2020: Σ G · A over the channels (equation 3). Here, what speaks against the class is set to zero.
     """
-    return _weighted(gradient, activation)
+    return weighted(gradient, activation)
 
 
 @as_method(CamFunction.__call__)
@@ -252,94 +251,14 @@ def class_activation(
     subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
 
     def maps(part: Subject) -> dict[str, Tensor]:
-        pair = _backward(part, layer, target, arrange)
-        activation, gradient = map(_at_least_float32, pair)
+        pair = backward(part, layer, target, arrange)
+        activation, gradient = map(at_least_float32, pair)
         return {name: _FORMULAS[name](activation, gradient).relu().to(pair[0].dtype) for name in names}
 
     return {name: finished(values, subject, raw) for name, values in subject.in_parts(maps).items()}
 
 
-@as_method(CamFunction.__call__)
-def smooth_grad_cam_pp(
-    model: nn.Module,
-    images: Images,
-    layer: str | None = None,
-    target: Target | None = None,
-    *,
-    samples: int = 8,
-    noise: float = 0.15,
-    seed: int = 0,
-    raw: bool = False,
-    reshape: Callable[[Tensor], Tensor] | None = None,
-    **options: Unpack[SubjectOptions],
-) -> Tensor:
-    """Grad-CAM++ with its gradients averaged over noisy copies of the picture.
-
-    D. Omeiza et al., "Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep Convolutional
-    Neural Network Models", 2019: the mean of the gradients, of their squares and of their cubes over the samples
-    replace the derivatives in Grad-CAM++ (equations 8 and 9).
-
-    Parameters
-    ----------
-    samples
-        How many noisy copies, each of which costs a forward and a backward pass.
-
-    Examples
-    --------
-    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    >>> smooth_grad_cam_pp(net, torch.rand(2, 1, 8, 8), "1", target=0, samples=2).shape
-    torch.Size([2, 8, 8])
-    """
-    samples, noise = check_whole("samples", samples, 1), check_number("noise", noise, 0, 10)
-    seed = check_whole("seed", seed, 0, 2**63 - 1)
-    subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
-
-    def work(part: Subject) -> Tensor:
-        trace = part.run([layer], output=True)
-        activation = arrange(trace.activations[layer], len(part))
-        dtype, activation = activation.dtype, _at_least_float32(activation)
-        classes = part.targets(target, part.scores(trace.output)).tolist()
-        first, second, third = (torch.zeros_like(activation) for _ in range(3))
-        for copies in noisy(part.inputs, samples, noise, seed, part.numbers):
-            gradient = _at_least_float32(_backward(part.with_inputs(copies), layer, classes, arrange)[1])
-            first, second, third = first + gradient, second + gradient**2, third + gradient**3
-        weights = sum_positions(_alpha(activation, second / samples, third / samples) * (first / samples).relu())
-        return _weighted(weights, activation).relu().to(dtype)
-
-    return finished(subject.in_parts(work), subject, raw)
-
-
-@as_method(CamFunction.__call__)
-def guided_grad_cam(
-    model: nn.Module,
-    images: Images,
-    layer: str | None = None,
-    target: Target | None = None,
-    *,
-    reshape: Callable[[Tensor], Tensor] | None = None,
-    **options: Unpack[SubjectOptions],
-) -> Tensor:
-    """Guided Grad-CAM: guided backprop of the class, masked by Grad-CAM.
-
-    R. Selvaraju et al., "Grad-CAM", ICCV 2017, section 3.2: the product of both. As with guided backprop alone, its
-    details show what is in the picture rather than what was learned.
-
-    Returns
-    -------
-    Tensor
-        (N, C, H, W), signed, in the model's dtype and on its device.
-
-    Examples
-    --------
-    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    >>> guided_grad_cam(net, torch.rand(2, 1, 8, 8), "1", target=0).shape
-    torch.Size([2, 1, 8, 8])
-    """
-    mask = grad_cam(model, images, layer, target, reshape=reshape, **options)
-    return guided_backprop(model, images, target=target, **options) * mask[:, None]
-
-
-def _backward(subject: Subject, layer: str, target: Any, arrange: Arrange) -> tuple[Tensor, Tensor]:
+def backward(subject: Subject, layer: str, target: Any, arrange: Arrange) -> tuple[Tensor, Tensor]:
     """A layer's activation, and the gradient of the class scores with respect to it, as maps (N, C, ...)."""
     trace = subject.run([layer], output=True, grad="after")
     activation = check_real(trace.activations[layer], f"layer {shown(layer)}")
@@ -358,7 +277,7 @@ def finished(maps: Tensor, subject: Subject, raw: bool) -> Tensor:
     """Non-negative maps (N, h, w) in [0, 1] at the size of the pictures; with ``raw``, unchanged."""
     if raw:
         return maps
-    dtype, maps = maps.dtype, _at_least_float32(maps)
+    dtype, maps = maps.dtype, at_least_float32(maps)
     maps = maps / maps.flatten(1).amax(1).view(-1, *[1] * (maps.ndim - 1)).clamp(min=torch.finfo(maps.dtype).tiny)
     return enlarged(maps[:, None], subject.inputs.shape[2:])[:, 0].to(dtype)
 
@@ -369,6 +288,6 @@ def enlarged(maps: Tensor, sides: Sequence[int]) -> Tensor:
     return nn.functional.interpolate(maps, sides, mode=mode)
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """The values in single precision at least: in half precision, the square of a small gradient is zero."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from nbviz.methods.cam import GRADIENT_CAMS, Cam, smooth_grad_cam_pp
+from nbviz.methods.cam import GRADIENT_CAMS, Cam
 from nbviz.methods.cam_without_gradient import ablation_cam, cam, eigen_cam, score_cam
+from nbviz.methods.smooth_grad_cam import smooth_grad_cam_pp
 
 #: All class activation maps by the names of their functions, in the order in which menus list them.
 CAMS: dict[str, Cam] = {

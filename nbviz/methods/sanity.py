@@ -20,11 +20,14 @@ from nbviz.core.checks import check_choice, check_flag, check_tensor, check_whol
 from nbviz.core.errors import ModelError, line
 from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.methods.attribution import input_x_gradient, integrated_gradients, smooth_grad
-from nbviz.methods.cam import GRADIENT_CAMS, guided_grad_cam
+from nbviz.methods.cam import GRADIENT_CAMS
+from nbviz.methods.deconvnet import deconvnet
 from nbviz.methods.deletion_insertion import DeletionInsertionResult as DeletionInsertionResult
 from nbviz.methods.deletion_insertion import deletion_insertion as deletion_insertion
+from nbviz.methods.gradient import gradient
+from nbviz.methods.guided_backprop import guided_backprop
+from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.methods.randomise import layers_with_weights, randomised_copies
-from nbviz.methods.reconstruct import deconvnet, gradient, guided_backprop
 from nbviz.methods.similarity import spearman as spearman
 from nbviz.methods.similarity import ssim as ssim
 from nbviz.methods.subject import Subject, as_method

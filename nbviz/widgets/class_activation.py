@@ -12,9 +12,10 @@ from nbviz.core.trace import first_name
 from nbviz.core.types import Images
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.methods.cam import GRADIENT_CAMS, class_activation, grad_cam, guided_grad_cam
+from nbviz.methods.cam import GRADIENT_CAMS, class_activation, grad_cam
 from nbviz.methods.cam_layers import find_maps, map_layers
 from nbviz.methods.cams import CAMS
+from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.widgets.controls import Choice, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
