@@ -48,7 +48,6 @@ class Ablation(LayerWidget):
     >>> view.off = [3, 5]  # runs the layers above it
     """
 
-    _kind = "ablation"
     _grad = False
     _caption = "Prediction: with all → now"
     _parts = ("trace", "grid", "predictions", "rest")

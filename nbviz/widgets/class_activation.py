@@ -44,7 +44,6 @@ class ClassActivation(ClassWidget):
     >>> view.target = 3  # where it speaks for a dress
     """
 
-    _kind = "activation"
     _parts = ("family", "large", "predictions")
 
     layer = Choice(

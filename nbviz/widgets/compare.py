@@ -65,7 +65,6 @@ class Compare(PictureWidget):
     >>> view.picture = 1
     """
 
-    _kind = "compare"
     _arguments = ("model_a", "model_b", "images")
     _not_in_code = ("layer",)  # it is layer_a's
     _needs_maps = True

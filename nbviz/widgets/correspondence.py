@@ -39,7 +39,6 @@ class Correspondence(Pulled):
     >>> view.boxes = [[0, 8, 8, 20]] * 3  # the neck
     """
 
-    _kind = "correspondence"
     _arguments = ("model", "images", "boxes")
 
     boxes = Control(

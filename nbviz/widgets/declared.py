@@ -30,7 +30,7 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
     ``options_of`` where the class names one, else the constructor of the base class.
     """
 
-    _kind: ClassVar[str] = ""  # the style sheet lays out the columns by it
+    _kind: ClassVar[str]  # the style sheet lays out the columns by it
     _arguments: tuple[str, ...] = ("model", "images")  # the first arguments of the copied code
     _by_name: ClassVar[tuple[str, ...]] = ("images", "preprocess", "labels", "inputs", "output", "table", "comparison")
     _not_in_code: ClassVar[tuple[str, ...]] = ()
@@ -41,6 +41,8 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
 
     def __init_subclass__(cls, options_of: Callable[..., Any] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("nbviz."):  # a person's subclass looks like the widget that it is made of
+            cls._kind = cls.__name__.lower()
         if "__init__" in vars(cls):
             cls.__init__ = _outermost(spelled_out(options_of or cls.__base__)(cls.__init__))  # type: ignore[method-assign]
             signature = inspect.signature(cls.__init__)

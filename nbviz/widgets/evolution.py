@@ -55,7 +55,6 @@ class Evolution(Pulled):
     >>> view.moment = 0
     """
 
-    _kind = "evolution"
     _arguments = ("model", "checkpoints")
 
     moment = Index(

@@ -75,7 +75,6 @@ class Explorer(LayerWidget):
     >>> view.view = "class activation"
     """
 
-    _kind = "explorer"
     _parts = ("trace", "grid", "fused", "first", "channel", "predictions", "rest")
 
     view = Choice(

@@ -45,7 +45,6 @@ class Invariance(ClassWidget):
     >>> view.value = 3  # pixels to the right
     """
 
-    _kind = "invariance"
     _caption = "Prediction: as it is → now"
     _parts = ("moved", "curves")
 

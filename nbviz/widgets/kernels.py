@@ -42,7 +42,6 @@ class Kernels(Pulled):
     >>> view.channel = 5
     """
 
-    _kind = "kernels"
     _arguments = ("model",)
 
     layer = Choice(

@@ -47,7 +47,6 @@ class Maximise(Pulled, options_of=Growing):
     4
     """
 
-    _kind = "maximise"
     _arguments = ("model",)
 
     steps = Whole(

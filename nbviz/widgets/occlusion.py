@@ -53,8 +53,6 @@ class Occlusion(ClassWidget):
     >>> view.patch = 7
     """
 
-    _kind = "occlusion"
-
     patch = Whole(
         "Square",
         "Height and width of the square, in pixels",

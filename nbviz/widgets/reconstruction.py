@@ -20,7 +20,6 @@ class Reconstruction(LayerWidget):
     >>> view.channel = 5  # runs no forward pass
     """
 
-    _kind = "reconstruction"
     _parts = ("trace", "channel", "predictions")
 
     def _arrange(self) -> None:

@@ -42,7 +42,6 @@ class Regions(PictureWidget):
     >>> view.box, view.keep = [0, 0, 14, 28], False  # cut the upper half away
     """
 
-    _kind = "regions"
     _caption = "Prediction: whole → cut"
     _parts = ("whole", "effect")
 

@@ -56,7 +56,6 @@ class Sanity(ClassWidget):
     True
     """
 
-    _kind = "sanity"
     _parts = ("destroyed", "deleted", "predictions")
 
     method = Choice("Method", "The method whose map is looked at", options=list(METHODS), default="guided_backprop")
