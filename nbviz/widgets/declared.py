@@ -13,7 +13,7 @@ import ipywidgets
 import traitlets as t
 
 from nbviz.core.state import device_aside
-from nbviz.widgets.controls import Choice, Part, controls_of
+from nbviz.widgets.controls import Choice, Control, Part
 from nbviz.widgets.view import reference
 from nbviz.widgets.views import Boxes, ChannelGrid, Header, Region, Strip
 
@@ -35,6 +35,8 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
     _by_name: ClassVar[tuple[str, ...]] = ("images", "preprocess", "labels", "inputs", "output", "table", "comparison")
     _not_in_code: ClassVar[tuple[str, ...]] = ()
     _parts: ClassVar[tuple[str, ...]] = ()  # in the order in which they are drawn; by default as they are declared
+    # In the order of their declarations, a base class's first.
+    _controls: ClassVar[dict[str, Control]] = {}
     _declared: ClassVar[dict[str, Part]] = {}
     _movers: ClassVar[dict[str, tuple[str, str]]] = {}  # for a control: what moves it, and the method that computes it
     __signature__: ClassVar[inspect.Signature]
@@ -47,9 +49,10 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
             cls.__init__ = _outermost(spelled_out(options_of or cls.__base__)(cls.__init__))  # type: ignore[method-assign]
             signature = inspect.signature(cls.__init__)
             cls.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
-        methods = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
-        cls._declared = {n.removeprefix("_show_"): m.part for n, m in methods.items() if hasattr(m, "part")}
-        cls._movers = {m.moves[0]: (m.moves[1], n) for n, m in methods.items() if hasattr(m, "moves")}
+        members = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+        cls._controls = {n: m for n, m in members.items() if isinstance(m, Control)}
+        cls._declared = {n.removeprefix("_show_"): m.part for n, m in members.items() if hasattr(m, "part")}
+        cls._movers = {m.moves[0]: (m.moves[1], n) for n, m in members.items() if hasattr(m, "moves")}
         if "_parts" not in vars(cls):
             cls._parts = tuple(cls._declared)
 
@@ -62,7 +65,6 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
             raise TypeError(f"{type(self).__name__}() {error}") from None
         bound.apply_defaults()
         arguments = {**bound.arguments, **bound.arguments.get("options", {})}
-        self._controls = controls_of(type(self))
         self._values = {name: value for name, value in arguments.items() if name in self._controls}
         self._sources: dict[str, str] = {}
         for name, value in arguments.items():
@@ -96,15 +98,13 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
 
         An argument of None that is the default stands for a control's own first value.
         """
-        parameters = type(self).__signature__.parameters
-        for name, control in self._controls.items():
-            value = computed.get(name, self._values.get(name))
-            is_given = name in computed or name in self._values
-            if value is None and is_given and parameters[name].default is None:
-                value = control.first(self)
+        parameters, given = type(self).__signature__.parameters, self._values | computed
+        for name in [name for name in self._controls if name in given]:
+            value = given[name]
+            if value is None and parameters[name].default is None:
+                value = self._controls[name].first(self)
                 self._to_move |= {name} & self._movers.keys()
-            if is_given:
-                setattr(self, name, value)
+            setattr(self, name, value)
         for name, control in self._controls.items():
             if control.label:
                 setattr(self, f"{name}_control", control.make(self))
