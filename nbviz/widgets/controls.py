@@ -265,8 +265,9 @@ def draws(
 ) -> Callable[[Method], Method]:
     """Declare that a method draws a part of the widget, and on which controls the part depends.
 
-    A part is a generator method. It is drawn again when one of its controls changes. It yields wherever a chunk of work
-    may end: True where the chunk must end, because so many bytes are on their way to the page that more would queue up.
+    A part is drawn again when one of its controls changes. A part that takes long is a generator method, which yields
+    wherever a chunk of work may end: True where the chunk must end, because so many bytes are on their way to the page
+    that more would queue up. After any other method a chunk may end.
 
     Parameters
     ----------

@@ -14,7 +14,6 @@ import traitlets as t
 
 from nbviz.core.state import device_aside
 from nbviz.widgets.controls import Choice, Control, Part
-from nbviz.widgets.view import reference
 from nbviz.widgets.views import Boxes, ChannelGrid, Header, Region, Strip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -125,7 +124,7 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
 
     def _show_below(self, content: ipywidgets.Box) -> None:
         """Put the header above the content; from now on it says when a control waits for the kernel."""
-        self.header.controls = [reference(widget) for widget in (self.header, *_inputs_in(content))]
+        self.header.controls = [self.header, *_inputs_in(content)]
         self.children = [self.header, content]
         self.add_class(f"nbviz-{self._kind}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -26,7 +26,7 @@ from nbviz.methods.sanity import (
 from nbviz.widgets.controls import Choice, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
-from nbviz.widgets.views import Panels, Plot, picture_row
+from nbviz.widgets.views import Panels, Plot, picture_rows
 
 _FILM, _ROW = 10, 5  # the number of maps, in all and in a row
 
@@ -75,15 +75,13 @@ class Sanity(ClassWidget):
         subject = self.session.subject
         self._layers = layers_with_weights(subject.model, subject.inputs, subject.feed)
         self._count = len(self._layers)
+        # How many layers are randomised in each map of the film.
+        self._film = np.linspace(0, self._count, min(_FILM, self._count + 1)).round().tolist()
         self._set_controls()
-        most = min(_FILM, self._count + 1)
         # All rows are equally long; the last slots may stay empty.
-        slots = [f"film_{i}" for i in range(-(-most // _ROW) * _ROW)]
-        titles = ["The map, trained and with more and more layers randomised, from the top", *[""] * _FILM]
-        starts = range(0, len(slots), _ROW)
-        self.panels = Panels(
-            [picture_row(title, *slots[i : i + _ROW]) for i, title in zip(starts, titles, strict=False)]
-        )
+        slots = [f"film_{i}" for i in range(-(-len(self._film) // _ROW) * _ROW)]
+        title = "The map, trained and with more and more layers randomised, from the top"
+        self.panels = Panels(picture_rows(title, slots, _ROW))
         self.curve = Plot(
             title="Likeness to the map of the trained network",
             xlabel="layers randomised",
@@ -113,9 +111,6 @@ class Sanity(ClassWidget):
         self._before = self._map()
         row = session.row(self.picture)
         before = self._before[row : row + 1]
-        places = (
-            torch.linspace(0, self._count, min(_FILM, self._count + 1), dtype=torch.float32).round().long().tolist()
-        )
         self._show_map(0, before, "trained")
         steps: list[Similarity] = []
 
@@ -124,9 +119,9 @@ class Sanity(ClassWidget):
 
         for step, after in randomisation_steps(session.current_model, self._layers, maps, before, seed=self._seed):
             steps.append(step)
-            if len(steps) in places:
+            if len(steps) in self._film:
                 caption = f"{line(step.layer, 40)}: {float(step.rank):.2f}"
-                self._show_map(places.index(len(steps)), after, caption)
+                self._show_map(self._film.index(len(steps)), after, caption)
             curves = {"rank correlation": [s.rank for s in steps], "SSIM": [s.ssim for s in steps]}
             x = range(len(steps) + 1)
             self.curve.show((kind, x, [1.0, *map(float, values)]) for kind, values in curves.items())
@@ -145,15 +140,13 @@ class Sanity(ClassWidget):
             self.panels.show(f"film_{i}", "signed", channels_last(centre(signed)), caption=caption)
 
     @draws("picture", "target", "method", into="pixels")
-    def _show_deleted(self) -> Iterator[bool]:
-        batch, row = self.session.batch(self.picture), self.session.row(self.picture)
-        options = {"target": self.target, "steps": 24, **self.options}
-        found = self.session.ask(lambda model: deletion_insertion(model, batch, self._before, **options))
+    def _show_deleted(self) -> None:
+        found = self._ask(deletion_insertion, self._before, target=self.target, steps=24)
+        row = self.session.row(self.picture)
         shares = found.shares.tolist()
         areas = float(found.deletion_area[row]), float(found.insertion_area[row])
         deleted = (f"deleted, area {areas[0]:.2f}", shares, found.deletion[row].tolist())
         self.pixels.show([deleted, (f"brought back, area {areas[1]:.2f}", shares, found.insertion[row].tolist())])
-        yield False
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.method}"
