@@ -57,7 +57,6 @@ from nbviz.results import (
 )
 from nbviz.scanning.statistic import Statistic
 from nbviz.scanning.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
-from nbviz.widgets.controls import controls_of
 from nbviz.widgets.layer_widget import LayerWidget
 from nbviz.widgets.session import TILES
 from nbviz.widgets.view import View
@@ -1601,7 +1600,7 @@ TRAITS = {
     "Regions": ["picture", "box", "mask", "mode", "keep", "fill"],
     "Sanity": ["picture", "method"],
 }
-TRAITS |= {name: [*controls_of(public(name))] for name in INSTRUMENTS if name not in TRAITS}
+TRAITS |= {name: [*public(name)._controls] for name in INSTRUMENTS if name not in TRAITS}
 
 
 @fuzz(

@@ -18,7 +18,7 @@ from nbviz.core.errors import line, shown
 from nbviz.core.layers import Layers, trace_layers
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model, device_aside
-from nbviz.core.trace import find_modules
+from nbviz.core.trace import find_module
 from nbviz.core.types import Dataset, ModelInputs, Preprocessing, ScoresIn
 from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairedAccuracy, PairedAccuracyResult
@@ -231,7 +231,8 @@ def _check_layers(model: nn.Module, given: Sequence[str] | None) -> list[str]:
         return []
     if not isinstance(given, (list, tuple)) or not given:
         raise TypeError(f"layers is {shown(given)}; expected a list of modules' names, or None")
-    find_modules(model, given)
+    for name in given:
+        find_module(model, name)
     return list(given)
 
 

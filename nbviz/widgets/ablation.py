@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets
@@ -20,7 +20,6 @@ from nbviz.widgets.controls import Control, draws, moves
 from nbviz.widgets.figure_panels import bars_panels, grid_panel, picture_panel, plot_panel
 from nbviz.widgets.layer_widget import LayerOptions, LayerWidget
 from nbviz.widgets.session import Session
-from nbviz.widgets.view import reference
 from nbviz.widgets.views import Plot
 
 
@@ -48,7 +47,6 @@ class Ablation(LayerWidget):
     >>> view.off = [3, 5]  # runs the layers above it
     """
 
-    _kind = "ablation"
     _grad = False
     _caption = "Prediction: with all → now"
     _parts = ("trace", "grid", "predictions", "rest")
@@ -86,7 +84,7 @@ class Ablation(LayerWidget):
         self.grid.switches = True
         tooltip = "Switches off this many channels: the most redundant, or without a table the weakest here"
         self.count_control = ipywidgets.IntSlider(len(self.off), 0, self.count, description="Off", tooltip=tooltip)
-        self.curve = Plot(xlabel="channels switched off", ylabel="accuracy", slider=reference(self.count_control))
+        self.curve = Plot(xlabel="channels switched off", ylabel="accuracy", slider=self.count_control)
         self.each = Plot(xlabel="channels, the most redundant first", ylabel="loss")
         self._show_table()
         self.count_control.observe(self._counted, names="value")
@@ -145,16 +143,14 @@ class Ablation(LayerWidget):
         self.off = order[: change.new]
 
     @draws("picture", "layer", "off", into="strip")
-    def _show_predictions(self) -> Iterator[bool]:
+    def _show_predictions(self) -> None:
         self.strip.predictions = self.session.without(self.picture, self.layer, self.off)
-        yield False
 
     def _figure_rows(self) -> list[list[Panel]]:
         now = f"without {len(self.off)} channels" if self.off else ""
         bars = bars_panels(self, "with all channels", now)
-        plots = [plot_panel(plot, marker) for plot, marker in ((self.curve, len(self.off)), (self.each, None))]
-        rows = [[picture_panel(self), *bars, grid_panel(self)], [plot for plot in plots if plot.series]]
-        return list(filter(None, rows))
+        plots = [plot_panel(plot) for plot in (self.curve, self.each) if plot.series]
+        return list(filter(None, [[picture_panel(self), *bars, grid_panel(self)], plots]))
 
     def _foot(self) -> str:
         channels = ", ".join(map(str, self.off))

@@ -16,14 +16,15 @@ from torch import nn
 
 from nbviz.core.checks import check_number
 from nbviz.core.errors import line
-from nbviz.core.state import device_aside
+from nbviz.core.state import device_aside, lock
 from nbviz.core.weights import WeightsChanged
 from nbviz.export.figure import Panel, check_figure_path, draw_figure, save_figure
 from nbviz.widgets.cells import between_cells, cells_run, watch_cells
 from nbviz.widgets.declared import Declared
 from nbviz.widgets.figure_panels import filled_panels, plot_panel
-from nbviz.widgets.predictions import Predictor
+from nbviz.widgets.memory import forget_beyond_limit
 from nbviz.widgets.reruns import watch_reruns
+from nbviz.widgets.session import Session
 from nbviz.widgets.views import Header, Panels, Plot
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Pulled(Declared):
         What the header says about it.
     """
 
-    _sessions: Sequence[Predictor] = ()  # the models, whose weights are watched
+    _sessions: Sequence[Session] = ()  # the models, whose weights are watched
 
     def __init__(self, model: nn.Module, info: str) -> None:
         watch_cells()
@@ -177,7 +178,8 @@ class Pulled(Declared):
                 for view in self._views(part):
                     view.draw_for(part, self._key(part))
                 try:
-                    yield from getattr(self, f"_show_{part}")()
+                    drawing = getattr(self, f"_show_{part}")()
+                    yield from (False,) if drawing is None else drawing
                     self._stale.discard(part)
                 except Exception as error:
                     if part == self._parts[0]:  # all others need it
@@ -234,6 +236,7 @@ class Pulled(Declared):
     def _ended(self) -> None:
         """Called when the work is done, or an error has ended it."""
         self.header.code = self.code
+        forget_beyond_limit()
 
     def _failed(self, error: Exception) -> None:
         """Show an error in the page: nobody sees an observer's traceback, which goes to JupyterLab's log."""
@@ -334,6 +337,9 @@ class Pulled(Declared):
         return bundle
 
     def close(self) -> None:
-        """End the widget, everything in it, and the work that is left."""
-        self._job = None
-        super().close()
+        """End the widget, everything in it, the work that is left, and what is kept of the model's activations."""
+        with lock:  # another thread that draws for it ends first
+            self._job = None
+            super().close()
+            for session in self._sessions:
+                session.forget()

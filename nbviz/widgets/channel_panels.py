@@ -15,6 +15,7 @@ from nbviz.core.backward import PAPERS, RULES
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.widgets.session import LARGE, RULE_CAPTIONS, fitted
+from nbviz.widgets.views import picture_row
 
 if TYPE_CHECKING:
     from nbviz.widgets.layer_widget import LayerWidget
@@ -32,117 +33,107 @@ class Patch:
     plane: int  # of a volume, the slice that the cropped cells show
 
 
-class ChannelPanels:
-    """Fills the panels of one widget's picked channel.
+def channel_rows(axes: int) -> list[dict[str, Any]]:
+    """The strongest patch and its reconstructions, then the same on the whole picture."""
+    noun = NOUNS[axes]
+    patch = f"What excites it most here, and what that part of the {noun} is made of"
+    whole = "In the chosen slice" if axes == 3 else f"On the whole {noun}"
+    return [
+        picture_row(patch, "picture", *RULES, crop=True),
+        picture_row(whole, "picture", "activation", *RULES[1:]),
+    ]
 
-    Parameters
-    ----------
-    widget
-        The widget, whose ``panels`` it fills.
-    """
 
-    def __init__(self, widget: LayerWidget) -> None:
-        self.widget, self.session = widget, widget.session
+def show_channel(widget: LayerWidget) -> Iterator[bool]:
+    """Fill the panels of a widget's picked channel; yields wherever a chunk of the work may end."""
+    patch = _patch(widget)
+    with widget.panels.hold_sync():
+        _show_picture(widget, patch)
+        _show_map(widget)
+    yield False
+    met, seconds = frozenset[str](), 0.0
+    for rule in RULES:
+        start = time.perf_counter()
+        met = _show_reconstruction(widget, rule, patch)
+        seconds += time.perf_counter() - start
+        if rule != RULES[-1]:
+            yield False
+    widget.cost("reconstructions", 1000 * seconds)
+    note = "no rectifier (ReLU or the like) was met: deconvnet and guided backprop equal the plain gradient here"
+    if met:
+        extended = ", ".join(sorted(met - PAPERS))
+        note = f"through {extended}, deconvnet and guided backprop extend their papers" if extended else ""
+    widget.note("rectifiers", note)
+    yield False
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The strongest patch and its reconstructions, then the same on the whole picture."""
-        rules, noun = [{"slot": rule} for rule in RULES], NOUNS[self.session.axes]
-        return [
-            {
-                "title": f"What excites it most here, and what that part of the {noun} is made of",
-                "cells": [{**cell, "crop": True} for cell in ({"slot": "picture"}, *rules)],
-            },
-            {
-                "title": "In the chosen slice" if self.session.axes == 3 else f"On the whole {noun}",
-                "cells": [{"slot": "picture"}, {"slot": "activation"}, *rules[1:]],
-            },
-        ]
 
-    def show(self) -> Iterator[bool]:
-        """Fill them; yields wherever a chunk of the work may end."""
-        patch = self._patch()
-        with self.widget.panels.hold_sync():
-            self._show_picture(patch)
-            self._show_map()
-        yield False
-        met, seconds = frozenset[str](), 0.0
-        for rule in RULES:
-            start = time.perf_counter()
-            met = self._show_reconstruction(rule, patch)
-            seconds += time.perf_counter() - start
-            if rule != RULES[-1]:
-                yield False
-        self.widget.cost("reconstructions", 1000 * seconds)
-        note = "no rectifier (ReLU or the like) was met: deconvnet and guided backprop equal the plain gradient here"
-        if met:
-            extended = ", ".join(sorted(met - PAPERS))
-            note = f"through {extended}, deconvnet and guided backprop extend their papers" if extended else ""
-        self.widget.note("rectifiers", note)
-        yield False
+def _patch(widget: LayerWidget) -> Patch:
+    session = widget.session
+    layer, place = session.layers[widget.layer], int(widget.look().place[widget.channel])
+    box, slices = session.box(layer, place)
+    if widget.seed == "map":  # which starts from all positions
+        box, slices = (0, 0, *session.size), range(session.depth)
+    return Patch(box, slices, session.corner(layer, place)[0])
 
-    def _patch(self) -> Patch:
-        widget, session = self.widget, self.session
-        layer, place = session.layers[widget.layer], int(widget.look().place[widget.channel])
-        box, slices = session.box(layer, place)
-        if widget.seed == "map":  # which starts from all positions
-            box, slices = (0, 0, *session.size), range(session.depth)
-        return Patch(box, slices, session.corner(layer, place)[0])
 
-    def _show_picture(self, patch: Patch) -> None:
-        widget, noun = self.widget, NOUNS[self.session.axes]
-        is_volume, is_inside = self.session.depth > 1, widget.plane in patch.slices
-        caption = f"slice {widget.plane}" if is_volume else noun
-        caption += ", receptive field" if is_inside else f"; it sees slices {patch.slices[0]} to {patch.slices[-1]}"
-        part = f"patch of slice {patch.plane}" if is_volume else f"patch of the {noun}"
-        self._show("picture", self.session.display[widget.picture], None, patch, caption, part, is_inside)
+def _show_picture(widget: LayerWidget, patch: Patch) -> None:
+    session, noun = widget.session, NOUNS[widget.session.axes]
+    is_volume, is_inside = session.depth > 1, widget.plane in patch.slices
+    caption = f"slice {widget.plane}" if is_volume else noun
+    caption += ", receptive field" if is_inside else f"; it sees slices {patch.slices[0]} to {patch.slices[-1]}"
+    part = f"patch of slice {patch.plane}" if is_volume else f"patch of the {noun}"
+    _show(widget, "picture", session.display[widget.picture], None, patch, caption, part, is_inside)
 
-    def _show_map(self) -> None:
-        widget, session, look, channel = self.widget, self.session, self.widget.look(), self.widget.channel
-        maps = session.plane(session.maps(widget.picture, widget.layer)[channel], widget.plane)
-        low, high = look.low[channel], look.high[channel]
-        (steps,) = to_host(quantise(maps, LARGE, (maps.new_tensor(low).float(), maps.new_tensor(high).float()))[0])
-        if low == high:  # nothing to stretch, as after a global pooling: where its value lies among the layer's
-            lowest, highest = look.low.min(), look.high.max()
-            steps = np.full_like(steps, round(255 * float((low - lowest) / max(highest - lowest, 1e-12))))
-        shape = "×".join(map(str, session.layers[widget.layer].shape[1:]))
-        caption = f"#{channel}: {shape}, {low:.3g} to {high:.3g}"
-        widget.panels.show("activation", "map", steps[..., None], caption=caption)
 
-    def _show_reconstruction(self, rule: str, patch: Patch) -> frozenset[str]:
-        """Fill a rule's slots; the names of the rectifiers that it applied to."""
-        widget, session = self.widget, self.session
-        maps, met = session.reconstruction(widget.picture, widget.layer, widget.channel, rule, widget.seed)
-        largest = _largest(maps[0])
-        nothing = "" if bool(largest > 0) else ": zero everywhere"
-        part = caption = RULE_CAPTIONS[rule] + nothing
-        if session.depth > 1 and not nothing and not bool(session.plane(maps, widget.plane).any()):
-            caption += ": zero in this slice"
-        self._show(rule, maps[0], largest, patch, caption, part)
-        return met
+def _show_map(widget: LayerWidget) -> None:
+    session, look, channel = widget.session, widget.look(), widget.channel
+    maps = session.plane(session.maps(widget.picture, widget.layer)[channel], widget.plane)
+    low, high = look.low[channel], look.high[channel]
+    (steps,) = to_host(quantise(maps, LARGE, (maps.new_tensor(low).float(), maps.new_tensor(high).float()))[0])
+    if low == high:  # nothing to stretch, as after a global pooling: where its value lies among the layer's
+        lowest, highest = look.low.min(), look.high.max()
+        steps = np.full_like(steps, round(255 * float((low - lowest) / max(highest - lowest, 1e-12))))
+    shape = "×".join(map(str, session.layers[widget.layer].shape[1:]))
+    caption = f"#{channel}: {shape}, {low:.3g} to {high:.3g}"
+    widget.panels.show("activation", "map", steps[..., None], caption=caption)
 
-    def _show(
-        self,
-        slot: str,
-        values: Tensor,
-        largest: Tensor | None,
-        patch: Patch,
-        caption: str,
-        part: str,
-        mark: bool = True,
-    ) -> None:
-        """Show values (C, *sides), whole and in the patch: as colours, or around grey, up to ``largest``."""
-        top, left, bottom, right = patch.box
 
-        def pixels(values: Tensor) -> Array:
-            return channels_last(values if largest is None else centre(values, largest))
+def _show_reconstruction(widget: LayerWidget, rule: str, patch: Patch) -> frozenset[str]:
+    """Fill a rule's slots; the names of the rectifiers that it applied to."""
+    session = widget.session
+    maps, met = session.reconstruction(widget.picture, widget.layer, widget.channel, rule, widget.seed)
+    largest = _largest(maps[0])
+    nothing = "" if bool(largest > 0) else ": zero everywhere"
+    part = caption = RULE_CAPTIONS[rule] + nothing
+    if session.depth > 1 and not nothing and not bool(session.plane(maps, widget.plane).any()):
+        caption += ": zero in this slice"
+    _show(widget, rule, maps[0], largest, patch, caption, part)
+    return met
 
-        whole, cropped = self.session.plane(values, self.widget.plane), self.session.plane(values, patch.plane)
-        small = fitted(whole)
-        is_apart = self.session.axes == 3 or small is not whole  # else the page can cut it out
-        own = pixels(fitted(cropped[:, top:bottom, left:right])) if is_apart else None
-        label = {"caption": caption, "part": part, "box": list(patch.box), "size": list(self.session.size)}
-        kind = "picture" if largest is None else "signed"
-        self.widget.panels.show(slot, kind, pixels(small), None, own, **label, mark=mark)
+
+def _show(
+    widget: LayerWidget,
+    slot: str,
+    values: Tensor,
+    largest: Tensor | None,
+    patch: Patch,
+    caption: str,
+    part: str,
+    mark: bool = True,
+) -> None:
+    """Show values (C, *sides), whole and in the patch: as colours, or around grey, up to ``largest``."""
+    (top, left, bottom, right), session = patch.box, widget.session
+
+    def pixels(values: Tensor) -> Array:
+        return channels_last(values if largest is None else centre(values, largest))
+
+    whole, cropped = session.plane(values, widget.plane), session.plane(values, patch.plane)
+    small = fitted(whole)
+    is_apart = session.axes == 3 or small is not whole  # else the page can cut it out
+    own = pixels(fitted(cropped[:, top:bottom, left:right])) if is_apart else None
+    label = {"caption": caption, "part": part, "box": list(patch.box), "size": list(session.size)}
+    kind = "picture" if largest is None else "signed"
+    widget.panels.show(slot, kind, pixels(small), None, own, **label, mark=mark)
 
 
 def _largest(maps: Tensor) -> Tensor:

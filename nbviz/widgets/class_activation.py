@@ -44,7 +44,6 @@ class ClassActivation(ClassWidget):
     >>> view.target = 3  # where it speaks for a dress
     """
 
-    _kind = "activation"
     _parts = ("family", "large", "predictions")
 
     layer = Choice(
@@ -80,8 +79,7 @@ class ClassActivation(ClassWidget):
 
     @draws("picture", "layer", "target", into="panels")
     def _show_family(self) -> Iterator[bool]:
-        arguments = self.session.batch(self.picture), self.layer, self.target
-        self._family = self.session.ask(lambda model: class_activation(model, *arguments, **self.options))
+        self._family = self._ask(class_activation, self.layer, self.target)
         for name, maps in self._family.items():
             self._show(name, maps[self.session.row(self.picture)], NAMES[name])
         yield True
@@ -94,16 +92,13 @@ class ClassActivation(ClassWidget):
 
     @draws("picture", "layer", "target", "method", into="panels")
     def _show_large(self) -> Iterator[bool]:
-        session, name, row = self.session, self.method, self.session.row(self.picture)
-        arguments = session.batch(self.picture), self.layer, self.target
-        if name in self._family:
-            maps = self._family[name]
-        else:
-            maps = session.ask(lambda model: CAMS[name].function(model, *arguments, **self.options))
+        name, row = self.method, self.session.row(self.picture)
+        known, function = self._family, CAMS[name].function
+        maps = known[name] if name in known else self._ask(function, self.layer, self.target)
         caption = f"{NAMES[name]} for {self.class_name}" if name != "eigen_cam" else "Eigen-CAM, of no class"
         self._show("large", maps[row], caption)
         yield True
-        guided = session.ask(lambda model: guided_grad_cam(model, *arguments, **self.options))[row]
+        guided = self._ask(guided_grad_cam, self.layer, self.target)[row]
         guided = guided if len(guided) in (1, 3) else guided.sum(0, keepdim=True)
         self.panels.show("guided", "signed", channels_last(centre(guided)), caption="Guided Grad-CAM")
         yield False

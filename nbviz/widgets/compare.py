@@ -20,10 +20,8 @@ from nbviz.methods.compare import CompareResult, compare
 from nbviz.methods.feature_maps import fuse
 from nbviz.widgets.controls import Choice, draws, moves
 from nbviz.widgets.figure_panels import bars_panels, filled_panels, tiles_panel
-from nbviz.widgets.memory import forget_beyond_limit
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
-from nbviz.widgets.predictions import compared
-from nbviz.widgets.session import Session, information
+from nbviz.widgets.session import Session, information, shared_ends
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
 
 _SIDES = ("a", "b")
@@ -65,7 +63,6 @@ class Compare(PictureWidget):
     >>> view.picture = 1
     """
 
-    _kind = "compare"
     _arguments = ("model_a", "model_b", "images")
     _not_in_code = ("layer",)  # it is layer_a's
     _needs_maps = True
@@ -90,14 +87,15 @@ class Compare(PictureWidget):
             raise TypeError(f"comparison is {shown(comparison)}; expected what nbviz.compare gives, or None")
         self.comparison = comparison
         super().__init__(model_a, images, **options)
-        a, subject = self.session, self.session.subject
-        labels = options.get("labels")
-        b = Session(model_b, images, options.get("preprocess"), labels, False, subject.feed, subject.output)
-        self.sessions = [a, b]
-        self._sessions = self.sessions
-        _check_sessions(a, b)
-        self._describe(a, b)
-        self._set_controls(layer_a=a.start_layer() if layer is None else layer)
+        subject, given = self.session.subject, (options.get("preprocess"), options.get("labels"))
+        other = Session(model_b, images, *given, self._grad, subject.feed, subject.output)
+        self._sessions = self.sessions = [self.session, other]
+        self._check_session()
+        devices = [session.subject.inputs.device for session in self.sessions]
+        if devices[0] != devices[1]:
+            raise ValueError(f"model_a is on {devices[0]}, model_b on {devices[1]}; expected both on one device")
+        self._describe()
+        self._set_controls(layer_a=self.session.start_layer() if layer is None else layer)
         self.grids = [ChannelGrid(group=self._group, scale="shared", order="index", large=False) for _ in _SIDES]
         row = picture_row("All channels fused, on one scale", *_SIDES, "difference")
         self.panels = Panels([row], group=self._group, controls=["opacity"])
@@ -110,29 +108,27 @@ class Compare(PictureWidget):
         self._lay_out([self.strip, self.alike], [self.panels, ipywidgets.Box(halves).add_class("nbviz-halves")])
 
     def _check_session(self) -> None:
-        if self.session.axes != 2:
+        if any(session.axes != 2 for session in self._sessions):
             raise ValueError("a model takes signals or volumes; expected two that take pictures (N, C, H, W)")
 
-    def _describe(self, a: Session, b: Session) -> None:
+    def _describe(self) -> None:
         """Show in the header which models run where, the verdict, and why predictions are not compared."""
-        names = [line(type(session.subject.model).__name__, 60) for session in (a, b)]
-        infos = [information(session) for session in (a, b)]
+        names = [line(type(session.subject.model).__name__, 60) for session in self.sessions]
+        infos = [information(session) for session in self.sessions]
         self.header.title = f"a: {names[0]}, b: {names[1]}"
         self.header.info = infos[0] if infos[0] == infos[1] else f"a: {infos[0]} · b: {infos[1]}"
         notes = [line(self.comparison.verdict, 300)] if self.comparison is not None else []
-        classes = [len(session.labels or ()) for session in (a, b)]
+        classes = [len(session.labels or ()) for session in self.sessions]
         if classes[0] != classes[1]:
             notes.append(f"a gives {classes[0]} classes and b {classes[1]}: their predictions are not compared")
         self.header.note = "; ".join(notes)
 
     def _show_alike(self) -> None:
         """How alike the layers of both models are."""
-        found = self.comparison
-        if found is None or found.cka is None:
-            return
-        steps = (255 * found.cka.nan_to_num(0.0).clamp(0, 1)).round().byte().numpy()
-        caption = f"CKA: layers of a down, {len(found.layers_a)}, of b across, {len(found.layers_b)}; 0 dark, 1 bright"
-        self.alike.show("cka", "map", steps[..., None], caption=caption)
+        if (found := self.comparison) is not None and found.cka is not None:
+            steps = (255 * found.cka.nan_to_num(0.0).clamp(0, 1)).round().byte().numpy()
+            sides = f"layers of a down, {len(found.layers_a)}, of b across, {len(found.layers_b)}"
+            self.alike.show("cka", "map", steps[..., None], caption=f"CKA: {sides}; 0 dark, 1 bright")
 
     @moves("layer_b", when="layer_a")
     def _counterpart(self) -> str:
@@ -155,9 +151,9 @@ class Compare(PictureWidget):
         return [torch.nan_to_num(session.maps(self.picture, layer).float()) for session, layer in pairs]
 
     @draws("picture", "layer_a", "layer_b", into="panels")
-    def _show_maps(self) -> Iterator[bool]:
+    def _show_maps(self) -> None:
         a, b = fused = [fuse(maps[None])[0] for maps in self._maps()]
-        ends = min(maps.amin() for maps in fused), max(maps.amax() for maps in fused)
+        ends = shared_ends(fused)
         for side, maps, session in zip(_SIDES, fused, self.sessions, strict=True):
             (over,) = to_host(quantise(maps, None, ends)[0])
             picture = channels_last(session.rendered(self.picture))
@@ -166,40 +162,27 @@ class Compare(PictureWidget):
         b = b if a.shape == b.shape else torch.nn.functional.interpolate(b[None, None], a.shape, mode="bilinear")[0, 0]
         caption = "b less a: white where b is stronger, black where a is"
         self.panels.show("difference", "signed", channels_last(centre((b - a)[None])), caption=caption)
-        yield False
 
     @draws("picture", into="strip")
-    def _show_predictions(self) -> Iterator[bool]:
+    def _show_predictions(self) -> None:
         a, b = (session.scores_of(self.picture) for session in self.sessions)
-        labels = self.sessions[0].labels
-        if labels is not None and a is not None and b is not None and a.shape == b.shape:
-            self.strip.predictions = compared(labels, a, b)
-        yield False
+        if a is not None and b is not None and a.shape == b.shape:
+            self.strip.predictions = self.session.compared(a, b)
 
     @draws("picture", "layer_a", "layer_b", into="grids")
     def _show_grids(self) -> Iterator[bool]:
-        ends, layers = self._ends(), (self.layer_a, self.layer_b)
-        for grid, maps, session, layer in zip(self.grids, self._maps(), self.sessions, layers, strict=True):
+        both, layers = self._maps(), (self.layer_a, self.layer_b)
+        lowest, highest = map(float, shared_ends(both))
+        for grid, maps, session, layer in zip(self.grids, both, self.sessions, layers, strict=True):
             grid.title = str(session.layers[layer])
             flat = maps.flatten(1)
-            steps, low, high = quantise(maps, grid.side, (flat.amin(1), flat.amax(1)))
-            strength, spread = to_host(high, flat.std(1, correction=0))
-            grid.begin("map", tuple(maps.shape), strength, spread, ends=ends)
-            grid.fill(steps, low, high)
+            tiles = quantise(maps, grid.side, (flat.amin(1), flat.amax(1)))
+            grid.show("map", tiles, (tiles[2], flat.std(1, correction=0)), maps.shape, (lowest, highest))
             yield True
 
     def _zoomed(self, change: Any) -> None:
         if change.owner.wants_more(change):
             self._renew({"grids"})
-
-    def _ends(self) -> tuple[float, float]:
-        """The lowest and the highest value of both layers."""
-        maps = self._maps()
-        return min(float(m.amin()) for m in maps), max(float(m.amax()) for m in maps)
-
-    def _ended(self) -> None:
-        forget_beyond_limit()
-        super()._ended()
 
     @property
     def code(self) -> str:
@@ -210,18 +193,10 @@ class Compare(PictureWidget):
         return f"{self.header.title} · {self.layer_a}, {self.layer_b}"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        (low, high), tiles = self._ends(), []
-        for side, maps in zip(_SIDES, self._maps(), strict=True):
-            ends = maps.new_tensor(low).expand(len(maps)), maps.new_tensor(high).expand(len(maps))
+        both = self._maps()
+        ends, tiles = shared_ends(both), []
+        for side, maps in zip(_SIDES, both, strict=True):
             caption = f"{side}: {min(64, len(maps))} of {len(maps)} channels, on one scale"
             tiles.append(tiles_panel(quantise(maps, None, ends)[0][:64], caption, self.grids[0].cmap))
         last = [*bars_panels(self, *_SIDES), *(panel for row in filled_panels(self.alike) for panel in row)]
         return [*filled_panels(self.panels), tiles, *filter(None, [last])]
-
-
-def _check_sessions(a: Session, b: Session) -> None:
-    if b.axes != 2:
-        raise ValueError("a model takes signals or volumes; expected two that take pictures (N, C, H, W)")
-    devices = a.subject.inputs.device, b.subject.inputs.device
-    if devices[0] != devices[1]:
-        raise ValueError(f"model_a is on {devices[0]}, model_b on {devices[1]}; expected both on one device")

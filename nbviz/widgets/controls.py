@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,7 +16,6 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 Computed = Any
 
 _UNSET = object()
-_declaration_numbers = itertools.count()
 
 
 def value_for(widget: Any, computed: Computed) -> Any:
@@ -69,7 +67,6 @@ class Control(t.TraitType[Any, Any]):
         super().__init__(start, help=help)
         self.label, self.default_argument, self.drawn_in = label, default, drawn_in
         self.follows, self.in_code, self.check = tuple(follows), in_code, check
-        self.declaration_number = next(_declaration_numbers)
 
     def _cross_validate(self, obj: Any, value: Any) -> Any:
         return super()._cross_validate(obj, self.checked(obj, value))
@@ -84,20 +81,16 @@ class Control(t.TraitType[Any, Any]):
         """
         return value if self.check is None else self.check(widget, value)
 
-    def value(self, widget: Any) -> Any:
-        """The value that is set."""
-        return getattr(widget, str(self.name))
-
     def source(self, widget: Any) -> str | None:
         """The value as an argument in the copied code; None where it may be left out."""
-        value, default = self.value(widget), value_for(widget, self.default_argument)
+        value, default = self.get(widget), value_for(widget, self.default_argument)
         is_default = default is not _UNSET and default == value
         return repr(value) if self.in_code and not is_default else None
 
     def first(self, widget: Any) -> Any:
         """The value for an argument of None: the default, or any accepted value until a ``@moves`` method sets it."""
         default = value_for(widget, self.default_argument)
-        return self.value(widget) if default is _UNSET else default
+        return self.get(widget) if default is _UNSET else default
 
     def make(self, widget: Any) -> ipywidgets.Widget:
         """Make the control in the page."""
@@ -160,7 +153,7 @@ class Choice(Control):
 
     def make(self, widget: Any) -> ipywidgets.Widget:
         """Make a dropdown."""
-        pairs, value = self._pairs(widget), self.value(widget)
+        pairs, value = self._pairs(widget), self.get(widget)
         return ipywidgets.Dropdown(options=pairs, value=value, description=self.label, tooltip=self.help)
 
     def fit(self, widget: Any, control: ipywidgets.Widget) -> None:
@@ -168,16 +161,53 @@ class Choice(Control):
         pairs = self._pairs(widget)
         if list(control.options) != pairs:
             control.options = pairs  # which selects the first of them
-        control.value = self.value(widget)
+        control.value = self.get(widget)
 
     def _pairs(self, widget: Any) -> list[tuple[str, Any]]:
-        labels, value = self.labels(widget), self.value(widget)
+        labels, value = self.labels(widget), self.get(widget)
         if self.label_of is not None and value not in labels:
             labels[value] = self.label_of(widget, value)
         return [(label, value) for value, label in labels.items()]
 
 
-class Whole(Control):
+class Number(Control):
+    """A number, on a slider.
+
+    Parameters
+    ----------
+    ends
+        The lowest and the highest number and the slider's step, or a function from the widget to these.
+    """
+
+    default_value: float = 0.0
+    slider: type[ipywidgets.Widget] = ipywidgets.FloatSlider
+    readout = ".4g"
+
+    def __init__(self, *texts: str, ends: Computed, **rest: Any) -> None:
+        super().__init__(*texts, **rest)
+        self.ends = ends
+
+    def checked(self, widget: Any, value: Any) -> float:
+        """The number, if it lies between the ends."""
+        low, high, _ = value_for(widget, self.ends)
+        return check_number(str(self.name), value, low, high)
+
+    def make(self, widget: Any) -> ipywidgets.Widget:
+        """Make a slider."""
+        low, high, step = value_for(widget, self.ends)
+        texts = {"description": self.label, "tooltip": self.help, "readout_format": self.readout}
+        return self.slider(min=low, max=high, step=step, value=self.get(widget), **texts)
+
+    def fit(self, widget: Any, control: ipywidgets.Widget) -> None:
+        """Set the slider's ends and its step, in the order that never has the lower end above the upper."""
+        low, high, control.step = value_for(widget, self.ends)
+        if low > control.max:
+            control.max, control.min = high, low
+        else:
+            control.min, control.max = low, high
+
+
+class Whole(Number):
     """A whole number, on a slider.
 
     Parameters
@@ -187,26 +217,16 @@ class Whole(Control):
     """
 
     default_value = 0
+    slider = ipywidgets.IntSlider
+    readout = "d"
 
     def __init__(self, *texts: str, least: Computed = 0, most: Computed = 100, **rest: Any) -> None:
-        super().__init__(*texts, **rest)
-        self.least, self.most = least, most
-
-    def _ends(self, widget: Any) -> tuple[int, int]:
-        return value_for(widget, self.least), value_for(widget, self.most)
+        super().__init__(*texts, ends=lambda widget: (value_for(widget, least), value_for(widget, most), 1), **rest)
 
     def checked(self, widget: Any, value: Any) -> int:
         """The number, if it lies between the ends."""
-        return check_whole(str(self.name), value, *self._ends(widget))
-
-    def make(self, widget: Any) -> ipywidgets.Widget:
-        """Make a slider."""
-        (low, high), value = self._ends(widget), self.value(widget)
-        return ipywidgets.IntSlider(min=low, max=high, value=value, description=self.label, tooltip=self.help)
-
-    def fit(self, widget: Any, control: ipywidgets.Widget) -> None:
-        """Set the slider's ends."""
-        _set_ends(control, *self._ends(widget))
+        low, high, _ = value_for(widget, self.ends)
+        return check_whole(str(self.name), value, low, high)
 
 
 class Index(Whole):
@@ -227,53 +247,6 @@ class Index(Whole):
         return check_index(str(self.name), value, value_for(widget, self.count))
 
 
-class Number(Control):
-    """A number, on a slider.
-
-    Parameters
-    ----------
-    ends
-        The lowest and the highest number and the slider's step, or a function from the widget to these.
-    """
-
-    default_value = 0.0
-
-    def __init__(self, *texts: str, ends: Computed, **rest: Any) -> None:
-        super().__init__(*texts, **rest)
-        self.ends = ends
-
-    def checked(self, widget: Any, value: Any) -> float:
-        """The number, if it lies between the ends."""
-        low, high, _ = value_for(widget, self.ends)
-        return check_number(str(self.name), value, low, high)
-
-    def make(self, widget: Any) -> ipywidgets.Widget:
-        """Make a slider."""
-        low, high, step = value_for(widget, self.ends)
-        texts = {"description": self.label, "tooltip": self.help, "readout_format": ".4g"}
-        return ipywidgets.FloatSlider(min=low, max=high, step=step, value=self.value(widget), **texts)
-
-    def fit(self, widget: Any, control: ipywidgets.Widget) -> None:
-        """Set the slider's ends and its step."""
-        low, high, control.step = value_for(widget, self.ends)
-        _set_ends(control, low, high)
-
-
-def _set_ends(slider: ipywidgets.Widget, low: float, high: float) -> None:
-    """Set a slider's ends, in the order that never has the lower end above the upper."""
-    if low > slider.max:
-        slider.max, slider.min = high, low
-    else:
-        slider.min, slider.max = low, high
-
-
-def controls_of(widget_class: type) -> dict[str, Control]:
-    """A widget class's controls by name, in the order of their declarations, a base class's first."""
-    traits = widget_class.class_traits()  # type: ignore[attr-defined]
-    controls = {name: trait for name, trait in traits.items() if isinstance(trait, Control)}
-    return dict(sorted(controls.items(), key=lambda item: item[1].declaration_number))
-
-
 @dataclass(frozen=True)
 class Part:
     """What :func:`draws` declares."""
@@ -292,8 +265,9 @@ def draws(
 ) -> Callable[[Method], Method]:
     """Declare that a method draws a part of the widget, and on which controls the part depends.
 
-    A part is a generator method. It is drawn again when one of its controls changes. It yields wherever a chunk of work
-    may end: True where the chunk must end, because so many bytes are on their way to the page that more would queue up.
+    A part is drawn again when one of its controls changes. A part that takes long is a generator method, which yields
+    wherever a chunk of work may end: True where the chunk must end, because so many bytes are on their way to the page
+    that more would queue up. After any other method a chunk may end.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets
@@ -39,7 +39,6 @@ class Correspondence(Pulled):
     >>> view.boxes = [[0, 8, 8, 20]] * 3  # the neck
     """
 
-    _kind = "correspondence"
     _arguments = ("model", "images", "boxes")
 
     boxes = Control(
@@ -90,7 +89,7 @@ class Correspondence(Pulled):
         self._lay_out([self.drawing], [self.plot, self.table])
 
     @draws("boxes", into="plot")
-    def _show_consistency(self) -> Iterator[bool]:
+    def _show_consistency(self) -> None:
         arguments = self.session.subject.inputs, self.boxes, self._layers
         self.found = found = self.session.ask(lambda model: correspondence(model, *arguments, **self._options))
         places = range(len(self._layers))
@@ -99,7 +98,6 @@ class Correspondence(Pulled):
             curves.append(("random parts", places, [float(found.random[name].mean()) for name in self._layers]))
         self.plot.show(curves, dashed=["random parts"])
         self.table.value = found._repr_html_()
-        yield False
 
     def _heading(self) -> str:
         return f"{self.header.title} · correspondence"

@@ -13,8 +13,7 @@ import ipywidgets
 import traitlets as t
 
 from nbviz.core.state import device_aside
-from nbviz.widgets.controls import Choice, Part, controls_of
-from nbviz.widgets.view import reference
+from nbviz.widgets.controls import Choice, Control, Part
 from nbviz.widgets.views import Boxes, ChannelGrid, Header, Region, Strip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -30,24 +29,29 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
     ``options_of`` where the class names one, else the constructor of the base class.
     """
 
-    _kind: ClassVar[str] = ""  # the style sheet lays out the columns by it
+    _kind: ClassVar[str]  # the style sheet lays out the columns by it
     _arguments: tuple[str, ...] = ("model", "images")  # the first arguments of the copied code
     _by_name: ClassVar[tuple[str, ...]] = ("images", "preprocess", "labels", "inputs", "output", "table", "comparison")
     _not_in_code: ClassVar[tuple[str, ...]] = ()
     _parts: ClassVar[tuple[str, ...]] = ()  # in the order in which they are drawn; by default as they are declared
+    # In the order of their declarations, a base class's first.
+    _controls: ClassVar[dict[str, Control]] = {}
     _declared: ClassVar[dict[str, Part]] = {}
     _movers: ClassVar[dict[str, tuple[str, str]]] = {}  # for a control: what moves it, and the method that computes it
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, options_of: Callable[..., Any] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("nbviz."):  # a person's subclass looks like the widget that it is made of
+            cls._kind = cls.__name__.lower()
         if "__init__" in vars(cls):
             cls.__init__ = _outermost(spelled_out(options_of or cls.__base__)(cls.__init__))  # type: ignore[method-assign]
             signature = inspect.signature(cls.__init__)
             cls.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
-        methods = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
-        cls._declared = {n.removeprefix("_show_"): m.part for n, m in methods.items() if hasattr(m, "part")}
-        cls._movers = {m.moves[0]: (m.moves[1], n) for n, m in methods.items() if hasattr(m, "moves")}
+        members = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+        cls._controls = {n: m for n, m in members.items() if isinstance(m, Control)}
+        cls._declared = {n.removeprefix("_show_"): m.part for n, m in members.items() if hasattr(m, "part")}
+        cls._movers = {m.moves[0]: (m.moves[1], n) for n, m in members.items() if hasattr(m, "moves")}
         if "_parts" not in vars(cls):
             cls._parts = tuple(cls._declared)
 
@@ -60,7 +64,6 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
             raise TypeError(f"{type(self).__name__}() {error}") from None
         bound.apply_defaults()
         arguments = {**bound.arguments, **bound.arguments.get("options", {})}
-        self._controls = controls_of(type(self))
         self._values = {name: value for name, value in arguments.items() if name in self._controls}
         self._sources: dict[str, str] = {}
         for name, value in arguments.items():
@@ -94,15 +97,13 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
 
         An argument of None that is the default stands for a control's own first value.
         """
-        parameters = type(self).__signature__.parameters
-        for name, control in self._controls.items():
-            value = computed.get(name, self._values.get(name))
-            is_given = name in computed or name in self._values
-            if value is None and is_given and parameters[name].default is None:
-                value = control.first(self)
+        parameters, given = type(self).__signature__.parameters, self._values | computed
+        for name in [name for name in self._controls if name in given]:
+            value = given[name]
+            if value is None and parameters[name].default is None:
+                value = self._controls[name].first(self)
                 self._to_move |= {name} & self._movers.keys()
-            if is_given:
-                setattr(self, name, value)
+            setattr(self, name, value)
         for name, control in self._controls.items():
             if control.label:
                 setattr(self, f"{name}_control", control.make(self))
@@ -123,7 +124,7 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
 
     def _show_below(self, content: ipywidgets.Box) -> None:
         """Put the header above the content; from now on it says when a control waits for the kernel."""
-        self.header.controls = [reference(widget) for widget in (self.header, *_inputs_in(content))]
+        self.header.controls = [self.header, *_inputs_in(content)]
         self.children = [self.header, content]
         self.add_class(f"nbviz-{self._kind}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from nbviz.core.documented import documented_like
 from nbviz.core.errors import line, shown
 from nbviz.core.state import check_model
 from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing
-from nbviz.export.figure import Panel
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.evolution import CheckpointResult, evolution
@@ -22,9 +21,7 @@ from nbviz.pictures.load import Pictures
 from nbviz.pictures.preprocess import find_preprocess
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice, Index, draws
-from nbviz.widgets.figure_panels import filled_panels, plot_panel
-from nbviz.widgets.session import fitted
-from nbviz.widgets.view import reference
+from nbviz.widgets.session import fitted, shared_ends
 from nbviz.widgets.views import Panels, Plot, picture_row
 
 _FILM = 8  # times in the row from first to last
@@ -55,7 +52,6 @@ class Evolution(Pulled):
     >>> view.moment = 0
     """
 
-    _kind = "evolution"
     _arguments = ("model", "checkpoints")
 
     moment = Index(
@@ -123,62 +119,48 @@ class Evolution(Pulled):
             title="Strongest activation of each channel",
             xlabel="time",
             ylabel="activation",
-            slider=reference(self.moment_control),
+            slider=self.moment_control,
         )
         has_choice = not self._recorded and len(first.pictures) > 1
         controls = [self.moment_control, self.channel_control, *([self.picture_control] if has_choice else [])]
         self._lay_out([*controls, self.panels, self.film, self.values])
 
-    @property
-    def _place(self) -> tuple[int, int]:
-        """The place of the picture and the channel in a moment's tensors."""
-        return (self.channel, 0) if self._recorded else (self.picture, self.channel)
-
-    def _picture(self, moment: CheckpointResult) -> Array:
-        i, _ = self._place
-        return channels_last(fitted(Pictures(moment.pictures[i : i + 1], self._preprocess, ("",)).display()[0]))
-
-    def _map(self, moment: CheckpointResult) -> Array:
-        """The map, on one scale for all times."""
-        finite = [torch.nan_to_num(m.maps[self._place].float().cpu(), 0.0, 0.0, 0.0) for m in self.moments]
-        ends = min(maps.amin() for maps in finite), max(maps.amax() for maps in finite)
-        (steps,) = to_host(quantise(moment.maps[self._place].cpu(), None, ends)[0])
-        return steps[..., None]
+    def _place(self, channel: int) -> tuple[int, int]:
+        """The place of the picture and of a channel in a moment's tensors."""
+        return (channel, 0) if self._recorded else (self.picture, channel)
 
     def _signal(self, moment: CheckpointResult) -> Array:
-        signal = moment.reconstructions[self._place].float().cpu()
+        signal = moment.reconstructions[self._place(self.channel)].float().cpu()
         return channels_last(centre(fitted(signal if len(signal) in (1, 3) else signal.mean(0, keepdim=True))))
 
     @draws("moment", "channel", "picture", into="panels")
-    def _show_moment(self) -> Iterator[bool]:
-        moment, number = self.moments[self.moment], self.moments[0].channels[self.channel]
+    def _show_moment(self) -> None:
+        moment, place = self.moments[self.moment], self._place(self.channel)
+        # On one scale for all times.
+        finite = [torch.nan_to_num(m.maps[place].float().cpu(), 0.0, 0.0, 0.0) for m in self.moments]
+        (steps,) = to_host(quantise(moment.maps[place].cpu(), None, shared_ends(finite))[0])
+        pictures = Pictures(moment.pictures[place[0] : place[0] + 1], self._preprocess, ("",))
         which = "the picture that excited it most" if self._recorded else "picture"
-        caption = f"#{number}, strongest {float(moment.values[self._place]):.3g}; one scale for all times"
-        self.panels.show("picture", "picture", self._picture(moment), caption=f"{line(moment.name, 60)}: {which}")
-        self.panels.show("activation", "map", self._map(moment), caption=caption)
+        number, strongest = moment.channels[self.channel], float(moment.values[place])
+        caption = f"#{number}, strongest {strongest:.3g}; one scale for all times"
+        picture = channels_last(fitted(pictures.display()[0]))
+        self.panels.show("picture", "picture", picture, caption=f"{line(moment.name, 60)}: {which}")
+        self.panels.show("activation", "map", steps[..., None], caption=caption)
         self.panels.show("signal", "signed", self._signal(moment), caption="what it answers to there")
-        yield False
 
     @draws("channel", "picture", into=("film", "values"))
-    def _show_film(self) -> Iterator[bool]:
+    def _show_film(self) -> None:
         count, numbers = len(self.moments), self.moments[0].channels
         for i, place in enumerate(np.linspace(0, count - 1, min(_FILM, count)).round()):
             moment = self.moments[int(place)]
             self.film.show(f"film_{i}", "signed", self._signal(moment), caption=line(moment.name, 30))
-        curves = []
         others = (k for k in range(len(numbers)) if k != self.channel)
-        for k in sorted([self.channel, *others][:_CURVES]):
-            place = (k, 0) if self._recorded else (self.picture, k)
-            curves.append((f"#{numbers[k]}", range(count), [float(m.values[place]) for m in self.moments]))
-        self.values.show(curves)
-        yield False
+        values = {k: [float(m.values[self._place(k)]) for m in self.moments] for k in [self.channel, *others][:_CURVES]}
+        self.values.show((f"#{numbers[k]}", range(count), values[k]) for k in sorted(values))
 
     def _heading(self) -> str:
         moment = self.moments[self.moment]
         return f"{self.header.title} · #{moment.channels[self.channel]} · {moment.name}"
-
-    def _figure_rows(self) -> list[list[Panel]]:
-        return [*filled_panels(self.panels), *filled_panels(self.film), [plot_panel(self.values, self.moment)]]
 
 
 def _check_alike(moments: Sequence[Any]) -> list[CheckpointResult]:

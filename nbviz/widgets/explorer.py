@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import traitlets as t
 from torch import nn
 from typing_extensions import Unpack
 
-from nbviz import bundled
+import nbviz
 from nbviz.core.documented import documented_like
 from nbviz.core.types import Images
 from nbviz.export.figure import Panel
@@ -19,34 +18,25 @@ from nbviz.pictures.preprocess import find_preprocess
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice
 from nbviz.widgets.declared import spelled_out
-from nbviz.widgets.figure_panels import fused_panel, grid_panel, predictions_panel, reconstruction_panels
+from nbviz.widgets.figure_panels import filled_panels, fused_panel, grid_panel, predictions_panel
 from nbviz.widgets.layer_widget import LayerOptions, LayerWidget
 from nbviz.widgets.session import Session
-from nbviz.widgets.view import reference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: What the explorer's tabs show.
-VIEWS = ("channels", "switch off", "class activation", "occlusion", "regions", "invariance", "sanity")
-_TOOLTIPS = (
-    "Picture, layer, channel: maps and reconstructions",
-    "Switch channels off and watch the predictions",
-    "Where a layer speaks for a class",
-    "Slide a square over the picture",
-    "Keep or cut away a region",
-    "Shift, scale or turn the picture",
-    "Can the maps be believed? Destroy the weights, delete the pixels",
-)
-#: The widgets of the other tabs, which are imported when they are first opened.
-_HOMES = {
-    "switch off": ("ablation", "Ablation"),
-    "class activation": ("class_activation", "ClassActivation"),
-    "occlusion": ("occlusion", "Occlusion"),
-    "regions": ("regions", "Regions"),
-    "invariance": ("invariance", "Invariance"),
-    "sanity": ("sanity", "Sanity"),
+#: The explorer's tabs: what each is for, and the widget in all but the first, which is imported when it is opened.
+_TABS = {
+    "channels": ("Picture, layer, channel: maps and reconstructions", ""),
+    "switch off": ("Switch channels off and watch the predictions", "Ablation"),
+    "class activation": ("Where a layer speaks for a class", "ClassActivation"),
+    "occlusion": ("Slide a square over the picture", "Occlusion"),
+    "regions": ("Keep or cut away a region", "Regions"),
+    "invariance": ("Shift, scale or turn the picture", "Invariance"),
+    "sanity": ("Can the maps be believed? Destroy the weights, delete the pixels", "Sanity"),
 }
+#: What the explorer's tabs show.
+VIEWS = tuple(_TABS)
 #: The controls whose values pass from one tab to the next.
 _SHARED = ("picture", "layer", "channel", "target")
 # The first picture of each class among the bundled ones.
@@ -75,7 +65,6 @@ class Explorer(LayerWidget):
     >>> view.view = "class activation"
     """
 
-    _kind = "explorer"
     _parts = ("trace", "grid", "fused", "first", "channel", "predictions", "rest")
 
     view = Choice(
@@ -103,7 +92,8 @@ class Explorer(LayerWidget):
         super()._show_below(content)
         self._own = (self.header, content)
         self._others: dict[str, Any] = {}
-        self.view_control = ipywidgets.ToggleButtons(options=VIEWS, tooltips=list(_TOOLTIPS)).add_class("nbviz-views")
+        tooltips = [tooltip for tooltip, _ in _TABS.values()]
+        self.view_control = ipywidgets.ToggleButtons(options=VIEWS, tooltips=tooltips).add_class("nbviz-views")
         if self.session.axes == 2 and self.session.labels is not None:  # the other tabs need a class
             self.children = [self.view_control, *self._own]
             t.link((self, "view"), (self.view_control, "value"))
@@ -112,12 +102,11 @@ class Explorer(LayerWidget):
     def _switched(self, change: Any) -> None:
         """Show another widget on the same model and picture; it is made when it is first opened."""
         with self._turn():
+            left = self._others.get(change.old, self)
             if self.view == VIEWS[0]:
-                if (left := self._others.get(change.old)) is not None:
-                    _pass_on(left, self)
+                _pass_on(left, self)
                 self.children = [self.view_control, *self._own]
                 return
-            left = self._others.get(change.old, self)
             try:
                 with left.header.says_working():
                     if self.view not in self._others:
@@ -131,10 +120,8 @@ class Explorer(LayerWidget):
 
     def _make(self, view: str) -> Pulled:
         """Another widget on the same session, so that nothing is computed twice."""
-        module, name = _HOMES[view]
-        widget_class = getattr(importlib.import_module(f"nbviz.widgets.{module}"), name)
         with self.session.under_autocast():
-            widget: Pulled = widget_class(self.session, None, picture=self.picture)
+            widget: Pulled = getattr(nbviz, _TABS[view][1])(self.session, None, picture=self.picture)
         widget._sources |= self._sources
         widget.header.code = widget.code
         return widget
@@ -151,13 +138,13 @@ class Explorer(LayerWidget):
         super().close()
 
     def _arrange(self) -> None:
-        self.grid.slider = reference(self.channel_control)
+        self.grid.slider = self.channel_control
         left = [*self._picture_column(), self.how_control, self.fused]
         middle = [*self._layer_controls(), self.tiles_control, self.grid]
         self._lay_out(left, middle, [self.channel_control, self.panels, self.seed_control])
 
     def _figure_rows(self) -> list[list[Panel]]:
-        return [[fused_panel(self), predictions_panel(self), grid_panel(self)], *reconstruction_panels(self)]
+        return [[fused_panel(self), predictions_panel(self), grid_panel(self)], *filled_panels(self.panels)]
 
 
 def _pass_on(left: Pulled, entered: Pulled) -> None:
@@ -201,10 +188,8 @@ def explore(
     True
     """
     if model is None:
-        model = bundled.load("fashion")
+        model = nbviz.bundled.load("fashion")
     if images is None:
-        is_grey = (
-            find_preprocess(model, options.get("preprocess")).mode == "L" if isinstance(model, nn.Module) else False
-        )
-        images = bundled.fashion_test()[0][_ONE_OF_EACH, None] if is_grey else bundled.pictures()
+        is_grey = isinstance(model, nn.Module) and find_preprocess(model, options.get("preprocess")).mode == "L"
+        images = nbviz.bundled.fashion_test()[0][_ONE_OF_EACH, None] if is_grey else nbviz.bundled.pictures()
     return Explorer(model, images, layer, channel, view=view, **options)

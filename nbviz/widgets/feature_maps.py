@@ -25,7 +25,6 @@ class FeatureMaps(LayerWidget):
     >>> view.layer = "features.9"  # re-renders in place
     """
 
-    _kind = "maps"
     _grad = False
     _parts = ("trace", "grid", "fused", "predictions", "rest")
 

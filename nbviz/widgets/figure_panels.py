@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,9 +38,9 @@ def bars_panels(widget: PictureWidget, before: str, after: str, part: str = "pre
     return [Panel(None, caption, bars=rows) for caption, rows in bars if caption and rows]
 
 
-def plot_panel(plot: Plot, marker: float | None = None) -> Panel:
-    """Curves over one axis; ``marker`` marks a slider's value."""
-    nan = float("nan")
+def plot_panel(plot: Plot) -> Panel:
+    """Curves over one axis, with a mark where the slider stands."""
+    nan, marker = float("nan"), None if plot.slider is None else plot.slider.value
     series = [(curve["name"], curve["x"], [nan if y is None else y for y in curve["y"]]) for curve in plot.series]
     dashed = [curve["name"] for curve in plot.series if curve["dashed"]]
     labels = plot.xlabel, plot.ylabel
@@ -50,16 +49,24 @@ def plot_panel(plot: Plot, marker: float | None = None) -> Panel:
 
 def filled_panels(panels: Panels) -> list[list[Panel]]:
     """The rows of panels, as far as they show the current state."""
-    rows = [[panels.slot(cell["slot"]) for cell in row["cells"]] for row in panels.rows]
-    known = [[slot for slot in row if panels.is_current(slot)] for row in rows]
-    return [[_as_panel(slot, panels) for slot in row] for row in known if row]
+    rows = [[(cell, panels.slot(cell["slot"])) for cell in row["cells"]] for row in panels.rows]
+    known = [[_as_panel(cell, slot, panels) for cell, slot in row if panels.is_current(slot)] for row in rows]
+    return [row for row in known if row]
 
 
-def _as_panel(slot: dict[str, Any], panels: Panels) -> Panel:
-    pixels = decode(slot)
+def _as_panel(cell: dict[str, Any], slot: dict[str, Any], panels: Panels) -> Panel:
+    """A filled slot as a panel of the figure."""
+    pixels, plot = decode(slot), panels.plots
+    box: list[int] | None = None
+    caption = (cell.get("crop") and slot.get("part")) or slot.get("caption", "")
     if slot["kind"] == "map":
-        return Panel(pixels[..., 0], slot["caption"], panels.cmap)
-    if pixels.shape[2] == 1:
+        return Panel(pixels if plot else pixels[..., 0], caption, panels.cmap, plot=plot)
+    if cell.get("crop") and "box" in slot:
+        top, left, bottom, right = slot["box"]
+        pixels = decode(slot["patch"]) if slot["patch"] else pixels[top:bottom, left:right]
+    elif slot["kind"] == "picture" and slot.get("mark"):  # in pixels of the input, of which fewer may have been sent
+        box = [side * pixels.shape[i % 2] // slot["size"][i % 2] for i, side in enumerate(slot["box"])]
+    if pixels.shape[2] == 1 and not plot:
         pixels = pixels.repeat(3, 2)
     if slot["kind"] == "overlay":
         over = decode(slot["over"])
@@ -68,7 +75,7 @@ def _as_panel(slot: dict[str, Any], panels: Panels) -> Panel:
         wide = torch.nn.functional.interpolate(wide, pixels.shape[:2], mode="bilinear")[0]
         mixed = (1 - panels.opacity) * pixels + panels.opacity * channels_last(wide)
         pixels = mixed.round().astype("uint8")
-    return Panel(pixels, slot["caption"])
+    return Panel(pixels, caption, box=box, plot=plot, zero=128.0 if slot["kind"] == "signed" else None)
 
 
 def tiles_panel(tiles: torch.Tensor, caption: str, cmap: str | None = None, width: float = 1.0) -> Panel:
@@ -103,19 +110,17 @@ def grid_panel(widget: LayerWidget) -> Panel:
         colours = torch.from_numpy(pixels[:64]).permute(0, 3, 1, 2).float() / 255
         if plot:
             colours = _raised(colours.mean(1), 0.5).nan_to_num(1.0)[:, None]
-        count = f"{len(colours)} of {widget.count} channels"
-        caption = f"{count}, {RULE_CAPTIONS[widget.tiles]}, strongest first"
+        caption = f"{len(colours)} of {widget.count} channels, {RULE_CAPTIONS[widget.tiles]}, strongest first"
         tiles = grid(colours, _nrow(colours), normalize=False, padding=1, pad_value=1.0)
         return Panel(channels_last((tiles * 255).round().to(torch.uint8)), caption, width=2.0)
     maps = widget.session.maps(widget.picture, widget.layer).float().cpu()
     chosen = maps.flatten(1).amax(1).argsort(descending=True, stable=True)[:64]
     own_scale, planes = maps[0].numel() > 1, widget.session.plane(maps[chosen], widget.plane)
-    if plot and own_scale:
+    is_raised = plot and own_scale
+    if is_raised:
         low, high = planes.amin(2, keepdim=True), planes.amax(2, keepdim=True)
-        tiles = _raised((planes - low) / (high - low).clamp(min=1e-12), 0.0)
-        tiles = grid(tiles, _nrow(tiles), normalize=False, padding=1, pad_value=float("nan"))[0]
-    else:
-        tiles = grid(planes, _nrow(planes), scale_each=own_scale, padding=1, pad_value=float("nan"))[0]
+        planes = _raised((planes - low) / (high - low).clamp(min=1e-12), 0.0)
+    tiles = grid(planes, _nrow(planes), 1, not is_raised, scale_each=own_scale, pad_value=float("nan"))[0]
     count = f"{len(chosen)} strongest of {len(maps)} channels" if len(chosen) < len(maps) else f"{len(maps)} channels"
     scale = "each on its own scale" if own_scale else "on one scale"
     return Panel(tiles.numpy(), f"{count}, strongest first, {scale}", widget.grid.cmap, width=2.0)
@@ -133,31 +138,3 @@ def _raised(tiles: torch.Tensor, base: float, rows: int = 24) -> torch.Tensor:
     row = 1 - (torch.arange(rows, dtype=torch.float32)[:, None] + 0.5) / rows
     inside = ((row <= tiles) & (row >= base)) | ((row >= tiles) & (row <= base))
     return torch.where(inside, tiles, float("nan"))
-
-
-def reconstruction_panels(widget: LayerWidget) -> list[list[Panel]]:
-    """The panels' rows, as far as they show the current state."""
-    rows = []
-    for row in widget.panels.rows:
-        slots = [(cell, widget.panels.slot(cell["slot"])) for cell in row["cells"]]
-        rows.append([_panel(cell, slot, widget) for cell, slot in slots if widget.panels.is_current(slot)])
-    return [row for row in rows if row]
-
-
-def _panel(cell: dict[str, Any], slot: dict[str, Any], widget: LayerWidget) -> Panel:
-    """A filled slot as a panel of the figure."""
-    pixels, plot = decode(slot), widget.session.axes == 1
-    box: Sequence[int] | None = slot.get("box")
-    caption = (cell.get("crop") and slot.get("part")) or slot.get("caption", "")
-    if slot["kind"] == "map":
-        return Panel(pixels if plot else pixels[..., 0], caption, widget.panels.cmap, plot=plot)
-    if cell.get("crop") and box is not None:
-        top, left, bottom, right = box
-        pixels, box = decode(slot["patch"]) if slot["patch"] else pixels[top:bottom, left:right], None
-    if pixels.shape[2] == 1 and not plot:
-        pixels = pixels.repeat(3, 2)
-    if box is not None:  # in pixels of the input, of which fewer may have been sent
-        box = [side * pixels.shape[i % 2] // slot["size"][i % 2] for i, side in enumerate(box)]
-    zero = 128.0 if slot["kind"] == "signed" else None
-    mark = slot["kind"] == "picture" and slot["mark"]
-    return Panel(pixels, caption, box=box if mark else None, plot=plot, zero=zero)

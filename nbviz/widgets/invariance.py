@@ -19,7 +19,6 @@ from nbviz.widgets.controls import Choice, Number, draws, moves
 from nbviz.widgets.figure_panels import bars_panels, filled_panels, plot_panel
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
-from nbviz.widgets.view import reference
 from nbviz.widgets.views import Panels, Plot, picture_row
 
 _NAMES = {"down": "shift down", "across": "shift across", "scale": "scale", "angle": "turn"}
@@ -45,7 +44,6 @@ class Invariance(ClassWidget):
     >>> view.value = 3  # pixels to the right
     """
 
-    _kind = "invariance"
     _caption = "Prediction: as it is → now"
     _parts = ("moved", "curves")
 
@@ -72,10 +70,10 @@ class Invariance(ClassWidget):
     ) -> None:
         super().__init__(model, images, **options)
         self._names = self.session.subject.layer_names(layers)
-        self._values_by_transform = {transform: sorted(amounts_of(transform, values, self.session.size))}
+        self._given = {transform: sorted(amounts_of(transform, values, self.session.size))}
         self._set_controls()
-        slider = reference(self.value_control)
         self.panels = Panels([picture_row("What the network is given", "picture")])
+        slider = self.value_control
         self.distances = Plot(
             title="Distance of the features from those of the picture as it is (1: as long as these)",
             ylabel="distance",
@@ -88,9 +86,7 @@ class Invariance(ClassWidget):
     @property
     def _amounts(self) -> list[float]:
         """The values at which the curves are measured."""
-        if self.transform not in self._values_by_transform:
-            self._values_by_transform[self.transform] = amounts_of(self.transform, None, self.session.size)
-        return self._values_by_transform[self.transform]
+        return self._given.get(self.transform) or amounts_of(self.transform, None, self.session.size)
 
     @property
     def _ends(self) -> tuple[float, float, float]:
@@ -134,7 +130,7 @@ class Invariance(ClassWidget):
     @property
     def code(self) -> str:
         """The call that gives this view."""
-        is_usual = self._amounts == sorted(amounts_of(self.transform, None, self.session.size))
+        is_usual = self._amounts == amounts_of(self.transform, None, self.session.size)
         self._sources.pop("values", None)
         self._sources |= {} if is_usual else {"values": repr(self._amounts)}
         return super().code
@@ -145,8 +141,8 @@ class Invariance(ClassWidget):
     def _figure_rows(self) -> list[list[Panel]]:
         moved = [panel for row in filled_panels(self.panels) for panel in row]
         plots = [] if "curves" in self._stale else [self.distances, self.probability]
-        curves = [plot_panel(plot, self.value) for plot in plots]
-        return list(filter(None, [[*moved, *bars_panels(self, "as it is", "now", "moved")], curves]))
+        bars = bars_panels(self, "as it is", "now", "moved")
+        return list(filter(None, [[*moved, *bars], list(map(plot_panel, plots))]))
 
 
 def _end_of(name: str) -> str:

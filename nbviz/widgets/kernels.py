@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -13,13 +11,12 @@ from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model
 from nbviz.core.weights import Watch
 from nbviz.export.figure import Panel
-from nbviz.imaging.encode import Array, channels_last, to_host
+from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.kernels import check_kernels_layer, convolutions, frequency_response, kernel_report, kernels
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice, Index, draws
 from nbviz.widgets.figure_panels import filled_panels, tiles_panel
-from nbviz.widgets.view import reference
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
 
 
@@ -42,7 +39,6 @@ class Kernels(Pulled):
     >>> view.channel = 5
     """
 
-    _kind = "kernels"
     _arguments = ("model",)
 
     layer = Choice(
@@ -70,7 +66,7 @@ class Kernels(Pulled):
         self._set_controls(layer=start)
         # With zero as grey, and the largest weight, not half of it, as black or white.
         look = {"group": self._group, "contrast": 1.0}
-        self.grid = ChannelGrid(slider=reference(self.channel_control), **look)
+        self.grid = ChannelGrid(slider=self.channel_control, **look)
         self.slices = ChannelGrid(**look)
         row = picture_row("The picked kernel", "kernel", "response")
         self.panels = Panels([row], controls=["contrast"], **look)
@@ -84,7 +80,7 @@ class Kernels(Pulled):
         return weights if weights.ndim == 4 else weights.transpose(2, 3).flatten(3)
 
     @draws("layer", into="grid")
-    def _show_all(self) -> Iterator[bool]:
+    def _show_all(self) -> None:
         weights = self._kernels()
         if self.channel_control.max != len(weights) - 1:  # the layer was made wider or narrower
             self._fit("channel")
@@ -92,15 +88,12 @@ class Kernels(Pulled):
         if weights.shape[1] in (1, 3):
             _show_signed(self.grid, weights)
         else:
-            steps, low, high = _strengths(weights)
-            self.grid.begin("map", tuple(steps.shape), *_ranks(weights))
-            self.grid.fill(steps, low, high)
+            self.grid.show("map", _strengths(weights), _ranks(weights))
         rows = kernel_report(self.model, self.layer).rows()[1:]
         self.header.note = "; ".join(f"{name}: {text}" for name, text in rows)
-        yield False
 
     @draws("layer", "channel", into=("panels", "slices"))
-    def _show_picked(self) -> Iterator[bool]:
+    def _show_picked(self) -> None:
         kernel = self._kernels()[self.channel]
         caption = f"#{self.channel}, norm {float(kernel.norm()):.3g}"
         colours = kernel
@@ -118,7 +111,6 @@ class Kernels(Pulled):
         self.slices.layout.display = "none" if len(slices) == 1 else ""
         self.slices.title = f"#{self.channel}: what it looks for in each of {len(slices)} inputs"
         _show_signed(self.slices, slices)
-        yield False
 
     def _key(self, part: str) -> str:
         """The state that a part shows; no session knows the weights here."""
@@ -141,28 +133,24 @@ class Kernels(Pulled):
 
 def _layer_labels(model: nn.Module) -> dict[str, str]:
     """The convolutions by name, each with its type and its shape."""
-    modules = convolutions(model)
     # In the shadow: a parametrised module may change its state when its weight is read.
-    shapes = in_shadow(
-        model, lambda shadow: ["×".join(map(str, m.weight.shape)) for m in convolutions(shadow).values()]
-    )
+    shapes = in_shadow(model, lambda shadow: {name: m.weight.shape for name, m in convolutions(shadow).items()})
     return {
-        name: f"{line(name)} · {line(type(module).__name__)} · {shape}"
-        for (name, module), shape in zip(modules.items(), shapes, strict=True)
+        name: f"{line(name)} · {line(type(module).__name__)} · {'×'.join(map(str, shapes[name]))}"
+        for name, module in convolutions(model).items()
     }
 
 
 def _show_signed(grid: ChannelGrid, kernels: Tensor) -> None:
     """Show kernels (K, 1 or 3, h, w) with zero as grey."""
     largest = _largest(kernels)
-    grid.begin("signed", (len(kernels), *kernels.shape[2:]), *_ranks(kernels))
-    grid.fill(centre(kernels, largest.view(-1, 1, 1, 1)).permute(0, 2, 3, 1), -largest, largest)
+    pixels = centre(kernels, largest.view(-1, 1, 1, 1)).permute(0, 2, 3, 1)
+    grid.show("signed", (pixels, -largest, largest), _ranks(kernels))
 
 
-def _ranks(kernels: Tensor) -> tuple[Array, Array]:
+def _ranks(kernels: Tensor) -> tuple[Tensor, Tensor]:
     """Each kernel's norm and its spread, by which the page orders them."""
-    norms, spread = to_host(kernels.flatten(1).norm(dim=1), kernels.flatten(1).std(1, correction=0))
-    return norms, spread
+    return kernels.flatten(1).norm(dim=1), kernels.flatten(1).std(1, correction=0)
 
 
 def _strengths(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

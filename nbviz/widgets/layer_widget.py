@@ -15,9 +15,9 @@ from nbviz.core.types import Images
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
-from nbviz.widgets.channel_panels import ChannelPanels
+from nbviz.widgets.channel_panels import channel_rows, show_channel
 from nbviz.widgets.controls import Choice, Index, draws, moves
-from nbviz.widgets.memory import forget_beyond_limit, too_large
+from nbviz.widgets.memory import too_large
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.session import RULE_CAPTIONS, TILES, Look, Session
 from nbviz.widgets.thumbs import Thumbs
@@ -142,8 +142,7 @@ class LayerWidget(PictureWidget):
         plots = session.axes == 1
         self.grid = ChannelGrid(group=self._group)
         self._tiles = Tiles(self)
-        self._channel_panels = ChannelPanels(self)
-        rows = self._channel_panels.rows()
+        rows = channel_rows(session.axes)
         self.panels = Panels(rows, group=self._group, controls=["contrast"], note=CAUTION, plots=plots)
         opacity = [] if plots else ["opacity"]
         self.fused = Panels([picture_row("", "fused")], group=self._group, controls=opacity, plots=plots)
@@ -172,11 +171,6 @@ class LayerWidget(PictureWidget):
     def count(self) -> int:
         """How many channels the layer has."""
         return self.session.layers[self.layer].shape[0]
-
-    @property
-    def room(self) -> int:
-        """Bytes that a chunk of the work should not exceed."""
-        return self._room
 
     def look(self, side: int | None = None) -> Look:
         """What the page shows of the layer's maps, each about ``side`` pixels wide."""
@@ -210,7 +204,7 @@ class LayerWidget(PictureWidget):
 
     def _show_bands(self) -> None:
         self.session.show_bands(self.bands)
-        self.strip.thumbs = Thumbs(self.session)
+        self.strip.show(Thumbs(self.session))
 
     def _zoomed(self, change: Any) -> None:
         if self.grid.wants_more(change):
@@ -240,7 +234,7 @@ class LayerWidget(PictureWidget):
         return ("plane",) if self.tiles == TILES[0] else ("seed",)
 
     @draws("picture", "layer", "how", "plane", "bands", into="fused")
-    def _show_fused(self) -> Iterator[bool]:
+    def _show_fused(self) -> None:
         fused = self.look().fused
         over = fused.transpose(1, 2, 0) if fused.ndim == 3 else fused
         caption = f"all {self.count} channels fused ({self.how})"
@@ -250,29 +244,23 @@ class LayerWidget(PictureWidget):
         else:
             picture = channels_last(self.session.rendered(self.picture, self.plane))
             self.fused.show("fused", "overlay", picture, over, caption=f"{caption} over the picture")
-        yield False
 
     @draws("picture", "layer", "tiles", "bands", also=lambda widget: widget._tiles_follow())
     def _show_first(self) -> Iterator[bool]:
         """The strongest tiles come before the picked channel's panels, unless they take too long."""
         end = time.monotonic() + _FIRST_SECONDS
-        for must_pause in self._send_tiles(FIRST):
+        for must_pause in self._tiles.send(FIRST):
             yield must_pause
             if time.monotonic() > end:
                 return
 
     @draws("picture", "layer", "channel", "seed", "plane", "bands", into="panels")
     def _show_channel(self) -> Iterator[bool]:
-        yield from self._channel_panels.show()
+        return show_channel(self)
 
     @draws("picture", "layer", "tiles", "bands", also=lambda widget: widget._tiles_follow())
     def _show_rest(self) -> Iterator[bool]:
-        yield from self._send_tiles()
-
-    def _send_tiles(self, count: int | None = None) -> Iterator[bool]:
-        if "grid" in self._stale:
-            raise RuntimeError("the grid was not begun")
-        yield from self._tiles.send(count)
+        return self._tiles.send()
 
     # Notes and costs in the header.
 
@@ -289,9 +277,8 @@ class LayerWidget(PictureWidget):
         self.header.cost = " · ".join(f"{name} {time}" for name, time in times)
 
     def _ended(self) -> None:
-        super()._ended()
         self.note("memory", too_large(self.session))
-        forget_beyond_limit()
+        super()._ended()
 
     def _failed(self, error: Exception) -> None:
         self.session.forget()  # the kept graph may contain what failed, such as a backward hook

@@ -22,7 +22,7 @@ from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Whole, draws
 from nbviz.widgets.figure_panels import filled_panels, plot_panel
 from nbviz.widgets.predictions import current_autocast
-from nbviz.widgets.views import Panels, Plot, picture_row
+from nbviz.widgets.views import Panels, Plot, picture_rows
 
 _COLUMNS = 4
 _MOST_STEPS = 2048
@@ -47,7 +47,6 @@ class Maximise(Pulled, options_of=Growing):
     4
     """
 
-    _kind = "maximise"
     _arguments = ("model",)
 
     steps = Whole(
@@ -84,7 +83,7 @@ class Maximise(Pulled, options_of=Growing):
         super().__init__(growing.model, f"grown for {line(layer) if layer is not None else 'classes'}")
         self._set_controls()
         slots = [f"picture_{i}" for i in range(len(growing.channels))]
-        self.panels = Panels([picture_row("", *slots[i : i + _COLUMNS]) for i in range(0, len(slots), _COLUMNS)])
+        self.panels = Panels(picture_rows("", slots, _COLUMNS))
         self.values = Plot(title="What is made large", xlabel="steps", ylabel="activation")
         self._lay_out([self.steps_control, self.panels, self.values])
 

@@ -21,7 +21,7 @@ class Keeper(Protocol):
 
 _limit = 512 << 20
 #: The objects that keep a trace, the last used at the end.
-_keepers: list[weakref.ref[Keeper]] = []
+_keepers: weakref.WeakKeyDictionary[Keeper, None] = weakref.WeakKeyDictionary()
 
 
 def set_memory_limit(limit: int) -> None:
@@ -57,18 +57,18 @@ def set_memory_limit(limit: int) -> None:
 
 def remember(keeper: Keeper) -> None:
     """Note that a trace was used, and let go of others that do not fit beside it."""
-    _keepers[:] = [*(ref for ref in _keepers if ref() not in (None, keeper)), weakref.ref(keeper)]
+    _keepers.pop(keeper, None)
+    _keepers[keeper] = None
     forget_beyond_limit(but=keeper)
 
 
 def forget_beyond_limit(but: Keeper | None = None) -> None:
     """Let go of the least recently used traces, except one keeper's, until the rest is within the limit."""
     total = 0
-    for ref in reversed(_keepers):
-        if (keeper := ref()) is not None:
-            total += keeper.trace_bytes
-            if total > _limit and keeper is not but:
-                keeper.forget()
+    for keeper in reversed(list(_keepers)):
+        total += keeper.trace_bytes
+        if total > _limit and keeper is not but:
+            keeper.forget()
 
 
 def too_large(keeper: Keeper) -> str:
@@ -82,6 +82,5 @@ def too_large(keeper: Keeper) -> str:
 @atexit.register
 def _forget_all() -> None:
     """Torch aborts if the interpreter's exit destroys a graph whose tensors Python still holds."""
-    for ref in _keepers:
-        if (keeper := ref()) is not None:
-            keeper.forget()
+    for keeper in list(_keepers):
+        keeper.forget()

@@ -20,16 +20,8 @@ from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
 from nbviz.widgets.views import Panels, picture_row
 
-#: matplotlib's "tab10", for the most frequent classes in turn; all others are grey.
-_SHADES = {
-    "blue": (31, 119, 180),
-    "orange": (255, 127, 14),
-    "green": (44, 160, 44),
-    "red": (214, 39, 40),
-    "purple": (148, 103, 189),
-    "brown": (140, 86, 75),
-    "pink": (227, 119, 194),
-}
+#: Colours of matplotlib's "tab10", for the most frequent classes in turn; all others are grey.
+_SHADES = ("blue", "orange", "green", "red", "purple", "brown", "pink")
 
 
 @documented_like(occlusion)
@@ -52,8 +44,6 @@ class Occlusion(ClassWidget):
     >>> view = Occlusion(nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:2, None])
     >>> view.patch = 7
     """
-
-    _kind = "occlusion"
 
     patch = Whole(
         "Square",
@@ -135,12 +125,14 @@ class Occlusion(ClassWidget):
 
     def _in_colours(self, named: Tensor, sides: Sequence[int]) -> tuple[Array, str]:
         """The most probable classes in colours, enlarged without mixing them, and their legend."""
+        from matplotlib.colors import to_rgb
+
         classes, counts = named[named >= 0].unique(return_counts=True)
         order = classes[counts.argsort(descending=True, stable=True)].tolist()
         colours = np.full((*named.shape, 3), 128, np.uint8)
         legend = []
-        for (shade, colour), number in zip(_SHADES.items(), order, strict=False):
-            colours[named.numpy() == number] = colour
+        for shade, number in zip(_SHADES, order, strict=False):
+            colours[named.numpy() == number] = [round(255 * part) for part in to_rgb(f"tab:{shade}")]
             legend.append(f"{line(self._labels[number], 30)} ({shade})")
         if len(order) > len(legend):
             legend.append("others (grey)")

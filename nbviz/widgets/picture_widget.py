@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -10,10 +10,10 @@ from torch import nn
 
 from nbviz.core.checks import check_index
 from nbviz.core.errors import line
-from nbviz.core.state import lock
 from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice, Index, draws, moves
+from nbviz.widgets.predictions import Result
 from nbviz.widgets.session import Session, information
 from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.views import Strip
@@ -62,9 +62,9 @@ class PictureWidget(Pulled):
         if not isinstance(model, Session):
             model = Session(model, images, preprocess, labels, self._grad, inputs, output, self._needs_maps)
         self.session: Session = model
+        self._sessions = (model,)
         self._check_session()
         super().__init__(model.subject.model, information(model))
-        self._sessions = (model,)
         self.strip = Strip(thumbs=Thumbs(model), caption=self._caption)
 
     def _check_session(self) -> None:
@@ -81,17 +81,14 @@ class PictureWidget(Pulled):
         """How the model is called and where its class scores are, for the methods."""
         return {"inputs": self.session.subject.feed, "output": self.session.subject.output}
 
-    @draws("picture", into="strip")
-    def _show_predictions(self) -> Iterator[bool]:
-        self.strip.predictions = self.session.predictions(self.picture)
-        yield False
+    def _ask(self, method: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+        """What a method finds for the chosen picture's batch, with the weights that are shown."""
+        batch = self.session.batch(self.picture)
+        return self.session.ask(lambda model: method(model, batch, *arguments, **options, **self.options))
 
-    def close(self) -> None:
-        """End the widget, and let go of what it keeps of the model's activations."""
-        with lock:  # another thread that draws for it ends first
-            super().close()
-            for session in self._sessions:
-                session.forget()
+    @draws("picture", into="strip")
+    def _show_predictions(self) -> None:
+        self.strip.predictions = self.session.predictions(self.picture)
 
 
 class ClassWidget(PictureWidget):
@@ -100,7 +97,7 @@ class ClassWidget(PictureWidget):
     target = Choice(
         "Class",
         "The class; the most probable first",
-        options=lambda widget: widget._classes(),
+        options=lambda widget: {number: widget._label(number) for number in widget._order()[:_MOST_CLASSES]},
         label_of=lambda widget, value: widget._label(value),
         check=lambda widget, value: check_index("class", value, len(widget._labels)),
         follows=("picture",),
@@ -116,9 +113,6 @@ class ClassWidget(PictureWidget):
         """The classes, the most probable first."""
         scores = self.session.scores_of(self.picture)
         return [] if scores is None else torch.nan_to_num(scores.float()).argsort(descending=True).tolist()
-
-    def _classes(self) -> dict[int, str]:
-        return {number: self._label(number) for number in self._order()[:_MOST_CLASSES]}
 
     def _label(self, number: int) -> str:
         return f"{line(self._labels[number], 60)} ({number})"

@@ -58,11 +58,10 @@ class Predictor:
 
     def name_classes(self, output: Any, labels: Sequence[str] | None) -> None:
         """Take the names of the classes, given or found, and the first predictions, from the model's output."""
-        scores = self._scores(output)
-        classes = scores.shape[1] if scores is not None and scores.shape[1] > 1 else None
-        self.labels = _names(classes, labels, self.subject.pictures.preprocess.labels)
+        scores = self._scores(output, 0)
+        self.labels = _names(class_count(scores), labels, self.subject.pictures.preprocess.labels)
         if self.labels is not None and not self._watch.is_past():
-            self._predictions[0, self.weights] = self._top(scores, 0)
+            self._predictions[0, self.weights] = self._top(scores)
 
     # The state of the weights.
 
@@ -136,10 +135,6 @@ class Predictor:
 
     # Pictures and their batches.
 
-    def single(self, picture: int) -> Subject:
-        """The model with one of the pictures."""
-        return self.subject.part([picture])
-
     def batch(self, picture: int) -> Tensor:
         """The input with which a picture goes through the model: alone, or all pictures."""
         return self.subject.inputs if self._is_joint else self.subject.inputs[picture : picture + 1]
@@ -168,18 +163,15 @@ class Predictor:
             return []
         key = picture, self.weights
         if key not in self._predictions:
-            scores = self._scores(self._run(self.batch(picture)))
             self._predictions = {k: v for k, v in self._predictions.items() if k[1] == key[1]}
-            self._predictions[key] = self._top(scores, self.row(picture))
+            self._predictions[key] = self._top(self.scores_of(picture))
         return self._predictions[key]
 
     def without(self, picture: int, layer: str, off: Sequence[int]) -> list[Compared]:
-        """The predictions with some channels of a layer at zero, as :func:`compared` gives them.
+        """The predictions with some channels of a layer at zero, as :meth:`compared` gives them.
 
         Only the layers above it are run.
         """
-        if self.labels is None:
-            return []
         key = (None if self._is_joint else picture, layer, self.weights)
         if self._resumable is not None and self._resumable[0] != key:
             self.forget()  # before the new pass needs memory
@@ -192,26 +184,34 @@ class Predictor:
         passed = self._resumable[1]
         mask = torch.zeros(1, passed.activation.shape[1], dtype=torch.bool, device=passed.activation.device)
         mask[0, list(off)] = True
-        after = self.ask(lambda _: self._scores(passed.go_on(switch_off(passed.activation, mask))))
-        before, row = self._scores(passed.output), self.row(picture)
-        return [] if before is None or after is None else compared(self.labels, before[row], after[row])
+        row = self.row(picture)
+        after = self.ask(lambda _: self._scores(passed.go_on(switch_off(passed.activation, mask)), row))
+        return self.compared(self._scores(passed.output, row), after)
 
     def scores_of(self, picture: int) -> Tensor | None:
         """A picture's class scores (classes,), if the model gives any; kept for the last picture."""
         key = picture, self.weights
         if self._last_scores is None or self._last_scores[0] != key:
-            self._last_scores = key, self._scores(self._run(self.batch(picture)))
-        scores = self._last_scores[1]
-        return None if scores is None else scores[self.row(picture)]
+            self._last_scores = key, self._scores(self._run(self.batch(picture)), self.row(picture))
+        return self._last_scores[1]
 
     def changed(self, picture: int, inputs: Tensor) -> list[Compared]:
-        """The predictions for another input (1, C, H, W) in a picture's place, as :func:`compared` gives them."""
-        if self.labels is None:
-            return []
+        """The predictions for another input (1, C, H, W) in a picture's place, as :meth:`compared` gives them."""
         batch, row = self.batch(picture), self.row(picture)
         before = self.scores_of(picture)
-        after = self._scores(self._run(torch.cat([batch[:row], inputs, batch[row + 1 :]])))
-        return [] if after is None else compared(self.labels, before, after[row])
+        return self.compared(before, self._scores(self._run(torch.cat([batch[:row], inputs, batch[row + 1 :]])), row))
+
+    def compared(self, before: Tensor | None, after: Tensor | None) -> list[Compared]:
+        """The five classes that were most probable before a change, and the most probable after it.
+
+        The scores are (classes,) each. Label, probability after, and probability before.
+        """
+        p, q = _probabilities(before), _probabilities(after)
+        if self.labels is None or p is None or q is None:
+            return []
+        chosen = p.topk(min(5, len(p))).indices.tolist()
+        chosen += [] if int(q.argmax()) in chosen else [int(q.argmax())]
+        return [(line(self.labels[c]), float(q[c]), float(p[c])) for c in chosen]
 
     def _run(self, batch: Tensor) -> Any:
         """The model's output."""
@@ -219,20 +219,18 @@ class Predictor:
         self.forward_passes += 1
         return output
 
-    def _scores(self, output: Any) -> Tensor | None:
-        """The class scores (N, classes) in the model's output; None where there are none and none were asked for."""
+    def _scores(self, output: Any, row: int) -> Tensor | None:
+        """One row's class scores in the model's output; None where there are none and none were asked for."""
         try:
-            return self.subject.scores(output)
+            return self.subject.scores(output)[row]
         except (TypeError, ValueError):
             if self.subject.output is not None:
                 raise
             return None
 
-    def _top(self, scores: Tensor | None, row: int) -> list[tuple[str, float]]:
-        if scores is None:
-            return []
-        probabilities = _probabilities(scores.detach()[row].float())
-        if not bool(probabilities.isfinite().all()):
+    def _top(self, scores: Tensor | None) -> list[tuple[str, float]]:
+        probabilities = _probabilities(scores)
+        if probabilities is None:
             return []
         values, classes = probabilities.topk(min(5, len(probabilities)))
         names = self.labels or ()
@@ -252,36 +250,28 @@ def current_autocast(device: torch.device) -> Callable[[], AbstractContextManage
     return context
 
 
-def compared(labels: Sequence[str], before: Tensor | None, after: Tensor | None) -> list[Compared]:
-    """The five classes that were most probable before a change, and the most probable after it.
-
-    The scores are (classes,) each. Label, probability after, and probability before.
-    """
-    if before is None or after is None:
-        return []
-    p, q = (_probabilities(scores.detach().float()) for scores in (before, after))
-    if not (bool(p.isfinite().all()) and bool(q.isfinite().all())):
-        return []
-    chosen = p.topk(min(5, len(p))).indices.tolist()
-    chosen += [] if int(q.argmax()) in chosen else [int(q.argmax())]
-    return [(line(labels[c]), float(q[c]), float(p[c])) for c in chosen]
+def class_count(scores: Tensor | None) -> int:
+    """How many classes have scores (classes,); 0 without any, or for a single number, which is of no class."""
+    return 0 if scores is None or len(scores) == 1 else len(scores)
 
 
-def _probabilities(scores: Tensor) -> Tensor:
-    """Class probabilities (classes,), from scores that may be probabilities already."""
-    already = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3
-    return scores if already else scores.softmax(0)
-
-
-def _names(classes: int | None, given: Sequence[str] | None, found: Sequence[str] | None) -> tuple[str, ...] | None:
-    """A name for each output of the model; None for a model that gives no class scores."""
-    if given is not None:
-        names = check_labels(given)
-        if classes is not None and len(names) != classes:
-            raise ValueError(f"labels has {len(names)} names for the model's {classes} outputs; expected one for each")
-        return names if classes is not None else None
-    if classes is None:
+def _probabilities(scores: Tensor | None) -> Tensor | None:
+    """Class probabilities (classes,), from scores that may be probabilities already; None where any is not finite."""
+    if scores is None:
         return None
-    if found is not None and len(found) == classes:
-        return tuple(found)
+    scores = scores.detach().float()
+    already = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3
+    probabilities = scores if already else scores.softmax(0)
+    return probabilities if bool(probabilities.isfinite().all()) else None
+
+
+def _names(classes: int, given: Sequence[str] | None, found: Sequence[str] | None) -> tuple[str, ...] | None:
+    """A name for each output of the model; None for a model that gives no class scores."""
+    names = tuple(found or ()) if given is None else check_labels(given)
+    if not classes:
+        return None
+    if len(names) == classes:
+        return names
+    if given is not None:
+        raise ValueError(f"labels has {len(names)} names for the model's {classes} outputs; expected one for each")
     return tuple(f"class {i}" for i in range(classes))

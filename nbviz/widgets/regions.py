@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 import traitlets as t
 from torch import Tensor, nn
@@ -42,7 +42,6 @@ class Regions(PictureWidget):
     >>> view.box, view.keep = [0, 0, 14, 28], False  # cut the upper half away
     """
 
-    _kind = "regions"
     _caption = "Prediction: whole → cut"
     _parts = ("whole", "effect")
 
@@ -124,23 +123,20 @@ class Regions(PictureWidget):
         """The region, bool (H, W)."""
         if self.mode == "box":
             return check_region(self.box, self.session.subject.inputs)[0]
-        if not self.mask:
-            return torch.zeros(self.session.size, dtype=torch.bool)
-        return torch.from_numpy(np.frombuffer(self.mask, np.uint8).copy().reshape(self.session.size)).bool()
+        painted = bytearray(self.mask or bytes(math.prod(self.session.size)))
+        return torch.frombuffer(painted, dtype=torch.uint8).reshape(self.session.size).bool()
 
     def _cut(self) -> Tensor:
         """The model's input (1, C, H, W) after the cut."""
-        pictures = self.session.single(self.picture).pictures
-        region = self.region.to(pictures.inputs.device)
-        return torch.where(
-            region == self.keep, pictures.inputs, filling(pictures.inputs, self.fill, pictures.preprocess)
-        )
+        subject, i = self.session.subject, self.picture
+        inputs = subject.inputs[i : i + 1]
+        filled = filling(inputs, self.fill, subject.pictures.preprocess)
+        return torch.where(self.region.to(inputs.device) == self.keep, inputs, filled)
 
     @draws("picture")
-    def _show_whole(self) -> Iterator[bool]:
+    def _show_whole(self) -> None:
         pixels = channels_last(self.session.rendered(self.picture))
         self.drawing.picture = {"shape": list(pixels.shape), "data": pixels.tobytes()}
-        yield False
 
     @draws(
         *("picture", "keep", "fill", "mode"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -19,7 +19,7 @@ from nbviz.methods.sanity import METHODS, deletion_insertion, randomisation, ran
 from nbviz.widgets.controls import Choice, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
-from nbviz.widgets.views import Panels, Plot, picture_row
+from nbviz.widgets.views import Panels, Plot, picture_rows
 
 _FILM, _ROW = 10, 5  # the number of maps, in all and in a row
 
@@ -49,7 +49,6 @@ class Sanity(ClassWidget):
     True
     """
 
-    _kind = "sanity"
     _parts = ("destroyed", "deleted", "predictions")
 
     method = Choice("Method", "The method whose map is looked at", options=list(METHODS), default="guided_backprop")
@@ -69,15 +68,13 @@ class Sanity(ClassWidget):
         subject = self.session.subject
         self._layers = layers_with_weights(subject.model, subject.inputs, subject.feed)
         self._count = len(self._layers)
+        # How many layers are randomised in each map of the film.
+        self._film = np.linspace(0, self._count, min(_FILM, self._count + 1)).round().tolist()
         self._set_controls()
-        most = min(_FILM, self._count + 1)
         # All rows are equally long; the last slots may stay empty.
-        slots = [f"film_{i}" for i in range(-(-most // _ROW) * _ROW)]
-        titles = ["The map, trained and with more and more layers randomised, from the top", *[""] * _FILM]
-        starts = range(0, len(slots), _ROW)
-        self.panels = Panels(
-            [picture_row(title, *slots[i : i + _ROW]) for i, title in zip(starts, titles, strict=False)]
-        )
+        slots = [f"film_{i}" for i in range(-(-len(self._film) // _ROW) * _ROW)]
+        title = "The map, trained and with more and more layers randomised, from the top"
+        self.panels = Panels(picture_rows(title, slots, _ROW))
         self.curve = Plot(
             title="Likeness to the map of the trained network",
             xlabel="layers randomised",
@@ -107,9 +104,6 @@ class Sanity(ClassWidget):
         self._before = self._map()
         row = session.row(self.picture)
         before = self._before[row : row + 1]
-        places = (
-            torch.linspace(0, self._count, min(_FILM, self._count + 1), dtype=torch.float32).round().long().tolist()
-        )
         self._show_map(0, before, "trained")
 
         def maps(changed: nn.Module) -> Tensor:
@@ -118,9 +112,9 @@ class Sanity(ClassWidget):
         steps = randomisation_steps(name, session.current_model, self._layers, maps, before, seed=self._seed)
         for found, after in steps:
             done = len(found.layers)
-            if done in places:
+            if done in self._film:
                 caption = f"{line(found.layers[-1], 40)}: {float(found.rank[-1]):.2f}"
-                self._show_map(places.index(done), after, caption)
+                self._show_map(self._film.index(done), after, caption)
             curves = {"rank correlation": found.rank, "SSIM": found.ssim}
             x = range(done + 1)
             self.curve.show((kind, x, [1.0, *map(float, values)]) for kind, values in curves.items())
@@ -139,15 +133,13 @@ class Sanity(ClassWidget):
             self.panels.show(f"film_{i}", "signed", channels_last(centre(signed)), caption=caption)
 
     @draws("picture", "target", "method", into="pixels")
-    def _show_deleted(self) -> Iterator[bool]:
-        batch, row = self.session.batch(self.picture), self.session.row(self.picture)
-        options = {"target": self.target, "steps": 24, **self.options}
-        found = self.session.ask(lambda model: deletion_insertion(model, batch, self._before, **options))
+    def _show_deleted(self) -> None:
+        found = self._ask(deletion_insertion, self._before, target=self.target, steps=24)
+        row = self.session.row(self.picture)
         shares = found.shares.tolist()
         areas = float(found.deletion_area[row]), float(found.insertion_area[row])
         deleted = (f"deleted, area {areas[0]:.2f}", shares, found.deletion[row].tolist())
         self.pixels.show([deleted, (f"brought back, area {areas[1]:.2f}", shares, found.insertion[row].tolist())])
-        yield False
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.method}"

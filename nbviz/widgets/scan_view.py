@@ -8,6 +8,10 @@ import ipywidgets
 from IPython.display import display
 
 from nbviz.scanning.result import ScanResult
+from nbviz.widgets.view import STATIC
+
+# In the colours of JupyterLab's theme.
+_STYLE = (STATIC / "scan.css").read_text(encoding="utf-8")
 
 
 class ScanView(ipywidgets.HTML):  # type: ignore[misc]
@@ -38,18 +42,7 @@ class ScanView(ipywidgets.HTML):  # type: ignore[misc]
 
     def __call__(self, found: ScanResult) -> None:
         """Show these results."""
-        self.value = f"{_STYLE}{found._repr_html_()}"
+        self.value = f"<style>\n{_STYLE}</style>{found._repr_html_()}"
         if not self._displayed:
             self._displayed = True
             display(self)  # type: ignore[no-untyped-call]
-
-
-# In the colours of JupyterLab's theme.
-_STYLE = """<style>
-.nbviz-scan { line-height: 1.4; color: var(--jp-content-font-color1); overflow-x: auto; }
-.nbviz-scan table { border-collapse: collapse; margin: 6px 0; font-size: 12px; }
-.nbviz-scan caption { text-align: left; font-weight: 600; }
-.nbviz-scan th, .nbviz-scan td { padding: 1px 8px 1px 0; text-align: right; font-variant-numeric: tabular-nums; }
-.nbviz-scan td[colspan] { text-align: left; }
-.nbviz-scan th { text-align: left; font-weight: 400; color: var(--jp-content-font-color2); }
-</style>"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
 from nbviz.methods.subject import Subject
 from nbviz.widgets.memory import remember
-from nbviz.widgets.predictions import Predictor
+from nbviz.widgets.predictions import Predictor, class_count
 
 #: The captions of the backward rules.
 RULE_CAPTIONS = {name: rule.title for name, rule in BACKWARD_RULES.items()}
@@ -101,13 +102,13 @@ class Session(Predictor):
         if maps and not self.layers:
             kind, shape = type(self.subject.model).__name__, SHAPES[2 + self.axes]
             raise ValueError(f"no layer of {kind} gives feature maps; expected one that gives {shape}")
+        self._last_look = lru_cache(maxsize=1)(self._look_at)
+        self._volumes = lru_cache(maxsize=len(RULES))(self.reconstructions)  # of one channel under each rule
         self.show_bands(None)
         self.name_classes(first_output, labels)
         self.milliseconds = 0.0
         self._key: tuple[Any, ...] | None = None
-        self._trace = self._no_trace = Trace(self.subject.inputs[:0])
-        self._reconstructed: tuple[Any, dict[str, tuple[Tensor, frozenset[str]]]] = (None, {})
-        self._look: tuple[tuple[Any, ...], Look] | None = None
+        self._trace: Trace | None = None
 
     def _run_layers(self) -> tuple[list[Layer], Any]:
         """All layers, and the output, for the first picture."""
@@ -126,13 +127,11 @@ class Session(Predictor):
             When the model's layers are not what they were.
         """
         changed = super().settle(in_full, is_trained)
-        structure = (_structure(self.subject.model), self._watch.settings) if changed else self._structure
-        if structure != self._structure:
-            self._difference = self._difference_from(structure[0])
+        if changed:
+            structure = _structure(self.subject.model), self._watch.settings
+            self._difference = "" if structure == self._structure else self._difference_from(structure[0])
             if not self._difference:
                 self._structure = structure
-        elif changed:
-            self._difference = ""
         if self._difference:
             raise ModelError(f"the model has changed: {self._difference}; make this widget again (run its cell)")
         return changed
@@ -156,8 +155,7 @@ class Session(Predictor):
         return difference
 
     def _difference_in_classes(self, output: Any) -> str:
-        scores = self._scores(output)
-        before, now = len(self.labels or ()), 0 if scores is None or scores.shape[1] == 1 else scores.shape[1]
+        before, now = len(self.labels or ()), class_count(self._scores(output, 0))
         return "" if before == now else f"it gives {now} class scores, and gave {before}"
 
     # Layers, and pictures as they are shown.
@@ -180,6 +178,7 @@ class Session(Predictor):
     def show_bands(self, bands: tuple[int, ...] | None) -> None:
         """From now on, show these channels of the pictures and of their reconstructions."""
         self.bands, self.display = bands or self.usual_bands, self.subject.pictures.display(bands)
+        self._volumes.cache_clear()
 
     def rendered(self, picture: int, plane: int = 0) -> Tensor:
         """A picture or a slice for the page, uint8 (3, h, w); a signal is (1 to 3, 1, l)."""
@@ -218,16 +217,15 @@ class Session(Predictor):
     def trace(self, picture: int, layer: str) -> Trace:
         """The trace of one picture up to a layer; it is run again only for another picture, layer or weight."""
         key = (None if self._is_joint else picture, layer, self.weights)
-        if key != self._key:
+        if self._trace is None or key != self._key:
             self.forget()
             start = time.perf_counter()
             batch, feed = self.batch(picture), self.subject.feed
-            self._trace = self.ask(lambda model: run(model, batch, [layer], feed=feed, grad=self._grad))
+            trace = self.ask(lambda model: run(model, batch, [layer], feed=feed, grad=self._grad))
             self.forward_passes += 1
-            check_real(check_maps(self._trace, layer), f"layer {shown(layer)}")
+            check_real(check_maps(trace, layer), f"layer {shown(layer)}")
             self.milliseconds = 1000 * (time.perf_counter() - start)
-            self._key = key
-            self.trace_bytes = self._trace.nbytes
+            self._key, self._trace, self.trace_bytes = key, trace, trace.nbytes
         remember(self)
         return self._trace
 
@@ -237,7 +235,8 @@ class Session(Predictor):
         It calls nothing of torch: Python's garbage collector may call it, at any moment of a forward pass.
         """
         super().forget()
-        self._key, self._trace, self._reconstructed = None, self._no_trace, (None, {})
+        self._key, self._trace = None, None
+        self._volumes.cache_clear()
 
     def maps(self, picture: int, layer: str) -> Tensor:
         """The layer's feature maps of one picture, (C, H, W), or (C, L), (C, D, H, W)."""
@@ -245,26 +244,21 @@ class Session(Predictor):
 
     def look(self, picture: int, layer: str, how: str, side: int, plane: int = 0) -> Look:
         """What the page shows of a layer's maps, each about ``side`` pixels wide, in one copy from the device."""
-        key = (picture, layer, how, side, plane, self.weights)
-        if self._look is not None and self._look[0] == key:
-            return self._look[1]
+        return self._last_look(picture, layer, how, side, plane, self.weights)
+
+    def _look_at(self, picture: int, layer: str, how: str, side: int, plane: int, _weights: int) -> Look:
         maps = self.maps(picture, layer)
         with torch.autocast(maps.device.type, enabled=False):
-            look = self._look_at(maps, how, side, plane)
-        self._look = key, look
-        return look
-
-    def _look_at(self, maps: Tensor, how: str, side: int, plane: int) -> Look:
-        finite = torch.nan_to_num(maps.float(), 0.0, 0.0, 0.0)
-        flat, raw, sides = finite.flatten(1), maps.flatten(1), maps.shape[1:]
-        # The slices of a volume share one scale.
-        steps, low, high = quantise(self.plane(maps, plane), side, (flat.amin(1), flat.amax(1)))
-        inner = finite[(slice(None), *[slice(1, -1)] * len(sides))] if min(sides) >= 5 else finite
-        spread = (flat - flat.mean(1, keepdim=True)).square_().mean(1).sqrt()
-        # A value that is not finite is the lowest or the highest of its channel.
-        strange = ~(raw.amin(1).isfinite() & raw.amax(1).isfinite())
-        fused = quantise(self.plane(fuse(maps[None], how)[0], plane))[0]
-        return Look(*to_host(steps, low, high, inner.flatten(1).amax(1), spread, raw.argmax(1), strange, fused))
+            finite = torch.nan_to_num(maps.float(), 0.0, 0.0, 0.0)
+            flat, raw, sides = finite.flatten(1), maps.flatten(1), maps.shape[1:]
+            # The slices of a volume share one scale.
+            steps, low, high = quantise(self.plane(maps, plane), side, (flat.amin(1), flat.amax(1)))
+            inner = finite[(slice(None), *[slice(1, -1)] * len(sides))] if min(sides) >= 5 else finite
+            spread = (flat - flat.mean(1, keepdim=True)).square_().mean(1).sqrt()
+            # A value that is not finite is the lowest or the highest of its channel.
+            strange = ~(raw.amin(1).isfinite() & raw.amax(1).isfinite())
+            fused = quantise(self.plane(fuse(maps[None], how)[0], plane))[0]
+            return Look(*to_host(steps, low, high, inner.flatten(1).amax(1), spread, raw.argmax(1), strange, fused))
 
     def reconstructions(
         self, picture: int, layer: str, channels: Sequence[int], rule: str, seed: str
@@ -286,15 +280,9 @@ class Session(Predictor):
     ) -> tuple[Tensor, frozenset[str]]:
         """The same for one channel; for a volume it is kept with the trace, for the next slice."""
         if self.axes < 3:
-            return self.reconstructions(picture, layer, [channel], rule, seed)
+            return self.reconstructions(picture, layer, (channel,), rule, seed)
         self.trace(picture, layer)  # a new trace lets go of what is kept
-        key = picture, channel, seed, self.bands
-        if self._reconstructed[0] != key:
-            self._reconstructed = key, {}
-        kept = self._reconstructed[1]
-        if rule not in kept:
-            kept[rule] = self.reconstructions(picture, layer, [channel], rule, seed)
-        return kept[rule]
+        return self._volumes(picture, layer, (channel,), rule, seed)
 
     def patch(self, layer: Layer, seed: str) -> tuple[int, int]:
         """Height and width of the patch of the picture that a reconstruction in the layer's grid shows."""
@@ -358,6 +346,11 @@ def _difference(before: Sequence[Layer], now: Sequence[Layer]) -> str:
             new, old = ("×".join(map(str, sizes)) or "a number" for sizes in (shape, layer.shape))
             return f"layer {shown(layer.name)} gives {new}, and gave {old}"
     return f"it has a new layer {shown(next(iter(shapes)))}" if shapes else ""
+
+
+def shared_ends(maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest value of several maps, which are shown on one scale."""
+    return min(m.amin() for m in maps), max(m.amax() for m in maps)
 
 
 def fitted(maps: Tensor) -> Tensor:

@@ -57,13 +57,12 @@ class Tiles:
     def send(self, count: int | None = None) -> Iterator[bool]:
         """Send tiles until the page has ``count`` of them, or all; yields whether it should draw them first."""
         grid = self.widget.grid
-        if not self._key:
+        if "grid" in self.widget._stale:
             raise RuntimeError("the grid was not begun")
-        count = grid.tiles["shape"][0] if count is None else count
-        while grid.sent < count and grid.waiting(1):
+        while grid.waiting(1) and (count is None or grid.sent < count):
             if self._key != self.widget._key("grid"):  # a cell has trained the model meanwhile
                 yield self.begin()
-            yield self._add_maps(self.widget.room) if self.widget.tiles == TILES[0] else self._add_reconstructions()
+            yield self._add_maps(self.widget._room) if self.widget.tiles == TILES[0] else self._add_reconstructions()
 
     def _add_maps(self, room: int) -> bool:
         """Send maps of about ``room`` bytes."""
@@ -92,4 +91,4 @@ class Tiles:
         widget.cost("tiles", 1000 * self._seconds)
         # A batch takes about as long as a chunk: it is small where each needs a backward pass over the whole picture.
         self._at_once = max(1, min(self._most, _MOST_TILES, round(self._at_once * _TILES_SECONDS / seconds)))
-        return size > widget.room // 4
+        return size > widget._room // 4

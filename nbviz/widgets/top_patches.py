@@ -48,7 +48,6 @@ class TopPatches(Pulled, options_of=top_patches):
     >>> view.first = 40  # channels 40 to 43
     """
 
-    _kind = "patches"
     _arguments: tuple[str, ...] = ("model", "dataset", "layer")
     _not_in_code = ("progress",)
 

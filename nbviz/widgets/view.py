@@ -27,11 +27,6 @@ _IMPORT = re.compile(r'^import \{[^}]*\} from "\./([^"]+)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?!default)", re.MULTILINE)
 
 
-def reference(widget: Any) -> str:
-    """A widget as the page's other views refer to it."""
-    return f"IPY_MODEL_{widget.model_id}"
-
-
 class View(anywidget.AnyWidget):
     """Base of the views: joins the view's module with those that it imports, since anywidget takes a single file."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+import ipywidgets
 import numpy as np
 import traitlets as t
 from torch import Tensor
@@ -17,12 +18,17 @@ from nbviz.imaging.pixels import colour_table
 from nbviz.widgets.heartbeat import beat_for
 from nbviz.widgets.view import STATIC, View
 
+if TYPE_CHECKING:
+    from nbviz.widgets.thumbs import Thumbs
+
 _THUMBS = 16  # pictures in a block of the strip: about as many as are in view
 _BLOCKS = 128  # the most blocks of a grid
 _PIXELATED = 64  # the longer side, in pixels, up to which the page shows single pixels
 #: The colour maps that the page offers.
 COLOURS = ("viridis", "magma", "inferno", "cividis", "gray", "turbo", "coolwarm")
 _TABLES = {name: colour_table(name).tobytes() for name in COLOURS}
+#: Tags of a trait that holds widgets, which the page gets as references.
+_WIDGETS = {"sync": True, **ipywidgets.widget_serialization}
 
 
 class Header(View):
@@ -39,7 +45,7 @@ class Header(View):
     error = t.Unicode().tag(sync=True)
     note = t.Unicode().tag(sync=True)
     code = t.Unicode().tag(sync=True)  # the call that gives this view
-    controls = t.List(t.Unicode()).tag(sync=True)  # its own model, and those whose changes the kernel must answer
+    controls: t.List[Any] = t.List().tag(**_WIDGETS)  # itself, and those whose changes the kernel must answer
     chunk = t.Int().tag(sync=True)  # the number of the last chunk that was sent
     painted = t.Int().tag(sync=True)  # the last chunk that is on the screen
     hears = t.Bool(default_value=False).tag(sync=True)  # whether the page listens for the heartbeat
@@ -59,16 +65,6 @@ class Header(View):
             beat_for(self)
 
 
-class SmallPictures(Protocol):
-    """The names and small pictures that the strip shows."""
-
-    names: list[str]
-    plot: bool
-
-    def pixels(self, places: slice) -> Array:
-        """Some of the pictures, uint8 (N, h, w, C)."""
-
-
 class Strip(View):
     """The pictures to choose from, and the predictions for the chosen picture.
 
@@ -85,23 +81,15 @@ class Strip(View):
     # Written by the kernel: (label, probability), or (label, probability, probability before a change).
     predictions: t.List[Any] = t.List().tag(sync=True)
 
-    def __init__(self, thumbs: SmallPictures | None = None, **kwargs: Any) -> None:
-        self._thumbs = thumbs
-        count = 0 if thumbs is None else len(thumbs.names)
+    def __init__(self, thumbs: Thumbs, **kwargs: Any) -> None:
+        self.thumbs, blocks = thumbs, math.ceil(len(thumbs.names) / _THUMBS)
         # Before the base class opens the comm, which reads the list of traits once.
-        self.add_traits(**{f"block_{i}": t.Dict().tag(sync=True) for i in range(math.ceil(count / _THUMBS))})
-        super().__init__(**kwargs)
-        if thumbs is not None:
-            self.thumbs = thumbs
+        self.add_traits(**{f"block_{i}": t.Dict().tag(sync=True) for i in range(blocks)})
+        super().__init__(names=thumbs.names, plot=thumbs.plot, **kwargs)
 
-    @property
-    def thumbs(self) -> SmallPictures | None:
-        """The small pictures."""
-        return self._thumbs
-
-    @thumbs.setter
-    def thumbs(self, thumbs: SmallPictures) -> None:
-        self._thumbs, self.names, self.plot = thumbs, thumbs.names, thumbs.plot
+    def show(self, thumbs: Thumbs) -> None:
+        """Show other versions of the same pictures."""
+        self.thumbs = thumbs
         for block in range(math.ceil(len(self.names) / _THUMBS)):
             if getattr(self, f"block_{block}"):
                 self.send(block)
@@ -114,16 +102,23 @@ class Strip(View):
 
     def send(self, block: int) -> None:
         """Send the pictures of a block."""
-        if self._thumbs is None:
-            return
-        pixels = self._thumbs.pixels(slice(_THUMBS * block, _THUMBS * (block + 1)))
+        pixels = self.thumbs.pixels(slice(_THUMBS * block, _THUMBS * (block + 1)))
         # JPEG's losses are not visible in a photograph of this size; they are where single pixels are shown.
         photographs = not self.plot and max(pixels.shape[1:3]) > _PIXELATED
         sent = {"shape": list(pixels.shape), "jpegs": list(map(jpeg, pixels))} if photographs else encode(pixels)
         self.set_trait(f"block_{block}", sent)
 
 
-class ChannelGrid(View):
+class Coloured(View):
+    """A view of maps. All of one group share the colour map and the contrast, which the page changes by itself."""
+
+    tables = t.Dict(_TABLES).tag(sync=True)
+    group = t.Unicode().tag(sync=True)
+    cmap = t.Enum(COLOURS, "viridis").tag(sync=True)
+    contrast = t.Float(2.0).tag(sync=True)
+
+
+class ChannelGrid(Coloured):
     """All channels of a layer, in colours, an order and a scale that the page changes by itself.
 
     The channels come in blocks, the strongest first, each block in a trait of its own: what the page has is not sent
@@ -134,11 +129,7 @@ class ChannelGrid(View):
     # Written by the kernel: the tiles' size and kind, and how many the first blocks hold; later blocks are old.
     tiles: t.Dict[str, Any] = t.Dict().tag(sync=True)
     sent = t.Int().tag(sync=True)
-    tables = t.Dict(_TABLES).tag(sync=True)
     title = t.Unicode().tag(sync=True)  # describes the layer
-    group = t.Unicode().tag(sync=True)  # views of one group share the colour map and the contrast
-    cmap = t.Enum(COLOURS, "viridis").tag(sync=True)
-    contrast = t.Float(2.0).tag(sync=True)
     scale = t.Enum(("each", "shared"), "each").tag(sync=True)
     order = t.Enum(("index", "strongest", "spread", "redundant"), "strongest").tag(sync=True)
     ranking = t.List(t.Int()).tag(sync=True)  # the channels, the most redundant first; empty where it is unknown
@@ -146,7 +137,7 @@ class ChannelGrid(View):
     switches = t.Bool(False).tag(sync=True)  # whether a click switches a channel off and on
     off = t.List(t.Int()).tag(sync=True)  # written by both: the channels that are switched off
     channel = t.Int().tag(sync=True)  # the picked channel, where there is no slider
-    slider = t.Unicode().tag(sync=True)  # a reference to the slider whose value is the picked channel
+    slider = t.Instance(ipywidgets.Widget, allow_none=True).tag(**_WIDGETS)  # whose value is the picked channel
     side = t.Int(64, min=1).tag(sync=True)  # written by the page: pixels of the screen along a tile's longer side
 
     def __init__(self, **kwargs: Any) -> None:
@@ -220,11 +211,22 @@ class ChannelGrid(View):
             self._closed += is_full
         return size
 
-    def fill(self, pixels: Tensor, low: Tensor, high: Tensor) -> None:
-        """Send all tiles, given in the channels' own order."""
-        tiles, lows, highs = to_host(pixels, low, high)
-        order = self.waiting(len(tiles))
-        self.add(tiles[order], lows[order], highs[order])
+    def show(
+        self,
+        kind: str,
+        tiles: tuple[Tensor, Tensor, Tensor],
+        ranks: tuple[Tensor, Tensor],
+        shape: Sequence[int] | None = None,
+        ends: tuple[float, float] | None = None,
+    ) -> None:
+        """Start on other tiles and send all: pixels, low and high, and the strength and the spread of each channel.
+
+        See :meth:`begin`. Without a ``shape`` they are sent at full size.
+        """
+        pixels, low, high, strength, spread = to_host(*tiles, *ranks)
+        self.begin(kind, shape or pixels.shape[:3], strength, spread, ends=ends)
+        order = self.waiting(len(pixels))
+        self.add(pixels[order], low[order], high[order])
 
     def wants_more(self, change: Any) -> bool:
         """Whether the page has enlarged its tiles (``side``), and there are more pixels than it was sent."""
@@ -261,8 +263,7 @@ class Plot(View):
     xlabel = t.Unicode().tag(sync=True)
     ylabel = t.Unicode().tag(sync=True)
     range: t.List[Any] = t.List([None, None]).tag(sync=True)  # low and high of the y axis; None fits the curves
-    marker = t.Float(None, allow_none=True).tag(sync=True)  # the marked value, where there is no slider
-    slider = t.Unicode().tag(sync=True)  # a reference to the slider whose value is marked
+    slider = t.Instance(ipywidgets.Widget, allow_none=True).tag(**_WIDGETS)  # whose value is marked
 
     def show(self, curves: Iterable[Curve], dashed: Sequence[str] = ()) -> None:
         """Draw these curves; those named in ``dashed`` are."""
@@ -300,19 +301,24 @@ class Region(View):
     mask = t.Bytes().tag(sync=True, from_json=lambda value, _: bytes(value))
 
 
-def picture_row(title: str, *slots: str) -> dict[str, Any]:
-    """A row of pictures, given by the names of their slots."""
-    return {"title": title, "cells": [{"slot": slot} for slot in slots]}
+def picture_row(title: str, *slots: str, crop: bool = False) -> dict[str, Any]:
+    """A row of pictures, given by the names of their slots, each whole or cropped to its box."""
+    return {"title": title, "cells": [{"slot": slot, "crop": crop} for slot in slots]}
 
 
-class Panels(View):
+def picture_rows(title: str, slots: Sequence[str], columns: int) -> list[dict[str, Any]]:
+    """Rows of at most so many pictures each, under one title."""
+    starts = range(0, len(slots), columns)
+    return [picture_row("" if start else title, *slots[start : start + columns]) for start in starts]
+
+
+class Panels(Coloured):
     """Rows of pictures. Each has a slot of its own, so that only what has changed is sent.
 
     Parameters
     ----------
     rows
-        Each row's ``title`` and ``cells``, see :func:`picture_row`. A cell names its ``slot``, and says whether to
-        ``crop`` the picture to the slot's box.
+        Each row's ``title`` and ``cells``, see :func:`picture_row`.
     plots
         Draw pictures of height 1 as curves, one for each channel.
     controls
@@ -322,10 +328,6 @@ class Panels(View):
     _script = "panels.js"
     rows: t.List[Any] = t.List().tag(sync=True)
     controls: t.List[Any] = t.List().tag(sync=True)
-    tables = t.Dict(_TABLES).tag(sync=True)
-    group = t.Unicode().tag(sync=True)
-    cmap = t.Enum(COLOURS, "viridis").tag(sync=True)
-    contrast = t.Float(2.0).tag(sync=True)
     opacity = t.Float(0.6, min=0.0, max=1.0).tag(sync=True)
     note = t.Unicode().tag(sync=True)
     plots = t.Bool(default_value=False).tag(sync=True)

@@ -6,6 +6,7 @@ import copy
 import gc
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -117,7 +118,7 @@ def counts() -> dict[str, int]:
         "tensors": sum(issubclass(type(o), Tensor) for o in gc.get_objects()),
         "widgets": len(registry._instances),
         "threads": threading.active_count(),
-        "traces": sum(ref() is not None for ref in memory._keepers),
+        "traces": len(memory._keepers),
     }
     if torch.cuda.is_available():
         found["CUDA memory"] = torch.cuda.memory_allocated()
@@ -443,7 +444,9 @@ def test_random_moves_leave_no_mark(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Moves, "executed", 0)
-    monkeypatch.setattr(memory, "_keepers", [])  # other tests' widgets are not for this one's limit to touch
+    monkeypatch.setattr(
+        memory, "_keepers", weakref.WeakKeyDictionary()
+    )  # other tests' widgets are not for this one's limit to touch
     nbviz.Explorer(Small().to(device), torch.rand(1, 3, 16, 16)).close()  # what is made once is made
     gc.collect()
     gc.freeze()  # what was there before is neither searched nor counted, again and again

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
+import ipywidgets
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import colour_table
 from nbviz.widgets.figure_panels import filled_panels, plot_panel, tiles_panel
 from nbviz.widgets.views import Boxes, ChannelGrid, Panels, Plot, Region, Strip
+
+NO_PICTURES = SimpleNamespace(names=[], plot=False)
 
 
 class Page:
@@ -146,14 +150,15 @@ def test_curves_cross_as_numbers_that_a_message_can_carry() -> None:
 
 
 def test_a_plots_curves_become_those_of_the_figure() -> None:
-    plot = Plot(title="t", xlabel="x", ylabel="y", range=[0, None])
+    plot = Plot(title="t", xlabel="x", ylabel="y", range=[0, None], slider=ipywidgets.IntSlider(1))
     plot.show([("a", [0, 1], [3, float("nan")]), ("b", [0, 1], [1, 2])], dashed=["b"])
-    panel = plot_panel(plot, 1)
+    panel = plot_panel(plot)
     assert (panel.caption, panel.labels, list(panel.dashed)) == ("t", ("x", "y"), ["b"])
     assert (list(panel.ends), panel.marker) == ([0, None], 1)
     assert [name for name, _, _ in panel.series] == ["a", "b"]
     assert panel.series[0][2][0] == 3
     assert np.isnan(panel.series[0][2][1])
+    plot.slider = None
     assert plot_panel(plot).marker is None
 
 
@@ -199,12 +204,12 @@ def test_switches_send_no_tile_again(view: ChannelGrid) -> None:
 
 
 def test_predictions_may_say_what_they_were_before() -> None:
-    strip = Strip(caption="Prediction: with all → now")
+    strip = Strip(NO_PICTURES, caption="Prediction: with all → now")
     page = Page(strip)
     strip.predictions = [("<b>cat", 0.25, 0.75), ("dog", 0.5, 0.0)]
     assert page.state == {"predictions": [("<b>cat", 0.25, 0.75), ("dog", 0.5, 0.0)]}
     assert strip.get_state()["caption"] == "Prediction: with all → now"
-    assert Strip().caption == "Prediction"
+    assert Strip(NO_PICTURES).caption == "Prediction"
 
 
 def test_boxes_come_from_the_page_and_go_to_it() -> None:
@@ -217,7 +222,7 @@ def test_boxes_come_from_the_page_and_go_to_it() -> None:
     assert "pictures" not in page.state  # which are not sent again
 
 
-@pytest.mark.parametrize("kind", [Plot, Boxes, Strip, ChannelGrid, Region])
+@pytest.mark.parametrize("kind", [Plot, Boxes, lambda: Strip(NO_PICTURES), ChannelGrid, Region])
 def test_each_view_is_one_module(kind: Any) -> None:
     made = kind()
     assert made._esm.count("export default") == 1

@@ -47,7 +47,7 @@ import {
  * @property {boolean} switches
  * @property {number[]} off
  * @property {number} channel
- * @property {string} slider
+ * @property {string | null} slider
  * @property {number} side */
 
 /** @typedef {Own & Record<`block_${number}`, Block>} Traits */

@@ -14,8 +14,7 @@ import { follow, make, referred, short, together } from "./shared.js";
  * @property {string} xlabel
  * @property {string} ylabel
  * @property {[number | null, number | null]} range
- * @property {number | null} marker
- * @property {string} slider */
+ * @property {string | null} slider */
 
 const INKS = ["#1e88e5", "#e53935", "#43a047", "#8e24aa", "#fb8c00", "#6d4c41"];
 const HEIGHT = 190;
@@ -141,7 +140,7 @@ async function render({ model, el }) {
         }),
       );
     });
-    const at = owner ? Number(owner.get("value")) : model.get("marker");
+    const at = owner ? Number(owner.get("value")) : null;
     /** @type {[number | null, string][]} */
     const lines = [
       [at, "nbviz-marker"],
@@ -187,7 +186,7 @@ async function render({ model, el }) {
   });
 
   const end = together([
-    follow(model, ["series", "marker", "title", "range", "xlabel", "ylabel"], draw),
+    follow(model, ["series", "title", "range", "xlabel", "ylabel"], draw),
     ...(owner ? [follow(owner, ["value"], draw)] : []),
   ]);
   const resized = new ResizeObserver(draw);
