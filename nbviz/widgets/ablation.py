@@ -17,7 +17,7 @@ from nbviz.core.types import Images
 from nbviz.export.figure import Panel
 from nbviz.methods.ablation import AblateResult, switched_off
 from nbviz.widgets.controls import Control, draws, moves
-from nbviz.widgets.figure_panels import bars_panels, grid_panel, picture_panel, plot_panel
+from nbviz.widgets.figure_panels import bars_panels, picture_panel, plot_panel
 from nbviz.widgets.layer_widget import LayerOptions, LayerWidget
 from nbviz.widgets.session import Session
 from nbviz.widgets.view import reference
@@ -153,7 +153,7 @@ class Ablation(LayerWidget):
         now = f"without {len(self.off)} channels" if self.off else ""
         bars = bars_panels(self, "with all channels", now)
         plots = [plot_panel(plot, marker) for plot, marker in ((self.curve, len(self.off)), (self.each, None))]
-        rows = [[picture_panel(self), *bars, grid_panel(self)], [plot for plot in plots if plot.series]]
+        rows = [[picture_panel(self), *bars, self._grid_panel()], [plot for plot in plots if plot.series]]
         return list(filter(None, rows))
 
     def _foot(self) -> str:

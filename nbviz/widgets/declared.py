@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -43,8 +44,13 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = _outermost(spelled_out(options_of or cls.__base__)(cls.__init__))  # type: ignore[method-assign]
-            signature = inspect.signature(cls.__init__)
-            cls.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
+        settings = {name: control for name, control in controls_of(cls).items() if control.in_views}
+        parameters = [p for p in inspect.signature(cls.__init__).parameters.values() if p.name not in settings]
+        parameters += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=control.default_argument)
+            for name, control in settings.items()
+        ]
+        cls.__signature__ = inspect.Signature(sorted(parameters[1:], key=lambda p: p.kind))  # without self
         methods = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
         cls._declared = {n.removeprefix("_show_"): m.part for n, m in methods.items() if hasattr(m, "part")}
         cls._movers = {m.moves[0]: (m.moves[1], n) for n, m in methods.items() if hasattr(m, "moves")}
@@ -77,6 +83,7 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
         self._to_fit = set[str]()  # controls whose accepted values have changed
         self._links: dict[str, Any] = {}  # between controls and those in the page
         self._open = False  # whether it is complete
+        self._group = uuid.uuid4().hex  # the views that share their settings
         super().__init__()
         self.add_class("nbviz")
 
@@ -118,6 +125,12 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
         for part in self._declared:
             for view in self._views(part):
                 view.part = view.part or part
+                if view.has_trait("group"):
+                    view.group = self._group
+        for view in {view for part in self._declared for view in self._views(part)}:
+            for name, control in self._controls.items():
+                if control.in_views and view.has_trait(name):
+                    t.link((self, name), (view, name))
         boxes = [ipywidgets.VBox(list(column)) for column in columns]
         self._show_below(ipywidgets.Box(boxes).add_class("nbviz-columns"))
 
@@ -195,6 +208,8 @@ def _outermost(make: Callable[..., None]) -> Callable[..., None]:
             with device_aside():
                 if "_sources" not in vars(self):  # else a subclass's constructor calls this one
                     self._note_arguments(args, kwargs)
+                    settings = {name for name, control in self._controls.items() if control.in_views}
+                    kwargs = {name: value for name, value in kwargs.items() if name not in settings}
                 make(self, *args, **kwargs)
         except BaseException:
             with suppress(Exception):

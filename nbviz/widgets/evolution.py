@@ -24,6 +24,7 @@ from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice, Index, draws
 from nbviz.widgets.figure_panels import filled_panels, plot_panel
 from nbviz.widgets.session import fitted
+from nbviz.widgets.settings import MapSettings, SignedSettings
 from nbviz.widgets.view import reference
 from nbviz.widgets.views import Panels, Plot, picture_row
 
@@ -32,7 +33,7 @@ _CURVES = 6  # channels with a curve
 
 
 @documented_like(evolution)
-class Evolution(Pulled):
+class Evolution(Pulled, MapSettings, SignedSettings):
     """What channels answer to at each time of the training; a slider moves through it (figure 4 of the paper).
 
     Parameters
@@ -116,9 +117,9 @@ class Evolution(Pulled):
         super().__init__(model, f"{line(layer) + ' · ' if layer else ''}{len(self.moments)} times")
         self._set_controls()
         row = picture_row("", "picture", "activation", "signal")
-        self.panels = Panels([row], group=self._group, controls=["contrast"])
+        self.panels = Panels([row], controls=["cmap", "contrast"])
         film = [f"film_{i}" for i in range(min(_FILM, len(self.moments)))]
-        self.film = Panels([picture_row("From first to last", *film)], group=self._group)
+        self.film = Panels([picture_row("From first to last", *film)])
         self.values = Plot(
             title="Strongest activation of each channel",
             xlabel="time",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nbviz.core.documented import documented_like
 from nbviz.export.figure import Panel
-from nbviz.widgets.figure_panels import picture_panel, reconstruction_panels
+from nbviz.widgets.figure_panels import filled_panels, picture_panel
 from nbviz.widgets.layer_widget import LayerWidget
 
 
@@ -28,4 +28,4 @@ class Reconstruction(LayerWidget):
         self._lay_out(self._picture_column(), right)
 
     def _figure_rows(self) -> list[list[Panel]]:
-        return reconstruction_panels(self) or [[picture_panel(self)]]
+        return filled_panels(self.panels) or [[picture_panel(self)]]

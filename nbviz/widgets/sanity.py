@@ -26,13 +26,14 @@ from nbviz.methods.sanity import (
 from nbviz.widgets.controls import Choice, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
+from nbviz.widgets.settings import MapSettings, SignedSettings
 from nbviz.widgets.views import Panels, Plot, picture_row
 
 _FILM, _ROW = 10, 5  # the number of maps, in all and in a row
 
 
 @documented_like(randomisation)
-class Sanity(ClassWidget):
+class Sanity(ClassWidget, MapSettings, SignedSettings):
     """Whether a method's map can be believed: it should change when the network's weights are randomised.
 
     The weights of a copy are randomised layer by layer from the top, and the map drawn again each time (Adebayo et al.
@@ -83,7 +84,8 @@ class Sanity(ClassWidget):
         titles = ["The map, trained and with more and more layers randomised, from the top", *[""] * _FILM]
         starts = range(0, len(slots), _ROW)
         self.panels = Panels(
-            [picture_row(title, *slots[i : i + _ROW]) for i, title in zip(starts, titles, strict=False)]
+            [picture_row(title, *slots[i : i + _ROW]) for i, title in zip(starts, titles, strict=False)],
+            controls=["cmap", "contrast"],
         )
         self.curve = Plot(
             title="Likeness to the map of the trained network",
