@@ -309,8 +309,8 @@ def test_the_figure_is_on_one_scale(images: Tensor) -> None:
         for name in ("weight", "bias"):
             getattr(b[0], name).mul_(0.25)
     view = nbviz.Compare(a, b, images, "0")
-    view = nbviz.Compare(a, b, images, "0")
     view.finish()
+    first, grids, bars = view._figure_rows()
     assert [panel.caption[:2] for panel in first] == ["a:", "b:", "b "]
     assert [len(panel.bars) for panel in bars] == [4, 4]
     maps = [nbviz.feature_maps(net, images[:1], "0")[0] for net in (a, b)]
