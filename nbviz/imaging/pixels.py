@@ -275,6 +275,18 @@ def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.5, cmap: str = "v
     return (pictures.float() * (1 - opacity) + coloured.float() * opacity).round().to(torch.uint8)
 
 
+def as_levels(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Numbers as bytes from 0 to 255, rounded and clamped as the page does.
+
+    Examples
+    --------
+    >>> as_levels(np.array([-3.0, 0.5, 1.5, 300.0])).tolist()
+    [0, 0, 2, 255]
+    """
+    levels: np.ndarray[Any, Any] = np.rint(values).clip(0, 255).astype(np.uint8)
+    return levels
+
+
 @lru_cache(maxsize=64)
 def colour_table(name: str) -> np.ndarray[Any, Any]:
     """A matplotlib colour map as a table, uint8 (256, 3).

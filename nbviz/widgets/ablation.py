@@ -17,7 +17,7 @@ from nbviz.core.types import Images
 from nbviz.export.figure import Panel
 from nbviz.methods.ablation import AblateResult, switched_off
 from nbviz.widgets.controls import Control, draws, moves
-from nbviz.widgets.figure_panels import bars_panels, grid_panel, picture_panel, plot_panel
+from nbviz.widgets.figure_panels import bars_panels, picture_panel, plot_panel
 from nbviz.widgets.layer_widget import LayerOptions, LayerWidget
 from nbviz.widgets.session import Session
 from nbviz.widgets.views import Plot
@@ -150,7 +150,7 @@ class Ablation(LayerWidget):
         now = f"without {len(self.off)} channels" if self.off else ""
         bars = bars_panels(self, "with all channels", now)
         plots = [plot_panel(plot) for plot in (self.curve, self.each) if plot.series]
-        return list(filter(None, [[picture_panel(self), *bars, grid_panel(self)], plots]))
+        return list(filter(None, [[picture_panel(self), *bars, self._grid_panel()], plots]))
 
     def _foot(self) -> str:
         channels = ", ".join(map(str, self.off))

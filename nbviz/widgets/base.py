@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -63,7 +62,6 @@ class Pulled(Declared):
         self._cells = cells_run()
         self._room = 1 << 18  # bytes that a chunk should not exceed; grows where the page answers soon
         self._weights: tuple[int, ...] = ()  # the state of each model's weights that was drawn last
-        self._group = uuid.uuid4().hex  # the views that share a colour map and a contrast
         super().__init__(Header(title=line(type(model).__name__), info=info))
 
     # The start, and changes of the controls.
@@ -82,6 +80,9 @@ class Pulled(Declared):
 
     def _changed(self, change: Any) -> None:
         name = change.name
+        if self._controls[name].in_views:  # the page has drawn it
+            self.header.code = self.code
+            return
         with self._turn():
             if not self._is_working:  # the person has set it
                 self._to_move.discard(name)

@@ -19,6 +19,7 @@ from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.widgets.controls import Choice, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
+from nbviz.widgets.settings import MapSettings, SignedSettings
 from nbviz.widgets.views import Panels, picture_row
 
 #: The titles of the methods by their names. Those of the gradient family share one pass.
@@ -26,7 +27,7 @@ NAMES = {name: cam.title for name, cam in CAMS.items()}
 
 
 @documented_like(grad_cam)
-class ClassActivation(ClassWidget):
+class ClassActivation(ClassWidget, MapSettings, SignedSettings):
     """Where a layer speaks for a class: one method in large, and those of the gradient family side by side.
 
     Parameters
@@ -71,7 +72,7 @@ class ClassActivation(ClassWidget):
         self._set_controls(layer=start)
         self.panels = Panels(
             [picture_row("", "large", "guided"), picture_row("From one pass: the gradient family", *GRADIENT_CAMS)],
-            controls=["opacity", "contrast"],
+            controls=["cmap", "opacity", "contrast"],
         )
         self._family: dict[str, Tensor] = {}
         controls = [self.method_control, self.target_control, self.layer_control]

@@ -19,9 +19,10 @@ from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.compare import CompareResult, compare
 from nbviz.methods.feature_maps import fuse
 from nbviz.widgets.controls import Choice, draws, moves
-from nbviz.widgets.figure_panels import bars_panels, filled_panels, tiles_panel
+from nbviz.widgets.figure_panels import bars_panels, filled_panels, grid_panel
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.session import Session, information, shared_ends
+from nbviz.widgets.settings import GridSettings, tile_order, tile_scale
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
 
 _SIDES = ("a", "b")
@@ -38,7 +39,7 @@ def _layer_control(number: int, **rest: Any) -> Choice:
 
 
 @documented_like(compare)
-class Compare(PictureWidget):
+class Compare(PictureWidget, GridSettings):
     """Two models on the same picture: a layer of each on one scale, the difference, and both predictions.
 
     With the ``comparison`` of :func:`nbviz.compare`, its verdict over a dataset and how alike the layers are stand
@@ -70,6 +71,7 @@ class Compare(PictureWidget):
     _parts = ("maps", "predictions", "grids")
 
     layer_a = _layer_control(0)
+    order, scale = tile_order(default="index"), tile_scale(default="shared")
     layer_b = _layer_control(1, default=lambda widget: widget._counterpart())
 
     def __init__(
@@ -96,10 +98,10 @@ class Compare(PictureWidget):
             raise ValueError(f"model_a is on {devices[0]}, model_b on {devices[1]}; expected both on one device")
         self._describe()
         self._set_controls(layer_a=self.session.start_layer() if layer is None else layer)
-        self.grids = [ChannelGrid(group=self._group, scale="shared", order="index", large=False) for _ in _SIDES]
+        self.grids = [ChannelGrid() for _ in _SIDES]
         row = picture_row("All channels fused, on one scale", *_SIDES, "difference")
-        self.panels = Panels([row], group=self._group, controls=["opacity"])
-        self.alike = Panels([picture_row("", "cka")], group=self._group)
+        self.panels = Panels([row], controls=["opacity"])
+        self.alike = Panels([picture_row("", "cka")])
         self._show_alike()
         controls = (self.layer_a_control, self.layer_b_control)
         halves = [ipywidgets.VBox(list(pair)) for pair in zip(controls, self.grids, strict=True)]
@@ -193,10 +195,6 @@ class Compare(PictureWidget):
         return f"{self.header.title} · {self.layer_a}, {self.layer_b}"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        both = self._maps()
-        ends, tiles = shared_ends(both), []
-        for side, maps in zip(_SIDES, both, strict=True):
-            caption = f"{side}: {min(64, len(maps))} of {len(maps)} channels, on one scale"
-            tiles.append(tiles_panel(quantise(maps, None, ends)[0][:64], caption, self.grids[0].cmap))
+        tiles = [grid_panel(grid, f"channels of {side}") for side, grid in zip(_SIDES, self.grids, strict=True)]
         last = [*bars_panels(self, *_SIDES), *(panel for row in filled_panels(self.alike) for panel in row)]
         return [*filled_panels(self.panels), tiles, *filter(None, [last])]

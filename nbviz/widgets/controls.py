@@ -40,6 +40,9 @@ class Control(t.TraitType[Any, Any]):
     drawn_in
         The attribute that holds the view in which a person sets it, such as the strip of pictures. It is linked to the
         view's trait of the same name. None makes a control of its own, ``<name>_control``.
+    in_views
+        Whether it is a setting of the widget's views: it is linked to each view that has a trait of this name. The page
+        changes it without the kernel. No constructor has to name it as an argument.
     follows
         The controls on which the accepted values depend.
     in_code
@@ -58,6 +61,7 @@ class Control(t.TraitType[Any, Any]):
         default: Computed = _UNSET,
         start: Any = _UNSET,
         drawn_in: str | None = None,
+        in_views: bool = False,
         follows: Sequence[str] = (),
         in_code: bool = True,
         check: Callable[[Any, Any], Any] | None = None,
@@ -65,7 +69,7 @@ class Control(t.TraitType[Any, Any]):
         if start is _UNSET:
             start = self.default_value if default is _UNSET or callable(default) else default
         super().__init__(start, help=help)
-        self.label, self.default_argument, self.drawn_in = label, default, drawn_in
+        self.label, self.default_argument, self.drawn_in, self.in_views = label, default, drawn_in, in_views
         self.follows, self.in_code, self.check = tuple(follows), in_code, check
 
     def _cross_validate(self, obj: Any, value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -34,7 +35,7 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
     _by_name: ClassVar[tuple[str, ...]] = ("images", "preprocess", "labels", "inputs", "output", "table", "comparison")
     _not_in_code: ClassVar[tuple[str, ...]] = ()
     _parts: ClassVar[tuple[str, ...]] = ()  # in the order in which they are drawn; by default as they are declared
-    # In the order of their declarations, a base class's first.
+    # In the order of their declarations, a base class's first, and settings of the views last.
     _controls: ClassVar[dict[str, Control]] = {}
     _declared: ClassVar[dict[str, Part]] = {}
     _movers: ClassVar[dict[str, tuple[str, str]]] = {}  # for a control: what moves it, and the method that computes it
@@ -46,10 +47,15 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
             cls._kind = cls.__name__.lower()
         if "__init__" in vars(cls):
             cls.__init__ = _outermost(spelled_out(options_of or cls.__base__)(cls.__init__))  # type: ignore[method-assign]
-            signature = inspect.signature(cls.__init__)
-            cls.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # without self
         members = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
-        cls._controls = {n: m for n, m in members.items() if isinstance(m, Control)}
+        controls = {n: m for n, m in members.items() if isinstance(m, Control)}
+        settings = {n: control for n, control in controls.items() if control.in_views}
+        cls._controls = {n: control for n, control in controls.items() if n not in settings} | settings
+        parameters = [p for p in inspect.signature(cls.__init__).parameters.values() if p.name not in settings]
+        for name, control in settings.items():  # which no constructor has to name
+            default = control.default_argument
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default))
+        cls.__signature__ = inspect.Signature(sorted(parameters[1:], key=lambda p: p.kind))  # without self
         cls._declared = {n.removeprefix("_show_"): m.part for n, m in members.items() if hasattr(m, "part")}
         cls._movers = {m.moves[0]: (m.moves[1], n) for n, m in members.items() if hasattr(m, "moves")}
         if "_parts" not in vars(cls):
@@ -80,6 +86,7 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
         self._to_fit = set[str]()  # controls whose accepted values have changed
         self._links: dict[str, Any] = {}  # between controls and those in the page
         self._open = False  # whether it is complete
+        self._group = uuid.uuid4().hex  # the views that share their settings
         super().__init__()
         self.add_class("nbviz")
 
@@ -119,6 +126,12 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
         for part in self._declared:
             for view in self._views(part):
                 view.part = view.part or part
+        for view in {view for part in self._declared for view in self._views(part)}:
+            if view.has_trait("group"):
+                view.group = self._group
+            for name, control in self._controls.items():
+                if control.in_views and view.has_trait(name):
+                    t.link((self, name), (view, name))
         boxes = [ipywidgets.VBox(list(column)) for column in columns]
         self._show_below(ipywidgets.Box(boxes).add_class("nbviz-columns"))
 
@@ -196,6 +209,8 @@ def _outermost(make: Callable[..., None]) -> Callable[..., None]:
             with device_aside():
                 if "_sources" not in vars(self):  # else a subclass's constructor calls this one
                     self._note_arguments(args, kwargs)
+                    settings = {name for name, control in self._controls.items() if control.in_views}
+                    kwargs = {name: value for name, value in kwargs.items() if name not in settings}
                 make(self, *args, **kwargs)
         except BaseException:
             with suppress(Exception):

@@ -22,6 +22,7 @@ from nbviz.pictures.preprocess import find_preprocess
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice, Index, draws
 from nbviz.widgets.session import fitted, shared_ends
+from nbviz.widgets.settings import MapSettings, SignedSettings
 from nbviz.widgets.views import Panels, Plot, picture_row
 
 _FILM = 8  # times in the row from first to last
@@ -29,7 +30,7 @@ _CURVES = 6  # channels with a curve
 
 
 @documented_like(evolution)
-class Evolution(Pulled):
+class Evolution(Pulled, MapSettings, SignedSettings):
     """What channels answer to at each time of the training; a slider moves through it (figure 4 of the paper).
 
     Parameters
@@ -112,9 +113,9 @@ class Evolution(Pulled):
         super().__init__(model, f"{line(layer) + ' · ' if layer else ''}{len(self.moments)} times")
         self._set_controls()
         row = picture_row("", "picture", "activation", "signal")
-        self.panels = Panels([row], group=self._group, controls=["contrast"])
+        self.panels = Panels([row], controls=["cmap", "contrast"])
         film = [f"film_{i}" for i in range(min(_FILM, len(self.moments)))]
-        self.film = Panels([picture_row("From first to last", *film)], group=self._group)
+        self.film = Panels([picture_row("From first to last", *film)])
         self.values = Plot(
             title="Strongest activation of each channel",
             xlabel="time",

@@ -18,7 +18,7 @@ from nbviz.pictures.preprocess import find_preprocess
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice
 from nbviz.widgets.declared import spelled_out
-from nbviz.widgets.figure_panels import filled_panels, fused_panel, grid_panel, predictions_panel
+from nbviz.widgets.figure_panels import filled_panels, predictions_panel
 from nbviz.widgets.layer_widget import LayerOptions, LayerWidget
 from nbviz.widgets.session import Session
 
@@ -38,7 +38,7 @@ _TABS = {
 #: What the explorer's tabs show.
 VIEWS = tuple(_TABS)
 #: The controls whose values pass from one tab to the next.
-_SHARED = ("picture", "layer", "channel", "target")
+_SHARED = ("picture", "layer", "channel", "target", "cmap", "opacity", "contrast")
 # The first picture of each class among the bundled ones.
 _ONE_OF_EACH = [0, 1, 2, 4, 6, 8, 9, 13, 18, 19]
 
@@ -144,7 +144,8 @@ class Explorer(LayerWidget):
         self._lay_out(left, middle, [self.channel_control, self.panels, self.seed_control])
 
     def _figure_rows(self) -> list[list[Panel]]:
-        return [[fused_panel(self), predictions_panel(self), grid_panel(self)], *filled_panels(self.panels)]
+        fused = [panel for row in filled_panels(self.fused) for panel in row]
+        return [[*fused, predictions_panel(self), self._grid_panel()], *filled_panels(self.panels)]
 
 
 def _pass_on(left: Pulled, entered: Pulled) -> None:

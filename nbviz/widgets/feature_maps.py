@@ -6,7 +6,7 @@ import traitlets as t
 
 from nbviz.core.documented import documented_like
 from nbviz.export.figure import Panel
-from nbviz.widgets.figure_panels import fused_panel, grid_panel
+from nbviz.widgets.figure_panels import filled_panels
 from nbviz.widgets.layer_widget import LayerWidget
 
 
@@ -14,8 +14,7 @@ from nbviz.widgets.layer_widget import LayerWidget
 class FeatureMaps(LayerWidget):
     """A layer's feature maps: the grid of all channels, one of them in large, all fused over the picture.
 
-    Colour map, scale, order, zoom and the picked channel stay in the page: they answer at once, also
-    while the kernel is busy, and ``channel`` here does not follow them.
+    Colour map, scale, order, zoom and the picked channel need no kernel: they answer at once, also while it is busy.
 
     Examples
     --------
@@ -29,10 +28,11 @@ class FeatureMaps(LayerWidget):
     _parts = ("trace", "grid", "fused", "predictions", "rest")
 
     def _arrange(self) -> None:
-        t.dlink((self, "channel"), (self.grid, "channel"))
+        t.link((self, "channel"), (self.grid, "channel"))
         self.grid.large = True
         self.grid.side = 128  # the grid has most of the width here
         self._lay_out([*self._picture_column(), self.how_control, self.fused], [*self._layer_controls(), self.grid])
 
     def _figure_rows(self) -> list[list[Panel]]:
-        return [[fused_panel(self), grid_panel(self)]]
+        fused = [panel for row in filled_panels(self.fused) for panel in row]
+        return [[*fused, self._grid_panel()]]

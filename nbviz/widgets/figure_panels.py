@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last, decode
-from nbviz.imaging.pixels import colour_table, grid, overlay
-from nbviz.methods.feature_maps import fuse
-from nbviz.widgets.session import RULE_CAPTIONS, TILES
+from nbviz.imaging.pixels import as_levels, colour_table
+from nbviz.imaging.pixels import grid as make_grid
 
 if TYPE_CHECKING:
     from nbviz.widgets.layer_widget import LayerWidget
     from nbviz.widgets.picture_widget import PictureWidget
-    from nbviz.widgets.views import Panels, Plot
+    from nbviz.widgets.views import ChannelGrid, Panels, Plot
 
 
 def picture_panel(widget: LayerWidget) -> Panel:
@@ -50,85 +50,92 @@ def plot_panel(plot: Plot) -> Panel:
 def filled_panels(panels: Panels) -> list[list[Panel]]:
     """The rows of panels, as far as they show the current state."""
     rows = [[(cell, panels.slot(cell["slot"])) for cell in row["cells"]] for row in panels.rows]
-    known = [[_as_panel(cell, slot, panels) for cell, slot in row if panels.is_current(slot)] for row in rows]
-    return [row for row in known if row]
+    drawn = [[_as_panel(cell, slot, panels) for cell, slot in row if panels.is_current(slot)] for row in rows]
+    return [row for row in drawn if row]
 
 
 def _as_panel(cell: dict[str, Any], slot: dict[str, Any], panels: Panels) -> Panel:
-    """A filled slot as a panel of the figure."""
-    pixels, plot = decode(slot), panels.plots
-    box: list[int] | None = None
+    """A filled slot as a panel of the figure, with the page's settings."""
+    pixels, kind, plot = decode(slot), slot["kind"], panels.plots
+    box: Sequence[int] | None = slot.get("box")
     caption = (cell.get("crop") and slot.get("part")) or slot.get("caption", "")
-    if slot["kind"] == "map":
+    if kind == "map":
         return Panel(pixels if plot else pixels[..., 0], caption, panels.cmap, plot=plot)
-    if cell.get("crop") and "box" in slot:
-        top, left, bottom, right = slot["box"]
-        pixels = decode(slot["patch"]) if slot["patch"] else pixels[top:bottom, left:right]
-    elif slot["kind"] == "picture" and slot.get("mark"):  # in pixels of the input, of which fewer may have been sent
-        box = [side * pixels.shape[i % 2] // slot["size"][i % 2] for i, side in enumerate(slot["box"])]
+    if cell.get("crop") and box is not None:
+        top, left, bottom, right = box
+        pixels, box = decode(slot["patch"]) if slot["patch"] else pixels[top:bottom, left:right], None
+    if kind == "signed":
+        pixels = as_levels(128 + (pixels - 128.0) * panels.contrast)
     if pixels.shape[2] == 1 and not plot:
         pixels = pixels.repeat(3, 2)
-    if slot["kind"] == "overlay":
+    if kind == "overlay":
         over = decode(slot["over"])
         colours = colour_table(panels.cmap)[over] if over.ndim == 2 else over
         wide = torch.from_numpy(colours.copy()).permute(2, 0, 1)[None].float()
         wide = torch.nn.functional.interpolate(wide, pixels.shape[:2], mode="bilinear")[0]
-        mixed = (1 - panels.opacity) * pixels + panels.opacity * channels_last(wide)
-        pixels = mixed.round().astype("uint8")
-    return Panel(pixels, caption, box=box, plot=plot, zero=128.0 if slot["kind"] == "signed" else None)
+        pixels = as_levels((1 - panels.opacity) * pixels + panels.opacity * channels_last(wide))
+    if box is not None:  # in pixels of the input, of which fewer may have been sent
+        box = [side * pixels.shape[i % 2] // slot["size"][i % 2] for i, side in enumerate(box)]
+    mark = kind == "picture" and slot.get("mark")
+    return Panel(pixels, caption, box=box if mark else None, plot=plot, zero=128.0 if kind == "signed" else None)
 
 
-def tiles_panel(tiles: torch.Tensor, caption: str, cmap: str | None = None, width: float = 1.0) -> Panel:
-    """Tiles side by side: uint8 (K, h, w), which ``cmap`` colours, or (K, C, h, w)."""
-    colours = tiles
-    if cmap is not None:
-        colours = torch.from_numpy(colour_table(cmap)[tiles.cpu().numpy()]).permute(0, 3, 1, 2)
-    pixels = grid(colours.cpu(), math.ceil(math.sqrt(len(tiles))), 1, normalize=False, pad_value=255)
-    return Panel(channels_last(pixels), caption, width=width)
+def grid_panel(grid: ChannelGrid, what: str = "channels", picked: int | None = None, off: Sequence[int] = ()) -> Panel:
+    """The grid's first tiles, as many rows as make a square: in its order and on its scale, at its zoom.
 
-
-def fused_panel(widget: LayerWidget) -> Panel:
-    """All channels in one map over the picture."""
-    fused = fuse(widget.session.maps(widget.picture, widget.layer)[None], widget.how)[0].float().cpu()
-    plane, caption = widget.session.plane(fused, widget.plane), f"all channels fused ({widget.how})"
-    if widget.session.axes == 1:
-        return Panel(channels_last(plane.reshape(-1, *plane.shape[-2:])), caption, plot=True)
-    picture = widget.session.rendered(widget.picture, widget.plane)[None]
-    if widget.how == "pca":
-        over = torch.nn.functional.interpolate(plane[None], picture.shape[-2:], mode="bilinear")
-        pixels = (0.4 * picture + 0.6 * 255 * over).to(torch.uint8)
+    Parameters
+    ----------
+    what
+        What the tiles show, for the caption.
+    picked
+        The channel that is marked.
+    off
+        The channels that are switched off, which are dark.
+    """
+    if not grid.is_current():
+        return Panel(None)
+    channels, levels = grid.levels()
+    plots, signed = grid.tiles["plots"], grid.tiles["kind"] == "signed"
+    aspect = 2.0 if plots else levels.shape[2] / levels.shape[1]
+    channels = channels[: grid.nrow * max(1, round(grid.nrow * aspect))]
+    levels = levels[: len(channels)]
+    if plots:
+        heights = torch.from_numpy(levels).float().div(255).reshape(len(levels), 1, levels.shape[2], -1).mean(3)
+        levels = _raised(heights, 0.5 if signed else 0.0).mul(255)[..., None].numpy()
+    if signed:
+        colours = np.broadcast_to(levels, (*levels.shape[:3], 3)).astype(np.float32)
     else:
-        pixels = overlay(picture, plane[None], widget.fused.opacity, widget.fused.cmap)
-    return Panel(channels_last(pixels[0]), caption)
+        steps = as_levels(np.nan_to_num(levels.reshape(levels.shape[:3])))
+        colours = colour_table(grid.cmap)[steps].astype(np.float32)
+    if plots:
+        colours = np.where(np.isnan(levels), 255.0, colours)
+    dark = np.isin(channels, list(off))
+    colours[dark] = 0.2 * colours[dark] + 0.8 * _DARK
+    tiles = torch.from_numpy(as_levels(colours)).permute(0, 3, 1, 2)
+    enlarged = -(-_SMALLEST // tiles.shape[3])  # so that the gap between small tiles is narrow
+    tiles = tiles.repeat_interleave(enlarged, 2).repeat_interleave(enlarged, 3)
+    padding = tiles.shape[3] // _SMALLEST
+    pixels = channels_last(make_grid(tiles, grid.nrow, padding, normalize=False, pad_value=255))
+    box = None
+    if picked in channels:
+        row, column = divmod(channels.index(picked), grid.nrow)
+        height, width = (side + padding for side in tiles.shape[2:])
+        box = [padding + row * height, padding + column * width, (row + 1) * height, (column + 1) * width]
+    count = grid.tiles["shape"][0]
+    shown = f"{len(channels)} of {count}" if len(channels) < count else str(count)
+    one_scale = grid.scale == "shared" or grid.tiles["shape"][1:] == [1, 1]
+    scale = "on one scale" if one_scale else "each on its own scale"
+    return Panel(pixels, f"{shown} {what}, {_ORDERS[grid.order]}, {scale}", box=box, width=2.0)
 
 
-def grid_panel(widget: LayerWidget) -> Panel:
-    """The grid's strongest tiles."""
-    plot = widget.session.axes == 1
-    if widget.tiles != TILES[0] and widget.grid.sent and widget.grid.tiles["state"] == widget._key("grid"):
-        _, pixels = widget.grid.pixels()
-        colours = torch.from_numpy(pixels[:64]).permute(0, 3, 1, 2).float() / 255
-        if plot:
-            colours = _raised(colours.mean(1), 0.5).nan_to_num(1.0)[:, None]
-        caption = f"{len(colours)} of {widget.count} channels, {RULE_CAPTIONS[widget.tiles]}, strongest first"
-        tiles = grid(colours, _nrow(colours), normalize=False, padding=1, pad_value=1.0)
-        return Panel(channels_last((tiles * 255).round().to(torch.uint8)), caption, width=2.0)
-    maps = widget.session.maps(widget.picture, widget.layer).float().cpu()
-    chosen = maps.flatten(1).amax(1).argsort(descending=True, stable=True)[:64]
-    own_scale, planes = maps[0].numel() > 1, widget.session.plane(maps[chosen], widget.plane)
-    is_raised = plot and own_scale
-    if is_raised:
-        low, high = planes.amin(2, keepdim=True), planes.amax(2, keepdim=True)
-        planes = _raised((planes - low) / (high - low).clamp(min=1e-12), 0.0)
-    tiles = grid(planes, _nrow(planes), 1, not is_raised, scale_each=own_scale, pad_value=float("nan"))[0]
-    count = f"{len(chosen)} strongest of {len(maps)} channels" if len(chosen) < len(maps) else f"{len(maps)} channels"
-    scale = "each on its own scale" if own_scale else "on one scale"
-    return Panel(tiles.numpy(), f"{count}, strongest first, {scale}", widget.grid.cmap, width=2.0)
-
-
-def _nrow(tiles: torch.Tensor) -> int:
-    """How many tiles (K, ..., H, W) in a row make the whole twice as wide as high."""
-    return max(1, math.ceil(math.sqrt(2 * len(tiles) * tiles.shape[-2] / tiles.shape[-1])))
+_SMALLEST = 24  # pixels across a tile, which a gap of one pixel suits
+_DARK = np.array([22, 24, 26])  # over a channel that is switched off
+_ORDERS = {
+    "index": "in the layer's order",
+    "strongest": "strongest first",
+    "spread": "largest spread first",
+    "redundant": "most redundant first",
+}
 
 
 def _raised(tiles: torch.Tensor, base: float, rows: int = 24) -> torch.Tensor:

@@ -16,12 +16,13 @@ from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.kernels import check_kernels_layer, convolutions, frequency_response, kernel_report, kernels
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice, Index, draws
-from nbviz.widgets.figure_panels import filled_panels, tiles_panel
+from nbviz.widgets.figure_panels import filled_panels, grid_panel
+from nbviz.widgets.settings import GridSettings, contrast
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
 
 
 @documented_like(kernels)
-class Kernels(Pulled):
+class Kernels(Pulled, GridSettings):
     """The kernels of a convolution: all of them, and of the picked one its slices and its frequencies.
 
     Kernels that look at grey or colour are small pictures, with zero as grey. Those further up are shown as the root
@@ -57,6 +58,8 @@ class Kernels(Pulled):
         default=0,
     )
 
+    contrast = contrast(default=1.0)  # the largest weight, not half of it, is black or white
+
     def __init__(self, model: nn.Module, layer: str | None = None, channel: int = 0) -> None:
         self.model = check_model(model)
         self._watch = Watch(self.model)
@@ -64,12 +67,10 @@ class Kernels(Pulled):
         self._layers = _layer_labels(self.model)
         super().__init__(self.model, f"{len(self._layers)} convolutions")
         self._set_controls(layer=start)
-        # With zero as grey, and the largest weight, not half of it, as black or white.
-        look = {"group": self._group, "contrast": 1.0}
-        self.grid = ChannelGrid(slider=self.channel_control, **look)
-        self.slices = ChannelGrid(**look)
+        self.grid = ChannelGrid(slider=self.channel_control)
+        self.slices = ChannelGrid()
         row = picture_row("The picked kernel", "kernel", "response")
-        self.panels = Panels([row], controls=["contrast"], **look)
+        self.panels = Panels([row], controls=["contrast"])
         self._lay_out([self.layer_control, self.channel_control, self.grid], [self.panels, self.slices])
 
     def _kernels(self) -> Tensor:
@@ -120,15 +121,10 @@ class Kernels(Pulled):
         return f"{self.header.title} · kernels of {self.layer}"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        weights = self._kernels()
-        tiles = weights[weights.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:64]]
-        caption = f"{len(tiles)} of {len(weights)} kernels, strongest first"
-        if weights.shape[1] in (1, 3):
-            grid = tiles_panel(centre(tiles, _largest(tiles).view(-1, 1, 1, 1)), caption, width=2.0)
-        else:
-            caption += ": root of the mean square over the inputs"
-            grid = tiles_panel(_strengths(tiles)[0], caption, self.grid.cmap, 2.0)
-        return [[grid, *(panel for row in filled_panels(self.panels) for panel in row)]]
+        picked = [panel for row in filled_panels(self.panels) for panel in row]
+        rows = [[grid_panel(self.grid, "kernels", self.channel), *picked]]
+        has_slices = self.slices.layout.display != "none"
+        return [*rows, *([[grid_panel(self.slices, f"slices of kernel {self.channel}")]] if has_slices else [])]
 
 
 def _layer_labels(model: nn.Module) -> dict[str, str]:

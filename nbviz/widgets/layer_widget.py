@@ -12,14 +12,17 @@ from typing_extensions import Unpack
 
 from nbviz.core.checks import check_choice, check_indices
 from nbviz.core.types import Images
+from nbviz.export.figure import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets.channel_panels import channel_rows, show_channel
 from nbviz.widgets.controls import Choice, Index, draws, moves
+from nbviz.widgets.figure_panels import grid_panel
 from nbviz.widgets.memory import too_large
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.session import RULE_CAPTIONS, TILES, Look, Session
+from nbviz.widgets.settings import GridSettings
 from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.tiles import FIRST, Tiles
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
@@ -41,7 +44,7 @@ class LayerOptions(PictureOptions, total=False):
     bands: Sequence[int] | int | None
 
 
-class LayerWidget(PictureWidget):
+class LayerWidget(PictureWidget, GridSettings):
     """A widget that shows one layer of a model at work on one of several pictures; a subclass lays out the views.
 
     Parameters
@@ -140,12 +143,12 @@ class LayerWidget(PictureWidget):
         if self.bands != session.bands:
             self._show_bands()
         plots = session.axes == 1
-        self.grid = ChannelGrid(group=self._group)
+        self.grid = ChannelGrid()
         self._tiles = Tiles(self)
         rows = channel_rows(session.axes)
-        self.panels = Panels(rows, group=self._group, controls=["contrast"], note=CAUTION, plots=plots)
+        self.panels = Panels(rows, controls=["contrast"], note=CAUTION, plots=plots)
         opacity = [] if plots else ["opacity"]
-        self.fused = Panels([picture_row("", "fused")], group=self._group, controls=opacity, plots=plots)
+        self.fused = Panels([picture_row("", "fused")], controls=opacity, plots=plots)
         self.grid.observe(self._zoomed, names="side")
         self._arrange()
 
@@ -164,6 +167,10 @@ class LayerWidget(PictureWidget):
     def _layer_controls(self) -> list[ipywidgets.Widget]:
         """The layer, and which slice is shown."""
         return [self.layer_control, *([self.plane_control] if self.session.depth > 1 else [])]
+
+    def _grid_panel(self) -> Panel:
+        what = "channels" if self.tiles == TILES[0] else f"channels, {RULE_CAPTIONS[self.tiles]}"
+        return grid_panel(self.grid, what, self.channel, self.grid.off)
 
     # State.
 

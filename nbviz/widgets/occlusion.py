@@ -18,6 +18,7 @@ from nbviz.pictures.fill import FILLS
 from nbviz.widgets.controls import Choice, Whole, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
+from nbviz.widgets.settings import MapSettings
 from nbviz.widgets.views import Panels, picture_row
 
 #: Colours of matplotlib's "tab10", for the most frequent classes in turn; all others are grey.
@@ -25,7 +26,7 @@ _SHADES = ("blue", "orange", "green", "red", "purple", "brown", "pink")
 
 
 @documented_like(occlusion)
-class Occlusion(ClassWidget):
+class Occlusion(ClassWidget, MapSettings):
     """Which regions decide: a square slid over the picture, and what becomes of the answer (figure 7 of the paper).
 
     The maps fill while the square moves.
@@ -81,7 +82,7 @@ class Occlusion(ClassWidget):
         self._usual_patch = min(self._squares(0, None, None, None, "grey").size)  # which checks layer and channel, too
         self._set_controls()
         slots = ["picture", "probability", "named", *(["activity"] if layer is not None else [])]
-        self.panels = Panels([picture_row("", *slots)], controls=["opacity"])
+        self.panels = Panels([picture_row("", *slots)], controls=["cmap", "opacity"])
         controls = [self.target_control, self.patch_control, self.stride_control, self.fill_control]
         self._lay_out([self.strip], [*controls, self.panels])
 

@@ -19,13 +19,14 @@ from nbviz.methods.sanity import METHODS, deletion_insertion, randomisation, ran
 from nbviz.widgets.controls import Choice, draws
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
+from nbviz.widgets.settings import MapSettings, SignedSettings
 from nbviz.widgets.views import Panels, Plot, picture_rows
 
 _FILM, _ROW = 10, 5  # the number of maps, in all and in a row
 
 
 @documented_like(randomisation)
-class Sanity(ClassWidget):
+class Sanity(ClassWidget, MapSettings, SignedSettings):
     """Whether a method's map can be believed: it should change when the network's weights are randomised.
 
     The weights of a copy are randomised layer by layer from the top, and the map drawn again each time (Adebayo et al.
@@ -74,7 +75,7 @@ class Sanity(ClassWidget):
         # All rows are equally long; the last slots may stay empty.
         slots = [f"film_{i}" for i in range(-(-len(self._film) // _ROW) * _ROW)]
         title = "The map, trained and with more and more layers randomised, from the top"
-        self.panels = Panels(picture_rows(title, slots, _ROW))
+        self.panels = Panels(picture_rows(title, slots, _ROW), controls=["cmap", "contrast"])
         self.curve = Plot(
             title="Likeness to the map of the trained network",
             xlabel="layers randomised",

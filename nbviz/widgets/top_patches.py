@@ -21,6 +21,7 @@ from nbviz.pictures.load import Reader
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Index, draws
 from nbviz.widgets.predictions import current_autocast
+from nbviz.widgets.settings import SignedSettings
 from nbviz.widgets.views import Panels, picture_row
 
 _ROWS = 4  # channels on a page
@@ -29,7 +30,7 @@ _RULES = {"deconvnet": "deconvnet", "guided": "guided backprop"}
 
 
 @documented_like(top_patches)
-class TopPatches(Pulled, options_of=top_patches):
+class TopPatches(Pulled, SignedSettings, options_of=top_patches):
     """For each channel the patches that excite it most, and beside them what of them it answers to (figure 2).
 
     Parameters

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nbviz.core.state import uninterrupted
 from nbviz.imaging.encode import Array, decode, encode, jpeg, to_host
-from nbviz.imaging.pixels import colour_table
+from nbviz.imaging.pixels import as_levels, colour_table
 from nbviz.widgets.heartbeat import beat_for
 from nbviz.widgets.view import STATIC, View
 
@@ -26,6 +26,8 @@ _BLOCKS = 128  # the most blocks of a grid
 _PIXELATED = 64  # the longer side, in pixels, up to which the page shows single pixels
 #: The colour maps that the page offers.
 COLOURS = ("viridis", "magma", "inferno", "cividis", "gray", "turbo", "coolwarm")
+#: The orders and the scales of a grid of channels, and the most tiles in a row.
+ORDERS, SCALES, MOST_COLUMNS = ("index", "strongest", "spread", "redundant"), ("each", "shared"), 32
 _TABLES = {name: colour_table(name).tobytes() for name in COLOURS}
 #: Tags of a trait that holds widgets, which the page gets as references.
 _WIDGETS = {"sync": True, **ipywidgets.widget_serialization}
@@ -130,8 +132,9 @@ class ChannelGrid(Coloured):
     tiles: t.Dict[str, Any] = t.Dict().tag(sync=True)
     sent = t.Int().tag(sync=True)
     title = t.Unicode().tag(sync=True)  # describes the layer
-    scale = t.Enum(("each", "shared"), "each").tag(sync=True)
-    order = t.Enum(("index", "strongest", "spread", "redundant"), "strongest").tag(sync=True)
+    scale = t.Enum(SCALES, "each").tag(sync=True)
+    order = t.Enum(ORDERS, "strongest").tag(sync=True)
+    columns = t.Int(0, min=0, max=MOST_COLUMNS).tag(sync=True)  # tiles in a row; 0 takes up to 8
     ranking = t.List(t.Int()).tag(sync=True)  # the channels, the most redundant first; empty where it is unknown
     large = t.Bool(False).tag(sync=True)  # whether the picked channel is shown large below the grid
     switches = t.Bool(False).tag(sync=True)  # whether a click switches a channel off and on
@@ -146,6 +149,7 @@ class ChannelGrid(Coloured):
         self._waiting: list[int] = []  # channels that are not yet sent, in their order
         self._closed = 0  # blocks that are full
         self._open: tuple[list[int], Array, Array, Array] | None = None  # the next block: channels, pixels, ends
+        self._is_to_come = False
         super().__init__(**kwargs)
 
     def begin(
@@ -174,6 +178,7 @@ class ChannelGrid(Coloured):
         """
         self._waiting = np.argsort(-strength, kind="stable").tolist()
         self._closed, self._open = 0, None
+        self._is_to_come = False
         self.sent = 0
         self.tiles = {
             "key": self.tiles.get("key", 0) + 1,
@@ -185,6 +190,10 @@ class ChannelGrid(Coloured):
             "plots": plots,
             **({} if ends is None else {"ends": list(ends)}),
         }
+
+    def is_to_come(self, part: str) -> None:
+        """The tiles show an earlier state."""
+        self._is_to_come = True
 
     def waiting(self, most: int) -> list[int]:
         """The channels that are sent next, at most this many."""
@@ -239,10 +248,54 @@ class ChannelGrid(Coloured):
         contents: dict[str, Any] = getattr(self, f"block_{number}")
         return contents
 
+    def _blocks(self) -> list[dict[str, Any]]:
+        return [self.block(i) for i in range(self._closed + (self._open is not None))]
+
     def pixels(self) -> tuple[list[int], Array]:
         """The channels that have been sent, and their tiles (K, h, w) or (K, h, w, C)."""
-        blocks = [self.block(i) for i in range(self._closed + (self._open is not None))]
+        blocks = self._blocks()
         return [c for block in blocks for c in block["channels"]], np.concatenate([decode(block) for block in blocks])
+
+    # What follows is what grid.js and paint.js do, for figures.
+
+    @property
+    def nrow(self) -> int:
+        """How many tiles are in a row."""
+        return self.columns or max(1, min(8, math.ceil(math.sqrt(self.tiles["shape"][0]))))
+
+    def is_current(self) -> bool:
+        """Whether tiles have been sent since the grid's part became stale."""
+        return not self._is_to_come and self.sent > 0
+
+    def levels(self) -> tuple[list[int], Array]:
+        """The channels that have been sent, in the page's order, and their tiles as levels 0 to 255 on its scale."""
+        channels, pixels = self.pixels()
+        blocks, one_each = self._blocks(), (-1, *[1] * (pixels.ndim - 1))
+        low, high = (np.frombuffer(b"".join(block[end] for block in blocks), np.float32) for end in ("low", "high"))
+        ends = self.tiles.get("ends", (np.inf, -np.inf))
+        lowest, highest = min(low.min(), ends[0]), max(high.max(), ends[1])
+        if self.tiles["kind"] == "signed":
+            factor = high / (highest or 1) if self.scale == "shared" else np.ones_like(high)
+            levels: Array = self.contrast * factor.reshape(one_each) * (pixels - 128.0) + 128
+        else:
+            span = highest - lowest or 1
+            is_own = (low != high) & (self.scale == "each")
+            factor = np.where(is_own, 1, (high - low) / span)
+            shift = np.where(is_own, 0, 255 * (low - lowest) / span)
+            levels = factor.reshape(one_each) * pixels + shift.reshape(one_each)
+        rank = {channel: place for place, channel in enumerate(self._in_order())}
+        places = sorted(range(len(channels)), key=lambda i: rank[channels[i]])
+        return [channels[i] for i in places], as_levels(levels[places])
+
+    def _in_order(self) -> list[int]:
+        count = self.tiles["shape"][0]
+        if self.order == "redundant" and len(self.ranking) == count:
+            return list(self.ranking)
+        if self.order in ("index", "redundant"):
+            return list(range(count))
+        strength = np.frombuffer(self.tiles["strength" if self.order == "strongest" else "spread"], np.float32)
+        order: list[int] = np.argsort(-strength, kind="stable").tolist()
+        return order
 
 
 def _floats(values: Array) -> bytes:
@@ -322,7 +375,7 @@ class Panels(Coloured):
     plots
         Draw pictures of height 1 as curves, one for each channel.
     controls
-        Any of ``"contrast"`` and ``"opacity"``.
+        Any of ``"cmap"``, ``"contrast"`` and ``"opacity"``: what is set below the pictures.
     """
 
     _script = "panels.js"

@@ -5,25 +5,22 @@ import { palette } from "./pixels.js";
 import {
   bytes,
   choices,
+  colourMaps,
   context2d,
   floats,
   follow,
-  hear,
   inflate,
   inTurn,
   make,
   referred,
+  setting,
   short,
-  tell,
   together,
   towards,
 } from "./shared.js";
 
 /** @import { Look, Place, Tiles } from "./paint.js" */
-/** @import { Encoded, Model, Slider } from "./shared.js" */
-
-/** @typedef {"index" | "strongest" | "spread" | "redundant"} Order */
-/** @typedef {"each" | "shared"} Scale */
+/** @import { Encoded, Messages, Model, Order, Scale, Slider } from "./shared.js" */
 
 /** The size and kind of the tiles; empty at first.
  * @typedef {{key: number, kind: "map" | "signed", state: string, shape: number[], strength: DataView, spread: DataView,
@@ -48,6 +45,7 @@ import {
  * @property {number[]} off
  * @property {number} channel
  * @property {string | null} slider
+ * @property {number} columns 0 for as many as suit the number of channels
  * @property {number} side */
 
 /** @typedef {Own & Record<`block_${number}`, Block>} Traits */
@@ -104,14 +102,26 @@ async function render({ model, el }) {
     if (slider) {
       slider.set("value", channel);
       slider.save_changes();
-    } else model.set("channel", channel);
+    } else {
+      model.set("channel", channel);
+      model.save_changes();
+    }
   };
   let tiles = none();
-  let contrast = model.get("contrast");
   /** @type {number[]} */
   let order = [];
-  let columns = 8;
   let painted = 0;
+  const ordering = setting(model, "order", () => arrange());
+  const scaling = setting(model, "scale", () => draw());
+  const colouring = setting(model, "cmap", () => draw());
+  const contrast = setting(model, "contrast", () => draw());
+  const zooming = setting(model, "columns", () => draw());
+  const columns = () => zooming.value || Math.max(1, Math.min(8, Math.ceil(Math.sqrt(tiles.count))));
+  /** @template {keyof Messages} K @param {{move(value: Messages[K]): void, settle(): void}} of @param {Messages[K]} to */
+  const change = (of, to) => {
+    of.move(to);
+    of.settle();
+  };
 
   const orders = choices(
     "Order of the channels",
@@ -121,7 +131,7 @@ async function render({ model, el }) {
       ["spread", "largest standard deviation over the positions first"],
       .../** @type {[string, string][]} */ (model.get("ranking").length ? [["redundant", "most redundant first"]] : []),
     ],
-    (name) => model.set("order", /** @type {Order} */ (name)),
+    (name) => change(ordering, /** @type {Order} */ (name)),
   );
   const scales = choices(
     "Scale",
@@ -129,10 +139,9 @@ async function render({ model, el }) {
       ["each", "each channel from its own lowest to its own highest value"],
       ["shared", "all channels on one scale"],
     ],
-    (name) => model.set("scale", /** @type {Scale} */ (name)),
+    (name) => change(scaling, /** @type {Scale} */ (name)),
   );
-  const colours = make("select", { title: "Colour map", "aria-label": "Colour map" });
-  colours.addEventListener("change", () => model.set("cmap", colours.value));
+  const colours = colourMaps(Object.keys(model.get("tables")), colouring);
   const zooms = make(
     "span",
     { className: "nbviz-choices", role: "group", "aria-label": "Zoom" },
@@ -200,9 +209,9 @@ async function render({ model, el }) {
 
   const layout = () => {
     const width = Math.max(scroller.clientWidth, 40);
-    const tile = (width + GAP) / columns - GAP;
+    const tile = (width + GAP) / columns() - GAP;
     const height = Math.max(1, tiles.plots ? tile / 2 : (tile * tiles.whole[0]) / tiles.whole[1]);
-    return { width, tile, height, rows: Math.ceil(tiles.count / columns) };
+    return { width, tile, height, rows: Math.ceil(tiles.count / columns()) };
   };
 
   /** The longer side of a tile in pixels of the screen, rounded up to a power of two. */
@@ -218,10 +227,10 @@ async function render({ model, el }) {
     const x = event.clientX - box.left;
     const y = event.clientY - box.top + scroller.scrollTop;
     const column = Math.floor(x / (tile + GAP));
-    const place = Math.floor(y / (height + GAP)) * columns + column;
+    const place = Math.floor(y / (height + GAP)) * columns() + column;
     const across = (x - column * (tile + GAP)) / tile;
     const down = (y - Math.floor(y / (height + GAP)) * (height + GAP)) / height;
-    if (column >= columns || place >= tiles.count || across >= 1 || down >= 1 || x < 0) return null;
+    if (column >= columns() || place >= tiles.count || across >= 1 || down >= 1 || x < 0) return null;
     return { channel: order[place], down, across };
   }
 
@@ -240,9 +249,9 @@ async function render({ model, el }) {
 
   /** @returns {Look} */
   const look = () => ({
-    table: palette(bytes(model.get("tables")[model.get("cmap")])),
-    shared: model.get("scale") === "shared",
-    contrast,
+    table: palette(bytes(model.get("tables")[colouring.value])),
+    shared: scaling.value === "shared",
+    contrast: contrast.value,
   });
 
   function draw() {
@@ -257,12 +266,12 @@ async function render({ model, el }) {
     canvas.height = Math.round(view * ratio);
     canvas.style.width = `${width}px`;
     canvas.style.height = `${view}px`;
-    const first = Math.floor(scroller.scrollTop / (height + GAP)) * columns;
-    const last = Math.min(tiles.count, Math.ceil((scroller.scrollTop + view) / (height + GAP)) * columns);
+    const first = Math.floor(scroller.scrollTop / (height + GAP)) * columns();
+    const last = Math.min(tiles.count, Math.ceil((scroller.scrollTop + view) / (height + GAP)) * columns());
     /** @type {Place[]} */
     const places = order.slice(first, last).map((channel, i) => {
-      const row = Math.floor((first + i) / columns);
-      const [x, y] = [(i % columns) * (tile + GAP), row * (height + GAP) - scroller.scrollTop];
+      const row = Math.floor((first + i) / columns());
+      const [x, y] = [(i % columns()) * (tile + GAP), row * (height + GAP) - scroller.scrollTop];
       return { channel, x: x * ratio, y: y * ratio, width: tile * ratio, height: height * ratio };
     });
     const context = context2d(canvas);
@@ -304,13 +313,13 @@ async function render({ model, el }) {
       (total > view ? " · scroll for more" : "") +
       " · Ctrl + wheel or + − zooms · " +
       (switches ? `${off.size} switched off · click, or arrow keys and Space, switch` : "click or arrow keys pick");
-    orders.show(model.get("order"));
-    scales.show(model.get("scale"));
-    colours.value = model.get("cmap");
+    orders.show(ordering.value);
+    scales.show(scaling.value);
+    colours.value = colouring.value;
     el.dataset.painted = String(++painted);
     el.dataset.channel = String(picked());
     if (switches) el.dataset.off = String(off.size);
-    el.dataset.cmap = model.get("cmap");
+    el.dataset.cmap = colouring.value;
     el.dataset.by = by;
     // Tiles that were enlarged may need more pixels than were sent: ask for them.
     const [most, own] = [Math.max(...tiles.whole), Math.max(tiles.h, tiles.w)];
@@ -336,7 +345,7 @@ async function render({ model, el }) {
   }
 
   function arrange() {
-    order = ordered(tiles, model.get("order"), model.get("ranking"));
+    order = ordered(tiles, ordering.value, model.get("ranking"));
     draw();
   }
 
@@ -403,9 +412,7 @@ async function render({ model, el }) {
       model.set("side", side());
       model.save_changes();
     }
-    if (before.count === count) return;
-    columns = Math.max(1, Math.min(8, Math.ceil(Math.sqrt(count))));
-    scroller.scrollTop = 0;
+    if (before.count !== count) scroller.scrollTop = 0;
   }
 
   /** Keep the same tiles, which have fewer pixels, until they are replaced. @param {Tiles} before */
@@ -439,15 +446,14 @@ async function render({ model, el }) {
 
   /** @param {number} by */
   function zoom(by) {
-    columns = zoomed(columns, by);
-    draw();
+    change(zooming, zoomed(columns(), by));
     reveal();
   }
 
   /** Scroll so that the picked channel is in view. */
   function reveal() {
     const { height } = layout();
-    const top = Math.floor(order.indexOf(picked()) / columns) * (height + GAP);
+    const top = Math.floor(order.indexOf(picked()) / columns()) * (height + GAP);
     if (top < scroller.scrollTop) scroller.scrollTop = top;
     else if (top + height > scroller.scrollTop + scroller.clientHeight)
       scroller.scrollTop = top + height - scroller.clientHeight;
@@ -487,7 +493,7 @@ async function render({ model, el }) {
   scroller.addEventListener("keydown", (event) => {
     if (!tiles.count) return; // nothing to pick yet
     const place = order.indexOf(picked());
-    const to = stepped(event.key, place, tiles.count, columns);
+    const to = stepped(event.key, place, tiles.count, columns());
     if (to !== null) {
       if (to !== place) pick(order[to]);
       reveal();
@@ -504,25 +510,15 @@ async function render({ model, el }) {
     draw();
     if (tiles.count) reveal();
   };
-  for (const name of Object.keys(model.get("tables")))
-    colours.append(make("option", { value: name, textContent: name }));
   const end = together([
     follow(model, ["tiles", "sent"], receive),
-    follow(model, ["order", "ranking"], arrange),
+    follow(model, ["ranking"], arrange),
     follow(model, ["off"], draw),
-    follow(model, ["scale"], draw),
     follow(model, ["title"], () => {
       title.textContent = model.get("title");
     }),
     slider ? follow(slider, ["value"], chosen) : follow(model, ["channel"], chosen),
-    follow(model, ["cmap"], () => {
-      draw();
-      tell(model, "cmap", model.get("cmap"));
-    }),
-    hear(model, "contrast", (value) => {
-      contrast = value;
-      draw();
-    }),
+    ...[ordering, scaling, colouring, contrast, zooming].map(({ end }) => end),
   ]);
   const resized = new ResizeObserver(draw);
   resized.observe(scroller);

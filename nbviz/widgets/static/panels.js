@@ -2,7 +2,7 @@
 
 import { covering } from "./box.js";
 import { css, curves, imageOf, PLAIN, palette, tones } from "./pixels.js";
-import { bytes, context2d, follow, hear, inflate, inTurn, make, tell, together } from "./shared.js";
+import { bytes, colourMaps, context2d, follow, inflate, inTurn, make, setting, together } from "./shared.js";
 
 /** @import { Box, Size } from "./box.js" */
 /** @import { Encoded, Model } from "./shared.js" */
@@ -48,9 +48,9 @@ export function tonesOf(kind, table, contrast) {
 
 /** @param {{model: Model<Traits>, el: HTMLElement}} context */
 function render({ model, el }) {
-  let cmap = model.get("cmap");
-  let contrast = model.get("contrast");
-  let opacity = model.get("opacity");
+  const cmap = setting(model, "cmap", () => drawAll());
+  const contrast = setting(model, "contrast", () => drawAll());
+  const opacity = setting(model, "opacity", () => drawAll());
   const native = document.createElement("canvas");
 
   /** @param {HTMLCanvasElement} canvas @param {ImageData} image */
@@ -72,7 +72,7 @@ function render({ model, el }) {
     const context = context2d(canvas);
     const place = { x: 0, y: 0, width: canvas.width, height: canvas.height };
     const own = box ? pixels.subarray(box[1] * channels, box[3] * channels) : pixels;
-    const level = (/** @type {number} */ q) => (kind === "signed" ? 128 + (q - 128) * contrast : q) / 255;
+    const level = (/** @type {number} */ q) => (kind === "signed" ? 128 + (q - 128) * contrast.value : q) / 255;
     const base = kind === "map" ? 0 : kind === "signed" && channels === 1 ? 128 / 255 : null;
     const ink = (/** @type {number} */ q) => css(table[q]);
     context.fillStyle = "rgba(128,128,128,0.12)";
@@ -95,19 +95,19 @@ function render({ model, el }) {
     figure.hidden = !slot;
     if (!slot) return;
     const { kind, own, over, patch, label } = slot;
-    const table = palette(bytes(model.get("tables")[cmap]));
+    const table = palette(bytes(model.get("tables")[cmap.value]));
     const plain = kind === "map" || kind === "signed" ? kind : "picture";
     const source = (cell.crop && patch) || own;
     const box = cell.crop && !patch ? label.box : undefined;
     if (plots) plot(canvas, source, plain, table, box);
     const context = plots
       ? null
-      : put(canvas, imageOf(source.pixels, source.shape, tonesOf(plain, table, contrast)), box);
+      : put(canvas, imageOf(source.pixels, source.shape, tonesOf(plain, table, contrast.value)), box);
     if (over && context) {
       const [height, width, channels = 1] = over.shape;
       const colours = tonesOf(over.shape.length === 3 ? "picture" : "map", table, 1);
       put(native, imageOf(over.pixels, [height, width, channels], colours));
-      context.globalAlpha = opacity;
+      context.globalAlpha = opacity.value;
       context.imageSmoothingQuality = "high";
       context.drawImage(native, 0, 0, canvas.width, canvas.height);
     }
@@ -122,8 +122,11 @@ function render({ model, el }) {
     figure.dataset.part = label.part_drawn;
     dim();
   }
+  /** @type {(() => void)[]} */
+  const shown = []; // what shows a setting
   const drawAll = () => {
     for (const place of cells) draw(place);
+    for (const show of shown) show();
   };
   /** Dim the pictures that show an earlier state. */
   const dim = () => {
@@ -168,44 +171,37 @@ function render({ model, el }) {
     el.append(line);
   }
 
-  /** @param {string} label @param {string} title @param {number} min @param {number} max @param {number} value
-   * @param {(value: number) => void} use */
-  const slider = (label, title, min, max, value, use) => {
-    const input = make("input", { type: "range", min, max, step: "any", value, title, "aria-label": label });
-    input.addEventListener("input", () => {
-      use(Number(input.value));
-      drawAll();
+  /** A slider of a setting; ``to`` and ``from`` are the slider's scale and its inverse.
+   * @param {"contrast" | "opacity"} name @param {string} title @param {number} max
+   * @param {(value: number) => number} [to] @param {(value: number) => number} [from] */
+  const slider = (name, title, max, to = (value) => value, from = to) => {
+    const of = { contrast, opacity }[name];
+    const value = to(of.value);
+    const input = make("input", { type: "range", min: 0, max, step: "any", value, title, "aria-label": name });
+    input.addEventListener("input", () => of.move(from(Number(input.value))));
+    input.addEventListener("change", of.settle);
+    shown.push(() => {
+      input.value = String(to(of.value));
     });
-    return make("label", { title }, label, input);
+    return make("label", { title }, name, input);
   };
   const controls = model.get("controls");
   const bar = make("div", { className: "nbviz-bar nbviz-right" });
+  if (controls.includes("cmap")) {
+    const select = colourMaps(Object.keys(model.get("tables")), cmap);
+    shown.push(() => {
+      select.value = cmap.value;
+    });
+    bar.append(select);
+  }
   if (controls.includes("contrast"))
-    bar.append(
-      slider("contrast", "Contrast of the reconstructions, from 1× to 16×", 0, 4, Math.log2(contrast), (x) => {
-        contrast = 2 ** x;
-        tell(model, "contrast", contrast);
-      }),
-    );
-  if (controls.includes("opacity"))
-    bar.append(
-      slider("opacity", "Opacity of the map over the picture", 0, 1, opacity, (x) => {
-        opacity = x;
-      }),
-    );
+    bar.append(slider("contrast", "Contrast of the reconstructions, from 1× to 16×", 4, Math.log2, (x) => 2 ** x));
+  if (controls.includes("opacity")) bar.append(slider("opacity", "Opacity of the map over the picture", 1));
   const note = make("div", { className: "nbviz-note" });
   el.append(bar, note);
 
   const ends = [
-    hear(model, "contrast", (value) => {
-      if (value === contrast) return; // this view has sent it
-      contrast = value;
-      drawAll();
-    }),
-    hear(model, "cmap", (value) => {
-      cmap = value;
-      drawAll();
-    }),
+    ...[cmap, contrast, opacity].map(({ end }) => end),
     ...cells.map(({ cell: { slot } }) =>
       follow(model, [`slot_${slot}`, `over_${slot}`, `patch_${slot}`, `label_${slot}`], () => receive(slot)),
     ),

@@ -33,7 +33,10 @@
  * @property {boolean} [forceShader] set by tests, to use it even where it is slower than the table */
 
 /** The messages that views of one widget exchange without the kernel, by the name of the event.
- * @typedef {{cmap: string, contrast: number}} Messages */
+ * @typedef {{cmap: string, contrast: number, opacity: number, order: Order, scale: Scale, columns: number}} Messages */
+
+/** @typedef {"index" | "strongest" | "spread" | "redundant"} Order */
+/** @typedef {"each" | "shared"} Scale */
 
 const host = /** @type {typeof globalThis & {__nbviz_page?: Page}} */ (globalThis);
 if (!host.__nbviz_page) {
@@ -117,6 +120,53 @@ export function hear(model, name, use) {
   };
   page.addEventListener(name, listener);
   return () => page.removeEventListener(name, listener);
+}
+
+/** A setting that all views of a widget share. The page shows a change at once in all of them; once it is settled, the
+ * kernel has it too, for figures and the copied code.
+ * @template {keyof Messages} K
+ * @param {Model<any>} model @param {K} name @param {() => void} use called after each change */
+export function setting(model, name, use) {
+  /** @type {Messages[K]} */
+  let value = model.get(name);
+  /** @param {Messages[K]} next */
+  const take = (next) => {
+    if (next === value) return;
+    value = next;
+    use();
+  };
+  const came = () => take(model.get(name));
+  model.on(`change:${name}`, came);
+  const deaf = hear(model, name, take);
+  return {
+    get value() {
+      return value;
+    },
+    /** @param {Messages[K]} next */
+    move(next) {
+      take(next);
+      tell(model, name, next);
+    },
+    settle() {
+      model.set(name, value);
+      model.save_changes();
+    },
+    end() {
+      model.off(`change:${name}`, came);
+      deaf();
+    },
+  };
+}
+
+/** A dropdown of colour maps. @param {string[]} names @param {{value: string, move(value: string): void, settle(): void}} cmap */
+export function colourMaps(names, cmap) {
+  const options = names.map((name) => make("option", { value: name, textContent: name }));
+  const select = make("select", { title: "Colour map", "aria-label": "Colour map" }, ...options);
+  select.addEventListener("change", () => {
+    cmap.move(select.value);
+    cmap.settle();
+  });
+  return select;
 }
 
 /** A number with three significant digits. @param {number} value */
