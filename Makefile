@@ -26,10 +26,10 @@ MODULES := tests/page/node_modules
 EXTENSION := $(wildcard nbviz/labextension/*.json nbviz/labextension/static/*)
 FASHION_MNIST := /usr/share/datasets/fashion-mnist
 
-# What tells most in half a minute: numbers by hand of each room, the copied code and the promises of one widget
-QUICK := nbviz/core nbviz/imaging nbviz/methods tests/core/test_backward.py tests/imaging/test_encode.py \
-    tests/methods/test_deconvnet.py tests/methods/test_reconstruct.py tests/scanning/test_statistics.py \
-    tests/widgets/test_kernels.py tests/test_requirements.py
+# What tells most in half a minute: the examples of four rooms, numbers by hand, one widget and what views send
+QUICK := nbviz/core nbviz/imaging nbviz/methods nbviz/scanning tests/core/test_backward.py tests/core/test_trace.py \
+    tests/imaging/test_encode.py tests/methods/test_deconvnet.py tests/methods/test_reconstruct.py \
+    tests/widgets/test_kernels.py tests/widgets/test_views.py tests/test_requirements.py
 
 # Two processes share the tests. One thread each: threads of several processes on the same cores wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2
