@@ -18,8 +18,9 @@ from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.compare import CompareResult, compare
 from nbviz.methods.feature_maps import fuse
-from nbviz.widgets.controls import Choice, draws, moves
+from nbviz.widgets.controls import draws, moves
 from nbviz.widgets.figure_panels import bars_panels, filled_panels, tiles_panel
+from nbviz.widgets.layer_choice import LayerChoice
 from nbviz.widgets.memory import forget_beyond_limit
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.predictions import compared
@@ -29,11 +30,11 @@ from nbviz.widgets.views import ChannelGrid, Panels, picture_row
 _SIDES = ("a", "b")
 
 
-def _layer_control(number: int, **rest: Any) -> Choice:
-    return Choice(
+def _layer_control(number: int, **rest: Any) -> LayerChoice:
+    return LayerChoice(
         f"Layer of {_SIDES[number]}",
         f"The layer of the {('first', 'second')[number]} model",
-        options=lambda widget: {name: str(layer) for name, layer in widget.sessions[number].layers.items()},
+        options=lambda widget: widget.sessions[number].layers,
         check=lambda widget, value: widget.sessions[number].check_layer(value),
         **rest,
     )
@@ -178,9 +179,8 @@ class Compare(PictureWidget):
 
     @draws("picture", "layer_a", "layer_b", into="grids")
     def _show_grids(self) -> Iterator[bool]:
-        ends, layers = self._ends(), (self.layer_a, self.layer_b)
-        for grid, maps, session, layer in zip(self.grids, self._maps(), self.sessions, layers, strict=True):
-            grid.title = str(session.layers[layer])
+        ends = self._ends()
+        for grid, maps in zip(self.grids, self._maps(), strict=True):
             flat = maps.flatten(1)
             steps, low, high = quantise(maps, grid.side, (flat.amin(1), flat.amax(1)))
             strength, spread = to_host(high, flat.std(1, correction=0))

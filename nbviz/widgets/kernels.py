@@ -17,8 +17,9 @@ from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.kernels import check_kernels_layer, convolutions, frequency_response, kernel_report, kernels
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.controls import Choice, Index, draws
+from nbviz.widgets.controls import Index, draws
 from nbviz.widgets.figure_panels import filled_panels, tiles_panel
+from nbviz.widgets.layer_choice import LayerChoice
 from nbviz.widgets.view import reference
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
 
@@ -45,7 +46,7 @@ class Kernels(Pulled):
     _kind = "kernels"
     _arguments = ("model",)
 
-    layer = Choice(
+    layer = LayerChoice(
         "Layer",
         "The convolution whose kernels are shown",
         options=lambda widget: widget._layers,

@@ -17,6 +17,7 @@ from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets.channel_panels import ChannelPanels
 from nbviz.widgets.controls import Choice, Index, draws, moves
+from nbviz.widgets.layer_choice import LayerChoice
 from nbviz.widgets.memory import forget_beyond_limit, too_large
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.session import RULE_CAPTIONS, TILES, Look, Session
@@ -74,10 +75,10 @@ class LayerWidget(PictureWidget):
     _needs_maps = True
     _grad = True
 
-    layer = Choice(
+    layer = LayerChoice(
         "Layer",
-        "The layer whose maps are shown: type, output shape, receptive field",
-        options=lambda widget: {name: str(layer) for name, layer in widget.session.layers.items()},
+        "The layer whose maps are shown",
+        options=lambda widget: widget.session.layers,
         check=lambda widget, value: widget.session.check_layer(value),
     )
     channel = Index(
