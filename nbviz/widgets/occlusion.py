@@ -56,7 +56,7 @@ class Occlusion(ClassWidget):
     _kind = "occlusion"
 
     patch = Whole(
-        "Square",
+        "Square, px",
         "Height and width of the square, in pixels",
         least=1,
         most=lambda widget: min(widget.session.size),
@@ -64,7 +64,7 @@ class Occlusion(ClassWidget):
         start=1,
     )
     stride = Whole(
-        "Step",
+        "Step, px",
         "By how many pixels the square moves",
         least=1,
         most=lambda widget: min(widget.session.size),

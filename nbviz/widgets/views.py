@@ -135,7 +135,7 @@ class ChannelGrid(View):
     tiles: t.Dict[str, Any] = t.Dict().tag(sync=True)
     sent = t.Int().tag(sync=True)
     tables = t.Dict(_TABLES).tag(sync=True)
-    title = t.Unicode().tag(sync=True)  # describes the layer
+    title = t.Unicode().tag(sync=True)  # what the tiles are, where no control says it
     group = t.Unicode().tag(sync=True)  # views of one group share the colour map and the contrast
     cmap = t.Enum(COLOURS, "viridis").tag(sync=True)
     contrast = t.Float(2.0).tag(sync=True)
@@ -258,6 +258,7 @@ class Plot(View):
     # Written by the kernel: each curve's name, x, y (None where there is no value), and whether it is dashed.
     series: t.List[Any] = t.List().tag(sync=True)
     title = t.Unicode().tag(sync=True)
+    empty = t.Unicode().tag(sync=True)  # shown while there are no curves: what would give some
     xlabel = t.Unicode().tag(sync=True)
     ylabel = t.Unicode().tag(sync=True)
     range: t.List[Any] = t.List([None, None]).tag(sync=True)  # low and high of the y axis; None fits the curves
