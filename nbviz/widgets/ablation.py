@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from nbviz.core.checks import check_indices
 from nbviz.core.documented import documented_like
-from nbviz.core.errors import shown
+from nbviz.core.errors import line, shown
 from nbviz.core.types import Images
 from nbviz.export.figure import Panel
 from nbviz.methods.ablation import AblateResult, switched_off
@@ -21,6 +21,8 @@ from nbviz.widgets.figure_panels import bars_panels, picture_panel, plot_panel
 from nbviz.widgets.layer_widget import LayerOptions, LayerWidget
 from nbviz.widgets.session import Session
 from nbviz.widgets.views import Plot
+
+_NO_TABLE = "Give table=nbviz.ablate(model, dataset, layer) to see here what each channel is worth over a dataset."
 
 
 @documented_like(switched_off, LayerWidget)
@@ -82,20 +84,25 @@ class Ablation(LayerWidget):
     def _arrange(self) -> None:
         t.dlink((self, "channel"), (self.grid, "channel"))
         self.grid.switches = True
-        tooltip = "Switches off this many channels: the most redundant, or without a table the weakest here"
-        self.count_control = ipywidgets.IntSlider(len(self.off), 0, self.count, description="Off", tooltip=tooltip)
+        texts = {
+            "description": "Channels off",
+            "tooltip": "Switches off this many channels: the most redundant, or without a table the weakest here",
+        }
+        self.count_control = ipywidgets.IntSlider(len(self.off), 0, self.count, **texts)
         self.curve = Plot(xlabel="channels switched off", ylabel="accuracy", slider=self.count_control)
         self.each = Plot(xlabel="channels, the most redundant first", ylabel="loss")
         self._show_table()
         self.count_control.observe(self._counted, names="value")
-        middle, right = [*self._layer_controls(), self.grid], [self.count_control, self.curve, self.each]
-        self._lay_out(self._picture_column(), middle, right)
+        middle, curves = [*self._layer_controls(), self.count_control, self.grid], [self.curve, self.each]
+        rest = [[*middle, *curves]] if self.table is None else [middle, curves]
+        self._lay_out(self._picture_column(), *rest)
 
     def _show_table(self) -> None:
         """The table's curves, if they belong to the layer that is shown."""
         table = self.table if self.table is not None and self.table.layer == self.layer else None
         self.grid.ranking, self.curve.series, self.each.series = [], [], []
         if table is None:
+            self.curve.empty = _NO_TABLE if self.table is None else f"The table is of layer {line(self.table.layer)}."
             return
         keep, count = table.mode == "keep", len(table.loss)
         # Among channels that were left on alone, the one with the best answer is the least redundant.

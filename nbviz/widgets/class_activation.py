@@ -17,6 +17,7 @@ from nbviz.methods.cam_layers import find_maps, map_layers
 from nbviz.methods.cams import CAMS
 from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.widgets.controls import Choice, draws
+from nbviz.widgets.layer_choice import LayerChoice
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
 from nbviz.widgets.settings import MapSettings, SignedSettings
@@ -47,11 +48,11 @@ class ClassActivation(ClassWidget, MapSettings, SignedSettings):
 
     _parts = ("family", "large", "predictions")
 
-    layer = Choice(
+    layer = LayerChoice(
         "Layer",
         "The layer whose maps are weighted",
         kind="layer with feature maps",
-        options=lambda widget: widget._names,
+        options=lambda widget: widget._layers,
     )
     method = Choice("Method", "The method that is shown in large", options=NAMES, default="grad_cam")
 
@@ -67,8 +68,8 @@ class ClassActivation(ClassWidget, MapSettings, SignedSettings):
         super().__init__(model, images, **options)
         subject, layers = self.session.subject, self.session.all_layers
         start = first_name(subject.model, find_maps(subject, layer)[0])
-        self._names = {found.name: str(found) for found in map_layers(layers, subject.inputs)}
-        self._names |= {found.name: str(found) for found in layers if found.name == start}
+        self._layers = {found.name: found for found in map_layers(layers, subject.inputs)}
+        self._layers |= {found.name: found for found in layers if found.name == start}
         self._set_controls(layer=start)
         self.panels = Panels(
             [picture_row("", "large", "guided"), picture_row("From one pass: the gradient family", *GRADIENT_CAMS)],

@@ -18,8 +18,9 @@ from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.compare import CompareResult, compare
 from nbviz.methods.feature_maps import fuse
-from nbviz.widgets.controls import Choice, draws, moves
+from nbviz.widgets.controls import draws, moves
 from nbviz.widgets.figure_panels import bars_panels, filled_panels, grid_panel
+from nbviz.widgets.layer_choice import LayerChoice
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.session import Session, information, shared_ends
 from nbviz.widgets.settings import GridSettings, tile_order, tile_scale
@@ -28,11 +29,11 @@ from nbviz.widgets.views import ChannelGrid, Panels, picture_row
 _SIDES = ("a", "b")
 
 
-def _layer_control(number: int, **rest: Any) -> Choice:
-    return Choice(
+def _layer_control(number: int, **rest: Any) -> LayerChoice:
+    return LayerChoice(
         f"Layer of {_SIDES[number]}",
         f"The layer of the {('first', 'second')[number]} model",
-        options=lambda widget: {name: str(layer) for name, layer in widget.sessions[number].layers.items()},
+        options=lambda widget: widget.sessions[number].layers,
         check=lambda widget, value: widget.sessions[number].check_layer(value),
         **rest,
     )
@@ -173,10 +174,9 @@ class Compare(PictureWidget, GridSettings):
 
     @draws("picture", "layer_a", "layer_b", into="grids")
     def _show_grids(self) -> Iterator[bool]:
-        both, layers = self._maps(), (self.layer_a, self.layer_b)
+        both = self._maps()
         lowest, highest = map(float, shared_ends(both))
-        for grid, maps, session, layer in zip(self.grids, both, self.sessions, layers, strict=True):
-            grid.title = str(session.layers[layer])
+        for grid, maps in zip(self.grids, both, strict=True):
             flat = maps.flatten(1)
             tiles = quantise(maps, grid.side, (flat.amin(1), flat.amax(1)))
             grid.show("map", tiles, (tiles[2], flat.std(1, correction=0)), maps.shape, (lowest, highest))

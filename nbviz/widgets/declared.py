@@ -15,6 +15,7 @@ import traitlets as t
 
 from nbviz.core.state import device_aside
 from nbviz.widgets.controls import Choice, Control, Part
+from nbviz.widgets.pickers import ClassPicker, LayerPicker
 from nbviz.widgets.views import Boxes, ChannelGrid, Header, Region, Strip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -227,7 +228,8 @@ def _is_plain(value: Any) -> bool:
     return type(value) in (bool, int, float, str)
 
 
-_INPUTS = (ipywidgets.Dropdown, ipywidgets.IntSlider, ipywidgets.FloatSlider, ChannelGrid, Strip, Region, Boxes)
+_SLIDERS = ipywidgets.IntSlider, ipywidgets.FloatSlider
+_INPUTS = (ipywidgets.Dropdown, *_SLIDERS, LayerPicker, ClassPicker, ChannelGrid, Strip, Region, Boxes)
 
 
 def _inputs_in(box: ipywidgets.Box) -> Iterator[ipywidgets.Widget]:

@@ -20,6 +20,7 @@ from nbviz.widgets.controls import Choice
 from nbviz.widgets.declared import spelled_out
 from nbviz.widgets.figure_panels import filled_panels, predictions_panel
 from nbviz.widgets.layer_widget import LayerOptions, LayerWidget
+from nbviz.widgets.pickers import Tabs
 from nbviz.widgets.session import Session
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ class Explorer(LayerWidget):
         super()._show_below(content)
         self._own = (self.header, content)
         self._others: dict[str, Any] = {}
-        tooltips = [tooltip for tooltip, _ in _TABS.values()]
-        self.view_control = ipywidgets.ToggleButtons(options=VIEWS, tooltips=tooltips).add_class("nbviz-views")
+        options = [[name, tooltip] for name, (tooltip, _) in _TABS.items()]
+        self.view_control = Tabs(label="What is shown", options=options, value=VIEWS[0]).add_class("nbviz-views")
         if self.session.axes == 2 and self.session.labels is not None:  # the other tabs need a class
             self.children = [self.view_control, *self._own]
             t.link((self, "view"), (self.view_control, "value"))
@@ -141,7 +142,7 @@ class Explorer(LayerWidget):
         self.grid.slider = self.channel_control
         left = [*self._picture_column(), self.how_control, self.fused]
         middle = [*self._layer_controls(), self.tiles_control, self.grid]
-        self._lay_out(left, middle, [self.channel_control, self.panels, self.seed_control])
+        self._lay_out(left, middle, [self.channel_control, self.seed_control, self.panels])
 
     def _figure_rows(self) -> list[list[Panel]]:
         fused = [panel for row in filled_panels(self.fused) for panel in row]

@@ -22,6 +22,7 @@ from nbviz.widgets.session import Session
 from nbviz.widgets.views import Panels, Plot, picture_row
 
 _NAMES = {"down": "shift down", "across": "shift across", "scale": "scale", "angle": "turn"}
+_LABELS = {name: f"{words}, in {TRANSFORMS[name]}" for name, words in _NAMES.items()}
 _LONGEST = 40  # characters of a layer's name in a legend
 
 
@@ -47,7 +48,7 @@ class Invariance(ClassWidget):
     _caption = "Prediction: as it is → now"
     _parts = ("moved", "curves")
 
-    transform = Choice("Do", "What is done to the picture", options=_NAMES, default="angle")
+    transform = Choice("Do", "What is done to the picture", options=_LABELS, default="angle")
     value = Number(
         "By",
         "By how much: in pixels, times or degrees",

@@ -15,8 +15,9 @@ from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.kernels import check_kernels_layer, convolutions, frequency_response, kernel_report, kernels
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.controls import Choice, Index, draws
+from nbviz.widgets.controls import Index, draws
 from nbviz.widgets.figure_panels import filled_panels, grid_panel
+from nbviz.widgets.layer_choice import LayerChoice
 from nbviz.widgets.settings import GridSettings, contrast
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
 
@@ -42,7 +43,7 @@ class Kernels(Pulled, GridSettings):
 
     _arguments = ("model",)
 
-    layer = Choice(
+    layer = LayerChoice(
         "Layer",
         "The convolution whose kernels are shown",
         options=lambda widget: widget._layers,

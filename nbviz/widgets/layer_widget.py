@@ -19,6 +19,7 @@ from nbviz.methods.reconstruct import SEEDS
 from nbviz.widgets.channel_panels import channel_rows, show_channel
 from nbviz.widgets.controls import Choice, Index, draws, moves
 from nbviz.widgets.figure_panels import grid_panel
+from nbviz.widgets.layer_choice import LayerChoice
 from nbviz.widgets.memory import too_large
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.session import RULE_CAPTIONS, TILES, Look, Session
@@ -77,10 +78,10 @@ class LayerWidget(PictureWidget, GridSettings):
     _needs_maps = True
     _grad = True
 
-    layer = Choice(
+    layer = LayerChoice(
         "Layer",
-        "The layer whose maps are shown: type, output shape, receptive field",
-        options=lambda widget: {name: str(layer) for name, layer in widget.session.layers.items()},
+        "The layer whose maps are shown",
+        options=lambda widget: widget.session.layers,
         check=lambda widget, value: widget.session.check_layer(value),
     )
     channel = Index(

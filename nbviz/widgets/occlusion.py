@@ -47,7 +47,7 @@ class Occlusion(ClassWidget, MapSettings):
     """
 
     patch = Whole(
-        "Square",
+        "Square, px",
         "Height and width of the square, in pixels",
         least=1,
         most=lambda widget: min(widget.session.size),
@@ -55,7 +55,7 @@ class Occlusion(ClassWidget, MapSettings):
         start=1,
     )
     stride = Whole(
-        "Step",
+        "Step, px",
         "By how many pixels the square moves",
         least=1,
         most=lambda widget: min(widget.session.size),

@@ -12,13 +12,14 @@ from nbviz.core.checks import check_index
 from nbviz.core.errors import line
 from nbviz.core.types import Images, ModelInputs, Preprocessing, ScoresIn
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.controls import Choice, Index, draws, moves
+from nbviz.widgets.class_choice import ClassChoice
+from nbviz.widgets.controls import Index, draws, moves
 from nbviz.widgets.predictions import Result
 from nbviz.widgets.session import Session, information
 from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.views import Strip
 
-_MOST_CLASSES = 100  # in the dropdown, the most probable first
+_FIRST_CLASSES = 100  # the most probable, which are offered before all others
 
 
 class PictureOptions(TypedDict, total=False):
@@ -94,11 +95,10 @@ class PictureWidget(Pulled):
 class ClassWidget(PictureWidget):
     """A widget that looks at one class: the predicted one, unless a person chooses another."""
 
-    target = Choice(
+    target = ClassChoice(
         "Class",
-        "The class; the most probable first",
-        options=lambda widget: {number: widget._label(number) for number in widget._order()[:_MOST_CLASSES]},
-        label_of=lambda widget, value: widget._label(value),
+        "The class: type a part of its name; the most probable come first",
+        options=lambda widget: widget._order()[:_FIRST_CLASSES],
         check=lambda widget, value: check_index("class", value, len(widget._labels)),
         follows=("picture",),
         start=0,
@@ -113,9 +113,6 @@ class ClassWidget(PictureWidget):
         """The classes, the most probable first."""
         scores = self.session.scores_of(self.picture)
         return [] if scores is None else torch.nan_to_num(scores.float()).argsort(descending=True).tolist()
-
-    def _label(self, number: int) -> str:
-        return f"{line(self._labels[number], 60)} ({number})"
 
     @property
     def _labels(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ class Reconstruction(LayerWidget):
     _parts = ("trace", "channel", "predictions")
 
     def _arrange(self) -> None:
-        right = [*self._layer_controls(), self.channel_control, self.panels, self.seed_control]
+        right = [*self._layer_controls(), self.channel_control, self.seed_control, self.panels]
         self._lay_out(self._picture_column(), right)
 
     def _figure_rows(self) -> list[list[Panel]]:

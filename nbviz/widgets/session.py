@@ -17,6 +17,7 @@ from nbviz.core.backward import BACKWARD_RULES, RULES
 from nbviz.core.checks import check_real
 from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
+from nbviz.core.stages import shows, stage_ends
 from nbviz.core.state import is_compiled
 from nbviz.core.trace import Trace, first_name, run
 from nbviz.core.weights import steadily
@@ -195,22 +196,21 @@ class Session(Predictor):
         return maps if self.axes == 2 else maps.select(-3, plane * maps.shape[-3] // self.depth)
 
     def start_layer(self) -> str:
-        """A useful layer to start with: the deepest whose maps still show shapes and see a part of the picture."""
+        """A useful layer to start with: the last of the deepest stage whose maps still show shapes.
+
+        And that sees a part of the picture, where there is one.
+        """
         sides = self.subject.inputs.shape[2:]
         layers = list(self.layers.values())
+        ends = [self.layers[name] for name in stage_ends([layer for layer in layers if shows(layer)])]
         shapely = [
             layer
-            for layer in layers
-            if layer.leaf
-            and min(layer.shape[1:][-2:]) >= 12
+            for layer in ends
+            if min(layer.shape[1:][-2:]) >= 12
             and layer.receptive_field is not None
             and all(field <= 0.6 * side for field, side in zip(layer.receptive_field, sides, strict=True))
         ]
-        # Preferably after a rectifier, whose maps show where a channel fires; but a rectifier that saturates (ReLU6)
-        # passes no gradient where it is strongest.
-        fires = [layer for layer in shapely if layer.type in ("ReLU", f"MaxPool{self.axes}d")]
-        filters = [layer for layer in shapely if layer.type.startswith("Conv")]
-        return (fires or filters or shapely or [layers[len(layers) // 2]])[-1].name
+        return (shapely or [layers[len(layers) // 2]])[-1].name
 
     # The forward pass that is kept, and what is computed from it.
 

@@ -47,7 +47,6 @@ class Tiles:
         # The tiles to come belong to this state, whatever changes meanwhile.
         self._side, self._key, self._seconds = widget.grid.side, widget._key("grid"), 0.0
         with widget.grid.hold_sync():
-            widget.grid.title = str(layer)
             widget.grid.begin(kind, (layer.shape[0], *size), look.high, look.spread, session.axes == 1)
             must_draw = maps and self._add_maps(_FIRST_BYTES)
         if maps:

@@ -131,7 +131,7 @@ class ChannelGrid(Coloured):
     # Written by the kernel: the tiles' size and kind, and how many the first blocks hold; later blocks are old.
     tiles: t.Dict[str, Any] = t.Dict().tag(sync=True)
     sent = t.Int().tag(sync=True)
-    title = t.Unicode().tag(sync=True)  # describes the layer
+    title = t.Unicode().tag(sync=True)  # what the tiles are, where no control says it
     scale = t.Enum(SCALES, "each").tag(sync=True)
     order = t.Enum(ORDERS, "strongest").tag(sync=True)
     columns = t.Int(0, min=0, max=MOST_COLUMNS).tag(sync=True)  # tiles in a row; 0 takes up to 8
@@ -313,6 +313,7 @@ class Plot(View):
     # Written by the kernel: each curve's name, x, y (None where there is no value), and whether it is dashed.
     series: t.List[Any] = t.List().tag(sync=True)
     title = t.Unicode().tag(sync=True)
+    empty = t.Unicode().tag(sync=True)  # shown while there are no curves: what would give some
     xlabel = t.Unicode().tag(sync=True)
     ylabel = t.Unicode().tag(sync=True)
     range: t.List[Any] = t.List([None, None]).tag(sync=True)  # low and high of the y axis; None fits the curves

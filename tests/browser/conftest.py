@@ -87,15 +87,22 @@ def notebook(
 ) -> Iterator[Callable[..., Notebook]]:
     """Open a notebook, a list of cells or a file, and run it: ``notebook(["import nbviz; nbviz.explore()"])``.
 
-    With ``fresh=True`` in a page of its own, which a test asks for that changes more of the page than its notebook.
+    With ``fresh=True`` in a page of its own, which a test asks for that changes more of the page than its notebook; so
+    does ``host=Notebook7``.
     """
     opened: list[Notebook] = []
     own: list[Notebook] = []
 
     def open_notebook(
-        source: Sequence[str] | Path, *, run: bool = True, timeout: float = 300.0, fresh: bool = False
+        source: Sequence[str] | Path,
+        *,
+        run: bool = True,
+        timeout: float = 300.0,
+        fresh: bool = False,
+        host: type[Notebook] = Notebook,
     ) -> Notebook:
         screenshots = Path(os.environ.get("NBVIZ_SCREENSHOTS", tmp_path))
+        fresh = fresh or host is not Notebook
         if left and not fresh:
             book = left.pop()
             book.screenshots = screenshots
@@ -103,7 +110,7 @@ def notebook(
             book.set_theme("light")
         else:
             lab.reset_settings()
-            book = Notebook(context.new_page(), lab, screenshots)
+            book = host(context.new_page(), lab, screenshots)
         opened.append(book)
         own.extend([book] if fresh else [])
         book.open(source)

@@ -153,6 +153,7 @@ def lab_server(home: Path, *, subshells: bool) -> Iterator[LabServer]:
         f"--ServerApp.root_dir={server.folder}",
         f"--IdentityProvider.token={TOKEN}",
         "--LabApp.expose_app_in_browser=True",
+        "--JupyterNotebookApp.expose_app_in_browser=True",
         "--LabApp.news_url=None",
     ]
     log = home / "server.log"
@@ -198,6 +199,8 @@ class CellError(AssertionError):
 class Notebook:
     """A notebook that is open in JupyterLab. Cells are numbered from 0, Markdown cells included."""
 
+    place = "lab/tree"  # where the server shows a notebook
+
     def __init__(self, page: Page, server: LabServer, screenshots: Path) -> None:
         self.page = page
         self.server = server
@@ -224,7 +227,7 @@ class Notebook:
 
     def reopen(self) -> None:
         """Load the page, with the notebook as it was last saved, and the kernel that it has or a new one."""
-        self.page.goto(f"{self.server.url}/lab/tree/{self.name}?token={TOKEN}&reset")
+        self.page.goto(f"{self.server.url}/{self.place}/{self.name}?token={TOKEN}&reset")
         self._wait_until_open()
 
     def _wait_until_open(self) -> None:
@@ -394,12 +397,23 @@ class Notebook:
         return path
 
     def set_theme(self, theme: str) -> None:
-        """Change to the "light" or the "dark" theme."""
-        name = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}[theme]
+        """Change to the "light", the "dark" or the "contrast" theme."""
+        name = f"JupyterLab {'Dark High Contrast' if theme == 'contrast' else theme.title()}"
         self.page.evaluate("theme => void jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
         splash = "!document.getElementById('jupyterlab-splash')"  # which lies over the page while the theme loads
         self.wait_for(f"return document.body.dataset.jpThemeName === name && {splash}", name=name)
         self.settle()
+
+
+class Notebook7(Notebook):
+    """A notebook that is open in Notebook 7, which the same server shows."""
+
+    place = "notebooks"
+
+    @property
+    def console_errors(self) -> list[str]:
+        """The console's errors, but for those of Notebook 7 itself, which looks for settings that it lacks."""
+        return [error for error in super().console_errors if "/static/notebook/" not in error]
 
 
 def slider_moves(handle: Locator, n: int, key: str = "ArrowRight", seconds: float = 1.0) -> float:

@@ -50,10 +50,10 @@ def select(widget: Locator, label: str) -> Locator:
 
 
 def choose_layer(widget: Locator, name: str) -> None:
-    """Pick a layer by its name; the dropdown's entries go on with type, shape and receptive field."""
-    labels = select(widget, "Layer").locator("option").all_text_contents()
-    places = [i for i, label in enumerate(labels) if label.split()[0] == name]
-    select(widget, "Layer").select_option(index=places[0])
+    """Pick a layer by its name; the list's entries go on with the type."""
+    picker = widget.locator(".nbviz-layers").first
+    label = picker.locator("option", has_text=re.compile(f"^{re.escape(name)} ·")).first.text_content()
+    picker.locator("select").select_option(label=label)
 
 
 def check_channel(book: Notebook, widget: Locator, layer: str, channel: int, picture: int = 0) -> None:

@@ -101,6 +101,19 @@ def test_a_kernel_shut_down_is_missed_at_once(notebook: Callable[..., Notebook])
     expect_dimmed(widget)
 
 
+@once
+def test_without_a_kernel_the_tabs_are_dimmed_too(notebook: Callable[..., Notebook]) -> None:
+    book = notebook([EXPLORE])
+    widget = ready(book)
+    widget.get_by_role("button", name="regions", exact=True).click()
+    expect(widget.locator(".nbviz-region")).to_be_visible()
+    ready(book)
+    book.page.evaluate("jupyterapp.shell.currentWidget.context.sessionContext.shutdown()")
+    expect_soon(widget, "no kernel", "run the cell again")
+    expect_dimmed(widget)
+    book.screenshot("no-kernel-tab.png", widget)
+
+
 def test_a_kernel_that_is_busy_in_python_is_not_missed(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE])
     widget = ready(book)

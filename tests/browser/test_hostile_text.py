@@ -52,7 +52,7 @@ def test_names_are_text_in_the_page(notebook: Callable[..., Notebook]) -> None:
     book.wait_idle()
     for place in (header.locator("strong"), header.locator(".nbviz-info"), widget.locator(".nbviz-predictions")):
         expect(place).to_contain_text("<x-evil></x-evil><img src=x onerror=")
-    layers = widget.locator(".widget-dropdown", has_text="Layer").locator("option")
+    layers = widget.locator(".nbviz-layers option")
     expect(layers.first).to_contain_text("<x-evil></x-evil><img src=x onerror=")
     title = widget.locator(".nbviz-thumbs button").get_attribute("title") or ""
     assert title.startswith("<x-evil><∕x-evil><img src=x onerror=")

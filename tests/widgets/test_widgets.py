@@ -413,7 +413,7 @@ def test_an_interrupt_while_drawing_leaves_the_rest_to_be_drawn(
     view.finish()
     assert view.header.state == "ready"
     assert view.header.stale == []
-    assert view.grid.title.startswith("features.4 ")
+    assert view.grid.tiles["state"].startswith("0 features.4 ")
 
 
 def test_an_error_leaves_what_is_stale_marked_and_the_view_can_be_shown(images: torch.Tensor) -> None:
@@ -483,7 +483,7 @@ def test_it_works_under_no_grad_and_inference_mode(model: nn.Module, images: tor
 
 def test_a_model_without_rectifiers_gets_a_note_in_place_of_a_warning() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU())
-    view = nbviz.Reconstruction(net, torch.rand(1, 3, 16, 16))
+    view = nbviz.Reconstruction(net, torch.rand(1, 3, 16, 16), "0")
     view.finish()
     assert "equal the plain gradient" in view.header.note
 

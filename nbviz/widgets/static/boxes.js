@@ -40,7 +40,7 @@ function render({ model, el }) {
 
   const pictures = () => {
     places = model.get("pictures").map(({ name, shape, data }, i) => {
-      const canvas = make("canvas", { width: shape[1], height: shape[0] });
+      const canvas = make("canvas", { width: shape[1], height: shape[0], role: "img", "aria-label": name });
       context2d(canvas).putImageData(imageOf(bytes(data), shape), 0, 0);
       if (canvas.width <= 64) canvas.style.imageRendering = "pixelated";
       const mark = make("div", { className: "nbviz-mark" });

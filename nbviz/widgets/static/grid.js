@@ -3,6 +3,7 @@
 import { paint, paintByTable, paintCurves, release } from "./paint.js";
 import { palette } from "./pixels.js";
 import {
+  announcer,
   bytes,
   choices,
   colourMaps,
@@ -129,7 +130,7 @@ async function render({ model, el }) {
       ["index", "in the layer's own order"],
       ["strongest", "largest activation first"],
       ["spread", "largest standard deviation over the positions first"],
-      .../** @type {[string, string][]} */ (model.get("ranking").length ? [["redundant", "most redundant first"]] : []),
+      ["redundant", "most redundant first"],
     ],
     (name) => change(ordering, /** @type {Order} */ (name)),
   );
@@ -162,6 +163,8 @@ async function render({ model, el }) {
     canvas,
     spacer,
   );
+  canvas.setAttribute("role", "img");
+  const spoken = announcer();
   const caption = make("div", { className: "nbviz-caption" });
   const title = make("div", { className: "nbviz-caption" });
   const large = make("canvas", { className: "nbviz-large" });
@@ -203,6 +206,7 @@ async function render({ model, el }) {
     bar,
     make("div", { className: "nbviz-frame", "data-part": model.get("part") }, scroller, tip),
     caption,
+    spoken.line,
   );
   if (model.get("large"))
     el.append(make("figure", { className: "nbviz-picked", "data-part": model.get("part") }, large, largeCaption));
@@ -314,8 +318,11 @@ async function render({ model, el }) {
       " · Ctrl + wheel or + − zooms · " +
       (switches ? `${off.size} switched off · click, or arrow keys and Space, switch` : "click or arrow keys pick");
     orders.show(ordering.value);
+    orders.offer("redundant", model.get("ranking").length > 0);
     scales.show(scaling.value);
     colours.value = colouring.value;
+    colours.hidden = tiles.kind === "signed"; // which have colours of their own
+    canvas.setAttribute("aria-label", `${tiles.count} tiles, ${shown} of them in view`);
     el.dataset.painted = String(++painted);
     el.dataset.channel = String(picked());
     if (switches) el.dataset.off = String(off.size);
@@ -338,6 +345,8 @@ async function render({ model, el }) {
     const context = context2d(large);
     const place = { channel, x: 0, y: 0, width: large.width, height: large.height };
     (tiles.plots ? paintCurves : paintByTable)(context, tiles, [place], { ...look(), shared: false });
+    large.setAttribute("role", "img");
+    large.setAttribute("aria-label", `Tile ${channel}, large`);
     large.style.imageRendering = w <= 128 && !tiles.plots ? "pixelated" : "auto";
     const ends = `${short(tiles.low[channel])} to ${short(tiles.high[channel])}`;
     const less = reduced() ? `, drawn at ${tiles.plots ? w : `${h}×${w}`}: zoom in for all of it` : "";
@@ -506,9 +515,20 @@ async function render({ model, el }) {
     event.stopPropagation();
   });
 
+  let before = picked();
   const chosen = () => {
     draw();
-    if (tiles.count) reveal();
+    if (!tiles.count) return;
+    reveal();
+    const channel = picked();
+    if (before !== channel) spoken.say(described(channel));
+    before = channel;
+  };
+  /** What a screen reader says of a tile. @param {number} channel */
+  const described = (channel) => {
+    const ends = tiles.have[channel] ? `, ${short(tiles.low[channel])} to ${short(tiles.high[channel])}` : "";
+    const off = switches && model.get("off").includes(channel) ? ", switched off" : "";
+    return `${channel} is picked, ${order.indexOf(channel) + 1} of ${tiles.count}${ends}${off}`;
   };
   const end = together([
     follow(model, ["tiles", "sent"], receive),
@@ -516,6 +536,7 @@ async function render({ model, el }) {
     follow(model, ["off"], draw),
     follow(model, ["title"], () => {
       title.textContent = model.get("title");
+      title.hidden = !model.get("title");
     }),
     slider ? follow(slider, ["value"], chosen) : follow(model, ["channel"], chosen),
     ...[ordering, scaling, colouring, contrast, zooming].map(({ end }) => end),

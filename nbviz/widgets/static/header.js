@@ -2,6 +2,7 @@
 // It also asks the kernel for the next chunk of work once the page has painted the last.
 
 import { followKernel } from "./kernel.js";
+import { nameHandles } from "./names.js";
 import { context2d, follow, make, page, referred, together } from "./shared.js";
 
 /** @import { Model } from "./shared.js" */
@@ -34,6 +35,9 @@ function copyWithoutClipboard(text) {
   document.execCommand("copy");
   area.remove();
 }
+
+/** The widget that a widget is a part of. @param {HTMLElement} root @returns {HTMLElement | null} */
+const around = (root) => root.parentElement?.closest(".nbviz") ?? null;
 
 /** @param {{model: Model<Traits>, el: HTMLElement}} context */
 function render({ model, el }) {
@@ -85,11 +89,14 @@ function render({ model, el }) {
   let unanswered = false; // a control has moved, and the kernel has not answered
   let slow = false; // the kernel has been at work for a while
   const gone = () => own?.comm_live === false && (wasLive || unanswered);
+  /** Whether this is a page that was saved, in which there never was a kernel. */
+  const isCopy = () => own?.comm_live === false && !kernel.known;
   /** Show the present state. */
   function showState() {
-    const lost = kernel.gone() || gone();
+    const lost = kernel.gone() || gone() || isCopy();
     let text = model.get("state");
-    if (lost) text = "no kernel: run the cell again";
+    if (isCopy() && !wasLive) text = "no kernel: this is a saved page";
+    else if (lost) text = "no kernel: run the cell again";
     else if (kernel.silent()) text = "no kernel answers";
     else if (unanswered) text = kernel.busy() ? "waiting: a cell is running" : "waiting: the kernel is busy";
     el.dataset.state = text.split(":")[0].replace(" answers", "");
@@ -110,6 +117,8 @@ function render({ model, el }) {
     if (!root) return;
     const now = slow ? stale : dimmed;
     root.dataset.stale = all ? "all" : now.join(" ");
+    // Around it may be the explorer's tabs, which are as dead.
+    for (let outer = around(root); outer; outer = around(outer)) outer.dataset.stale = all ? "all" : "";
     for (const drawn of /** @type {NodeListOf<HTMLElement>} */ (root.querySelectorAll("[data-part]")))
       drawn.classList.toggle("nbviz-stale", !all && now.includes(drawn.dataset.part ?? ""));
   }
@@ -139,7 +148,7 @@ function render({ model, el }) {
   model.on("comm_live_update", showState);
   /** @type {Model<object>[]} */
   const controls = [];
-  let wasLive = kernel.known; // a saved page never had a kernel, and is not dimmed for that
+  let wasLive = kernel.known; // whether there was a kernel
   model.get("controls").forEach(async (reference, i) => {
     /** @type {Model<object>} */
     const control = await referred(model, reference);
@@ -158,7 +167,7 @@ function render({ model, el }) {
   const keep = () => {
     /** @type {HTMLElement | null} */
     let root = el.closest(".nbviz");
-    for (let outer = root; outer; outer = outer.parentElement?.closest(".nbviz") ?? null) root = outer;
+    for (let outer = root; outer; outer = around(outer)) root = outer;
     if (!root?.isConnected || root.dataset.kept || !model.get("state").startsWith("closed")) return;
     root.dataset.kept = "true"; // one of its headers is enough
     const still = /** @type {HTMLElement} */ (root.cloneNode(true));
@@ -180,6 +189,16 @@ function render({ model, el }) {
   };
   model.on("comm:close", keep);
 
+  /** @type {(() => void) | undefined} */
+  let unname;
+  /** The widget is in the page now. */
+  function attached() {
+    /** @type {HTMLElement | null} */
+    const root = el.closest(".nbviz");
+    if (unname || ended || !root) return;
+    unname = nameHandles(root);
+    showState();
+  }
   const painted = async () => {
     const chunk = model.get("chunk");
     // Once the views, which may be notified after the header, have drawn the chunk.
@@ -188,6 +207,7 @@ function render({ model, el }) {
     // Twice: the first callback comes before the frame that shows the chunk, the second after it.
     requestAnimationFrame(() =>
       requestAnimationFrame(() => {
+        attached();
         el.dataset.chunk = String(chunk);
         if (ended || chunk !== model.get("chunk")) return;
         if (chunk === model.get("painted") && model.get("hears") === kernel.hears) return;
@@ -210,6 +230,7 @@ function render({ model, el }) {
     clearTimeout(waiting);
     clearTimeout(slowing);
     kernel.end();
+    unname?.();
     model.off("comm_live_update", showState);
     model.off("comm:close", keep);
     end();

@@ -117,7 +117,7 @@ function render({ model, el }) {
     if (marked && label.box && label.size) mark.style.cssText = covering(label.box, label.size);
     caption.textContent = (cell.crop && label.part) || label.caption || "";
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", caption.textContent);
+    canvas.setAttribute("aria-label", caption.textContent || cell.slot);
     figure.dataset.key = label.key;
     figure.dataset.part = label.part_drawn;
     dim();

@@ -11,6 +11,7 @@ import { follow, make, referred, short, together } from "./shared.js";
  * @property {string} part
  * @property {Curve[]} series
  * @property {string} title
+ * @property {string} empty
  * @property {string} xlabel
  * @property {string} ylabel
  * @property {[number | null, number | null]} range
@@ -19,6 +20,9 @@ import { follow, make, referred, short, together } from "./shared.js";
 const INKS = ["#1e88e5", "#e53935", "#43a047", "#8e24aa", "#fb8c00", "#6d4c41"];
 const HEIGHT = 190;
 const EDGE = { left: 46, right: 10, top: 8, bottom: 34 };
+
+/** The strokes of a curve, in the plot and in its legend. @param {Pick<Curve, "dashed">} curve */
+export const dashes = ({ dashed }) => (dashed ? "5 4" : "none");
 
 /** An SVG element.
  * @template {keyof SVGElementTagNameMap} K
@@ -90,7 +94,8 @@ async function render({ model, el }) {
   const legend = make("div", { className: "nbviz-legend" });
   const frame = make("div", { className: "nbviz-frame", "data-part": model.get("part") }, svg);
   el.classList.add("nbviz-plot");
-  el.append(caption, frame, legend);
+  const empty = make("div", { className: "nbviz-empty" });
+  el.append(caption, frame, legend, empty);
   /** The pointer's place in units of the x axis. @type {number | null} */
   let pointed = null;
 
@@ -99,7 +104,10 @@ async function render({ model, el }) {
 
   function draw() {
     const series = model.get("series");
-    el.hidden = !series.length;
+    // Without curves, what would give some, if there is something to say.
+    for (const part of [caption, frame, legend]) part.hidden = !series.length;
+    empty.textContent = series.length ? "" : model.get("empty");
+    el.hidden = !series.length && !empty.textContent;
     caption.textContent = model.get("title");
     if (!series.length) return;
     const { x0, x1, y0, y1, across, down } = scales();
@@ -136,7 +144,7 @@ async function render({ model, el }) {
           stroke: ink,
           fill: "none",
           "stroke-width": 1.8,
-          "stroke-dasharray": curve.dashed ? "5 4" : "none",
+          "stroke-dasharray": dashes(curve),
         }),
       );
     });
@@ -155,8 +163,9 @@ async function render({ model, el }) {
     const shown = pointed ?? at;
     legend.replaceChildren(
       ...series.map((curve, i) => {
-        const swatch = make("span", { className: "nbviz-swatch" });
-        swatch.style.background = INKS[i % INKS.length];
+        const look = { stroke: INKS[i % INKS.length], "stroke-width": 2.5, "stroke-dasharray": dashes(curve) };
+        const swatch = drawn("svg", { class: "nbviz-swatch", width: 22, height: 6, "aria-hidden": "true" });
+        swatch.append(drawn("line", { ...look, x1: 0, x2: 22, y1: 3, y2: 3 }));
         const value = shown === null ? null : valueNear(curve, shown);
         return make("span", {}, swatch, curve.name + (value === null ? "" : ` ${short(value)}`));
       }),
@@ -186,7 +195,7 @@ async function render({ model, el }) {
   });
 
   const end = together([
-    follow(model, ["series", "title", "range", "xlabel", "ylabel"], draw),
+    follow(model, ["series", "title", "range", "xlabel", "ylabel", "empty"], draw),
     ...(owner ? [follow(owner, ["value"], draw)] : []),
   ]);
   const resized = new ResizeObserver(draw);

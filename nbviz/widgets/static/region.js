@@ -17,8 +17,8 @@ import { bytes, choices, context2d, follow, make, together } from "./shared.js";
 /** @param {{model: Model<Traits>, el: HTMLElement}} context */
 function render({ model, el }) {
   el.classList.add("nbviz-region");
-  const canvas = make("canvas");
-  const over = make("canvas", { className: "nbviz-painted" });
+  const canvas = make("canvas", { role: "img", "aria-label": "The picture" });
+  const over = make("canvas", { className: "nbviz-painted", "aria-hidden": "true" });
   const mark = make("div", { className: "nbviz-mark" });
   const holder = make(
     "div",

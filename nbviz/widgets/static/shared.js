@@ -68,6 +68,23 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** A line that is not seen, and that screen readers read aloud when it has been the same for a moment. */
+export function announcer() {
+  const line = make("div", { className: "nbviz-unseen", role: "status", "aria-live": "polite" });
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
+  return {
+    line,
+    /** @param {string} text */
+    say(text) {
+      clearTimeout(timer);
+      timer = setTimeout(() => {
+        line.textContent = text;
+      }, 300);
+    },
+  };
+}
+
 /** A canvas's drawing context, which a WebGL canvas would not have. @param {HTMLCanvasElement} canvas */
 export const context2d = (canvas) => /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
 
@@ -215,6 +232,10 @@ export function choices(label, options, choose) {
     /** @param {string} name */
     show(name) {
       for (const button of buttons) button.setAttribute("aria-pressed", String(button.textContent === name));
+    },
+    /** Hide an option while it would do nothing. @param {string} name @param {boolean} works */
+    offer(name, works) {
+      for (const button of buttons) if (button.textContent === name) button.hidden = !works;
     },
   };
 }

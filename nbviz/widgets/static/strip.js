@@ -1,7 +1,7 @@
 // The pictures to choose from, and the predictions for the chosen picture.
 
 import { curves, imageOf } from "./pixels.js";
-import { bytes, context2d, follow, inflate, inTurn, make, together, towards } from "./shared.js";
+import { announcer, bytes, context2d, follow, inflate, inTurn, make, together, towards } from "./shared.js";
 
 /** @import { Encoded, Model } from "./shared.js" */
 
@@ -27,13 +27,22 @@ export function walked(key, place, count, columns) {
   return to === null ? null : Math.min(count - 1, Math.max(0, to));
 }
 
+/** A prediction in words. @param {[string, number, number?]} row */
+export const spelled = ([label, probability, before]) =>
+  `${label} ${before === undefined ? "" : `${before.toFixed(2)}, now `}${probability.toFixed(2)}`;
+
 /** @param {{model: Model<Traits>, el: HTMLElement}} context */
 function render({ model, el }) {
   el.classList.add("nbviz-strip");
   const strip = make("div", { className: "nbviz-thumbs", role: "group", "aria-label": "Pictures" });
   const blocks = Array.from({ length: Math.ceil(model.get("names").length / model.get("block")) }, (_, i) => i);
   const table = make("div", { className: "nbviz-predictions", "data-part": model.get("part") });
-  el.append(make("div", { className: "nbviz-caption", textContent: "Picture" }), strip, table);
+  const spoken = announcer();
+  el.append(
+    make("div", { className: "nbviz-caption", textContent: "Picture" }),
+    make("div", { className: "nbviz-pictures" }, strip, table),
+    spoken.line,
+  );
 
   /** @param {HTMLCanvasElement} canvas @param {Uint8Array} from @param {number[]} shape */
   function drawPixels(canvas, from, [h, w, channels]) {
@@ -95,7 +104,7 @@ function render({ model, el }) {
     inView.clear();
     strip.replaceChildren(
       ...model.get("names").map((name, i) => {
-        const canvas = make("canvas", { width: 1, height: 1 });
+        const canvas = make("canvas", { width: 1, height: 1, "aria-hidden": "true" });
         if (model.get("plot")) canvas.style.aspectRatio = "2";
         const choose = () => {
           model.set("picture", i);
@@ -128,8 +137,11 @@ function render({ model, el }) {
     event.preventDefault();
     event.stopPropagation();
   });
+  let drawn = false;
   const predictions = () => {
     const rows = model.get("predictions");
+    if (drawn && rows.length) spoken.say(`${model.get("names")[model.get("picture")]}: ${spelled(rows[0])}`);
+    drawn = rows.length > 0;
     table.classList.toggle(
       "nbviz-compared",
       rows.some((row) => row.length > 2),
