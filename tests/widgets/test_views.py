@@ -253,12 +253,11 @@ def test_panels_of_an_earlier_state_are_no_part_of_the_figure() -> None:
 def grid_of(kind: str, **settings: Any) -> ChannelGrid:
     """Five channels of 24×24 equal pixels: channel c has the byte 100 + 20 c, from 0 to c + 1."""
     grid = ChannelGrid(**settings)
-    high = np.arange(1.0, 6.0)
+    high = torch.arange(1.0, 6.0)
     grid.draw_for("grid", "now")
-    grid.begin(kind, (5, 24, 24), high, high[::-1])
     steps = (100 + 20 * torch.arange(5, dtype=torch.uint8))[:, None, None].expand(5, 24, 24)
-    low = torch.zeros(5) if kind == "map" else -torch.from_numpy(high)
-    grid.fill(steps[..., None] if kind == "signed" else steps, low, torch.from_numpy(high))
+    tiles = steps[..., None] if kind == "signed" else steps, torch.zeros(5) if kind == "map" else -high, high
+    grid.show(kind, tiles, (high, high.flip(0)), (5, 24, 24))
     return grid
 
 
