@@ -88,7 +88,11 @@ class Pulled(Declared):
                 self._to_move.discard(name)
             self._to_move |= {moved for moved, (trigger, _) in self._movers.items() if trigger == name}
             self._to_fit |= {other for other, control in self._controls.items() if name in control.follows}
-            self._renew({part for part in self._parts if name in self._declared[part].depends(self)})
+            parts = {part for part in self._parts if name in self._declared[part].depends(self)}
+            if parts or self._to_move or self._to_fit:
+                self._renew(parts)
+            else:
+                self.header.code = self.code
 
     def _renew(self, parts: set[str]) -> None:
         """Draw parts again."""

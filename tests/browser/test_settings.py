@@ -100,7 +100,7 @@ def test_a_figure_shows_what_was_set_in_the_page(notebook: Callable[..., Noteboo
     if len(arrays["grid"]):
         pixels, levels = canvas(book, grids.first), arrays["grid"].astype(int)
         columns = values.get("columns") or min(8, int(np.ceil(np.sqrt(len(levels)))))
-        for i in np.flatnonzero(~arrays["crossed"])[:columns]:
+        for i in np.flatnonzero(~arrays["crossed"][:columns]):
             level = levels[i]
             assert np.abs(tile(pixels, i, level.shape[:2], columns) - level)[2:-2, 2:-2].max(initial=0) <= 2
             compared += 1
