@@ -14,7 +14,7 @@ from nbviz.core.checks import check_indices
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import shown
 from nbviz.core.types import Images
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.methods.ablation import AblateResult, switched_off
 from nbviz.widgets.controls import Control, draws, moves
 from nbviz.widgets.figure_panels import bars_panels, picture_panel, plot_panel
@@ -152,7 +152,7 @@ class Ablation(LayerWidget):
     def _figure_rows(self) -> list[list[Panel]]:
         now = f"without {len(self.off)} channels" if self.off else ""
         bars = bars_panels(self, "with all channels", now)
-        plots = [plot_panel(plot, marker) for plot, marker in ((self.curve, len(self.off)), (self.each, None))]
+        plots = [plot_panel(self.curve, len(self.off), "curve"), plot_panel(self.each, name="each")]
         rows = [[picture_panel(self), *bars, self._grid_panel()], [plot for plot in plots if plot.series]]
         return list(filter(None, rows))
 

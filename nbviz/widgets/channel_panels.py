@@ -14,7 +14,7 @@ from torch import Tensor
 from nbviz.core.backward import PAPERS, RULES
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.widgets.session import LARGE, RULE_CAPTIONS, fitted
+from nbviz.widgets.session import LARGE, MEASURES, RULE_CAPTIONS, fitted
 
 if TYPE_CHECKING:
     from nbviz.widgets.layer_widget import LayerWidget
@@ -106,7 +106,8 @@ class ChannelPanels:
             steps = np.full_like(steps, round(255 * float((low - lowest) / max(highest - lowest, 1e-12))))
         shape = "×".join(map(str, session.layers[widget.layer].shape[1:]))
         caption = f"#{channel}: {shape}, {low:.3g} to {high:.3g}"
-        widget.panels.show("activation", "map", steps[..., None], caption=caption)
+        ends = float(low), float(high)
+        widget.panels.show("activation", "map", steps[..., None], caption=caption, ends=ends, measure="activation")
 
     def _show_reconstruction(self, rule: str, patch: Patch) -> frozenset[str]:
         """Fill a rule's slots; the names of the rectifiers that it applied to."""
@@ -140,7 +141,10 @@ class ChannelPanels:
         small = fitted(whole)
         is_apart = self.session.axes == 3 or small is not whole  # else the page can cut it out
         own = pixels(fitted(cropped[:, top:bottom, left:right])) if is_apart else None
-        label = {"caption": caption, "part": part, "box": list(patch.box), "size": list(self.session.size)}
+        label: dict[str, Any] = {"caption": caption, "part": part, "box": list(patch.box)}
+        label["size"] = list(self.session.size)
+        if largest is not None:
+            label |= {"ends": [-float(largest), float(largest)], "measure": MEASURES[slot]}
         kind = "picture" if largest is None else "signed"
         self.widget.panels.show(slot, kind, pixels(small), None, own, **label, mark=mark)
 

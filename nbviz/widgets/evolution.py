@@ -14,9 +14,9 @@ from nbviz.core.documented import documented_like
 from nbviz.core.errors import line, shown
 from nbviz.core.state import check_model
 from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.imaging.encode import Array, channels_last, to_host
-from nbviz.imaging.pixels import centre, quantise
+from nbviz.imaging.pixels import around_zero, centre, quantise
 from nbviz.methods.evolution import CheckpointResult, evolution
 from nbviz.pictures.load import Pictures
 from nbviz.pictures.preprocess import find_preprocess
@@ -139,16 +139,18 @@ class Evolution(Pulled, MapSettings, SignedSettings):
         i, _ = self._place
         return channels_last(fitted(Pictures(moment.pictures[i : i + 1], self._preprocess, ("",)).display()[0]))
 
-    def _map(self, moment: CheckpointResult) -> Array:
-        """The map, on one scale for all times."""
+    def _map(self, moment: CheckpointResult) -> tuple[Array, tuple[float, float]]:
+        """The map, on one scale for all times, and its ends."""
         finite = [torch.nan_to_num(m.maps[self._place].float().cpu(), 0.0, 0.0, 0.0) for m in self.moments]
         ends = min(maps.amin() for maps in finite), max(maps.amax() for maps in finite)
         (steps,) = to_host(quantise(moment.maps[self._place].cpu(), None, ends)[0])
-        return steps[..., None]
+        return steps[..., None], (float(ends[0]), float(ends[1]))
 
-    def _signal(self, moment: CheckpointResult) -> Array:
+    def _signal(self, moment: CheckpointResult) -> tuple[Array, tuple[float, float]]:
+        """The reconstruction, and the ends of its scale."""
         signal = moment.reconstructions[self._place].float().cpu()
-        return channels_last(centre(fitted(signal if len(signal) in (1, 3) else signal.mean(0, keepdim=True))))
+        signal = fitted(signal if len(signal) in (1, 3) else signal.mean(0, keepdim=True))
+        return channels_last(centre(signal)), around_zero(signal)
 
     @draws("moment", "channel", "picture", into="panels")
     def _show_moment(self) -> Iterator[bool]:
@@ -156,8 +158,10 @@ class Evolution(Pulled, MapSettings, SignedSettings):
         which = "the picture that excited it most" if self._recorded else "picture"
         caption = f"#{number}, strongest {float(moment.values[self._place]):.3g}; one scale for all times"
         self.panels.show("picture", "picture", self._picture(moment), caption=f"{line(moment.name, 60)}: {which}")
-        self.panels.show("activation", "map", self._map(moment), caption=caption)
-        self.panels.show("signal", "signed", self._signal(moment), caption="what it answers to there")
+        pixels, ends = self._map(moment)
+        self.panels.show("activation", "map", pixels, caption=caption, ends=ends, measure="activation")
+        pixels, ends = self._signal(moment)
+        self.panels.show("signal", "signed", pixels, caption="what it answers to there", ends=ends, measure="signal")
         yield False
 
     @draws("channel", "picture", into=("film", "values"))
@@ -165,7 +169,8 @@ class Evolution(Pulled, MapSettings, SignedSettings):
         count, numbers = len(self.moments), self.moments[0].channels
         for i, place in enumerate(np.linspace(0, count - 1, min(_FILM, count)).round()):
             moment = self.moments[int(place)]
-            self.film.show(f"film_{i}", "signed", self._signal(moment), caption=line(moment.name, 30))
+            pixels, ends = self._signal(moment)
+            self.film.show(f"film_{i}", "signed", pixels, caption=line(moment.name, 30), ends=ends)
         curves = []
         others = (k for k in range(len(numbers)) if k != self.channel)
         for k in sorted([self.channel, *others][:_CURVES]):
@@ -179,7 +184,11 @@ class Evolution(Pulled, MapSettings, SignedSettings):
         return f"{self.header.title} · #{moment.channels[self.channel]} · {moment.name}"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        return [*filled_panels(self.panels), *filled_panels(self.film), [plot_panel(self.values, self.moment)]]
+        return [
+            *filled_panels(self.panels),
+            *filled_panels(self.film),
+            [plot_panel(self.values, self.moment, "values")],
+        ]
 
 
 def _check_alike(moments: Sequence[Any]) -> list[CheckpointResult]:
