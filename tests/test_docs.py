@@ -37,9 +37,9 @@ def described(thing):
 
 
 def parameters(thing):
-    signature = inspect.signature(thing.__init__ if inspect.isclass(thing) else thing)
+    signature = inspect.signature(thing)
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    return [f"{stars.get(p.kind, '')}{p.name}" for p in signature.parameters.values() if p.name != "self"]
+    return [f"{stars.get(p.kind, '')}{p.name}" for p in signature.parameters.values()]
 
 
 def test_the_lists_are_not_empty():

@@ -64,7 +64,7 @@ from nbviz.widgets.view import View
 from tests.rounds import TIMES, rounds
 from tests.widgets.every_widget import EVERY, make
 
-CALLS = rounds(100, 1000)
+CALLS = rounds(50, 1000)
 SECONDS = 20  # after which a call hangs
 
 #: What an error says of what would have been right: of a model or a transform that failed, how it did.

@@ -87,6 +87,19 @@ labels
     ImageNet models have them.
 picture
     Which of the pictures is shown at first, from 0.
+cmap
+    The colour map of values, which the page can change: ``"viridis"``, ``"magma"``, ``"inferno"``, ``"cividis"``,
+    ``"gray"``, ``"turbo"`` or ``"coolwarm"``.
+opacity
+    Opacity of a map over its picture, from 0, the picture alone, to 1.
+contrast
+    By how much signed values are spread around grey, from 1 to 16.
+order
+    The order of the tiles: ``"index"``, ``"strongest"`` first, by ``"spread"`` or, once it is known, ``"redundant"``.
+scale
+    ``"each"`` tile from its own lowest to its own highest value, or all on one ``"shared"`` scale.
+columns
+    Tiles in a row of the grid, up to 32; 0 takes up to 8.
 {_SCAN_OPTIONS.strip()}
 **options
     Options of :func:`nbviz.scan`:
@@ -197,9 +210,9 @@ def _entries(sections: dict[str, str], title: str) -> Entries:
 
 def _parameter_names(thing: Any) -> list[str]:
     """The names in the signature, with their stars."""
-    signature = inspect.signature(thing.__init__ if isinstance(thing, type) else thing)  # type: ignore[misc]
+    signature = inspect.signature(thing)
     bare = [p.replace(annotation=p.empty, default=p.empty) for p in signature.parameters.values()]
-    return [str(parameter) for parameter in bare if parameter.name != "self"]
+    return [str(parameter) for parameter in bare]
 
 
 def _parameters(names: list[str], own: Entries, shared: list[Entries]) -> str:

@@ -14,7 +14,7 @@ import ipywidgets
 import traitlets as t
 
 from nbviz.core.state import device_aside
-from nbviz.widgets.controls import Choice, Part, controls_of
+from nbviz.widgets.controls import Choice, Control, Part, controls_of
 from nbviz.widgets.view import reference
 from nbviz.widgets.views import Boxes, ChannelGrid, Header, Region, Strip
 
@@ -44,16 +44,17 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = _outermost(spelled_out(options_of or cls.__base__)(cls.__init__))  # type: ignore[method-assign]
-        settings = {name: control for name, control in controls_of(cls).items() if control.in_views}
+        attributes = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+        # By name, which at this moment no trait knows yet.
+        settings = {n: value for n, value in attributes.items() if isinstance(value, Control) and value.in_views}
         parameters = [p for p in inspect.signature(cls.__init__).parameters.values() if p.name not in settings]
         parameters += [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=control.default_argument)
             for name, control in settings.items()
         ]
         cls.__signature__ = inspect.Signature(sorted(parameters[1:], key=lambda p: p.kind))  # without self
-        methods = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
-        cls._declared = {n.removeprefix("_show_"): m.part for n, m in methods.items() if hasattr(m, "part")}
-        cls._movers = {m.moves[0]: (m.moves[1], n) for n, m in methods.items() if hasattr(m, "moves")}
+        cls._declared = {n.removeprefix("_show_"): m.part for n, m in attributes.items() if hasattr(m, "part")}
+        cls._movers = {m.moves[0]: (m.moves[1], n) for n, m in attributes.items() if hasattr(m, "moves")}
         if "_parts" not in vars(cls):
             cls._parts = tuple(cls._declared)
 

@@ -1,7 +1,11 @@
 """Fixtures of the browser tests: a JupyterLab, a Chromium, and a notebook open in the two of them.
 
-Each test that asks for ``notebook`` runs twice: JupyterLab sends comm messages to kernel subshells (its default), and
-to the kernel's main thread. Where that makes no difference, once is enough::
+JupyterLab sends comm messages to kernel subshells, which is its default, or to the kernel's main thread. ``make test``
+tries the default, and three tests both ways::
+
+    @pytest.mark.parametrize("subshells", [True, False], indirect=True)
+
+``make test-all`` tries both in each test that asks for ``notebook``, except where that makes no difference::
 
     @pytest.mark.parametrize("subshells", [True], indirect=True)
 """
@@ -17,6 +21,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Error, ViewportSize, sync_playwright
 
 from tests.browser.lab import LabServer, Notebook, chromium, lab_server
+from tests.rounds import long
 
 FAILED = pytest.StashKey[bool]()
 HERE = Path(__file__).parent
@@ -36,7 +41,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
-@pytest.fixture(scope="package", params=[True, False], ids=["subshells", "main-thread"])
+@pytest.fixture(scope="package", params=[True, pytest.param(False, marks=long)], ids=["subshells", "main-thread"])
 def subshells(request: pytest.FixtureRequest) -> bool:
     return request.param
 

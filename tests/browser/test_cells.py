@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from tests.browser.lab import Notebook
 from tests.rounds import rounds
 
-ROUNDS = rounds(10, 50)
+ROUNDS = rounds(5, 50)
 VGG = """
 import nbviz, torch, torchvision
 torch.manual_seed(0)

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from tests.browser.lab import Notebook
+from tests.rounds import long
 
 once = pytest.mark.parametrize("subshells", [True], indirect=True)
 EXPLORE = """
@@ -78,7 +79,7 @@ def controls(book: Notebook, grid: Locator) -> list[np.ndarray]:
 
 
 @once
-@pytest.mark.parametrize("tiles", ["activation", "deconvnet"])
+@pytest.mark.parametrize("tiles", ["activation", pytest.param("deconvnet", marks=long)])
 def test_the_shader_draws_what_the_table_draws(notebook: Callable[..., Notebook], tiles: str) -> None:
     pictures = {}
     for by in ("table", "webgl2"):

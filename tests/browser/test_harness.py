@@ -22,8 +22,10 @@ slider
 """
 
 once = pytest.mark.parametrize("subshells", [True], ids=["once"], indirect=True)
+both_ways = pytest.mark.parametrize("subshells", [True, False], ids=["subshells", "main-thread"], indirect=True)
 
 
+@both_ways
 def test_a_slider_move_reaches_the_kernel_on_the_thread_that_was_asked_for(notebook, subshells):
     book = notebook([SLIDER])
     handle = book.cell(0).locator(".noUi-handle")

@@ -241,14 +241,16 @@ def test_patches_kernels_and_two_models_are_drawn(notebook: Callable[..., Notebo
 
 @once
 def test_maximised_pictures_grow_before_ones_eyes(notebook: Callable[..., Notebook]) -> None:
-    book = notebook([START, "view = nbviz.Maximise(model, target=[1, 9], steps=400)\nview"])
+    book = notebook([START, "view = nbviz.Maximise(model, target=[1, 9], steps=400)\nview"], run=False)
+    book.run_all(wait=False)
     widget = book.cell(1).locator(".nbviz").first
-    seen = []
+    seen: list[int] = []
     while not seen or seen[-1] < 400:
-        caption = panel(widget, "picture_0").locator("figcaption").inner_text()
-        step, value = int(caption.split("step ")[1]), float(caption.split(": ")[1].split()[0])
-        if not seen or step > seen[-1]:
-            seen.append(step)
+        caption = panel(widget, "picture_0").locator("figcaption").inner_text(timeout=120_000)
+        if "step " in caption:
+            step, value = int(caption.split("step ")[1]), float(caption.split(": ")[1].split()[0])
+            if not seen or step > seen[-1]:
+                seen.append(step)
         book.page.wait_for_timeout(100)
     assert len(seen) >= 4, "it was not seen to grow"
     widget = ready(book, 1)

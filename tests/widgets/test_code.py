@@ -13,7 +13,7 @@ import traitlets as t
 
 import nbviz
 from nbviz.widgets.base import Pulled
-from nbviz.widgets.controls import Choice, Control, Index, Number, Whole
+from nbviz.widgets.controls import Choice, Control, Index, Number, Whole, value_for
 from nbviz.widgets.explorer import VIEWS
 from tests.small import Small
 from tests.widgets.every_widget import EVERY, make
@@ -74,7 +74,7 @@ def another(view: Pulled, name: str, control: Control) -> Any:
     if isinstance(control, Whole):
         return value + 1
     if isinstance(control, Number):
-        low, high, _ = control.ends(view)
+        low, high, _ = value_for(view, control.ends)
         return (low + high) / 3
     return {"off": [1], "box": [1, 2, 9, 10], "boxes": [[1, 1, 8, 9]] * 3, "mask": bytes([0, 1] * 128)}[name]
 

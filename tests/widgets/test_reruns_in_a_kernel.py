@@ -13,7 +13,7 @@ import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
-from tests.rounds import TIMES, rounds
+from tests.rounds import TIMES, long, rounds
 
 MODEL = "torchvision.models.resnet50()" if TIMES else 'nbviz.bundled.load("fashion")'
 IMAGES = "torch.rand(2, 3, 224, 224)" if TIMES else "torch.rand(2, 1, 28, 28)"
@@ -74,10 +74,10 @@ def printed(client: BlockingKernelClient, parent: str, fails: bool) -> str:
 @pytest.mark.parametrize(
     ("before", "source", "fails"),
     [
-        ("", f"{MAKE}view = nbviz.explore(model, images)", False),
+        pytest.param("", f"{MAKE}view = nbviz.explore(model, images)", False, marks=long),
         ("", f"{MAKE}nbviz.explore(model, images)", False),
-        (MAKE, "view = nbviz.explore(model, images)\nview", False),
-        ("", f"{MAKE}view = nbviz.explore(model, images)\n1 / 0\nview", True),
+        pytest.param(MAKE, "view = nbviz.explore(model, images)\nview", False, marks=long),
+        pytest.param("", f"{MAKE}view = nbviz.explore(model, images)\n1 / 0\nview", True, marks=long),
     ],
     ids=["bound", "last-expression", "model-of-another-cell", "error"],
 )
@@ -86,7 +86,7 @@ def test_many_reruns_hold_no_more_than_five(run: Callable[..., str], before: str
     for _ in range(5):
         run(source, "cell", fails)
     start = json.loads(run(COUNT, "count"))
-    for _ in range(rounds(20, 95)):
+    for _ in range(rounds(8, 95)):
         run(source, "cell", fails)
     end = json.loads(run(COUNT, "count"))
     print("pages, objects, comms:", start, end)

@@ -33,7 +33,7 @@ from nbviz.widgets.layer_widget import LayerWidget
 from nbviz.widgets.session import TILES
 from tests.rounds import TIMES, rounds
 
-MOVES = rounds(1_000, 10_000)
+MOVES = rounds(500, 10_000)
 EXAMPLES, STEPS = rounds(8, 60), 210
 
 KINDS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]

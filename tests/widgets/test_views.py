@@ -10,9 +10,10 @@ import pytest
 import torch
 import traitlets as t
 
+from nbviz.export.figure import Panel
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import colour_table
-from nbviz.widgets.figure_panels import filled_panels, plot_panel, tiles_panel
+from nbviz.widgets.figure_panels import filled_panels, grid_panel, plot_panel
 from nbviz.widgets.views import Boxes, ChannelGrid, Panels, Plot, Region, Strip
 
 
@@ -244,16 +245,58 @@ def test_panels_of_an_earlier_state_are_no_part_of_the_figure() -> None:
     np.testing.assert_array_equal(over.pixels, mixed)
 
 
-@pytest.mark.parametrize("count", [2, 5, 9])
-def test_tiles_of_a_figure_stand_side_by_side(count: int) -> None:
-    tiles = torch.arange(count, dtype=torch.uint8)[:, None, None].expand(count, 2, 3)
-    panel = tiles_panel(tiles, "some", "gray", 2.0)
+def grid_of(kind: str, **settings: Any) -> ChannelGrid:
+    """Five channels of 24×24 equal pixels: channel c has the byte 100 + 20 c, from 0 to c + 1."""
+    grid = ChannelGrid(**settings)
+    high = np.arange(1.0, 6.0)
+    grid.draw_for("grid", "now")
+    grid.begin(kind, (5, 24, 24), high, high[::-1])
+    steps = (100 + 20 * torch.arange(5, dtype=torch.uint8))[:, None, None].expand(5, 24, 24)
+    low = torch.zeros(5) if kind == "map" else -torch.from_numpy(high)
+    grid.fill(steps[..., None] if kind == "signed" else steps, low, torch.from_numpy(high))
+    return grid
+
+
+def levels_of(panel: Panel, columns: int) -> list[int]:
+    """The red of each tile, which are 24 pixels wide and one apart."""
     pixels = np.asarray(panel.pixels)
-    side = {2: 2, 5: 3, 9: 3}[count]
-    for i in range(count):
-        top, left = 1 + (i // side) * 3, 1 + (i % side) * 4
-        assert (pixels[top : top + 2, left : left + 3] == i).all()
-    assert (pixels[0] == 255).all()
-    assert (panel.caption, panel.width) == ("some", 2.0)
-    signed = tiles_panel(tiles[:, None].expand(count, 3, 2, 3), "in colours")
-    np.testing.assert_array_equal(signed.pixels, pixels)
+    middles = [pixels[13 + 25 * (i // columns), 13 + 25 * (i % columns)] for i in range(5)]
+    return [int(red) for red, _, _ in middles]
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns", "channels", "levels"),
+    [
+        ({}, 3, [4, 3, 2, 1, 0], [180, 160, 140, 120, 100]),
+        ({"order": "index"}, 3, [0, 1, 2, 3, 4], [100, 120, 140, 160, 180]),
+        ({"order": "spread", "columns": 5}, 5, [0, 1, 2, 3, 4], [100, 120, 140, 160, 180]),
+        ({"order": "redundant", "ranking": [1, 0, 2, 4, 3]}, 3, [1, 0, 2, 4, 3], [120, 100, 140, 180, 160]),
+        # (100 + 20 c) (c + 1) / 5
+        ({"order": "index", "scale": "shared"}, 3, [0, 1, 2, 3, 4], [20, 48, 84, 128, 180]),
+    ],
+)
+def test_a_figures_grid_has_the_order_the_scale_and_the_columns_of_the_page(
+    settings: dict[str, Any], columns: int, channels: list[int], levels: list[int]
+) -> None:
+    panel = grid_panel(grid_of("map", cmap="gray", **settings), picked=0)
+    assert levels_of(panel, columns) == levels
+    place = channels.index(0)
+    top, left = 1 + 25 * (place // columns), 1 + 25 * (place % columns)
+    assert panel.box == [top, left, top + 24, left + 24]
+    assert panel.caption.startswith("5 channels, ")
+
+
+@pytest.mark.parametrize(("scale", "factor"), [("each", [1, 1, 1, 1, 1]), ("shared", [0.2, 0.4, 0.6, 0.8, 1])])
+def test_and_its_contrast(scale: str, factor: list[float]) -> None:
+    grid = grid_of("signed", order="index", scale=scale, contrast=3.0)
+    expected = [round(min(255.0, 128 + 3 * f * (100 + 20 * c - 128))) for c, f in enumerate(factor)]
+    assert levels_of(grid_panel(grid), 3) == expected
+    off = levels_of(grid_panel(grid, off=[1]), 3)
+    assert off[1] == round(0.2 * expected[1] + 0.8 * 22)
+    assert [*off[:1], *off[2:]] == [*expected[:1], *expected[2:]]
+
+
+def test_a_grid_of_an_earlier_state_is_no_part_of_the_figure() -> None:
+    grid = grid_of("map")
+    grid.is_to_come("grid")
+    assert grid_panel(grid).pixels is None

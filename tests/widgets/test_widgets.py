@@ -25,7 +25,7 @@ from nbviz.core.backward import RULES
 from nbviz.core.state import lock
 from nbviz.imaging.encode import decode, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.widgets.figure_panels import grid_panel, predictions_panel, reconstruction_panels
+from nbviz.widgets.figure_panels import filled_panels, predictions_panel
 from nbviz.widgets.layer_widget import LayerWidget
 
 WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
@@ -637,12 +637,12 @@ def test_a_figure_never_mixes_states(model: nn.Module, images: torch.Tensor, mon
     answers = view.session.predictions(2)  # known, but not on the screen yet
     assert answers != view.strip.predictions
     view.picture = 2
-    assert reconstruction_panels(view) == []
+    assert filled_panels(view.panels) == []
     assert list(predictions_panel(view).bars) == answers
-    assert "guided" not in grid_panel(view).caption  # none is drawn yet
+    assert "guided" not in view._grid_panel().caption  # none is drawn yet
     view.finish()
-    assert "guided" in grid_panel(view).caption
-    assert [len(row) for row in reconstruction_panels(view)] == [4, 4]
+    assert "guided" in view._grid_panel().caption
+    assert [len(row) for row in filled_panels(view.panels)] == [4, 4]
 
 
 def test_a_closed_widget_answers_no_more(model: nn.Module, images: torch.Tensor) -> None:
