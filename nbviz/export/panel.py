@@ -258,7 +258,7 @@ def _draw_scale(axes: Any, scale: Scale, size: Sizes) -> None:
     bar.set_data(scale.colours()[None])
     frame = Rectangle(place.p0, 1, _BAR / tall, fill=False, ec="0.6", lw=0.5, transform=axes.transAxes)
     for artist in (bar, frame):
-        axes.add_artist(artist).set_clip_path(None)
+        axes.add_artist(artist).set_clip_on(False)
     below = -(2 * _GAP + _BAR + 0.02) / tall
     for x, side, text in zip((0, 0.5, 1), ("left", "center", "right"), scale.labels(wide, size.small), strict=True):
         if text:

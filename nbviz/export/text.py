@@ -31,7 +31,7 @@ def height(text: str, points: float) -> float:
     return 1.22 * points / 72 * (text.count("\n") + 1) if text else 0.0
 
 
-def wrapped(text: str, inches: float, points: float, most: int = 200, lines: int = 5, bold: bool = False) -> str:
+def wrapped(text: str, inches: float, points: float, most: int = 200, lines: int = 7, bold: bool = False) -> str:
     """Text of at most so many letters, in lines of at most this width; what has no room is left out."""
     rows, left = [""], inches
     for word in line(text, most).split():
@@ -77,11 +77,11 @@ def width(text: str, points: float, bold: bool = False) -> float:
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties(weight="bold" if bold else "normal")))
-    font.set_size(points, 72)
+    font.set_size(points, 720)  # at 72, hinting rounds the letters' widths to whole points
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         font.set_text(text)
-    return float(font.get_width_height()[0]) / 64 / 72
+    return float(font.get_width_height()[0]) / 64 / 720
 
 
 def _escaped(text: str) -> str:

@@ -200,6 +200,11 @@ def test_a_bar_goes_from_the_lowest_to_the_highest_value(signed: bool) -> None:
     assert [text.get_text() for text in axes.texts] == ["−2" if signed else "0.5", "weight", "2"]
     (bar,) = (child for child in axes.get_children() if isinstance(child, BboxImage))
     colours = np.asarray(bar.get_array())[0]
+    file = io.BytesIO()
+    save_figure(axes.get_figure(), file, format="png")
+    place = bar.get_window_extent().extents.round().astype(int)
+    drawn = np.asarray(Image.open(file).convert("RGB"))[::-1][(place[1] + place[3]) // 2, place[0] + 1 : place[2] - 1]
+    assert abs(drawn[[3, -4]].astype(int) - colours[[0, -1]]).max() < 12  # it is seen, though outside of the axes
     if signed:  # black up to half of the way to the middle, as the picture with this contrast
         assert (colours[[0, 60]] == 0).all()
         assert (abs(colours[127:129].astype(int) - 128) <= 2).all()
