@@ -1,88 +1,55 @@
-"""A view as a matplotlib figure, made without pyplot, whose state belongs to the user."""
+"""A view as a matplotlib figure, made without pyplot, whose state belongs to the user.
+
+All sizes are known, so the axes are placed by hand, in inches: a layout engine would draw everything twice.
+"""
 
 from __future__ import annotations
 
-import textwrap
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nbviz.core.errors import line, shown
+from nbviz.export.panel import Panel, caption_depth, caption_of, draw_panel, left_margin, margins
+from nbviz.export.text import Sizes, height, sizes, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True)
-class Panel:
-    """One picture of a figure.
-
-    Parameters
-    ----------
-    pixels
-        uint8 (H, W, 3), or values (H, W) for the colour map: bytes from 0 to 255, others from lowest to highest.
-    caption
-        The text below.
-    cmap
-        The matplotlib colour map for values.
-    box
-        A frame to draw: top, left, bottom and right, in pixels.
-    bars
-        In place of pixels: a label and a fraction for each bar. Without pixels, bars or series, nothing is drawn.
-    width
-        The relative width in its row.
-    plot
-        Draw the pixels (1, L, C) as C curves.
-    zero
-        The value of a horizontal line behind the curves.
-    series
-        In place of pixels: name, x and y of each curve.
-    labels
-        The labels of both axes.
-    dashed
-        The names of dashed curves.
-    ends
-        The limits of the y axis; None finds them.
-    marker
-        The x value of a vertical line.
-    """
-
-    pixels: np.ndarray[Any, Any] | None
-    caption: str = ""
-    cmap: str = "viridis"
-    box: Sequence[int] | None = None
-    bars: Sequence[tuple[str, float]] = ()
-    width: float = 1.0
-    plot: bool = False
-    zero: float | None = None
-    series: Sequence[tuple[str, Sequence[float], Sequence[float]]] = ()
-    labels: tuple[str, str] = ("", "")
-    dashed: Sequence[str] = ()
-    ends: Sequence[float | None] = (None, None)
-    marker: float | None = None
+#: The width of a figure, in inches.
+WIDTH = 10.0
+# Inches: at the border of the figure, and between its panels.
+_EDGE, _GAP = 0.06, 0.1
 
 
-def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", width: float = 10.0) -> Figure:
+def draw_figure(
+    heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", width: float = WIDTH, dpi: float = 150
+) -> Figure:
     """Rows of panels under a heading, and a note below.
 
     Parameters
     ----------
     heading
-        The title.
+        The title; none if it is empty.
     rows
-        Panels, row by row; each row fills the width.
+        Panels, row by row, all of a row equally high. A row goes on in the next one where its panels would be too
+        small to read.
     foot
         The note below.
     width
-        The width of the figure in inches.
+        The width of the figure in inches. It is at most 1.1 times as high, as a page is, or 9 inches, as a column is:
+        the panels become smaller where there are many.
+    dpi
+        Pixels of an inch.
 
     Examples
     --------
+    >>> import numpy as np
     >>> figure = draw_figure("a net", [[Panel(np.eye(4), "eye"), Panel(None, bars=[("cat", 0.9)])]])
     >>> [axes.get_xlabel() for axes in figure.axes]
     ['eye', '']
@@ -90,53 +57,180 @@ def draw_figure(heading: str, rows: Sequence[Sequence[Panel]], foot: str = "", w
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = rows or [[Panel(None)]]
-    title = _wrapped(heading, width - 0.3, _TITLE, lines=2)
-    foot = "\n".join(_wrapped(text, width - 0.3, _NOTE, 1000, 100) for text in foot.splitlines())
-    captions = [[_wrapped(panel.caption, 0.9 * width * _share(panel, row)) for panel in row] for row in rows]
-    heights = [
-        max(_height(panel, row) for panel in row) * width * 0.97 + 0.22 + 0.14 * max(map(_lines, texts))
-        for row, texts in zip(rows, captions, strict=True)
-    ]
-    above, below = 0.2 + 0.2 * _lines(title), 0.13 * _lines(foot) if foot else 0.0
-    figure = Figure(figsize=(width, sum(heights) + above + below), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=_TITLE, x=0.01, ha="left", weight="bold")
-    if foot:
-        figure.supxlabel(foot, fontsize=_NOTE, x=0.01, ha="left", color="0.3")
-    parts = np.atleast_1d(np.asarray(figure.subfigures(len(rows), 1, height_ratios=heights)))
-    for part, row, texts in zip(parts, rows, captions, strict=True):
-        grid = part.add_gridspec(1, len(row), width_ratios=[panel.width for panel in row])
-        for place, panel, caption in zip(grid, row, texts, strict=True):
-            axes = part.add_subplot(place)
-            if panel.series:
-                _draw_series(axes, panel, caption)
-            elif panel.pixels is None:
-                _draw_bars(axes, panel.bars, caption, 0.5 * width * _share(panel, row))
-            else:
-                axes.set_xlabel(caption, fontsize=8, color="0.3")
-                (_draw_curves if panel.plot else _draw_pixels)(axes, panel)
-    engine = figure.get_layout_engine()
-    if engine is not None and any("\n" in text for texts in captions for text in texts):
-        engine.execute(figure)  # a single layout pass does not make room for captions of several lines
+    size = sizes(width)
+    title = wrapped(heading, width - 2 * _EDGE, size.title, lines=2, bold=True)
+    note = "\n".join(wrapped(text, width - 2 * _EDGE, size.small, 1000, 100) for text in foot.splitlines())
+    above = height(title, size.title) + 0.1 if title else _EDGE
+    below = height(note, size.small) + 2 * _EDGE if note else _EDGE
+    placed = _arranged(rows or [[Panel(None)]], width, max(1.1 * width, 9.0) - above - below, size)
+    tall = above + sum(row.height for row in placed) + below
+    with _plain_style():
+        figure = Figure(figsize=(width, tall), dpi=dpi, facecolor="white")
+        figure.set_layout_engine("none")  # which a person may have set
+        FigureCanvasAgg(figure)
+        left = _EDGE / width
+        if title:
+            figure.text(left, 1 - _EDGE / tall, title, fontsize=size.title, va="top", weight="bold", color="black")
+        if note:
+            figure.text(left, _EDGE / tall, note, fontsize=size.small, va="bottom", color="0.3")
+        top = tall - above
+        for row in placed:
+            for panel, caption, (x, wide) in zip(row.panels, row.captions, row.places, strict=True):
+                box = x / width, (top - row.above - row.side) / tall, wide / width, row.side / tall
+                draw_panel(figure.add_axes(box), panel, caption, row.depth, size)
+            top -= row.height
     return figure
 
 
+def draw_alone(axes: Any, panel: Panel) -> Figure:
+    """Draw a panel into a person's axes; returns their figure."""
+    wide = axes.get_window_extent().width / axes.figure.dpi
+    size = sizes(axes.figure.get_figwidth())
+    with _plain_style():
+        draw_panel(axes, panel, caption_of(panel, wide, wide, size), caption_depth(panel, size), size)
+    figure: Figure = axes.get_figure(root=True)
+    return figure
+
+
+# The arrangement.
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of panels and where they stand, in inches."""
+
+    panels: Sequence[Panel]
+    captions: Sequence[str]
+    places: Sequence[tuple[float, float]]  # the left end and the width of each panel's axes
+    side: float  # the height of the axes
+    above: float  # the room for titles
+    depth: float  # from the axes to the captions
+    height: float  # of all, with captions and the distance to the next row
+
+
+def _arranged(rows: Sequence[Sequence[Panel]], width: float, most: float, size: Sizes) -> list[_Row]:
+    """The rows, with panels as large as they can be where all of them may be ``most`` inches high."""
+    broken = [_broken(row, width) for row in rows]
+    is_alone = sum(map(len, rows)) == 1
+    tallest = width if is_alone else width / 2
+    while True:
+        placed = [row for parts in broken for row in _placed(parts, width, tallest, size)]
+        if sum(row.height for row in placed) <= most or tallest < 0.3:
+            return placed
+        tallest *= 0.95
+
+
+def _broken(row: Sequence[Panel], width: float) -> list[list[Panel]]:
+    """A row as one or more rows whose panels are wide enough to be read."""
+    parts: list[list[Panel]] = [[]]
+    for panel in row:
+        together = [*parts[-1], panel]
+        if parts[-1] and sum(p.least + _GAP for p in together) - _GAP > width - 2 * _EDGE:
+            parts.append([])
+        parts[-1].append(panel)
+    if len(parts) > 1 and len({panel.least for panel in row}) == 1:  # evenly, and all of one size
+        most = math.ceil(len(row) / len(parts))
+        parts = [[*row[i : i + most]] for i in range(0, len(row), most)]
+        parts[-1] += [Panel(None)] * (most - len(parts[-1]))
+    return parts
+
+
+def _placed(parts: list[list[Panel]], width: float, tallest: float, size: Sizes) -> Iterator[_Row]:
+    """The parts of one row, of which all panels are equally high."""
+    sides = [_side(part, width, tallest, size) for part in parts]
+    for part, side in zip(parts, sides, strict=True):
+        are_alike = len({len(other) for other in parts}) == 1
+        yield _place(part, width, min(sides) if are_alike else side, size)
+
+
+def _side(row: Sequence[Panel], width: float, tallest: float, size: Sizes) -> float:
+    """The height of a row's axes."""
+    room = _room(row, width, size)
+    limit = min(
+        tallest * (1.4 if len(row) == 1 else 1.0),
+        max((panel.tallest for panel in row if not panel.is_empty), default=0.5),
+    )
+    return max(0.2, min(limit, room / sum(_aspects(row))))
+
+
+def _room(row: Sequence[Panel], width: float, size: Sizes) -> float:
+    """The width that is left for a row's axes."""
+    beside = sum(left_margin(panel, size) for panel in row)
+    return width - 2 * _EDGE - _GAP * (len(row) - 1) - beside
+
+
+def _aspects(row: Sequence[Panel]) -> list[float]:
+    """Width through height of each panel; an empty one keeps the place of one like the first."""
+    return [row[0].aspect if panel.is_empty else panel.aspect for panel in row]
+
+
+def _place(row: Sequence[Panel], width: float, side: float, size: Sizes) -> _Row:
+    """A row with axes of this height; what is left of the width goes between the panels, or into curves."""
+    room, aspects = _room(row, width, size), _aspects(row)
+    widths = [side * aspect for aspect in aspects]
+    if all(panel.series for panel in row):
+        widths = [room / len(row)] * len(row)
+    extra = max(0.0, room - sum(widths)) / len(row)
+    x, places, captions, around = _EDGE, [], [], []
+    for panel, wide in zip(row, widths, strict=True):
+        left = left_margin(panel, size)
+        cell = left + wide + extra
+        caption = caption_of(panel, wide, cell - 0.03, size)
+        places.append((x + left, wide))
+        captions.append(caption)
+        around.append(margins(panel, caption, wide, size))
+        x += cell + _GAP
+    depth = max(caption_depth(panel, size) for panel in row)
+    above = max(margin.above for margin in around)
+    below = max(
+        margin.below + (0 if panel.series else depth - caption_depth(panel, size))
+        for panel, margin in zip(row, around, strict=True)
+    )
+    return _Row(row, captions, places, side, above, depth, above + side + below + _GAP)
+
+
+# Files.
+
+
 def save_figure(figure: Figure, file: Path | BytesIO, **options: Any) -> None:
-    """Write a figure to a file. Letters that the font lacks become boxes.
+    """Write a figure to a file, with its text as text. Letters that the font lacks become boxes.
 
     Raises
     ------
     ValueError
         When the file cannot be written.
     """
+    import matplotlib as mpl
+
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), mpl.rc_context(_AS_TEXT):
             warnings.filterwarnings("ignore", "Glyph .* missing from")
-            figure.savefig(file, **options)
+            figure.savefig(file, **{"dpi": figure.dpi, **options})
     except (OSError, ValueError) as error:
         cause = line(error, 200)
         raise ValueError(f"the figure cannot be written: {cause}; expected a path that can be written to") from error
+
+
+#: Fonts are embedded as TrueType (publishers refuse Type 3), and the figure is as wide as was asked for.
+_AS_TEXT: Any = {
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",
+    "savefig.bbox": None,
+    "savefig.facecolor": "auto",
+}
+_STYLES = ("axes", "xtick", "ytick", "lines", "patch", "image", "legend", "text", "grid")
+
+
+@contextmanager
+def _plain_style() -> Iterator[None]:
+    """Within it, matplotlib's own style, whatever a person has set; their font stays."""
+    import matplotlib as mpl
+
+    plain: Any = {key: value for key, value in mpl.rcParamsDefault.items() if key.split(".")[0] in _STYLES}
+    changed: Any = {key: value for key, value in plain.items() if mpl.rcParams[key] != value}
+    with mpl.rc_context(changed):
+        yield
 
 
 def check_figure_path(given: Any) -> Path:
@@ -153,126 +247,3 @@ def check_figure_path(given: Any) -> Path:
 
 
 _SUFFIXES = ("png", "svg", "pdf", "jpg", "webp")
-
-
-def _share(panel: Panel, row: Sequence[Panel]) -> float:
-    """A panel's fraction of the figure's width."""
-    return panel.width / sum(other.width for other in row)
-
-
-def _height(panel: Panel, row: Sequence[Panel]) -> float:
-    """A panel's height as a fraction of the figure's width."""
-    share = _share(panel, row)
-    if panel.series:
-        return min(0.55 * share, 0.3)
-    if panel.pixels is None:
-        return 0.018 * len(panel.bars)
-    return share * (0.5 if panel.plot else panel.pixels.shape[0] / panel.pixels.shape[1])
-
-
-def _draw_pixels(axes: Any, panel: Panel) -> None:
-    from matplotlib.patches import Rectangle
-
-    pixels = np.asarray(panel.pixels)
-    low, high = (0, 255) if pixels.dtype == np.uint8 else (None, None)
-    axes.imshow(pixels, cmap=panel.cmap, interpolation="nearest", vmin=low, vmax=high)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    if panel.box is not None:
-        top, left, bottom, right = panel.box
-        corner = (left - 0.5, top - 0.5)
-        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec="#ff9800", lw=1.5))
-
-
-def _draw_curves(axes: Any, panel: Panel) -> None:
-    curves = np.asarray(panel.pixels)[0].T
-    if panel.zero is not None:
-        axes.axhline(panel.zero, color="0.7", lw=0.6)
-    for curve, colour in zip(curves, _CURVES[: len(curves)] if len(curves) > 1 else ["0.2"], strict=True):
-        axes.plot(curve, color=colour, lw=0.8)
-    if panel.box is not None:
-        axes.axvspan(panel.box[1] - 0.5, panel.box[3] - 0.5, color="#ff9800", alpha=0.25, lw=0)
-    axes.set(yticks=[], xmargin=0.01)
-    if curves.dtype == np.uint8:  # one scale for all panels, with the zero of signed values in the middle
-        axes.set_ylim(0, 255)
-    axes.tick_params(labelsize=7, length=2)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-
-
-_CURVES = ("#c62828", "#2e7d32", "#1565c0")
-
-
-def _draw_series(axes: Any, panel: Panel, caption: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    for name, x, y in panel.series:
-        label = _plain(name, 40)
-        # Matplotlib hides labels that are empty or start with an underscore.
-        label = f" {label}" if label[:1] in ("", "_") else label
-        axes.plot(x, y, lw=1.2, ls="--" if name in panel.dashed else "-", label=label)
-    if all(float(place).is_integer() for _, x, _ in panel.series for place in x):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if panel.marker is not None:
-        axes.axvline(panel.marker, color="#ff9800", lw=1)
-    axes.set_ylim(*panel.ends)
-    axes.legend(fontsize=7, frameon=False)
-    axes.set_title(caption, fontsize=8, color="0.3", loc="left")
-    axes.set_xlabel(_plain(panel.labels[0]), fontsize=8, color="0.3")
-    axes.set_ylabel(_plain(panel.labels[1]), fontsize=8, color="0.3")
-    axes.tick_params(labelsize=7)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_bars(axes: Any, bars: Sequence[tuple[str, float]], caption: str, inches: float) -> None:
-    if not bars:
-        axes.set_axis_off()
-        return
-    axes.barh(range(len(bars)), [share for _, share in bars], color="#1976d2", height=0.7)
-    # Numbers as positions, since two labels may be equal.
-    axes.set_yticks(range(len(bars)), [_wrapped(label, inches, lines=1) for label, _ in bars])
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xticks=[], box_aspect=0.6)
-    axes.set_xlabel(caption, fontsize=8, color="0.3")
-    axes.tick_params(labelsize=8, length=0)
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
-    for i, (_, share) in enumerate(bars):
-        place, side, colour = (share + 0.02, "left", "0.3") if share < 0.8 else (share - 0.02, "right", "white")
-        axes.text(place, i, f"{share:.2f}", va="center", ha=side, fontsize=8, color=colour)
-
-
-_TITLE, _CAPTION, _NOTE = 11.0, 8.0, 7.5  # points
-
-
-def _wrapped(text: str, inches: float, size: float = _CAPTION, most: int = 200, lines: int = 3) -> str:
-    """Text wrapped into lines of about this width."""
-    spaced = " ".join(line(text, most).split())
-    letters = max(4, int(0.95 * len(spaced) * inches / max(_inches(spaced, size), 1e-3)))
-    # Escape after wrapping, so that no line break separates a dollar sign from its backslash.
-    if lines == 1:
-        return _escaped(line(spaced, letters))
-    return _escaped(textwrap.fill(spaced, letters, max_lines=lines, placeholder="…"))
-
-
-def _inches(text: str, size: float) -> float:
-    """The width of a text on one line; titles are bold."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    font = get_font(findfont(FontProperties(weight="bold" if size == _TITLE else "normal")))
-    font.set_size(size, 72)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        font.set_text(text)
-    return float(font.get_width_height()[0]) / 64 / 72
-
-
-def _lines(text: str) -> int:
-    return text.count("\n") + 1
-
-
-def _plain(text: str, most: int = 200) -> str:
-    """Text on one line, with dollar signs escaped, which would start mathematics."""
-    return _escaped(" ".join(line(text, most).split()))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("$", r"\$")

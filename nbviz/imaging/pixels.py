@@ -224,6 +224,18 @@ def centre(maps: Tensor, largest: Tensor | None = None) -> Tensor:
     return (maps * per_unit).add_(128).round_().to(torch.uint8)
 
 
+def around_zero(maps: Tensor) -> tuple[float, float]:
+    """The ends of a scale for signed values, with zero in the middle: their largest finite size, twice.
+
+    Examples
+    --------
+    >>> around_zero(torch.tensor([0.5, -2.0, float("nan")]))
+    (-2.0, 2.0)
+    """
+    largest = float(torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0).abs().amax())
+    return -largest, largest
+
+
 def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.5, cmap: str = "viridis") -> Tensor:
     """Lay coloured maps over pictures.
 

@@ -14,7 +14,7 @@ from nbviz.core.checks import check_indices
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import line, shown
 from nbviz.core.types import Images
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.methods.ablation import AblateResult, switched_off
 from nbviz.widgets.controls import Control, draws, moves
 from nbviz.widgets.figure_panels import bars_panels, picture_panel, plot_panel
@@ -156,7 +156,7 @@ class Ablation(LayerWidget):
     def _figure_rows(self) -> list[list[Panel]]:
         now = f"without {len(self.off)} channels" if self.off else ""
         bars = bars_panels(self, "with all channels", now)
-        plots = [plot_panel(plot) for plot in (self.curve, self.each) if plot.series]
+        plots = [plot_panel(plot, name) for name, plot in (("curve", self.curve), ("each", self.each)) if plot.series]
         return list(filter(None, [[picture_panel(self), *bars, self._grid_panel()], plots]))
 
     def _foot(self) -> str:

@@ -13,20 +13,23 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 from torch import nn
 
-from nbviz.core.checks import check_number
-from nbviz.core.errors import line
+from nbviz.core.checks import check_flag, check_number
+from nbviz.core.documented import documented_like
+from nbviz.core.errors import line, shown
 from nbviz.core.state import device_aside, lock
 from nbviz.core.weights import WeightsChanged
-from nbviz.export.figure import Panel, check_figure_path, draw_figure, save_figure
+from nbviz.export.figure import WIDTH, check_figure_path, draw_alone, draw_figure, save_figure
+from nbviz.export.panel import Panel
 from nbviz.widgets.cells import between_cells, cells_run, watch_cells
 from nbviz.widgets.declared import Declared
-from nbviz.widgets.figure_panels import filled_panels, plot_panel
+from nbviz.widgets.figure_panels import filled_panels, named_panel, plot_panel
 from nbviz.widgets.memory import forget_beyond_limit
 from nbviz.widgets.reruns import watch_reruns
 from nbviz.widgets.session import Session
 from nbviz.widgets.views import Header, Panels, Plot
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 watch_reruns()  # before the first widget: its inner widgets are made before it
@@ -281,33 +284,127 @@ class Pulled(Declared):
         """What the figure shows, row by row: the panels, then the curves in one row, in the order of the parts."""
         views = list(dict.fromkeys(view for part in self._parts for view in self._views(part)))
         rows = [row for view in views if isinstance(view, Panels) for row in filled_panels(view)]
-        plots = [plot_panel(view) for view in views if isinstance(view, Plot)]
+        names = {id(view): name for name, view in vars(self).items()}
+        plots = [plot_panel(view, name=names[id(view)]) for view in views if isinstance(view, Plot)]
         return [*rows, *([plots] if plots else [])]
 
     def _foot(self) -> str:
         """What a reader of the figure must know."""
         return self.header.note
 
-    def _draw(self) -> Figure:
-        return draw_figure(self._heading(), self._figure_rows(), self._foot())
+    def _draw(
+        self,
+        width: float = WIDTH,
+        title: str | None = None,
+        note: bool = True,
+        panel: str | None = None,
+        ax: Axes | None = None,
+        dpi: float = 90,
+    ) -> Figure:
+        rows = self._figure_rows()
+        if panel is not None:
+            rows = [[named_panel(rows, panel)]]
+        if ax is not None:
+            return draw_alone(ax, rows[0][0])
+        return draw_figure(self._heading() if title is None else title, rows, self._foot() if note else "", width, dpi)
 
-    def figure(self) -> Figure:
-        """The current view as a matplotlib figure, made without pyplot."""
+    def figure(
+        self,
+        *,
+        width: float = WIDTH,
+        title: str | None = None,
+        note: bool = True,
+        panel: str | None = None,
+        ax: Axes | None = None,
+        dpi: float = 150,
+    ) -> Figure:
+        """The current view as a matplotlib figure, made without pyplot.
+
+        Parameters
+        ----------
+        width
+            The width in inches, from 2 to 40; 3.4 is one column of a paper. A figure is at most 1.1 times as high, as a
+            page is, or 9 inches, as a column is.
+        title
+            The heading; ``""`` leaves it out. None takes the model and what is shown of it.
+        note
+            Whether what a reader must know stands below.
+        panel
+            The name of one picture, which is drawn alone, such as ``"guided"``; a wrong one is answered by the list.
+        ax
+            The axes of a figure of your own, into which the panel is drawn with its caption and its colour bar.
+            Width, title, note and dpi are then that figure's own.
+        dpi
+            Pixels of an inch, from 10 to 2400.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The figure; with ``ax``, that of these axes.
+
+        Raises
+        ------
+        ValueError
+            When there is no ``panel`` of this name; the message lists the names. When ``width`` or ``dpi`` is out of
+            range.
+        TypeError
+            When ``title`` is no text, ``ax`` no axes, or there is no ``panel`` for them.
+
+        Examples
+        --------
+        >>> import nbviz
+        >>> view = nbviz.explore()
+        >>> figure = view.figure(width=3.4, title="", note=False)
+        >>> float(figure.get_figwidth())
+        3.4
+        >>> alone = view.figure(panel="guided", width=2)
+        """
+        check_number("width", width, 2, 40)
+        check_number("dpi", dpi, 10, 2400)
+        check_flag("note", note)
+        if title is not None and not isinstance(title, str):
+            raise TypeError(f"title is {shown(title)}; expected text, or None for the usual one")
+        if ax is not None and (panel is None or not hasattr(ax, "get_window_extent")):
+            raise TypeError(f"ax is {shown(ax)} and panel {shown(panel)}; expected axes and the name of a panel")
         with self._turn():
             self._settle()  # outside of the loop: the caller gets its errors
             while True:
                 self.finish()
                 try:
                     with self._settled():
-                        figure = self._draw()
+                        figure = self._draw(width, title, note, panel, ax, dpi)
                 except WeightsChanged:
                     self._again(is_trained=True)
                 else:
                     self._ended()
                     return figure
 
-    def save(self, path: str | Path) -> None:
+    @documented_like(figure)
+    def save(
+        self,
+        path: str | Path,
+        *,
+        width: float = WIDTH,
+        title: str | None = None,
+        note: bool = True,
+        panel: str | None = None,
+        dpi: float = 150,
+    ) -> None:
         """Write the current view as a figure; the file name's ending chooses the format (png, svg, pdf, jpg or webp).
+
+        Text stays text: fonts are embedded as TrueType in a PDF, and an SVG names them.
+
+        Parameters
+        ----------
+        path
+            The file to write.
+
+        Raises
+        ------
+        ValueError
+            When ``path`` cannot be written, or has another ending.
+        TypeError
+            When ``path`` is not a path.
 
         Examples
         --------
@@ -318,7 +415,7 @@ class Pulled(Declared):
         True
         """
         path = check_figure_path(path)
-        save_figure(self.figure(), path, dpi=150)
+        save_figure(self.figure(width=width, title=title, note=note, panel=panel, dpi=dpi), path)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The live view, and a PNG of it for where no widget can live."""
@@ -332,7 +429,7 @@ class Pulled(Declared):
                     png = io.BytesIO()
                     try:
                         with self._settled():
-                            save_figure(self._draw(), png, format="png", dpi=90)
+                            save_figure(self._draw(), png, format="png")
                     except Exception as error:  # the live view works without it
                         self._failed(error)
                     else:

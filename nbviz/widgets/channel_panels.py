@@ -14,7 +14,7 @@ from torch import Tensor
 from nbviz.core.backward import PAPERS, RULES
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
-from nbviz.widgets.session import LARGE, RULE_CAPTIONS, fitted
+from nbviz.widgets.session import LARGE, MEASURES, RULE_CAPTIONS, fitted
 from nbviz.widgets.views import picture_row
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def _show_map(widget: LayerWidget) -> None:
         steps = np.full_like(steps, round(255 * float((low - lowest) / max(highest - lowest, 1e-12))))
     shape = "×".join(map(str, session.layers[widget.layer].shape[1:]))
     caption = f"#{channel}: {shape}, {low:.3g} to {high:.3g}"
-    widget.panels.show("activation", "map", steps[..., None], caption=caption)
+    ends = float(low), float(high)
+    widget.panels.show("activation", "map", steps[..., None], caption=caption, ends=ends, measure="activation")
 
 
 def _show_reconstruction(widget: LayerWidget, rule: str, patch: Patch) -> frozenset[str]:
@@ -131,7 +132,9 @@ def _show(
     small = fitted(whole)
     is_apart = session.axes == 3 or small is not whole  # else the page can cut it out
     own = pixels(fitted(cropped[:, top:bottom, left:right])) if is_apart else None
-    label = {"caption": caption, "part": part, "box": list(patch.box), "size": list(session.size)}
+    label: dict[str, Any] = {"caption": caption, "part": part, "box": list(patch.box), "size": list(session.size)}
+    if largest is not None:
+        label |= {"ends": [-float(largest), float(largest)], "measure": MEASURES[slot]}
     kind = "picture" if largest is None else "signed"
     widget.panels.show(slot, kind, pixels(small), None, own, **label, mark=mark)
 

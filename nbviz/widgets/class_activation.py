@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -11,7 +12,7 @@ from nbviz.core.documented import documented_like
 from nbviz.core.trace import first_name
 from nbviz.core.types import Images
 from nbviz.imaging.encode import channels_last, to_host
-from nbviz.imaging.pixels import centre, quantise
+from nbviz.imaging.pixels import around_zero, centre, quantise
 from nbviz.methods.cam import GRADIENT_CAMS, class_activation, grad_cam
 from nbviz.methods.cam_layers import find_maps, map_layers
 from nbviz.methods.cams import CAMS
@@ -90,7 +91,8 @@ class ClassActivation(ClassWidget, MapSettings, SignedSettings):
         nothing = "" if bool(heat.any()) else ": nothing speaks for the class"
         (over,) = to_host(quantise(heat, None, (heat.new_zeros(()).float(), heat.new_ones(()).float()))[0])
         picture = channels_last(self.session.rendered(self.picture))
-        self.panels.show(slot, "overlay", picture, over, caption=f"{caption}{nothing}")
+        scale: dict[str, Any] = {"ends": (0.0, 1.0), "measure": "relative"}
+        self.panels.show(slot, "overlay", picture, over, caption=f"{caption}{nothing}", **scale)
 
     @draws("picture", "layer", "target", "method", into="panels")
     def _show_large(self) -> Iterator[bool]:
@@ -102,7 +104,8 @@ class ClassActivation(ClassWidget, MapSettings, SignedSettings):
         yield True
         guided = self._ask(guided_grad_cam, self.layer, self.target)[row]
         guided = guided if len(guided) in (1, 3) else guided.sum(0, keepdim=True)
-        self.panels.show("guided", "signed", channels_last(centre(guided)), caption="Guided Grad-CAM")
+        scale: dict[str, Any] = {"ends": around_zero(guided), "measure": "signal"}
+        self.panels.show("guided", "signed", channels_last(centre(guided)), caption="Guided Grad-CAM", **scale)
         yield False
 
     def _heading(self) -> str:

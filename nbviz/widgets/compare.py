@@ -13,9 +13,9 @@ from typing_extensions import Unpack
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import line, shown
 from nbviz.core.types import Images
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.imaging.encode import channels_last, to_host
-from nbviz.imaging.pixels import centre, quantise
+from nbviz.imaging.pixels import around_zero, centre, quantise
 from nbviz.methods.compare import CompareResult, compare
 from nbviz.methods.feature_maps import fuse
 from nbviz.widgets.controls import draws, moves
@@ -131,7 +131,8 @@ class Compare(PictureWidget, GridSettings):
         if (found := self.comparison) is not None and found.cka is not None:
             steps = (255 * found.cka.nan_to_num(0.0).clamp(0, 1)).round().byte().numpy()
             sides = f"layers of a down, {len(found.layers_a)}, of b across, {len(found.layers_b)}"
-            self.alike.show("cka", "map", steps[..., None], caption=f"CKA: {sides}; 0 dark, 1 bright")
+            caption = f"CKA: {sides}; 0 dark, 1 bright"
+            self.alike.show("cka", "map", steps[..., None], caption=caption, ends=(0.0, 1.0), measure="CKA")
 
     @moves("layer_b", when="layer_a")
     def _counterpart(self) -> str:
@@ -161,10 +162,12 @@ class Compare(PictureWidget, GridSettings):
             (over,) = to_host(quantise(maps, None, ends)[0])
             picture = channels_last(session.rendered(self.picture))
             caption = f"{side}: {float(maps.amin()):.3g} to {float(maps.amax()):.3g}"
-            self.panels.show(side, "overlay", picture, over, caption=caption)
+            scale: dict[str, Any] = {"ends": list(map(float, ends)), "measure": "l2"}
+            self.panels.show(side, "overlay", picture, over, caption=caption, **scale)
         b = b if a.shape == b.shape else torch.nn.functional.interpolate(b[None, None], a.shape, mode="bilinear")[0, 0]
         caption = "b less a: white where b is stronger, black where a is"
-        self.panels.show("difference", "signed", channels_last(centre((b - a)[None])), caption=caption)
+        scale = {"ends": around_zero(b - a), "measure": "difference"}
+        self.panels.show("difference", "signed", channels_last(centre((b - a)[None])), caption=caption, **scale)
 
     @draws("picture", into="strip")
     def _show_predictions(self) -> None:
@@ -195,6 +198,9 @@ class Compare(PictureWidget, GridSettings):
         return f"{self.header.title} · {self.layer_a}, {self.layer_b}"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        tiles = [grid_panel(grid, f"channels of {side}") for side, grid in zip(_SIDES, self.grids, strict=True)]
+        tiles = [
+            grid_panel(grid, f"channels of {side}", name=f"channels {side}", measure="activation")
+            for side, grid in zip(_SIDES, self.grids, strict=True)
+        ]
         last = [*bars_panels(self, *_SIDES), *(panel for row in filled_panels(self.alike) for panel in row)]
         return [*filled_panels(self.panels), tiles, *filter(None, [last])]

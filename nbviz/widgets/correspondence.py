@@ -11,7 +11,7 @@ from torch import nn
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
 from nbviz.core.types import Images, ModelInputs, Preprocessing
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.correspondence import CorrespondenceResult, check_boxes, correspondence
 from nbviz.widgets.base import Pulled
@@ -103,6 +103,6 @@ class Correspondence(Pulled):
         return f"{self.header.title} · correspondence"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        pairs = zip(self.session.display, self.boxes, strict=True)
-        pictures = [Panel(channels_last(pixels), "", box=box) for pixels, box in pairs]
-        return [pictures, [plot_panel(self.plot)]]
+        pairs = enumerate(zip(self.session.display, self.boxes, strict=True))
+        pictures = [Panel(channels_last(pixels), "", f"picture_{i}", box=box) for i, (pixels, box) in pairs]
+        return [pictures, [plot_panel(self.plot, name="plot")]]

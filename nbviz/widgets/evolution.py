@@ -15,7 +15,7 @@ from nbviz.core.errors import line, shown
 from nbviz.core.state import check_model
 from nbviz.core.types import Channels, Images, ModelInputs, Preprocessing
 from nbviz.imaging.encode import Array, channels_last, to_host
-from nbviz.imaging.pixels import centre, quantise
+from nbviz.imaging.pixels import around_zero, centre, quantise
 from nbviz.methods.evolution import CheckpointResult, evolution
 from nbviz.pictures.load import Pictures
 from nbviz.pictures.preprocess import find_preprocess
@@ -130,9 +130,11 @@ class Evolution(Pulled, MapSettings, SignedSettings):
         """The place of the picture and of a channel in a moment's tensors."""
         return (channel, 0) if self._recorded else (self.picture, channel)
 
-    def _signal(self, moment: CheckpointResult) -> Array:
+    def _signal(self, moment: CheckpointResult) -> tuple[Array, tuple[float, float]]:
+        """The reconstruction, and the ends of its scale."""
         signal = moment.reconstructions[self._place(self.channel)].float().cpu()
-        return channels_last(centre(fitted(signal if len(signal) in (1, 3) else signal.mean(0, keepdim=True))))
+        signal = fitted(signal if len(signal) in (1, 3) else signal.mean(0, keepdim=True))
+        return channels_last(centre(signal)), around_zero(signal)
 
     @draws("moment", "channel", "picture", into="panels")
     def _show_moment(self) -> None:
@@ -146,15 +148,18 @@ class Evolution(Pulled, MapSettings, SignedSettings):
         caption = f"#{number}, strongest {strongest:.3g}; one scale for all times"
         picture = channels_last(fitted(pictures.display()[0]))
         self.panels.show("picture", "picture", picture, caption=f"{line(moment.name, 60)}: {which}")
-        self.panels.show("activation", "map", steps[..., None], caption=caption)
-        self.panels.show("signal", "signed", self._signal(moment), caption="what it answers to there")
+        scale: dict[str, Any] = {"ends": list(map(float, shared_ends(finite))), "measure": "activation"}
+        self.panels.show("activation", "map", steps[..., None], caption=caption, **scale)
+        pixels, ends = self._signal(moment)
+        self.panels.show("signal", "signed", pixels, caption="what it answers to there", ends=ends, measure="signal")
 
     @draws("channel", "picture", into=("film", "values"))
     def _show_film(self) -> None:
         count, numbers = len(self.moments), self.moments[0].channels
         for i, place in enumerate(np.linspace(0, count - 1, min(_FILM, count)).round()):
             moment = self.moments[int(place)]
-            self.film.show(f"film_{i}", "signed", self._signal(moment), caption=line(moment.name, 30))
+            pixels, ends = self._signal(moment)
+            self.film.show(f"film_{i}", "signed", pixels, caption=line(moment.name, 30), ends=ends)
         others = (k for k in range(len(numbers)) if k != self.channel)
         values = {k: [float(m.values[self._place(k)]) for m in self.moments] for k in [self.channel, *others][:_CURVES]}
         self.values.show((f"#{numbers[k]}", range(count), values[k]) for k in sorted(values))

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 import nbviz
 from nbviz.core.documented import documented_like
 from nbviz.core.types import Images
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.pictures.preprocess import find_preprocess
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice
@@ -127,10 +127,12 @@ class Explorer(LayerWidget):
         widget.header.code = widget.code
         return widget
 
-    def figure(self) -> Figure:
-        """The current view as a matplotlib figure, made without pyplot."""
+    @documented_like(Pulled.figure)
+    @spelled_out(Pulled.figure)
+    def figure(self, **options: Any) -> Figure:
+        """The current view as a matplotlib figure, made without pyplot: that of the open tab."""
         other = self._others.get(self.view)
-        return super().figure() if other is None else other.figure()
+        return super().figure(**options) if other is None else other.figure(**options)
 
     def close(self) -> None:
         """End the widget and the other tabs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traitlets as t
 
 from nbviz.core.documented import documented_like
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.widgets.figure_panels import filled_panels
 from nbviz.widgets.layer_widget import LayerWidget
 

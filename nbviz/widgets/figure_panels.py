@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nbviz.export.figure import Panel
+from nbviz.core.errors import unknown
+from nbviz.export.panel import Panel, Scale
 from nbviz.imaging.encode import channels_last, decode
 from nbviz.imaging.pixels import as_levels, colour_table
 from nbviz.imaging.pixels import grid as make_grid
@@ -22,29 +23,47 @@ if TYPE_CHECKING:
 def picture_panel(widget: LayerWidget) -> Panel:
     """The chosen picture."""
     pixels = channels_last(widget.session.rendered(widget.picture, widget.plane))
-    return Panel(pixels, widget.session.subject.pictures.names[widget.picture], plot=widget.session.axes == 1)
+    name = widget.session.subject.pictures.names[widget.picture]
+    return Panel(pixels, name, "picture", plot=widget.session.axes == 1)
 
 
 def predictions_panel(widget: LayerWidget) -> Panel:
     """The predictions for it, if they are known."""
     known = widget.session.predictions(widget.picture) if widget.session.knows(widget.picture) else []
-    return Panel(None, bars=known) if known else picture_panel(widget)
+    return Panel(None, name="predictions", bars=known) if known else picture_panel(widget)
 
 
 def bars_panels(widget: PictureWidget, before: str, after: str, part: str = "predictions") -> list[Panel]:
-    """The predictions before and after a change, under these captions; the second is left out without a caption."""
+    """The predictions before and after a change, under these captions; the second is left out without a caption.
+
+    Their names are ``"before"`` and ``"after"``.
+    """
     known = [] if part in widget._stale else widget.strip.predictions
     bars = [(before, [(label, p) for label, _, p in known]), (after, [(label, q) for label, q, _ in known])]
-    return [Panel(None, caption, bars=rows) for caption, rows in bars if caption and rows]
+    named = zip(("before", "after"), bars, strict=True)
+    return [Panel(None, caption, name, bars=rows) for name, (caption, rows) in named if caption and rows]
 
 
-def plot_panel(plot: Plot) -> Panel:
+def plot_panel(plot: Plot, name: str = "") -> Panel:
     """Curves over one axis, with a mark where the slider stands."""
     nan, marker = float("nan"), None if plot.slider is None else plot.slider.value
     series = [(curve["name"], curve["x"], [nan if y is None else y for y in curve["y"]]) for curve in plot.series]
     dashed = [curve["name"] for curve in plot.series if curve["dashed"]]
     labels = plot.xlabel, plot.ylabel
-    return Panel(None, plot.title, series=series, labels=labels, dashed=dashed, ends=plot.range, marker=marker)
+    return Panel(None, plot.title, name, series=series, labels=labels, dashed=dashed, ends=plot.range, marker=marker)
+
+
+def even(rows: list[list[Panel]]) -> list[list[Panel]]:
+    """Rows as long as the first, so that all of their pictures have one size."""
+    return [[*row, *[Panel(None)] * (len(rows[0]) - len(row))] for row in rows]
+
+
+def named_panel(rows: Sequence[Sequence[Panel]], name: Any) -> Panel:
+    """The panel of this name; a ValueError lists all names."""
+    named = {panel.name: panel for row in reversed(rows) for panel in reversed(row) if not panel.is_empty}
+    if not isinstance(name, str) or name not in named:
+        raise unknown("panel", name, [panel.name for row in rows for panel in row if panel.name in named])
+    return named[name]
 
 
 def filled_panels(panels: Panels) -> list[list[Panel]]:
@@ -58,9 +77,11 @@ def _as_panel(cell: dict[str, Any], slot: dict[str, Any], panels: Panels) -> Pan
     """A filled slot as a panel of the figure, with the page's settings."""
     pixels, kind, plot = decode(slot), slot["kind"], panels.plots
     box: Sequence[int] | None = slot.get("box")
+    name = f"{cell['slot']} patch" if cell.get("crop") else cell["slot"]
+    scale = None if plot else _scale(slot, panels)
     caption = (cell.get("crop") and slot.get("part")) or slot.get("caption", "")
     if kind == "map":
-        return Panel(pixels if plot else pixels[..., 0], caption, panels.cmap, plot=plot)
+        return Panel(pixels if plot else pixels[..., 0], caption, name, panels.cmap, scale, plot=plot)
     if cell.get("crop") and box is not None:
         top, left, bottom, right = box
         pixels, box = decode(slot["patch"]) if slot["patch"] else pixels[top:bottom, left:right], None
@@ -77,10 +98,27 @@ def _as_panel(cell: dict[str, Any], slot: dict[str, Any], panels: Panels) -> Pan
     if box is not None:  # in pixels of the input, of which fewer may have been sent
         box = [side * pixels.shape[i % 2] // slot["size"][i % 2] for i, side in enumerate(box)]
     mark = kind == "picture" and slot.get("mark")
-    return Panel(pixels, caption, box=box if mark else None, plot=plot, zero=128.0 if kind == "signed" else None)
+    zero = 128.0 if kind == "signed" else None
+    return Panel(pixels, caption, name, scale=scale, box=box if mark else None, plot=plot, zero=zero)
 
 
-def grid_panel(grid: ChannelGrid, what: str = "channels", picked: int | None = None, off: Sequence[int] = ()) -> Panel:
+def _scale(slot: dict[str, Any], panels: Panels) -> Scale | None:
+    """The colour bar of a slot whose values are known."""
+    low, high = slot.get("ends", (0.0, 0.0))
+    if not low < high:
+        return None
+    contrast = panels.contrast if slot["kind"] == "signed" else None
+    return Scale(low, high, slot.get("measure", ""), panels.cmap, contrast)
+
+
+def grid_panel(
+    grid: ChannelGrid,
+    what: str = "channels",
+    picked: int | None = None,
+    off: Sequence[int] = (),
+    name: str = "channels",
+    measure: str = "",
+) -> Panel:
     """The grid's first tiles, as many rows as make a square: in its order and on its scale, at its zoom.
 
     Parameters
@@ -91,6 +129,10 @@ def grid_panel(grid: ChannelGrid, what: str = "channels", picked: int | None = N
         The channel that is marked.
     off
         The channels that are switched off, which are dark.
+    name
+        By which a person asks for the grid alone.
+    measure
+        What the colours measure, for the bar of a shared scale.
     """
     if not grid.is_current():
         return Panel(None)
@@ -116,16 +158,21 @@ def grid_panel(grid: ChannelGrid, what: str = "channels", picked: int | None = N
     tiles = tiles.repeat_interleave(enlarged, 2).repeat_interleave(enlarged, 3)
     padding = tiles.shape[3] // _SMALLEST
     pixels = channels_last(make_grid(tiles, grid.nrow, padding, normalize=False, pad_value=255))
+    height, width = (side + padding for side in tiles.shape[2:])
+    corners = [(padding + i % grid.nrow * width, padding + i // grid.nrow * height) for i in range(len(channels))]
     box = None
     if picked in channels:
-        row, column = divmod(channels.index(picked), grid.nrow)
-        height, width = (side + padding for side in tiles.shape[2:])
-        box = [padding + row * height, padding + column * width, (row + 1) * height, (column + 1) * width]
+        left, top = corners[channels.index(picked)]
+        box = [top, left, top + height - padding, left + width - padding]
     count = grid.tiles["shape"][0]
     shown = f"{len(channels)} of {count}" if len(channels) < count else str(count)
     one_scale = grid.scale == "shared" or grid.tiles["shape"][1:] == [1, 1]
-    scale = "on one scale" if one_scale else "each on its own scale"
-    return Panel(pixels, f"{shown} {what}, {_ORDERS[grid.order]}, {scale}", box=box, width=2.0)
+    (low, high), contrast = grid.ends(), grid.contrast if signed else None
+    low = -high if signed else low
+    scale = Scale(low, high, measure, grid.cmap, contrast) if one_scale and not plots and low < high else None
+    caption = f"{shown} {what}, {_ORDERS[grid.order]}, {'on one scale' if one_scale else 'each on its own scale'}"
+    numbers = [(x, y, channel) for (x, y), channel in zip(corners, channels, strict=True)]
+    return Panel(pixels, caption, name, scale=scale, box=box, numbers=numbers, tile=width)
 
 
 _SMALLEST = 24  # pixels across a tile, which a gap of one pixel suits

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
 from nbviz.core.types import Images
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.invariance import TRANSFORMS, InvarianceResult, along, amounts_of, invariance, moved_by
 from nbviz.widgets.controls import Choice, Number, draws, moves
@@ -141,9 +141,9 @@ class Invariance(ClassWidget):
 
     def _figure_rows(self) -> list[list[Panel]]:
         moved = [panel for row in filled_panels(self.panels) for panel in row]
-        plots = [] if "curves" in self._stale else [self.distances, self.probability]
+        plots = {} if "curves" in self._stale else {"distances": self.distances, "probability": self.probability}
         bars = bars_panels(self, "as it is", "now", "moved")
-        return list(filter(None, [[*moved, *bars], list(map(plot_panel, plots))]))
+        return list(filter(None, [[*moved, *bars], [plot_panel(plot, name) for name, plot in plots.items()]]))
 
 
 def _end_of(name: str) -> str:

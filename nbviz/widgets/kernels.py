@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +12,9 @@ from nbviz.core.errors import line, shown
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model
 from nbviz.core.weights import Watch
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.imaging.encode import channels_last, to_host
-from nbviz.imaging.pixels import centre, quantise
+from nbviz.imaging.pixels import around_zero, centre, quantise
 from nbviz.methods.kernels import check_kernels_layer, convolutions, frequency_response, kernel_report, kernels
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Index, draws
@@ -101,14 +103,16 @@ class Kernels(Pulled, GridSettings):
         colours = kernel
         if len(kernel) not in (1, 3):
             colours, caption = kernel.mean(0, keepdim=True), f"{caption}: mean over its {len(kernel)} inputs"
-        self.panels.show("kernel", "signed", channels_last(centre(colours)), caption=caption)
+        scale: dict[str, Any] = {"ends": around_zero(colours), "measure": "weight"}
+        self.panels.show("kernel", "signed", channels_last(centre(colours)), caption=caption, **scale)
         own = kernels(self.model, self.layer, self.channel)
         if own.ndim == 4:
             response = frequency_response(torch.nan_to_num(own.float()), max(32, *own.shape[2:]))
             ends = response.new_zeros(1), response.amax((1, 2))
             (steps,) = to_host(quantise(response, None, ends)[0][0])
+            scale = {"ends": (0.0, float(ends[1])), "measure": "gain"}
             middle = "frequency response: 0 in the middle, half a cycle for each pixel at the border"
-            self.panels.show("response", "map", steps[..., None], caption=middle)
+            self.panels.show("response", "map", steps[..., None], caption=middle, **scale)
         slices = kernel[:, None]
         self.slices.layout.display = "none" if len(slices) == 1 else ""
         self.slices.title = f"#{self.channel}: what it looks for in each of {len(slices)} inputs"
@@ -123,9 +127,12 @@ class Kernels(Pulled, GridSettings):
 
     def _figure_rows(self) -> list[list[Panel]]:
         picked = [panel for row in filled_panels(self.panels) for panel in row]
-        rows = [[grid_panel(self.grid, "kernels", self.channel), *picked]]
-        has_slices = self.slices.layout.display != "none"
-        return [*rows, *([[grid_panel(self.slices, f"slices of kernel {self.channel}")]] if has_slices else [])]
+        measure = "weight" if self.grid.tiles.get("kind") == "signed" else "root mean square weight"
+        rows = [[grid_panel(self.grid, "kernels", self.channel, name="kernels", measure=measure), *picked]]
+        if self.slices.layout.display != "none":
+            what = f"slices of kernel {self.channel}"
+            rows.append([grid_panel(self.slices, what, name="slices", measure="weight")])
+        return rows
 
 
 def _layer_labels(model: nn.Module) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from nbviz.core.checks import check_choice, check_indices
 from nbviz.core.types import Images
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.feature_maps import FUSIONS
 from nbviz.methods.reconstruct import SEEDS
@@ -22,7 +22,7 @@ from nbviz.widgets.figure_panels import grid_panel
 from nbviz.widgets.layer_choice import LayerChoice
 from nbviz.widgets.memory import too_large
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
-from nbviz.widgets.session import RULE_CAPTIONS, TILES, Look, Session
+from nbviz.widgets.session import MEASURES, RULE_CAPTIONS, TILES, Look, Session
 from nbviz.widgets.settings import GridSettings
 from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.tiles import FIRST, Tiles
@@ -171,7 +171,8 @@ class LayerWidget(PictureWidget, GridSettings):
 
     def _grid_panel(self) -> Panel:
         what = "channels" if self.tiles == TILES[0] else f"channels, {RULE_CAPTIONS[self.tiles]}"
-        return grid_panel(self.grid, what, self.channel, self.grid.off)
+        measure = "activation" if self.tiles == TILES[0] else MEASURES[self.tiles]
+        return grid_panel(self.grid, what, self.channel, self.grid.off, measure=measure)
 
     # State.
 
@@ -251,7 +252,8 @@ class LayerWidget(PictureWidget, GridSettings):
             self.fused.show("fused", kind, over if fused.ndim == 3 else over[..., None], caption=caption)
         else:
             picture = channels_last(self.session.rendered(self.picture, self.plane))
-            self.fused.show("fused", "overlay", picture, over, caption=f"{caption} over the picture")
+            ends = {} if fused.ndim == 3 else {"ends": self.look().fused_ends.tolist(), "measure": self.how}
+            self.fused.show("fused", "overlay", picture, over, caption=f"{caption} over the picture", **ends)
 
     @draws("picture", "layer", "tiles", "bands", also=lambda widget: widget._tiles_follow())
     def _show_first(self) -> Iterator[bool]:

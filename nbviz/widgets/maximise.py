@@ -13,14 +13,14 @@ from nbviz.core.errors import line
 from nbviz.core.state import check_model
 from nbviz.core.types import Channels, Target
 from nbviz.core.weights import WeightsChanged, own_copy
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import grid
 from nbviz.methods.maximise import Growing, MaximiseResult, maximise
 from nbviz.pictures.preprocess import check_labels
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Whole, draws
-from nbviz.widgets.figure_panels import filled_panels, plot_panel
+from nbviz.widgets.figure_panels import even, filled_panels, plot_panel
 from nbviz.widgets.predictions import current_autocast
 from nbviz.widgets.views import Panels, Plot, picture_rows
 
@@ -128,10 +128,7 @@ class Maximise(Pulled, options_of=Growing):
         return f"{self.header.title} · {self.header.info} · {self._growing.steps} steps"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        rows = filled_panels(self.panels)
-        for row in rows[1:]:
-            row.extend([Panel(None)] * (len(rows[0]) - len(row)))  # so that all pictures have one size
-        return [*rows, [plot_panel(self.values)]]
+        return [*even(filled_panels(self.panels)), [plot_panel(self.values, name="values")]]
 
 
 def _pixels(picture: Tensor) -> Array:

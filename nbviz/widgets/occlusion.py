@@ -122,7 +122,8 @@ class Occlusion(ClassWidget, MapSettings):
         shares = (values.nan_to_num(high).double() - low) / max(high - low, 1e-12)
         steps: Array = (255 * shares.clamp(0, 1)).round().byte().numpy()
         caption = f"{caption}: {low:.3g} (dark) to {high:.3g} (bright)"
-        self.panels.show(slot, "overlay", picture, steps, caption=caption)
+        measure = "activation" if slot == "activity" else slot
+        self.panels.show(slot, "overlay", picture, steps, caption=caption, ends=(low, high), measure=measure)
 
     def _in_colours(self, named: Tensor, sides: Sequence[int]) -> tuple[Array, str]:
         """The most probable classes in colours, enlarged without mixing them, and their legend."""

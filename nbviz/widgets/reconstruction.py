@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nbviz.core.documented import documented_like
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.widgets.figure_panels import filled_panels, picture_panel
 from nbviz.widgets.layer_widget import LayerWidget
 

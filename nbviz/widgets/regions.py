@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import shown
 from nbviz.core.types import Images
-from nbviz.export.figure import Panel
+from nbviz.export.panel import Panel
 from nbviz.imaging.encode import channels_last
 from nbviz.methods.occlusion import check_region, region_effect
 from nbviz.pictures.fill import FILLS, filling
@@ -173,7 +173,7 @@ class Regions(PictureWidget):
 
     def _figure_rows(self) -> list[list[Panel]]:
         box = self.box if self.mode == "box" else None
-        whole = Panel(channels_last(self.session.rendered(self.picture)), "the region", box=box)
-        cut = Panel(channels_last(self.session.rendered_input(self._cut())), "what the network is given")
+        whole = Panel(channels_last(self.session.rendered(self.picture)), "the region", "region", box=box)
+        cut = Panel(channels_last(self.session.rendered_input(self._cut())), "what the network is given", "cut")
         bars = [(label, after) for label, after, _ in self.strip.predictions]
-        return [[whole, cut, *([Panel(None, bars=bars)] if bars else [])]]
+        return [[whole, cut, *([Panel(None, name="predictions", bars=bars)] if bars else [])]]

@@ -12,11 +12,13 @@ from nbviz.core.checks import check_whole
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
 from nbviz.core.types import Images
+from nbviz.export.panel import Panel
 from nbviz.imaging.encode import channels_last, to_host
-from nbviz.imaging.pixels import centre, quantise
+from nbviz.imaging.pixels import around_zero, centre, quantise
 from nbviz.methods.randomise import layers_with_weights
 from nbviz.methods.sanity import METHODS, deletion_insertion, randomisation, randomisation_steps
 from nbviz.widgets.controls import Choice, draws
+from nbviz.widgets.figure_panels import even, filled_panels, plot_panel
 from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
 from nbviz.widgets.settings import MapSettings, SignedSettings
@@ -127,11 +129,12 @@ class Sanity(ClassWidget, MapSettings, SignedSettings):
     def _show_map(self, i: int, maps: Tensor, caption: str) -> None:
         """A map of the film: signed ones on grey, others in colours."""
         if maps.ndim == 3:
-            (steps,) = to_host(quantise(maps[0])[0])
-            self.panels.show(f"film_{i}", "map", steps[..., None], caption=caption)
+            steps, low, high = to_host(*quantise(maps[0]))
+            self.panels.show(f"film_{i}", "map", steps[..., None], caption=caption, ends=(float(low), float(high)))
         else:
             signed = maps[0] if maps.shape[1] in (1, 3) else maps[0].sum(0, keepdim=True)
-            self.panels.show(f"film_{i}", "signed", channels_last(centre(signed)), caption=caption)
+            pixels = channels_last(centre(signed))
+            self.panels.show(f"film_{i}", "signed", pixels, caption=caption, ends=around_zero(signed))
 
     @draws("picture", "target", "method", into="pixels")
     def _show_deleted(self) -> None:
@@ -141,6 +144,10 @@ class Sanity(ClassWidget, MapSettings, SignedSettings):
         areas = float(found.deletion_area[row]), float(found.insertion_area[row])
         deleted = (f"deleted, area {areas[0]:.2f}", shares, found.deletion[row].tolist())
         self.pixels.show([deleted, (f"brought back, area {areas[1]:.2f}", shares, found.insertion[row].tolist())])
+
+    def _figure_rows(self) -> list[list[Panel]]:
+        curves = {"curve": self.curve, "pixels": self.pixels}
+        return [*even(filled_panels(self.panels)), [plot_panel(plot, name=name) for name, plot in curves.items()]]
 
     def _heading(self) -> str:
         return f"{self.header.title} · {self.method}"

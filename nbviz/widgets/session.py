@@ -31,6 +31,8 @@ from nbviz.widgets.predictions import Predictor, class_count
 
 #: The captions of the backward rules.
 RULE_CAPTIONS = {name: rule.title for name, rule in BACKWARD_RULES.items()}
+#: What their reconstructions measure.
+MEASURES = {name: "gradient" if name == "gradient" else "signal" for name in RULES}
 #: What the grid can show of each channel: its map, or its reconstruction under a rule.
 TILES = ("activation", *RULES)
 #: The longer side, in pixels, of what the page shows; maps at least twice as large are averaged over blocks.
@@ -39,7 +41,7 @@ LARGE = 1024
 
 @dataclass(frozen=True)
 class Look:
-    """What the page shows of a layer on one picture, on the host; all but the last have an entry for each channel."""
+    """What the page shows of a layer on one picture, on the host; all but the last two for each channel."""
 
     pixels: Array  # the maps at screen resolution, uint8 (C, h, w), each from its low to its high
     low: Array
@@ -49,6 +51,7 @@ class Look:
     place: Array  # the position of the highest value, counted row by row
     strange: Array  # whether any value is NaN or infinite
     fused: Array  # all channels in one map, uint8 (h, w), or (3, h, w) in colours
+    fused_ends: Array  # its lowest and its highest value, (2,), or (2, 3) for colours
 
 
 class Session(Predictor):
@@ -257,8 +260,9 @@ class Session(Predictor):
             spread = (flat - flat.mean(1, keepdim=True)).square_().mean(1).sqrt()
             # A value that is not finite is the lowest or the highest of its channel.
             strange = ~(raw.amin(1).isfinite() & raw.amax(1).isfinite())
-            fused = quantise(self.plane(fuse(maps[None], how)[0], plane))[0]
-            return Look(*to_host(steps, low, high, inner.flatten(1).amax(1), spread, raw.argmax(1), strange, fused))
+            fused, *ends = quantise(self.plane(fuse(maps[None], how)[0], plane))
+            inner = inner.flatten(1).amax(1)
+            return Look(*to_host(steps, low, high, inner, spread, raw.argmax(1), strange, fused, torch.stack(ends)))
 
     def reconstructions(
         self, picture: int, layer: str, channels: Sequence[int], rule: str, seed: str

@@ -113,7 +113,9 @@ class TopPatches(Pulled, SignedSettings, options_of=top_patches):
             for rule, name in _RULES.items():
                 signals = self._reconstructions(channel, rule)
                 signals = signals if signals.shape[1] in (1, 3) else signals.mean(1, keepdim=True)
-                self.panels.show(f"{rule}_{row}", "signed", tiled(centre(signals), 128), caption=name)
+                self.panels.show(
+                    f"{rule}_{row}", "signed", tiled(centre(signals), 128), caption=f"{name}, each on its own scale"
+                )
                 yield False
 
     def _reconstructions(self, channel: int, rule: str) -> torch.Tensor:

@@ -267,13 +267,18 @@ class ChannelGrid(Coloured):
         """Whether tiles have been sent since the grid's part became stale."""
         return not self._is_to_come and self.sent > 0
 
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest value of the shared scale, as far as tiles have been sent."""
+        blocks, ends = self._blocks(), self.tiles.get("ends", (np.inf, -np.inf))
+        low, high = (np.frombuffer(b"".join(block[end] for block in blocks), np.float32) for end in ("low", "high"))
+        return float(min(low.min(), ends[0])), float(max(high.max(), ends[1]))
+
     def levels(self) -> tuple[list[int], Array]:
         """The channels that have been sent, in the page's order, and their tiles as levels 0 to 255 on its scale."""
         channels, pixels = self.pixels()
         blocks, one_each = self._blocks(), (-1, *[1] * (pixels.ndim - 1))
         low, high = (np.frombuffer(b"".join(block[end] for block in blocks), np.float32) for end in ("low", "high"))
-        ends = self.tiles.get("ends", (np.inf, -np.inf))
-        lowest, highest = min(low.min(), ends[0]), max(high.max(), ends[1])
+        lowest, highest = self.ends()
         if self.tiles["kind"] == "signed":
             factor = high / (highest or 1) if self.scale == "shared" else np.ones_like(high)
             levels: Array = self.contrast * factor.reshape(one_each) * (pixels - 128.0) + 128
@@ -443,7 +448,9 @@ class Panels(Coloured):
             The picture of a cropped cell, uint8 (h, w, C); without it, the page cuts it out of ``pixels``.
         **label
             ``caption``; ``part``, the caption of a cropped cell; ``box`` (top, left, bottom, right) in a picture of
-            ``size``; ``mark``, whether to draw the box. They are sent apart from the pixels, which may stay the same.
+            ``size``; ``mark``, whether to draw the box; for figures ``ends``, the values of the lowest and the highest
+            byte of a map (for signed values around zero), and what they ``measure``. They are sent apart from the
+            pixels, which may stay the same.
         """
         with self.hold_sync():
             self.set_trait(f"slot_{slot}", {"kind": kind, **encode(pixels)})

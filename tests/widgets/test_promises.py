@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -286,9 +287,10 @@ def test_it_has_a_picture_for_when_the_kernel_is_gone(name: str, net: Small, ima
 def texts(figure: Figure) -> Iterator[tuple[str, Any]]:
     """What stands in a figure, and where."""
     found = list(figure.texts)
-    for axes in (axes for part in figure.subfigs for axes in part.axes if axes.axison):
+    for axes in (axes for axes in figure.axes if axes.axison):
         found += [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title]
         found += axes.get_yticklabels() if axes.patches else []  # beside bars
+        found += [text for text in axes.texts if text.get_transform() == axes.transAxes]  # below a colour bar
     return ((text.get_text(), text.get_window_extent()) for text in found if text.get_text())
 
 
@@ -308,6 +310,84 @@ def check_legible(figure: Figure) -> None:
 @every
 def test_no_text_of_the_figure_is_cut_or_lies_over_another(name: str, net: Small, images: Tensor) -> None:
     check_legible(make(name, net, images).figure())
+
+
+# Figures that go into a paper unedited.
+
+
+@every
+def test_a_figure_of_one_column_is_legible_and_its_text_is_text(
+    name: str, net: Small, images: Tensor, tmp_path: Path
+) -> None:
+    view = make(name, net, images)
+    figure = view.figure(width=3.4)
+    assert figure.get_figwidth() == 3.4
+    check_legible(figure)
+    before = dict(mpl.rcParams)
+    view.save(tmp_path / "a.pdf", width=3.4)
+    view.save(tmp_path / "a.svg", width=3.4)
+    assert dict(mpl.rcParams) == before
+    assert b"/Type3" not in (tmp_path / "a.pdf").read_bytes()
+    assert "<text" in (tmp_path / "a.svg").read_text(encoding="utf-8")
+
+
+@every
+def test_each_picture_of_a_figure_can_be_drawn_alone(name: str, net: Small, images: Tensor) -> None:
+    view = make(name, net, images)
+    view.finish()
+    panels = [panel for row in view._figure_rows() for panel in row if not panel.is_empty]
+    assert all(panel.name for panel in panels)
+    assert len({panel.name for panel in panels}) == len(panels)
+    own = Figure()
+    axes = own.subplots()
+    assert view.figure(panel=panels[-1].name, ax=axes) is own
+    assert axes.get_xlabel() or axes.get_title("left") or not panels[-1].caption
+    assert len(view.figure(panel=panels[0].name, width=2).axes) == 1
+    with pytest.raises(ValueError, match=f"no panel 'zzz'.* Accepted: {re.escape(panels[0].name)}"):
+        view.figure(panel="zzz")
+
+
+def test_heading_and_note_can_be_replaced_and_left_out(net: Small, images: Tensor) -> None:
+    view = nbviz.Explorer(net, images)
+
+    def found(**options: Any) -> list[str]:
+        return [text.get_text() for text in view.figure(**options).texts]
+
+    usual = found()
+    assert len(usual) == 2
+    assert found(title="Mine $5") == [r"Mine \$5", usual[1]]
+    assert found(title="", note=False) == []
+    wrong = {"width": "3.4", "title": 3, "note": 1, "ax": 3, "dpi": None}
+    for option, value in wrong.items():
+        with pytest.raises(TypeError, match=f"{option} is "):
+            view.figure(**{option: value})
+    with pytest.raises(ValueError, match="width is 0; expected 2 to 40"):
+        view.figure(width=0)
+
+
+def test_each_map_has_its_bar_and_a_shared_scale_one(net: Small, images: Tensor) -> None:
+    cam = nbviz.ClassActivation(net, images, layer="2")
+    cam.finish()
+    scales = {panel.name: panel.scale for row in cam._figure_rows() for panel in row}
+    assert all(scale is not None and scale.high > scale.low for scale in scales.values())
+    large, guided = scales["large"], scales["guided"]
+    assert large is not None
+    assert guided is not None
+    assert (large.low, large.high) == (0, 1)
+    assert guided.low == -guided.high
+    view = nbviz.Explorer(net, images, "2")
+    view.finish()
+    by_name = {panel.name: panel for row in view._figure_rows() for panel in row}
+    assert by_name["channels"].scale is None
+    assert "each on its own scale" in by_name["channels"].caption
+    maps = nbviz.feature_maps(net, images[:1], "2")[0]
+    scale = by_name["activation"].scale
+    assert scale is not None
+    assert scale.high == pytest.approx(float(maps[view.channel].max()))
+    view.scale = "shared"
+    shared = nbviz.widgets.figure_panels.grid_panel(view.grid).scale
+    assert shared is not None
+    assert (shared.low, shared.high) == pytest.approx((float(maps.min()), float(maps.max())))
 
 
 # Text is text.
