@@ -35,6 +35,7 @@ def guided_grad_cam(
 
     Examples
     --------
+    >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     >>> guided_grad_cam(net, torch.rand(2, 1, 8, 8), "1", target=0).shape
     torch.Size([2, 1, 8, 8])

@@ -16,10 +16,11 @@ from nbviz.core.errors import PictureError, shown
 from nbviz.core.layers import Layer
 from nbviz.core.regions import Start
 from nbviz.core.state import device_aside
+from nbviz.core.switches import has_switches
 from nbviz.core.trace import first_name
 from nbviz.core.types import Channels, Dataset, ModelInputs, Preprocessing
 from nbviz.imaging.pixels import cut
-from nbviz.methods.reconstruct import project, warn_without_rectifiers
+from nbviz.methods.reconstruct import project, warn_without_rectifiers, warn_without_switches
 from nbviz.methods.subject import Subject
 from nbviz.scanning.dataset import Inputs
 from nbviz.scanning.records import Skipped
@@ -113,11 +114,19 @@ class TopPatchesResult(TopKResult):
         ------
         PictureError
             When the dataset no longer gives the pictures that it gave in the scan (a ValueError).
+
+        Warns
+        -----
+        NoRectifierWarning
+            When the rule met no rectifier, so that the result equals the gradient.
+        NoSwitchWarning
+            When nothing makes the deconvnet's way back depend on the picture; see :func:`nbviz.deconvnet`.
         """
         check_choice("rule", rule, RULES)
         row, pictures = self._row(channel)
         channel, name, places = int(self.channels[row]), self.layer.name, self.positions[row].tolist()
         met: list[frozenset[str]] = []
+        is_routed: list[bool] = []
 
         def reconstruct(part: Subject) -> Tensor:
             trace = part.run([name], grad=True)
@@ -135,11 +144,13 @@ class TopPatchesResult(TopKResult):
                 starts.append(Start(i, channel, tuple(places[k]), expected))
             signals, rectifiers = project(trace, name, [channel], rule, starts=starts)
             met.append(rectifiers)
+            is_routed.append(has_switches(trace.activations[name], trace.inputs))
             return signals[:, 0]
 
         subject = self._subject.with_inputs(pictures.to(self._source.reader.device))
         signals = subject.in_parts(reconstruct)
         warn_without_rectifiers(rule, met[0])
+        warn_without_switches(rule, is_routed)
         return self._cut(row, signals, 0)
 
     def _row(self, channel: int) -> tuple[int, Tensor]:

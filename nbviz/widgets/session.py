@@ -18,6 +18,7 @@ from nbviz.core.checks import check_real
 from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.state import is_compiled
+from nbviz.core.switches import has_switches
 from nbviz.core.trace import Trace, first_name, run
 from nbviz.core.weights import steadily
 from nbviz.imaging.encode import Array, to_host
@@ -274,6 +275,11 @@ class Session(Predictor):
             maps = maps[:, list(self.bands)]
         shown_apart = (1, 2, 3) if self.axes == 1 else (1, 3)
         return (maps if maps.shape[1] in shown_apart else maps.sum(1, keepdim=True)), met
+
+    def has_switches(self, picture: int, layer: str) -> bool:
+        """Whether a deconvnet's way back from the layer depends on the picture."""
+        trace = self.trace(picture, layer)
+        return has_switches(trace.activations[layer], trace.inputs)
 
     def reconstruction(
         self, picture: int, layer: str, channel: int, rule: str, seed: str

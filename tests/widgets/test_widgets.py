@@ -488,6 +488,17 @@ def test_a_model_without_rectifiers_gets_a_note_in_place_of_a_warning() -> None:
     assert "equal the plain gradient" in view.header.note
 
 
+def test_a_layer_without_max_pooling_before_it_gets_a_note_in_place_of_a_warning(
+    model: nn.Module, images: torch.Tensor
+) -> None:
+    view = nbviz.Reconstruction(model, images, layer="features.0")
+    view.finish()
+    assert "no max-pooling" in view.header.note
+    view.layer = "features.8"
+    view.finish()
+    assert view.header.note == ""
+
+
 def test_a_png_of_the_view_goes_with_it(model: nn.Module, images: torch.Tensor) -> None:
     for kind in WIDGETS:
         bundle = kind(model, images)._repr_mimebundle_()
