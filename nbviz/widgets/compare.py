@@ -22,7 +22,7 @@ from nbviz.widgets.controls import Choice, draws, moves
 from nbviz.widgets.figure_panels import bars_panels, filled_panels, grid_panel
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.session import Session, information, shared_ends
-from nbviz.widgets.settings import GridSettings, tile_order, tile_scale
+from nbviz.widgets.settings import GridSettings, contrast, tile_order, tile_scale
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
 
 _SIDES = ("a", "b")
@@ -72,6 +72,7 @@ class Compare(PictureWidget, GridSettings):
 
     layer_a = _layer_control(0)
     order, scale = tile_order(default="index"), tile_scale(default="shared")
+    contrast = contrast(default=1.0)  # the largest difference, not half of it, is black or white
     layer_b = _layer_control(1, default=lambda widget: widget._counterpart())
 
     def __init__(
@@ -162,8 +163,11 @@ class Compare(PictureWidget, GridSettings):
             caption = f"{side}: {float(maps.amin()):.3g} to {float(maps.amax()):.3g}"
             self.panels.show(side, "overlay", picture, over, caption=caption)
         b = b if a.shape == b.shape else torch.nn.functional.interpolate(b[None, None], a.shape, mode="bilinear")[0, 0]
-        caption = "b less a: white where b is stronger, black where a is"
-        self.panels.show("difference", "signed", channels_last(centre((b - a)[None])), caption=caption)
+        difference = (b - a)[None]
+        largest = difference.abs().amax()
+        caption = f"b less a: white where b is stronger, up to {float(largest):.3g}, black where a is"
+        caption = caption if largest > 0 else "b less a: no difference"
+        self.panels.show("difference", "signed", channels_last(centre(difference, largest)), caption=caption)
 
     @draws("picture", into="strip")
     def _show_predictions(self) -> None:
