@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from nbviz.core.types import Channels, Dataset, ModelInputs, Preprocessing
 from nbviz.imaging.pixels import cut
 from nbviz.methods.reconstruct import project, warn_without_rectifiers, warn_without_switches
 from nbviz.methods.subject import Subject
+from nbviz.pictures.preprocess import check_labels
 from nbviz.scanning.dataset import Inputs
 from nbviz.scanning.records import Skipped
 from nbviz.scanning.scan import scan
@@ -54,6 +56,7 @@ class TopPatchesResult(TopKResult):
     _subject: Subject  # with the first picture of the dataset
     _source: Inputs
     _read: dict[int, Tensor] = field(default_factory=dict)  # the pictures last read
+    _names: tuple[str, ...] | None = None  # those given
 
     @property
     def model(self) -> nn.Module:
@@ -63,7 +66,7 @@ class TopPatchesResult(TopKResult):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the classes, where they are known."""
-        return self._subject.pictures.preprocess.labels or ()
+        return self._names or self._subject.pictures.preprocess.labels or ()
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -217,6 +220,7 @@ def top_patches(
     channels: Channels | None = None,
     k: int = 9,
     *,
+    labels: Sequence[str] | None = None,
     preprocess: Preprocessing | None = None,
     inputs: ModelInputs | None = None,
     **options: Any,
@@ -237,6 +241,8 @@ def top_patches(
         The name of a layer with feature maps.
     k
         How many pictures for each channel, at most 1,000.
+    labels
+        The names of the classes, in order. None takes those found with the preprocessing.
 
     Returns
     -------
@@ -266,7 +272,7 @@ def top_patches(
     >>> result.values.shape, result.size, result.patches(41).shape, result.reconstructions(41).shape
     (torch.Size([2, 9]), (14, 14), torch.Size([9, 3, 14, 14]), torch.Size([9, 1, 14, 14]))
     """
-    k = check_whole("k", k, 1, _MOST)
+    k, names = check_whole("k", k, 1, _MOST), None if labels is None else check_labels(labels)
     subject, source = Subject.of_dataset(model, dataset, preprocess, inputs)
     layer = first_name(subject.model, layer)
     layers = {entry.name: entry for entry in subject.layers()}
@@ -288,4 +294,5 @@ def top_patches(
         complete=scanned.complete,
         _subject=subject,
         _source=source,
+        _names=names,
     )

@@ -282,7 +282,7 @@ class Pulled(Declared):
 
     def _foot(self) -> str:
         """What a reader of the figure must know."""
-        return self.header.note
+        return "\n".join(filter(None, (self.header.warning, self.header.note)))
 
     def _draw(self) -> Figure:
         return draw_figure(self._heading(), self._figure_rows(), self._foot())

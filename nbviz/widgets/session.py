@@ -26,6 +26,7 @@ from nbviz.imaging.pixels import centre, cut, quantise, shrink
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
 from nbviz.methods.subject import Subject
+from nbviz.pictures.preprocess import NONE_KNOWN
 from nbviz.widgets.memory import remember
 from nbviz.widgets.predictions import Predictor, class_count
 
@@ -365,6 +366,20 @@ def fitted(maps: Tensor) -> Tensor:
         return maps
     small = shrink(maps, LARGE)
     return small if maps.is_floating_point() else small.round().to(maps.dtype)
+
+
+def assumption(session: Session, call: str) -> str:
+    """What is assumed of the input of a model whose preprocessing is not known, and the call that mends it."""
+    pictures = session.subject.pictures
+    known, _, assumed = pictures.preprocess.source.partition(": ")
+    if known != NONE_KNOWN or pictures.as_given or session.axes != 2:
+        return ""
+    assumed = assumed.partition(" (")[0]
+    return (
+        f"No preprocessing is known for this model: it is shown the pictures as {assumed}. If it was trained on "
+        f"anything else, such as normalised ones, its answers are wrong: {call}(…, preprocess=weights.transforms()), "
+        "or any other callable from a PIL picture to the model's input"
+    )
 
 
 def information(session: Session) -> str:
