@@ -133,6 +133,7 @@ def set_defaults() -> Iterator[Callable[[torch.dtype], None]]:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore:picture .. after 8 steps:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*rectifier")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("feature", FEATURES)

@@ -71,7 +71,9 @@ SAYS_WHAT_IS_ACCEPTED = re.compile(
     r"expected|Accepted: |[Gg]ive |numbered 0 to|there is no file|failed |goes? with|name "
 )
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::nbviz.errors.NoRectifierWarning", "ignore::nbviz.errors.CompiledWarning", "ignore:after 512 steps"
+    "ignore::nbviz.errors.NoRectifierWarning",
+    "ignore::nbviz.errors.CompiledWarning",
+    "ignore:picture .*steps= takes more",
 )
 
 

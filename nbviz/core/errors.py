@@ -32,6 +32,10 @@ class NoRectifierWarning(UserWarning):
     """A backward rule met no rectifier: deconvnet and guided backprop equal the plain gradient."""
 
 
+class NoSwitchWarning(UserWarning):
+    """A deconvnet met no max-pooling switch or the like: it goes back in the same way for every picture."""
+
+
 class CompiledWarning(UserWarning):
     """The model is compiled, which hides its layers: the eager model it was made from runs instead."""
 

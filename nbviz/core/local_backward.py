@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from nbviz.core.backward import BackwardRule
 from nbviz.core.chunks import in_chunks, joined
+from nbviz.core.graph import nodes_between
 from nbviz.core.regions import NotLocal, Pair, Region, Regions, Start
 from nbviz.core.state import alone, interruptible
 
@@ -137,21 +138,7 @@ def _order(start: Tensor, inputs: Tensor) -> list[Any]:
     """The nodes between a tensor and the input in topological order; the input's own node is last."""
     if start.ndim != 4 or start.grad_fn is None:
         raise NotLocal("no feature maps")
-    state: dict[Any, bool | None] = {}  # whether a node leads to the input; None until known
-    finished: list[Any] = []
-    stack: list[Any] = [start.grad_fn]
-    while stack:
-        node = stack[-1]
-        below = [other for other, _ in node.next_functions if other is not None]
-        if node not in state:
-            state[node] = None
-            stack.extend(other for other in below if other not in state)
-            continue
-        stack.pop()
-        if state[node] is None:
-            state[node] = getattr(node, "variable", None) is inputs or any(map(state.get, below))
-            finished.append(node)
-    order = [node for node in reversed(finished) if state[node]]
+    order = nodes_between(start, inputs)
     if not order:
         raise NotLocal("no path to the input")
     return order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -160,7 +161,8 @@ def integrated_gradients(
     Warns
     -----
     UserWarning
-        When 512 steps do not suffice.
+        When the attributions of a picture do not sum to the change of the score to within 1 %: after 512 steps, or
+        after ``steps``.
 
     Examples
     --------
@@ -168,6 +170,28 @@ def integrated_gradients(
     >>> net[1].weight.data = torch.tensor([[2.0, -1.0]])
     >>> integrated_gradients(net, torch.tensor([[[[3.0, 5.0]]]]), 0).flatten().round(decimals=4).tolist()
     [6.0, -5.0]
+    """
+    result, errors = integrated(model, images, target, baseline, steps, **options)
+    if errors:
+        worst = max(errors, key=errors.__getitem__)
+        # Rounded up, since what is just beyond 1 % must not read as that.
+        percent = math.ceil(1e4 * errors[worst]) / 100 if errors[worst] < 1e6 else math.inf
+        more = f" (and of {len(errors) - 1} more by less)" if len(errors) > 1 else ""
+        count = _STEPS[-1] if steps is None else steps
+        warn(
+            f"picture {worst}: after {count} steps the sum is {percent:.3g} % off the change of the score{more}: "
+            "steps= takes more",
+            UserWarning,
+        )
+    return result
+
+
+def integrated(
+    model: nn.Module, images: Images, target: Target | None, baseline: Any, steps: int | None, **options: Any
+) -> tuple[Tensor, dict[int, float]]:
+    """Integrated gradients, and by how much those of some pictures miss the change of the score, as a fraction of it.
+
+    Only the pictures that miss it by more than 1 % are in the dict.
     """
     steps = None if steps is None else check_whole("steps", steps, 1, 10_000)
     start = _check_baseline(baseline)
@@ -179,25 +203,23 @@ def integrated_gradients(
         shapes = f"{tuple(start.shape)}; expected one that broadcasts to {tuple(subject.inputs.shape)}"
         raise ValueError(f"baseline has shape {shapes}") from None
 
+    errors: dict[int, float] = {}
+    tolerance = max(_COMPLETE, 4 * torch.finfo(subject.inputs.dtype).eps)
+
     def attribute(part: Subject, gradient_sum: GradientSum, score: Score) -> Tensor:
         x, x0 = part.inputs, start[part.start : part.start + len(part)]
-        if steps is not None:
-            return _integrated(gradient_sum, x0, x, steps)
         change = score(x) - score(x0)
-        for count in _STEPS:
+        for count in _STEPS if steps is None else (steps,):
             attributions = _integrated(gradient_sum, x0, x, count)
-            error = (attributions.flatten(1).sum(1) - change).abs() / change.abs()
-            if not bool((error > max(_COMPLETE, 4 * torch.finfo(x.dtype).eps)).any()):
-                return attributions
-        percent = 100 * float(error.nan_to_num(0, torch.inf).max())
-        warn(
-            f"after {_STEPS[-1]} steps the sum is {percent:.0f} % off the change of the score: steps= takes more",
-            UserWarning,
-        )
+            error = ((attributions.flatten(1).sum(1) - change).abs() / change.abs()).tolist()
+            missed = {i: value for i, value in zip(part.numbers, error, strict=True) if value > tolerance}
+            if not missed:
+                break
+        errors.update(missed)
         return attributions
 
     # One by one, since each picture takes as many steps as it needs.
-    return _attributions(subject, target, attribute, pictures_at_once=1 if steps is None else None)
+    return _attributions(subject, target, attribute, pictures_at_once=1 if steps is None else None), errors
 
 
 def _check_baseline(baseline: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,20 +26,43 @@ from nbviz.pictures.fill import FILLS, filling
 class CorrespondenceResult:
     """How consistently masking a part changes a layer's features in different pictures.
 
+    Two measures, each a mean over all pairs of pictures. The paper's, ``part``, also falls where few features change at
+    all, such as with an empty corner; ``agreement`` does not, and the verdict follows it.
+
     Parameters
     ----------
     part
-        For each layer the mean, over all pairs of pictures, of the fraction of features whose changes differ in sign:
-        the lower, the more the network relates the part.
+        For each layer the fraction of features whose changes differ in sign: the paper's measure.
     error
         For each layer its standard error over the pairs, as if these were independent; NaN for two pictures.
     random
-        For each layer the mean with parts of the same size at random places, float64 (R,).
+        For each layer the same with parts of the same size at random places, float64 (R,).
+    changed
+        For each layer the fraction of features that change in both pictures.
+    agreement
+        For each layer the fraction of features that change alike in both pictures, less that of those that change in
+        opposite directions, from -1 to 1: the higher, the more the network relates the part.
+    random_agreement
+        For each layer the agreement with random parts, float64 (R,).
     """
 
     part: dict[str, float]
     error: dict[str, float]
     random: dict[str, Tensor]
+    changed: dict[str, float]
+    agreement: dict[str, float]
+    random_agreement: dict[str, Tensor]
+
+    @property
+    def verdict(self) -> str:
+        """In a sentence, which layers relate the part: with an agreement 2 standard deviations above random parts'."""
+        if any(len(drawn) < 2 for drawn in self.random_agreement.values()):
+            return "no verdict: expected at least 2 random parts to compare with"
+        bounds = {name: float(drawn.mean() + 2 * drawn.std()) for name, drawn in self.random_agreement.items()}
+        related = [line(name, 60) for name, value in self.agreement.items() if value > bounds[name]]
+        if not related:
+            return "no layer relates the part more than random parts"
+        return f"the part is related more than random parts in {', '.join(related)}"
 
     def _repr_html_(self) -> str:
         """A table."""
@@ -46,19 +70,38 @@ class CorrespondenceResult:
         for name in self.part:
             cells = "".join(f"<td>{cell}</td>" for cell in self._numbers(name))
             rows.append(f"<tr><th>{escape(line(name, 60))}</th>{cells}</tr>")
-        head = "<tr><th>layer</th><th>the part</th><th>random parts</th></tr>"
-        return f"<table>{head}{''.join(rows)}</table>"
+        head = "".join(f"<th>{title}</th>" for title in ("layer", *_COLUMNS))
+        return f"<table><tr>{head}</tr>{''.join(rows)}</table><p>{escape(self.verdict)}</p>"
 
     def __repr__(self) -> str:
-        lines = ["change of sign between pictures (lower: the part corresponds)", "  layer: part, random parts"]
+        lines = [self.verdict, f"  layer: {', '.join(_COLUMNS)}"]
         return "\n".join([*lines, *(f"  {name}: {', '.join(self._numbers(name))}" for name in self.part)])
 
-    def _numbers(self, name: str) -> tuple[str, str]:
+    def _numbers(self, name: str) -> tuple[str, ...]:
         """The numbers of a layer, for the part and for random parts."""
-        random = self.random[name]
-        spread = f" ± {float(random.std()):.3f}" if len(random) > 1 else ""
         error = f" ± {self.error[name]:.3f}" if math.isfinite(self.error[name]) else ""
-        return f"{self.part[name]:.3f}{error}", f"{float(random.mean()):.3f}{spread}" if len(random) else "–"
+        return (
+            f"{self.agreement[name]:+.3f}",
+            _spread(self.random_agreement[name], "+"),
+            f"{100 * self.changed[name]:.1f} %",
+            f"{self.part[name]:.3f}{error}",
+            _spread(self.random[name]),
+        )
+
+
+_COLUMNS = (
+    "agreement (higher: the part corresponds)",
+    "of random parts",
+    "features that change",
+    "change of sign (the paper's)",
+    "of random parts",
+)
+
+
+def _spread(values: Tensor, sign: str = "") -> str:
+    """The mean and the standard deviation."""
+    spread = f" ± {float(values.std()):.3f}" if len(values) > 1 else ""
+    return f"{float(values.mean()):{sign}.3f}{spread}" if len(values) else "–"
 
 
 @as_method()
@@ -80,6 +123,10 @@ def correspondence(
     pictures of the Hamming distance of sign(ε_i) and sign(ε_j) is lower for parts that the network relates than for
     random ones. Here it is the mean over pairs and features.
 
+    Features that do not change have no sign to differ in: this also rewards a part that changes few of them. They add
+    nothing to the agreement, the mean of sign(ε_i)·sign(ε_j). Neither measure can tell a part that the network relates
+    from pixels that are the same in all pictures, such as those of an empty background.
+
     Parameters
     ----------
     images
@@ -93,7 +140,8 @@ def correspondence(
     Returns
     -------
     CorrespondenceResult
-        ``part``, ``error`` and ``random`` for each layer.
+        ``part``, ``error``, ``random``, ``changed``, ``agreement`` and ``random_agreement`` for each layer, and
+        ``verdict``.
 
     Raises
     ------
@@ -111,6 +159,8 @@ def correspondence(
     >>> result = correspondence(nn.Sequential(nn.Conv2d(1, 4, 2, stride=2)), pictures, [[2, 2, 4, 4]] * 2, ["0"])
     >>> result.part["0"], bool(result.random["0"].mean() > 0)
     (0.0, True)
+    >>> result.agreement["0"], result.changed["0"]  # of 4 × 16 features, 4 change
+    (0.0625, 0.0625)
     """
     check_choice("fill", fill, FILLS)
     random, seed = check_whole("random", random, 0), check_whole("seed", seed, 0)
@@ -129,14 +179,14 @@ def correspondence(
 
     original = subject.in_parts(features)
 
-    def differing(boxes: Tensor) -> dict[str, Tensor]:
+    def measured(boxes: Tensor) -> dict[str, Tensor]:
         masked = pictures.clone()
         for i, (top, left, bottom, right) in enumerate(boxes.tolist()):
             masked[i, :, top:bottom, left:right] = replacement[i, :, top:bottom, left:right]
         changed = subject.with_inputs(masked).in_parts(features)
-        return {name: _differing_signs((original[name] - changed[name]).sign()) for name in names}
+        return {name: _compared((original[name] - changed[name]).sign()) for name in names}
 
-    fractions = differing(boxes)
+    pairs = measured(boxes)
     generator = torch.Generator().manual_seed(seed)
     at_random = []
     sizes = boxes[:, 2:] - boxes[:, :2]
@@ -146,22 +196,36 @@ def correspondence(
         room = torch.tensor([height, width]) - sizes + 1
         shift = (torch.rand(2, generator=generator, dtype=torch.float64) * torch.tensor([height, width])).long()
         corner = (boxes[:, :2] + shift) % room
-        moved = differing(torch.cat([corner, corner + sizes], 1))
-        at_random.append({name: float(pairs.mean()) for name, pairs in moved.items()})
+        moved = measured(torch.cat([corner, corner + sizes], 1))
+        at_random.append({name: of_pairs.mean(0) for name, of_pairs in moved.items()})
+    means = {name: of_pairs.mean(0).tolist() for name, of_pairs in pairs.items()}
+    drawn = {
+        name: torch.stack([found[name] for found in at_random], 1) if at_random else torch.empty(3, 0).double()
+        for name in names
+    }
     return CorrespondenceResult(
-        {name: float(pairs.mean()) for name, pairs in fractions.items()},
-        {
-            name: float(pairs.std()) / len(pairs) ** 0.5 if len(pairs) > 1 else math.nan
-            for name, pairs in fractions.items()
+        part={name: differ for name, (differ, _, _) in means.items()},
+        error={
+            name: float(of_pairs[:, 0].std()) / len(of_pairs) ** 0.5 if len(of_pairs) > 1 else math.nan
+            for name, of_pairs in pairs.items()
         },
-        {name: torch.tensor([means[name] for means in at_random], dtype=torch.float64) for name in names},
+        random={name: differ for name, (differ, _, _) in drawn.items()},
+        changed={name: changed for name, (_, changed, _) in means.items()},
+        agreement={name: agreement for name, (_, _, agreement) in means.items()},
+        random_agreement={name: agreement for name, (_, _, agreement) in drawn.items()},
     )
 
 
-def _differing_signs(signs: Tensor) -> Tensor:
-    """For each pair of pictures the fraction of features whose signs differ, float64."""
-    n = len(signs)
-    pairs = [(signs[i] != signs[j]).double().mean() for i in range(n) for j in range(i + 1, n)]
+def _compared(signs: Tensor) -> Tensor:
+    """For each pair of pictures the fraction of features whose signs differ, that change in both, and the agreement.
+
+    float64 (pairs, 3).
+    """
+    pairs = []
+    for one, other in itertools.combinations(signs, 2):
+        products = (one * other).double()
+        measures = (one != other).double().mean(), products.abs().mean(), products.mean()
+        pairs.append(torch.stack(measures))
     return torch.stack(pairs).cpu()
 
 

@@ -29,6 +29,9 @@ def deconvnet(
     is undone by placing each value at its recorded switch (*unpooling*), the signal is rectified,
     R → max(R, 0) (*rectification*), and each convolution is applied transposed (*filtering*).
 
+    The switches are what ties the result to this picture. In a network without max-pooling (strided convolutions, as in
+    many since 2018) every picture gets the same reconstruction but for where it starts, and how strongly.
+
     The signal is rectified where the network has a rectifier, so what reaches the picture through the
     first convolution has both signs. As in the paper, the signal ignores which rectifiers were open,
     and starts from the strongest position, ``seed="max"``.
@@ -42,6 +45,8 @@ def deconvnet(
     -----
     NoRectifierWarning
         When the rule met no rectifier, so that the result equals the gradient.
+    NoSwitchWarning
+        When nothing between the layer and the picture makes the way back depend on the picture.
 
     Examples
     --------

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from nbviz.core.arguments import check_maps
 from nbviz.core.checks import check_flag, check_index, check_whole
 from nbviz.core.chunks import in_chunks
-from nbviz.core.errors import shown
+from nbviz.core.errors import line, shown
 from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.methods.subject import Subject, as_method
 from nbviz.pictures.fill import filling
@@ -229,19 +229,25 @@ class RegionEffectResult:
         float32 (N, classes): probabilities.
     inputs
         (N, C, H, W): the pictures after the cut, as the model takes them.
+    names
+        The names of the classes, where they are known.
     """
 
     before: Tensor
     after: Tensor
     inputs: Tensor
+    names: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         lines = []
         for i, (p, q) in enumerate(zip(self.before, self.after, strict=True)):
             was, now = int(p.argmax()), int(q.argmax())
             change = f"{float(p[was]):.3f} → {float(q[was]):.3f}"
-            lines.append(f"picture {i}: class {was} {change}; now class {now} {float(q[now]):.3f}")
+            lines.append(f"picture {i}: {self._name(was)} {change}; now {self._name(now)} {float(q[now]):.3f}")
         return "\n".join(lines)
+
+    def _name(self, number: int) -> str:
+        return line(self.names[number], 60) if number < len(self.names) else f"class {number}"
 
 
 @as_method()
@@ -292,7 +298,8 @@ def region_effect(
     region = check_region(mask, pictures).to(pictures.device)
     altered = torch.where(region[:, None] == keep, pictures, filling(pictures, fill, subject.pictures.preprocess))
     before, after = (variant.answer().float().softmax(1) for variant in (subject, subject.with_inputs(altered)))
-    return RegionEffectResult(before, after, altered)
+    names = subject.pictures.preprocess.labels or ()
+    return RegionEffectResult(before, after, altered, names if len(names) == before.shape[1] else ())
 
 
 def check_region(mask: Any, pictures: Tensor) -> Tensor:

@@ -100,12 +100,17 @@ class PairedAccuracyResult:
 
     @property
     def verdict(self) -> str:
-        """In a sentence, whether one model is better."""
+        """In a sentence, whether one model is better; "not conclusive" where interval and test differ."""
         low, high = (100 * end for end in self.interval)
-        significant = self.p_value < 0.05 and (low > 0 or high < 0)
-        better = "b is better" if self.difference > 0 else "a is better"
+        shows_difference = {self.p_value < 0.05, low > 0 or high < 0}
+        if len(shows_difference) > 1:
+            finding = "not conclusive"
+        elif shows_difference == {True}:
+            finding = "b is better" if self.difference > 0 else "a is better"
+        else:
+            finding = "no difference is shown"
         return (
-            f"{better if significant else 'no difference is shown'} on {self.pictures:,} pictures: "
+            f"{finding} on {self.pictures:,} pictures: "
             f"a {100 * self.accuracy_a:.1f} %, b {100 * self.accuracy_b:.1f} %, {100 * self.difference:+.1f} points "
             f"(95 %: {low:+.1f} to {high:+.1f}; McNemar's p = {self.p_value:.2g})"
         )

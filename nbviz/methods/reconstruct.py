@@ -13,16 +13,22 @@ from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES, UNPOOLING, pull
 from nbviz.core.checks import check_choice, check_indices, check_real
 from nbviz.core.chunks import in_chunks, joined
-from nbviz.core.errors import NoRectifierWarning, shown, warn
+from nbviz.core.errors import NoRectifierWarning, NoSwitchWarning, shown, warn
 from nbviz.core.local_backward import pull_local
 from nbviz.core.regions import Start
 from nbviz.core.state import alone, interruptible
+from nbviz.core.switches import has_switches
 from nbviz.core.trace import Trace
 from nbviz.core.types import Channels, Images, SubjectOptions, Target
 from nbviz.methods.subject import Subject, as_method
 
 #: Where a reconstruction starts in a channel's map.
 SEEDS = ("max", "map", "unit")
+#: What is said where nothing on a deconvnet's way back depends on the picture.
+NO_SWITCH = (
+    "no max-pooling, nor anything else that routes by the picture, on the way: the deconvnet of another picture is the "
+    "same but for where, and how strongly, it starts"
+)
 _CHANNELS_AT_ONCE = 8
 
 
@@ -89,6 +95,10 @@ def reconstruct(
     -----
     NoRectifierWarning
         When the deconvnet or guided rule met no rectifier, so that the result equals the gradient.
+    NoSwitchWarning
+        When nothing between the layer and the picture makes the deconvnet's way back depend on the picture (no
+        max-pooling, no gate): it then gives every picture the same reconstruction, but for where, and how strongly, it
+        starts. The gradient and guided backprop depend on the picture through their rectifiers.
 
     Examples
     --------
@@ -108,6 +118,7 @@ def reconstruct(
     check_layer_or_target(layer, channels, target)
     subject = Subject.of(model, images, **options)
     met: dict[str, frozenset[str]] = {}
+    is_routed: list[bool] = []
 
     def work(part: Subject) -> dict[str, Tensor]:
         if layer is None:
@@ -121,12 +132,15 @@ def reconstruct(
             pulled = {rule: project(trace, layer, chosen, rule, seed, unpool) for rule in rules}
         for rule, (_, rectifiers) in pulled.items():
             met.setdefault(rule, rectifiers)
+        if "deconvnet" in pulled and not is_routed:
+            is_routed.append(has_switches(scores if layer is None else trace.activations[layer], trace.inputs))
         return {rule: maps[0] if layer is None else maps for rule, (maps, _) in pulled.items()}
 
     result = subject.in_parts(work)
     for rule, maps in result.items():
         if maps.numel():
             warn_without_rectifiers(rule, met[rule])
+            warn_without_switches(rule, is_routed)
     return result
 
 
@@ -228,3 +242,9 @@ def warn_without_rectifiers(rule: str, met: frozenset[str]) -> None:
             "deconvnet and guided backprop equal the plain gradient here",
             NoRectifierWarning,
         )
+
+
+def warn_without_switches(rule: str, is_routed: Sequence[bool]) -> None:
+    """Warn if nothing on a deconvnet's way back depends on the picture, as ``is_routed`` says."""
+    if rule == "deconvnet" and not all(is_routed):
+        warn(NO_SWITCH, NoSwitchWarning)

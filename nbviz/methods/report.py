@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nbviz.core.backward import clamp_name
 from nbviz.core.checks import check_number, check_whole
 from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
+from nbviz.core.graph import nodes_below
 from nbviz.core.layers import Layer
 from nbviz.core.state import device_aside
 from nbviz.core.types import Dataset, ModelInputs, Preprocessing, ScoresIn
@@ -74,6 +76,66 @@ class Importance(Combined):
         return {layer: tree_sum(tree) / self.pictures for layer, tree in self.sums.items() if tree}
 
 
+class Rectified(Combined):
+    """Whether a channel is ever above zero after the ReLU that its layer's output goes to, however that is called.
+
+    The result is a dict from the layers to bool (C,), without those that go elsewhere than to one ReLU, straight or
+    through batch normalisation. Memory: a byte for each channel.
+
+    Parameters
+    ----------
+    layers
+        Names of layers.
+    """
+
+    logits = grad = True
+    combine: ClassVar = {
+        "alive": lambda alive, other: {layer: alive.get(layer, seen) | seen for layer, seen in other.items()}
+    }
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.layers = tuple(layers)
+        self.alive: dict[str, Tensor] = {}
+
+    def measure(self, batch: Batch) -> dict[str, Any]:
+        """The channels that are above zero in one batch."""
+        assert batch.logits is not None
+        consumers: dict[Any, list[Any]] = {}
+        for node in nodes_below(batch.logits):
+            for below, _ in node.next_functions:
+                consumers.setdefault(below, []).append(node)
+        made_by = {getattr(node, "variable", None): node for node in consumers if hasattr(node, "variable")}
+        alive = {}
+        for layer in self.layers:
+            activation = batch.activations[layer]
+            rectified = _rectified(consumers, activation.grad_fn or made_by.get(activation))
+            if rectified is not None:
+                alive[layer] = (rectified > 0).flatten(2).any(2).any(0).cpu()
+        return {"alive": alive}
+
+    def result(self) -> dict[str, Tensor]:
+        """The channels that were ever above zero."""
+        return self.alive
+
+
+def _rectified(consumers: Mapping[Any, Sequence[Any]], node: Any) -> Tensor | None:
+    """What the one ReLU to which a node's output goes saved, of which each value has the sign of its output."""
+    while node is not None:
+        above = consumers.get(node, ())
+        if len(above) != 1:
+            return None
+        (node,) = above
+        name = node.name()
+        if name.startswith("ReluBackward"):
+            return node._saved_result  # type: ignore[no-any-return]
+        is_clamp = name.startswith("Clamp") and clamp_name(node._saved_min, getattr(node, "_saved_max", None))
+        if is_clamp or (name.startswith("Hardtanh") and node._saved_min_val == 0):
+            return node._saved_self  # type: ignore[no-any-return]
+        if not name.startswith(("CloneBackward", "NativeBatchNorm", "CudnnBatchNorm")):
+            return None
+    return None
+
+
 def _labels_or_predictions(batch: Batch) -> Tensor:
     """The pictures' labels; where there are none, the predicted classes."""
     assert batch.logits is not None
@@ -96,7 +158,7 @@ class LayerReport:
     layer
         The layer.
     dead
-        Channels that are zero in all pictures; after a ReLU, those that are never above zero.
+        Channels that are zero in all pictures; of a layer before a ReLU, those that are always zero after it.
     constant
         Channels that are not dead, but the same in all pictures up to rounding.
     duplicates
@@ -277,6 +339,7 @@ def report(
     subject, source = Subject.of_dataset(model, dataset, preprocess, inputs)
     model, chosen = subject.model, _chosen_layers(subject, layers)
     statistics: dict[str, Statistic] = {"importance": Importance(list(chosen)), "accuracy": Accuracy()}
+    statistics["rectified"] = Rectified(list(chosen))
     for name in chosen:
         statistics |= {f"zeros {name}": Sparsity(name), f"moments {name}": Moments(name)}
         statistics[f"alike {name}"] = Correlation(name)
@@ -284,7 +347,12 @@ def report(
     scanned = scan(model, source.dataset, statistics, **options)
     if not scanned.pictures:
         raise KeyboardInterrupt  # the scan was interrupted before its first batch
-    dead = {name: _dead(layer, scanned[f"zeros {name}"], scanned[f"moments {name}"]) for name, layer in chosen.items()}
+    dead = {
+        name: ~scanned["rectified"][name]
+        if name in scanned["rectified"]
+        else _dead(layer, scanned[f"zeros {name}"], scanned[f"moments {name}"])
+        for name, layer in chosen.items()
+    }
     suspects = {name: _suspects(scanned["importance"][name], dead[name])[:most] for name in chosen}
     trials: dict[str, Statistic] = {
         name: _AblationOnAll(name, off=F.one_hot(torch.tensor(channels), chosen[name].shape[0]).bool())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,13 @@ from nbviz.core.errors import PictureError, shown
 from nbviz.core.layers import Layer
 from nbviz.core.regions import Start
 from nbviz.core.state import device_aside
+from nbviz.core.switches import has_switches
 from nbviz.core.trace import first_name
 from nbviz.core.types import Channels, Dataset, ModelInputs, Preprocessing
 from nbviz.imaging.pixels import cut
-from nbviz.methods.reconstruct import project, warn_without_rectifiers
+from nbviz.methods.reconstruct import project, warn_without_rectifiers, warn_without_switches
 from nbviz.methods.subject import Subject
+from nbviz.pictures.preprocess import check_labels
 from nbviz.scanning.dataset import Inputs
 from nbviz.scanning.records import Skipped
 from nbviz.scanning.scan import scan
@@ -53,6 +56,7 @@ class TopPatchesResult(TopKResult):
     _subject: Subject  # with the first picture of the dataset
     _source: Inputs
     _read: dict[int, Tensor] = field(default_factory=dict)  # the pictures last read
+    _names: tuple[str, ...] | None = None  # those given
 
     @property
     def model(self) -> nn.Module:
@@ -62,7 +66,7 @@ class TopPatchesResult(TopKResult):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the classes, where they are known."""
-        return self._subject.pictures.preprocess.labels or ()
+        return self._names or self._subject.pictures.preprocess.labels or ()
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -113,11 +117,19 @@ class TopPatchesResult(TopKResult):
         ------
         PictureError
             When the dataset no longer gives the pictures that it gave in the scan (a ValueError).
+
+        Warns
+        -----
+        NoRectifierWarning
+            When the rule met no rectifier, so that the result equals the gradient.
+        NoSwitchWarning
+            When nothing makes the deconvnet's way back depend on the picture; see :func:`nbviz.deconvnet`.
         """
         check_choice("rule", rule, RULES)
         row, pictures = self._row(channel)
         channel, name, places = int(self.channels[row]), self.layer.name, self.positions[row].tolist()
         met: list[frozenset[str]] = []
+        is_routed: list[bool] = []
 
         def reconstruct(part: Subject) -> Tensor:
             trace = part.run([name], grad=True)
@@ -135,11 +147,13 @@ class TopPatchesResult(TopKResult):
                 starts.append(Start(i, channel, tuple(places[k]), expected))
             signals, rectifiers = project(trace, name, [channel], rule, starts=starts)
             met.append(rectifiers)
+            is_routed.append(has_switches(trace.activations[name], trace.inputs))
             return signals[:, 0]
 
         subject = self._subject.with_inputs(pictures.to(self._source.reader.device))
         signals = subject.in_parts(reconstruct)
         warn_without_rectifiers(rule, met[0])
+        warn_without_switches(rule, is_routed)
         return self._cut(row, signals, 0)
 
     def _row(self, channel: int) -> tuple[int, Tensor]:
@@ -206,6 +220,7 @@ def top_patches(
     channels: Channels | None = None,
     k: int = 9,
     *,
+    labels: Sequence[str] | None = None,
     preprocess: Preprocessing | None = None,
     inputs: ModelInputs | None = None,
     **options: Any,
@@ -226,6 +241,8 @@ def top_patches(
         The name of a layer with feature maps.
     k
         How many pictures for each channel, at most 1,000.
+    labels
+        The names of the classes, in order. None takes those found with the preprocessing.
 
     Returns
     -------
@@ -255,7 +272,7 @@ def top_patches(
     >>> result.values.shape, result.size, result.patches(41).shape, result.reconstructions(41).shape
     (torch.Size([2, 9]), (14, 14), torch.Size([9, 3, 14, 14]), torch.Size([9, 1, 14, 14]))
     """
-    k = check_whole("k", k, 1, _MOST)
+    k, names = check_whole("k", k, 1, _MOST), None if labels is None else check_labels(labels)
     subject, source = Subject.of_dataset(model, dataset, preprocess, inputs)
     layer = first_name(subject.model, layer)
     layers = {entry.name: entry for entry in subject.layers()}
@@ -277,4 +294,5 @@ def top_patches(
         complete=scanned.complete,
         _subject=subject,
         _source=source,
+        _names=names,
     )

@@ -37,11 +37,14 @@ class Pictures:
         The preprocessing that made them, which can undo them for display.
     names
         The file name of each picture, or "picture 1" and so on.
+    as_given
+        Whether they are float tensors, which are not preprocessed.
     """
 
     inputs: Tensor
     preprocess: Preprocess
     names: tuple[str, ...]
+    as_given: bool = False
 
     def display(self, bands: Sequence[int] | None = None) -> Tensor:
         """The pictures for display, at the size of the model's input: uint8 (N, 3, H, W) on the CPU.
@@ -151,7 +154,7 @@ def load(model: nn.Module, images: Images, preprocess: Preprocessing | None = No
 
     n, what = len(inputs), f"picture(s) of shape {tuple(inputs[0].shape)} on {reader.device}"
     (batch,) = in_chunks(stacked, inputs, n, f"{n} {what}", least=n)
-    return Pictures(batch, reader.preprocess, tuple(names))
+    return Pictures(batch, reader.preprocess, tuple(names), not preprocessed)
 
 
 @dataclass(frozen=True)

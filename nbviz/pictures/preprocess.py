@@ -214,10 +214,14 @@ def _found(model: nn.Module) -> Preprocess:
     return found or _plain(*shape)
 
 
+#: How the source begins where no preprocessing is known.
+NONE_KNOWN = "none known"
+
+
 def _plain(channels: int, axes: int) -> Preprocess:
     mode = "L" if channels == 1 else "RGB"
     kind = {1: "signals", 3: "volumes"}.get(axes) or {1: "grey", 3: "RGB"}.get(channels, f"{channels} bands")
-    return Preprocess(_plain_transform, mode, source=f"none known: {kind} in [0, 1] (give preprocess= to change)")
+    return Preprocess(_plain_transform, mode, source=f"{NONE_KNOWN}: {kind} in [0, 1] (give preprocess= to change)")
 
 
 def _plain_transform(picture: Image.Image | Tensor) -> Tensor:

@@ -290,7 +290,7 @@ class Pulled(Declared):
 
     def _foot(self) -> str:
         """What a reader of the figure must know."""
-        return self.header.note
+        return "\n".join(filter(None, (self.header.warning, self.header.note)))
 
     def _draw(
         self,

@@ -14,6 +14,7 @@ from torch import Tensor
 from nbviz.core.backward import PAPERS, RULES
 from nbviz.imaging.encode import Array, channels_last, to_host
 from nbviz.imaging.pixels import centre, quantise
+from nbviz.methods.reconstruct import NO_SWITCH
 from nbviz.widgets.session import LARGE, MEASURES, RULE_CAPTIONS, fitted
 from nbviz.widgets.views import picture_row
 
@@ -46,7 +47,7 @@ def channel_rows(axes: int) -> list[dict[str, Any]]:
 
 def show_channel(widget: LayerWidget) -> Iterator[bool]:
     """Fill the panels of a widget's picked channel; yields wherever a chunk of the work may end."""
-    patch = _patch(widget)
+    session, patch = widget.session, _patch(widget)
     with widget.panels.hold_sync():
         _show_picture(widget, patch)
         _show_map(widget)
@@ -64,6 +65,7 @@ def show_channel(widget: LayerWidget) -> Iterator[bool]:
         extended = ", ".join(sorted(met - PAPERS))
         note = f"through {extended}, deconvnet and guided backprop extend their papers" if extended else ""
     widget.note("rectifiers", note)
+    widget.note("switches", "" if session.has_switches(widget.picture, widget.layer) else NO_SWITCH)
     yield False
 
 

@@ -15,7 +15,7 @@ from nbviz.core.errors import line, shown
 from nbviz.core.types import Images
 from nbviz.export.panel import Panel
 from nbviz.imaging.encode import channels_last, to_host
-from nbviz.imaging.pixels import around_zero, centre, quantise
+from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.compare import CompareResult, compare
 from nbviz.methods.feature_maps import fuse
 from nbviz.widgets.controls import draws, moves
@@ -23,7 +23,7 @@ from nbviz.widgets.figure_panels import bars_panels, filled_panels, grid_panel
 from nbviz.widgets.layer_choice import LayerChoice
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.session import Session, information, shared_ends
-from nbviz.widgets.settings import GridSettings, tile_order, tile_scale
+from nbviz.widgets.settings import GridSettings, contrast, tile_order, tile_scale
 from nbviz.widgets.views import ChannelGrid, Panels, picture_row
 
 _SIDES = ("a", "b")
@@ -73,6 +73,7 @@ class Compare(PictureWidget, GridSettings):
 
     layer_a = _layer_control(0)
     order, scale = tile_order(default="index"), tile_scale(default="shared")
+    contrast = contrast(default=1.0)  # the largest difference, not half of it, is black or white
     layer_b = _layer_control(1, default=lambda widget: widget._counterpart())
 
     def __init__(
@@ -165,9 +166,12 @@ class Compare(PictureWidget, GridSettings):
             scale: dict[str, Any] = {"ends": list(map(float, ends)), "measure": "l2"}
             self.panels.show(side, "overlay", picture, over, caption=caption, **scale)
         b = b if a.shape == b.shape else torch.nn.functional.interpolate(b[None, None], a.shape, mode="bilinear")[0, 0]
-        caption = "b less a: white where b is stronger, black where a is"
-        scale = {"ends": around_zero(b - a), "measure": "difference"}
-        self.panels.show("difference", "signed", channels_last(centre((b - a)[None])), caption=caption, **scale)
+        difference = (b - a)[None]
+        largest = difference.abs().amax()
+        caption = f"b less a: white where b is stronger, up to {float(largest):.3g}, black where a is"
+        caption = caption if largest > 0 else "b less a: no difference"
+        scale = {"ends": [-float(largest), float(largest)], "measure": "difference"}
+        self.panels.show("difference", "signed", channels_last(centre(difference, largest)), caption=caption, **scale)
 
     @draws("picture", into="strip")
     def _show_predictions(self) -> None:

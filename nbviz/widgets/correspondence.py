@@ -81,9 +81,10 @@ class Correspondence(Pulled):
             title="Drag over the same part in each picture",
         )
         self.plot = Plot(
-            title="Share of features whose change differs in sign between pictures: lower where the part corresponds",
+            title="Features that change alike in two pictures, less those that change in opposite directions: "
+            "higher where the part corresponds",
             xlabel=f"layers: {line(', '.join(self._layers), 80)}",
-            ylabel="differ",
+            ylabel="agreement",
         )
         self.table = ipywidgets.HTML()
         self._lay_out([self.drawing], [self.plot, self.table])
@@ -93,9 +94,11 @@ class Correspondence(Pulled):
         arguments = self.session.subject.inputs, self.boxes, self._layers
         self.found = found = self.session.ask(lambda model: correspondence(model, *arguments, **self._options))
         places = range(len(self._layers))
-        curves = [("the part drawn", places, [found.part[name] for name in self._layers])]
+        curves = [("the part drawn", places, [found.agreement[name] for name in self._layers])]
         if self._options["random"]:
-            curves.append(("random parts", places, [float(found.random[name].mean()) for name in self._layers]))
+            curves.append(
+                ("random parts", places, [float(found.random_agreement[name].mean()) for name in self._layers])
+            )
         self.plot.show(curves, dashed=["random parts"])
         self.table.value = found._repr_html_()
 

@@ -95,7 +95,12 @@ class Explorer(LayerWidget):
         self._others: dict[str, Any] = {}
         options = [[name, tooltip] for name, (tooltip, _) in _TABS.items()]
         self.view_control = Tabs(label="What is shown", options=options, value=VIEWS[0]).add_class("nbviz-views")
-        if self.session.axes == 2 and self.session.labels is not None:  # the other tabs need a class
+        if self.session.axes != 2:
+            self.note("views", "the other tabs are for models that take pictures")
+        elif self.session.labels is None:
+            reason = "this model gives no class scores (N, classes); if it does, say with output= where they are"
+            self.note("views", f"the other tabs look at classes, and {reason}")
+        else:
             self.children = [self.view_control, *self._own]
             t.link((self, "view"), (self.view_control, "value"))
             self.observe(self._switched, names="view")

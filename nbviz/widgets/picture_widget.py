@@ -15,7 +15,7 @@ from nbviz.widgets.base import Pulled
 from nbviz.widgets.class_choice import ClassChoice
 from nbviz.widgets.controls import Index, draws, moves
 from nbviz.widgets.predictions import Result
-from nbviz.widgets.session import Session, information
+from nbviz.widgets.session import Session, assumption, information
 from nbviz.widgets.thumbs import Thumbs
 from nbviz.widgets.views import Strip
 
@@ -66,6 +66,7 @@ class PictureWidget(Pulled):
         self._sessions = (model,)
         self._check_session()
         super().__init__(model.subject.model, information(model))
+        self.header.warning = assumption(model, f"nbviz.{type(self).__name__}")
         self.strip = Strip(thumbs=Thumbs(model), caption=self._caption)
 
     def _check_session(self) -> None:

@@ -19,6 +19,7 @@ from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.stages import shows, stage_ends
 from nbviz.core.state import is_compiled
+from nbviz.core.switches import has_switches
 from nbviz.core.trace import Trace, first_name, run
 from nbviz.core.weights import steadily
 from nbviz.imaging.encode import Array, to_host
@@ -26,6 +27,7 @@ from nbviz.imaging.pixels import centre, cut, quantise, shrink
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
 from nbviz.methods.subject import Subject
+from nbviz.pictures.preprocess import NONE_KNOWN
 from nbviz.widgets.memory import remember
 from nbviz.widgets.predictions import Predictor, class_count
 
@@ -279,6 +281,11 @@ class Session(Predictor):
         shown_apart = (1, 2, 3) if self.axes == 1 else (1, 3)
         return (maps if maps.shape[1] in shown_apart else maps.sum(1, keepdim=True)), met
 
+    def has_switches(self, picture: int, layer: str) -> bool:
+        """Whether a deconvnet's way back from the layer depends on the picture."""
+        trace = self.trace(picture, layer)
+        return has_switches(trace.activations[layer], trace.inputs)
+
     def reconstruction(
         self, picture: int, layer: str, channel: int, rule: str, seed: str
     ) -> tuple[Tensor, frozenset[str]]:
@@ -363,6 +370,20 @@ def fitted(maps: Tensor) -> Tensor:
         return maps
     small = shrink(maps, LARGE)
     return small if maps.is_floating_point() else small.round().to(maps.dtype)
+
+
+def assumption(session: Session, call: str) -> str:
+    """What is assumed of the input of a model whose preprocessing is not known, and the call that mends it."""
+    pictures = session.subject.pictures
+    known, _, assumed = pictures.preprocess.source.partition(": ")
+    if known != NONE_KNOWN or pictures.as_given or session.axes != 2:
+        return ""
+    assumed = assumed.partition(" (")[0]
+    return (
+        f"No preprocessing is known for this model: it is shown the pictures as {assumed}. If it was trained on "
+        f"anything else, such as normalised ones, its answers are wrong: {call}(…, preprocess=weights.transforms()), "
+        "or any other callable from a PIL picture to the model's input"
+    )
 
 
 def information(session: Session) -> str:

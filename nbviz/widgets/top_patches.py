@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nbviz.core.documented import documented_like
-from nbviz.core.errors import NoRectifierWarning, line, shown
+from nbviz.core.errors import NoRectifierWarning, NoSwitchWarning, line, shown
 from nbviz.core.types import Channels, Dataset
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import centre, grid
@@ -93,6 +93,7 @@ class TopPatches(Pulled, SignedSettings, options_of=top_patches):
         self.pages = min(_ROWS, len(found.channels))
         rows = [picture_row("", *(f"{what}_{row}" for what in ("patches", *_RULES))) for row in range(self.pages)]
         self.panels = Panels(rows, controls=["contrast"])
+        self._notes: dict[type[Warning], str] = {}
         self._set_controls()
         self._lay_out([self.first_control, self.panels])
 
@@ -120,13 +121,16 @@ class TopPatches(Pulled, SignedSettings, options_of=top_patches):
 
     def _reconstructions(self, channel: int, rule: str) -> torch.Tensor:
         """The patches' reconstructions; a warning, which nobody would see here, becomes a note."""
+        noted = NoRectifierWarning, NoSwitchWarning
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", NoRectifierWarning)
+            for category in noted:
+                warnings.simplefilter("always", category)
             with self._under_autocast():
                 signals = self.found.reconstructions(channel, rule)
         for warning in caught:
-            if issubclass(warning.category, NoRectifierWarning):
-                self.header.note = line(warning.message)
+            if issubclass(warning.category, noted):
+                self._notes.setdefault(warning.category, line(warning.message))
+                self.header.note = "; ".join(self._notes.values())
             else:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return signals

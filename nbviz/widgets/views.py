@@ -34,7 +34,7 @@ _WIDGETS = {"sync": True, **ipywidgets.widget_serialization}
 
 
 class Header(View):
-    """The model, the cost of the last change, the state of the kernel, errors and notes; it asks for chunks of work."""
+    """The model, the last change's cost, the kernel's state, errors, warnings and notes; it asks for chunks of work."""
 
     _script = "header.js"
     _css = (STATIC / "nbviz.css").read_text(encoding="utf-8")
@@ -46,6 +46,7 @@ class Header(View):
     stale: t.List[Any] = t.List().tag(sync=True)  # the parts whose pictures show an earlier state
     error = t.Unicode().tag(sync=True)
     note = t.Unicode().tag(sync=True)
+    warning = t.Unicode().tag(sync=True)  # why all that is shown may be wrong
     code = t.Unicode().tag(sync=True)  # the call that gives this view
     controls: t.List[Any] = t.List().tag(**_WIDGETS)  # itself, and those whose changes the kernel must answer
     chunk = t.Int().tag(sync=True)  # the number of the last chunk that was sent

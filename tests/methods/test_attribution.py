@@ -1,5 +1,7 @@
 """Integrated gradients, SmoothGrad and input times gradient: against Captum, and by loops."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,10 @@ from tests.rounds import TIMES
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 NAMES = ["integrated_gradients", "smooth_grad", "input_x_gradient"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Input Tensor 0 did not already require gradients:UserWarning",
+    "ignore:picture .. after .* steps:UserWarning",
+)
 
 
 @pytest.fixture(scope="module", params=["fashion", "resnet18", "vgg_like"])
@@ -94,9 +99,35 @@ def test_where_no_number_of_steps_suffices_it_says_so():
         def forward(self, x):
             return x.flatten(1).round() + 0.1 * x.flatten(1)  # the gradient knows nothing of the rounding
 
-    with pytest.warns(UserWarning, match="after 512 steps the sum is 91 % off the change of the score"):
+    with pytest.warns(UserWarning, match=r"picture 0: after 512 steps the sum is 90\.9\d? % off the change"):
         found = nbviz.attribution.integrated_gradients(Jumps(), torch.ones(1, 1, 1, 1), 0)
     assert found.item() == pytest.approx(0.1, rel=1e-4)
+
+
+class Kinks(nn.Module):
+    """The score is max(x - 0.5, 0): the fewer the steps, the more the place of the kink is off."""
+
+    def forward(self, x):
+        return (x.flatten(1).mean(1, keepdim=True) - 0.5).relu()
+
+
+def test_too_few_steps_of_ones_own_are_said_too():
+    x = torch.tensor([0.4, 0.9, 0.7]).view(3, 1, 1, 1)
+    with pytest.warns(UserWarning, match=r"picture 2: after 2 steps the sum is .* \(and of 1 more by less\)") as caught:
+        nbviz.attribution.integrated_gradients(Kinks(), x, 0, steps=2)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nbviz.attribution.integrated_gradients(Kinks(), x, 0, steps=500)
+
+
+def test_just_beyond_the_tolerance_does_not_read_as_the_tolerance():
+    class Nearly(nn.Module):
+        def forward(self, x):
+            return x.flatten(1) + 0.010102 * x.flatten(1).round()  # 1.0001 % of the change has no gradient
+
+    with pytest.warns(UserWarning, match=r"is 1\.01 % off"):
+        nbviz.attribution.integrated_gradients(Nearly(), torch.ones(1, 1, 1, 1), 0)
 
 
 def test_integrated_gradients_of_a_polynomial():

@@ -109,6 +109,18 @@ def test_the_same_model_twice_shows_no_difference(snapshot: Any) -> None:
     torch.testing.assert_close(found.cka.diagonal(), torch.ones(len(found.layers_a), dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "finding"),
+    [(10, 12, "no difference is shown"), (3, 11, "not conclusive"), (4, 20, "b is better"), (20, 4, "a is better")],
+)
+def test_the_verdict_is_one_that_both_tests_bear(only_a: int, only_b: int, finding: str) -> None:
+    found = PairedAccuracyResult(150, only_a, only_b, 30, 0.9)
+    low, high = found.interval
+    assert (found.p_value < 0.05) == (finding[1:] == " is better"), found.p_value
+    assert (low > 0 or high < 0) == (finding != "no difference is shown")
+    assert found.verdict.startswith(f"{finding} on ")
+
+
 def test_two_seeds_of_one_training_show_no_difference() -> None:
     found = nbviz.compare(trained(1), trained(101), some(700, 1000), progress=False)
     assert found.verdict.startswith("no difference is shown on 300 pictures")

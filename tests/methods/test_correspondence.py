@@ -206,15 +206,68 @@ def test_a_model_of_other_arguments(pictures: Tensor) -> None:
     assert torch.equal(found.random["net.4"], expected.random["4"])
 
 
+def test_the_agreement_is_that_of_the_features_that_change(pictures: Tensor) -> None:
+    model = net().eval()
+    found = nbviz.correspondence(model, pictures, BOXES, ["0", "4"], random=0)
+    with torch.no_grad():
+        for layer in (0, 4):
+            masked = mask(pictures, BOXES, "grey")
+            changes = (model[: layer + 1](pictures) - model[: layer + 1](masked)).flatten(1).numpy()
+            alike = opposite = 0
+            for one, other in itertools.combinations(changes, 2):
+                alike += ((one > 0) & (other > 0) | (one < 0) & (other < 0)).mean() / 3
+                opposite += ((one > 0) & (other < 0) | (one < 0) & (other > 0)).mean() / 3
+            assert found.agreement[f"{layer}"] == pytest.approx(alike - opposite, abs=1e-12)
+            assert found.changed[f"{layer}"] == pytest.approx(alike + opposite, abs=1e-12)
+    assert found.verdict == "no verdict: expected at least 2 random parts to compare with"
+
+
+def fashion(kind: int, box: list[int]) -> tuple[Any, float, float]:
+    """What is found of six pictures, and how far from random parts: the paper's measure and the agreement."""
+    images, labels = nbviz.bundled.fashion_test()
+    model, some = nbviz.bundled.load("fashion"), images[labels == kind][:6, None]
+    found = nbviz.correspondence(model, some, [box] * 6, ["features.12"], random=20)
+    differ, agreement = found.random["features.12"], found.random_agreement["features.12"]
+    return (
+        found,
+        float((found.part["features.12"] - differ.mean()) / differ.std()),
+        float((found.agreement["features.12"] - agreement.mean()) / agreement.std()),
+    )
+
+
+def test_an_empty_corner_which_changes_few_features_does_not_correspond() -> None:
+    corner, papers, agreement = fashion(0, [21, 21, 28, 28])  # of T-shirts
+    _, papers_of_sleeve, agreement_of_sleeve = fashion(0, [8, 0, 20, 8])
+    assert papers < -1.9
+    assert papers < papers_of_sleeve  # the paper's measure is misled: lower is better
+    assert agreement < 1
+    assert agreement < agreement_of_sleeve
+    assert corner.verdict == "no layer relates the part more than random parts"
+
+
+def test_a_layer_that_relates_the_part_is_named() -> None:
+    found, _, agreement = fashion(6, [0, 8, 8, 20])  # the necks of shirts
+    assert agreement > 3
+    assert found.verdict == "the part is related more than random parts in features.12"
+
+
 def test_it_says_what_it_found(pictures: Tensor) -> None:
     found = nbviz.correspondence(net(), pictures, BOXES, ["4"], random=4)
-    drawn = found.random["4"].numpy()
-    part, random = f"{found.part['4']:.3f} ± {found.error['4']:.3f}", f"{drawn.mean():.3f} ± {drawn.std(ddof=1):.3f}"
-    assert repr(found).splitlines()[2:] == [f"  4: {part}, {random}"]
-    assert f"<tr><th>4</th><td>{part}</td><td>{random}</td></tr>" in found._repr_html_()
+    drawn, own = found.random["4"].numpy(), found.random_agreement["4"].numpy()
+    numbers = [
+        f"{found.agreement['4']:+.3f}",
+        f"{own.mean():+.3f} ± {own.std(ddof=1):.3f}",
+        f"{100 * found.changed['4']:.1f} %",
+        f"{found.part['4']:.3f} ± {found.error['4']:.3f}",
+        f"{drawn.mean():.3f} ± {drawn.std(ddof=1):.3f}",
+    ]
+    assert repr(found).splitlines()[0] == found.verdict
+    assert repr(found).splitlines()[2:] == [f"  4: {', '.join(numbers)}"]
+    cells = "".join(f"<td>{number}</td>" for number in numbers)
+    assert f"<tr><th>4</th>{cells}</tr>" in found._repr_html_()
     none = nbviz.correspondence(net(), pictures, BOXES, ["4"], random=0)
     assert repr(none).endswith(f"{none.error['4']:.3f}, –")
-    assert none._repr_html_().endswith("<td>–</td></tr></table>")
+    assert "<td>–</td></tr></table>" in none._repr_html_()
     named = nn.Sequential()
     named.add_module("<b>", nn.Conv2d(3, 2, 3).double())
     assert "<b>" not in nbviz.correspondence(named, pictures, BOXES, random=1)._repr_html_()

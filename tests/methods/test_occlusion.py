@@ -294,3 +294,10 @@ def test_a_picture_is_covered_among_those_that_its_answer_hangs_on(snapshot):
         covered[inside] = filling(X, "grey", PLAIN)[inside]
         torch.testing.assert_close(found.probability[i, r, s], model(covered, weights).softmax(1)[i, 1])
         torch.testing.assert_close(found.activity[i, r, s], model.bn(model.c(covered))[i, 2].sum())
+
+
+def test_the_effect_of_a_region_is_said_with_the_names_of_classes():
+    model, (images, _) = nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()
+    effect = nbviz.region_effect(model, images[:1, None], (0, 0, 14, 28), keep=False)
+    assert repr(effect).startswith("picture 0: ankle boot ")
+    assert "class" not in repr(effect)

@@ -11,7 +11,7 @@ from torchvision import models
 
 import nbviz
 from nbviz.core.backward import RULES
-from nbviz.errors import ModelError, NoRectifierWarning
+from nbviz.errors import ModelError, NoRectifierWarning, NoSwitchWarning
 from nbviz.methods.reconstruct import SEEDS, seeds
 from nbviz.methods.reconstruct import strongest as starts_at
 
@@ -184,6 +184,72 @@ def test_the_first_convolution_has_no_rectifier_below_it(vgg_like, x):
 def test_a_network_with_rectifiers_gets_no_warning(vgg_like, x):
     nbviz.reconstruct(vgg_like, x, "7", 0)
     nbviz.reconstruct(vgg_like, x)
+
+
+# Switches
+
+
+def strided(*more):
+    """No max-pooling: strided convolutions with rectifiers."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), *more, nn.Conv2d(6, 6, 3, stride=2), nn.ReLU6()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)),
+    ).eval()
+
+
+def test_a_deconvnet_without_max_pooling_is_said_to_be_the_same_for_every_picture(x):
+    net = strided()
+    for options in ({"layer": "3"}, {"target": 1}):
+        with pytest.warns(NoSwitchWarning, match="no max-pooling") as caught:
+            maps = nbviz.deconvnet(net, x, **options)
+        assert [warning.filename for warning in caught] == [__file__]
+        with pytest.warns(NoSwitchWarning):
+            nbviz.reconstruct(net, x, **options)
+    assert torch.equal(maps[0], maps[1])  # as the warning says: a class starts from a one
+
+
+class HandWritten(nn.Module):
+    def forward(self, x):
+        return x * (x > 0)
+
+
+class Gate(nn.Module):
+    def forward(self, x):
+        return x * x.mean((2, 3), keepdim=True).sigmoid()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "more",
+    [nn.MaxPool2d(2, 1), nn.AdaptiveMaxPool2d(8), HandWritten(), Gate(), nn.Hardtanh(), nn.Tanh(), nn.GroupNorm(2, 6)],
+    ids=lambda module: type(module).__name__,
+)
+def test_a_way_that_depends_on_the_picture_gets_no_warning(more, x):
+    net = strided(more)
+    maps = nbviz.deconvnet(net, x, target=1)
+    assert not torch.allclose(maps[0], maps[1])
+    nbviz.deconvnet(net, x, "4")
+
+
+@pytest.mark.filterwarnings("error")
+def test_gradient_and_guided_backprop_depend_on_the_picture_without_switches(x):
+    net = strided()
+    for method in (nbviz.gradient, nbviz.guided_backprop):
+        maps = method(net, x, target=1)
+        assert not torch.allclose(maps[0], maps[1])
+
+
+def test_constants_and_parameters_as_factors_are_no_switches(x):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma, self.mean = nn.Parameter(torch.ones(3, 1, 1)), torch.ones(3, 1, 1)
+
+        def forward(self, x):
+            return 2 * ((x - self.mean) / self.mean) * self.gamma
+
+    with pytest.warns(NoSwitchWarning):
+        nbviz.deconvnet(nn.Sequential(Scaled(), *strided()), x, "3", 0)
 
 
 # What is left behind: nothing

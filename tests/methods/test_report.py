@@ -77,6 +77,44 @@ def test_what_was_planted_is_named_and_nothing_that_is_well(found: Any) -> None:
         assert one.redundant == ((2, 3, 9, 12) if here else ())
 
 
+class Functional(nn.Module):
+    """Calls its rectifiers as functions, so that the layers known to it are convolutions and their normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3)
+        self.norm, self.fc = nn.BatchNorm2d(6), nn.Linear(6, 10)
+        with torch.no_grad():
+            for conv in (self.a, self.c):
+                conv.bias.fill_(1)
+                conv.weight[2], conv.bias[2] = 0, -1
+            self.norm.bias.fill_(1)
+            self.norm.weight[4], self.norm.bias[4] = 1e-3, -1
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        x = self.norm(self.b(x)).clamp(min=0)
+        found: Tensor = self.fc(F.relu6(self.c(x), inplace=True).mean((2, 3)))
+        return found
+
+
+def test_a_channel_before_a_functional_rectifier_is_dead_where_it_is_zero_after_it(dataset: TensorDataset) -> None:
+    found = nbviz.report(Functional().eval(), dataset, progress=False)
+    assert {name: one.dead for name, one in found.layers.items()} == {"a": (2,), "b": (4,), "c": (2,)}
+    assert not any(set(one.dead) & set(one.useless) for one in found.layers.values())
+
+
+def test_a_layer_that_does_not_go_to_a_rectifier_alone_is_taken_as_it_is(dataset: TensorDataset) -> None:
+    class Both(Functional):
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            found: Tensor = self.fc((F.relu(a) + a).mean((2, 3)))
+            return found
+
+    assert nbviz.report(Both().eval(), dataset, ["a"], progress=False)["a"].dead == ()
+
+
 def test_nothing_is_named_in_a_network_that_is_well(dataset: TensorDataset, snapshot: Any) -> None:
     net = nbviz.bundled.load("fashion")
     with snapshot(net):

@@ -98,6 +98,18 @@ def test_of_equal_ones_the_lower_index_and_the_first_position_come_first(net: nn
     assert (values.diff() == 0).sum() > 500  # ties there were
 
 
+def test_classes_have_the_names_that_are_given(net: nn.Module, few: TensorDataset) -> None:
+    names = [f"kind {i}" for i in range(10)]
+    named = nbviz.top_patches(net, few, "features.8", [3], k=2, labels=names, progress=False)
+    assert named.names == tuple(names)
+    view = nbviz.TopPatches(net, few, "features.8", [3], k=2, labels=names, progress=False)
+    view.finish()
+    assert "kind" in view.panels.slot("patches_0")["caption"]
+    assert "labels=" in view.header.code
+    with pytest.raises(TypeError, match="labels is a int; expected a list of names"):
+        nbviz.top_patches(net, few, "features.8", labels=3)
+
+
 def test_some_channels_are_rows_of_all(net: nn.Module, few: TensorDataset, found: Any) -> None:
     some = nbviz.top_patches(net, few, "features.8", [41, 3], 4, progress=False)
     assert some.channels.tolist() == [41, 3]

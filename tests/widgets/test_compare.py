@@ -76,7 +76,11 @@ def check(view: nbviz.Compare, a: nn.Module, b: nn.Module, side: int | None = No
         assert view.panels.is_current(view.panels.slot(slot))
     wide = functional.interpolate(fused[1][None, None], fused[0].shape, mode="bilinear")[0, 0]
     shown = decode(view.panels.slot("difference")).astype(int)
-    assert np.abs(shown[..., 0] - centre((wide - fused[0])[None])[0].numpy()).max() <= 1
+    difference = wide - fused[0]
+    largest = difference.abs().max()
+    assert np.abs(shown[..., 0] - centre(difference[None], largest)[0].numpy()).max() <= 1
+    assert view.panels.contrast == 1  # nothing that is shown is clipped
+    assert largest == 0 or f"up to {float(largest):.3g}," in view.panels.slot("difference")["caption"]
     low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
     for grid, one in zip(view.grids, maps, strict=True):
         np.testing.assert_array_equal(sent(grid), quantise(one, side)[0])
@@ -176,6 +180,7 @@ def test_a_model_beside_itself_differs_in_nothing(images: Tensor) -> None:
     view = nbviz.Compare(net, net, images, "2")
     check(view, net, net)
     assert (decode(view.panels.slot("difference")) == 128).all()
+    assert view.panels.slot("difference")["caption"] == "b less a: no difference"
     assert all(after == before for _, after, before in view.strip.predictions)
 
 

@@ -40,11 +40,12 @@ def check(view: nbviz.Correspondence, images: Any, boxes: list[list[int]], layer
     assert view.found is not None
     assert repr(view.found) == repr(found)
     assert view.table.value == found._repr_html_()
+    assert found.verdict in view.table.value
     curves = {one["name"]: one for one in view.plot.series}
-    assert curves["the part drawn"]["y"] == pytest.approx([found.part[name] for name in layers])
+    assert curves["the part drawn"]["y"] == pytest.approx([found.agreement[name] for name in layers])
     assert curves["the part drawn"]["x"] == list(range(len(layers)))
     if more.get("random", 10):
-        expected = [float(found.random[name].mean()) for name in layers]
+        expected = [float(found.random_agreement[name].mean()) for name in layers]
         assert curves["random parts"]["y"] == pytest.approx(expected)
         assert curves["random parts"]["dashed"]
     else:

@@ -125,6 +125,7 @@ def test_a_network_without_rectifiers_gets_a_note_in_place_of_a_warning() -> Non
         view.finish()
     assert view.header.error == ""
     assert "equal the plain gradient here" in view.header.note
+    assert "no max-pooling" in view.header.note
 
 
 def test_a_dataset_that_changes_is_a_line_and_the_widget_goes_on() -> None:

@@ -488,6 +488,45 @@ def test_a_model_without_rectifiers_gets_a_note_in_place_of_a_warning() -> None:
     assert "equal the plain gradient" in view.header.note
 
 
+def test_a_layer_without_max_pooling_before_it_gets_a_note_in_place_of_a_warning(
+    model: nn.Module, images: torch.Tensor
+) -> None:
+    view = nbviz.Reconstruction(model, images, layer="features.0")
+    view.finish()
+    assert "no max-pooling" in view.header.note
+    view.layer = "features.8"
+    view.finish()
+    assert view.header.note == ""
+
+
+def test_a_missing_preprocessing_is_a_warning_with_the_call_that_mends_it() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    picture = Image.new("RGB", (16, 16), "red")
+    view = nbviz.Reconstruction(net, picture)
+    view.finish()
+    assert "it is shown the pictures as RGB in [0, 1]" in view.header.warning
+    assert "nbviz.Reconstruction(…, preprocess=weights.transforms())" in view.header.warning
+    assert view.header.warning in view._foot()
+    ready = torch.rand(1, 3, 16, 16)  # float tensors are the model's input
+    known = nbviz.Preprocess(lambda picture: torch.zeros(3, 16, 16))
+    for quiet in (nbviz.Reconstruction(net, ready), nbviz.Reconstruction(net, picture, preprocess=known)):
+        assert quiet.header.warning == ""
+
+
+@pytest.mark.parametrize(
+    ("net", "images", "reason"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.rand(1, 3, 16, 16), "gives no class scores"),
+        (nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU()), torch.rand(1, 2, 16), "for models that take pictures"),
+    ],
+)
+def test_an_explorer_without_tabs_says_why(net: nn.Module, images: torch.Tensor, reason: str) -> None:
+    view = nbviz.Explorer(net, images)
+    view.finish()
+    assert view.view_control not in view.children
+    assert reason in view.header.note
+
+
 def test_a_png_of_the_view_goes_with_it(model: nn.Module, images: torch.Tensor) -> None:
     for kind in WIDGETS:
         bundle = kind(model, images)._repr_mimebundle_()

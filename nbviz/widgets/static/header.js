@@ -15,6 +15,7 @@ import { context2d, follow, make, page, referred, together } from "./shared.js";
  * @property {string[]} stale
  * @property {string} error
  * @property {string} note
+ * @property {string} warning
  * @property {string} code
  * @property {string[]} controls
  * @property {number} chunk
@@ -65,11 +66,13 @@ function render({ model, el }) {
     },
   });
   const error = make("div", { className: "nbviz-error", role: "alert" });
+  const warning = make("div", { className: "nbviz-note nbviz-warning" });
   const note = make("div", { className: "nbviz-note" });
   el.classList.add("nbviz-header");
   el.append(
     make("div", { className: "nbviz-bar" }, title, info, make("span", { className: "nbviz-space" }), cost, code, state),
     error,
+    warning,
     note,
   );
 
@@ -79,6 +82,8 @@ function render({ model, el }) {
     cost.textContent = model.get("cost");
     error.textContent = model.get("error");
     error.hidden = !model.get("error");
+    warning.textContent = model.get("warning");
+    warning.hidden = !model.get("warning");
     note.textContent = model.get("note");
     note.hidden = !model.get("note");
     code.hidden = !model.get("code");
@@ -218,7 +223,7 @@ function render({ model, el }) {
     );
   };
   const end = together([
-    follow(model, ["title", "info", "cost", "error", "note", "code"], show),
+    follow(model, ["title", "info", "cost", "error", "note", "warning", "code"], show),
     follow(model, ["state", "stale"], answered),
     follow(model, ["chunk"], () => {
       answered();
