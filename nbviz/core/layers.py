@@ -90,7 +90,7 @@ class Layer:
             return f"sees the whole {_WHOLE[self.axes]}"
         steps = self.field.stride
         step = f"{steps[0]:g}" if len(set(steps)) == 1 else "×".join(f"{y:g}" for y in steps)
-        gate = ", gated by the whole" if self.field.gated else ""
+        gate = "; its squeeze-and-excite gate sees the whole picture" if self.field.gated else ""
         return f"sees {'×'.join(map(str, self.field.size))} {_UNIT[self.axes]}, step {step}{gate}"
 
     def __str__(self) -> str:

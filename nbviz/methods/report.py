@@ -223,13 +223,13 @@ class ReportResult:
     def __repr__(self) -> str:
         lines = [f"ReportResult of {self._head()}"]
         for name, entry in self.layers.items():
-            count = f"{entry.layer.shape[0]} channels, which vary as {entry.dimensions:.0f} would"
+            count = f"{entry.layer.shape[0]} channels, effectively {entry.dimensions:.0f}"
             lines.append(f"  {line(name)} · {count}")
             lines += [f"    {kind}: {channels}" for kind, channels in _findings(entry) if channels]
         return "\n".join([*lines, repr(self.kernels)] if self.kernels is not None else lines)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("layer", "channels", "vary as", *_COLUMNS, "importance"))
+        head = "".join(f"<th>{name}</th>" for name in ("layer", "channels", "effectively", *_COLUMNS, "importance"))
         table = f"<tr>{head}</tr>"
         for name, entry in self.layers.items():
             cells = [escape(line(name, 60)), str(entry.layer.shape[0]), f"{entry.dimensions:.0f}"]

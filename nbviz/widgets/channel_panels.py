@@ -37,7 +37,7 @@ class Patch:
 def channel_rows(axes: int) -> list[dict[str, Any]]:
     """The strongest patch and its reconstructions, then the same on the whole picture."""
     noun = NOUNS[axes]
-    patch = f"What excites it most here, and what that part of the {noun} is made of"
+    patch = "Its strongest patch here, traced back to pixels"
     whole = "In the chosen slice" if axes == 3 else f"On the whole {noun}"
     return [
         picture_row(patch, "picture", *RULES, crop=True),
@@ -63,7 +63,7 @@ def show_channel(widget: LayerWidget) -> Iterator[bool]:
     note = "no rectifier (ReLU or the like) was met: deconvnet and guided backprop equal the plain gradient here"
     if met:
         extended = ", ".join(sorted(met - PAPERS))
-        note = f"through {extended}, deconvnet and guided backprop extend their papers" if extended else ""
+        note = f"The papers define both rules for ReLU; here they are extended to {extended}" if extended else ""
     widget.note("rectifiers", note)
     widget.note("switches", "" if session.has_switches(widget.picture, widget.layer) else NO_SWITCH)
     yield False

@@ -48,9 +48,9 @@ class Invariance(ClassWidget):
     _caption = "Prediction: as it is → now"
     _parts = ("moved", "curves")
 
-    transform = Choice("Do", "What is done to the picture", options=_LABELS, default="angle")
+    transform = Choice("Transform", "What is done to the picture", options=_LABELS, default="angle")
     value = Number(
-        "By",
+        "Amount",
         "By how much: in pixels, times or degrees",
         ends=lambda widget: widget._ends,
         default=lambda widget: widget._nothing(),

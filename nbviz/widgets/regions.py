@@ -46,7 +46,7 @@ class Regions(PictureWidget):
     _parts = ("whole", "effect")
 
     keep = Choice(
-        "Do",
+        "Region",
         "Keep the region and cut the rest away, or the other way round",
         options={True: "keep the region", False: "cut it away"},
         default=True,

@@ -32,7 +32,7 @@ class Sanity(ClassWidget, MapSettings, SignedSettings):
     """Whether a method's map can be believed: it should change when the network's weights are randomised.
 
     The weights of a copy are randomised layer by layer from the top, and the map drawn again each time (Adebayo et al.
-    2018); below, the pixels that the map calls important are deleted, and brought back (Petsiuk et al. 2018).
+    2018); below, the pixels that the map ranks highest are deleted, or inserted first (Petsiuk et al. 2018).
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Sanity(ClassWidget, MapSettings, SignedSettings):
             range=[-0.2, 1],
         )
         self.pixels = Plot(
-            title="Probability as the pixels go that the map calls important, or come back alone",
+            title="Probability as the most important pixels are deleted, or inserted into a blurred picture",
             xlabel="share of the pixels",
             ylabel="probability",
             range=[0, 1],
@@ -143,7 +143,7 @@ class Sanity(ClassWidget, MapSettings, SignedSettings):
         shares = found.shares.tolist()
         areas = float(found.deletion_area[row]), float(found.insertion_area[row])
         deleted = (f"deleted, area {areas[0]:.2f}", shares, found.deletion[row].tolist())
-        self.pixels.show([deleted, (f"brought back, area {areas[1]:.2f}", shares, found.insertion[row].tolist())])
+        self.pixels.show([deleted, (f"inserted, area {areas[1]:.2f}", shares, found.insertion[row].tolist())])
 
     def _figure_rows(self) -> list[list[Panel]]:
         curves = {"curve": self.curve, "pixels": self.pixels}

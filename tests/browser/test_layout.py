@@ -63,7 +63,7 @@ def test_what_starts_a_reconstruction_stands_above_it(notebook: Callable[..., No
     book = notebook([START, "nbviz.explore(model, images)", "nbviz.Reconstruction(model, images)"])
     for cell in (1, 2):
         widget = ready(book, cell)
-        seed, panels = select(widget, "From"), widget.locator(".nbviz-panels", has_text="What excites it most")
+        seed, panels = select(widget, "From"), widget.locator(".nbviz-panels", has_text="Its strongest patch here")
         assert box(seed)["y"] < box(panels)["y"]
         assert box(seed)["x"] >= box(panels)["x"]
 

@@ -349,7 +349,7 @@ def test_squeeze_and_excite_is_gated_by_the_whole():
     assert found["1"].field.gated
     assert found["2"].field.gated
     assert found["2"].receptive_field == (5, 5)
-    assert found["2"].sees == "sees 5×5 px, step 1, gated by the whole"
+    assert found["2"].sees == "sees 5×5 px, step 1; its squeeze-and-excite gate sees the whole picture"
     assert found["1.avgpool"].field is None
     assert found["1.avgpool"].sees == "sees the whole picture"
 

@@ -290,7 +290,7 @@ def test_it_says_what_it_found(found: Any) -> None:
     text = repr(found)
     assert text.startswith(f"ReportResult of 6 layers, 96 pictures, accuracy {found.accuracy:.4f}\n")
     part = text[text.index("features.8 ") :].splitlines()
-    assert part[0] == f"features.8 · 64 channels, which vary as {found['features.8'].dimensions:.0f} would"
+    assert part[0] == f"features.8 · 64 channels, effectively {found['features.8'].dimensions:.0f}"
     assert [one.strip() for one in part[1:5]] == ["dead: 2", "constant: 12", "alike: 4 = 9", "useless: 3"]
     assert "KernelReportResult of features.0" in text
 
