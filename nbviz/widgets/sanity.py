@@ -32,7 +32,7 @@ class Sanity(ClassWidget, MapSettings, SignedSettings):
     """Whether a method's map can be believed: it should change when the network's weights are randomised.
 
     The weights of a copy are randomised layer by layer from the top, and the map drawn again each time (Adebayo et al.
-    2018); below, the pixels that the map ranks highest are deleted, or inserted first (Petsiuk et al. 2018).
+    2018); below, the pixels that the map ranks highest are deleted first, or inserted first (Petsiuk et al. 2018).
 
     Parameters
     ----------
