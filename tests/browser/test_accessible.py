@@ -14,11 +14,19 @@ from nbviz.widgets.explorer import VIEWS
 from tests.browser.lab import Notebook
 from tests.browser.test_explorer import EXPLORE, ready
 from tests.browser.test_instruments import START
+from tests.rounds import long
 from tests.widgets.every_widget import EVERY
 
 once = pytest.mark.parametrize("subshells", [True], indirect=True)
 pytestmark = once
 THEMES = ("light", "dark", "contrast")
+
+
+def mostly(theme: str) -> list[Any]:
+    """All themes; those other than this one for the long run."""
+    return [pytest.param(name, marks=() if name == theme else long) for name in THEMES]
+
+
 SMALL = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
@@ -88,7 +96,7 @@ def faint(book: Notebook) -> list[Any]:
     )
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", mostly("dark"))
 def test_nothing_serious_in_any_widget(notebook: Callable[..., Notebook], theme: str) -> None:
     rows = [f"make({name!r}, model, pictures())" for name in EVERY]
     book = notebook([SMALL, *rows, START, TABLE], timeout=600)
@@ -100,7 +108,7 @@ def test_nothing_serious_in_any_widget(notebook: Callable[..., Notebook], theme:
     assert unnamed(book) == []
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", mostly("light"))
 def test_nothing_serious_in_the_explorers_tabs(notebook: Callable[..., Notebook], theme: str) -> None:
     book = notebook([EXPLORE])
     widget = ready(book)
@@ -121,7 +129,7 @@ def outline(control: Locator) -> tuple[str, float]:
     )
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", mostly("light"))
 def test_the_focus_is_seen_wherever_it_is(notebook: Callable[..., Notebook], theme: str) -> None:
     book = notebook([START, "nbviz.explore(model, images)", "nbviz.Regions(model, images)"])
     book.set_theme(theme)

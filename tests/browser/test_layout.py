@@ -12,6 +12,7 @@ from playwright.sync_api import Locator, expect
 from tests.browser.lab import Notebook
 from tests.browser.test_explorer import EXPLORE, choose_layer, ready, select
 from tests.browser.test_instruments import START
+from tests.rounds import long
 
 pytestmark = pytest.mark.parametrize("subshells", [True], indirect=True)
 ABLATE = "table = nbviz.ablate(model, dataset, 'features.13', points=8, progress=False)"
@@ -46,7 +47,9 @@ def set_width(book: Notebook, widget: Locator, width: int) -> None:
     book.settle()
 
 
-@pytest.mark.parametrize("kind", ["Explorer", "Ablation", "Regions", "Invariance"])
+@pytest.mark.parametrize(
+    "kind", ["Explorer", "Regions", pytest.param("Ablation", marks=long), pytest.param("Invariance", marks=long)]
+)
 def test_as_many_columns_as_have_room(notebook: Callable[..., Notebook], kind: str) -> None:
     table = ", table=table" if kind == "Ablation" else ""
     book = notebook([START, ABLATE, f"nbviz.{kind}(model, images{table})"])
@@ -117,6 +120,7 @@ def test_sliders_say_what_they_count_and_legends_look_like_their_curves(notebook
     expect(ready(book, 3).locator(".nbviz-empty").first).to_contain_text("nbviz.ablate")
 
 
+@long
 def test_the_explorer_in_all_sizes_and_themes(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE])
     widget = ready(book)

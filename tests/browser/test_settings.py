@@ -13,6 +13,7 @@ from playwright.sync_api import Locator, expect
 import nbviz
 from tests.browser.lab import Notebook
 from tests.browser.test_grid import canvas, tile
+from tests.rounds import long
 from tests.widgets.every_widget import EVERY
 
 once = pytest.mark.parametrize("subshells", [True], indirect=True)
@@ -69,7 +70,14 @@ def change(widget: Locator, setting: str) -> bool:
 
 
 @once
-@pytest.mark.parametrize("name", [name for name, settings in SETTINGS.items() if settings])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("Explorer", "Occlusion") else long)
+        for name, settings in SETTINGS.items()
+        if settings
+    ],
+)
 def test_a_figure_shows_what_was_set_in_the_page(notebook: Callable[..., Notebook], name: str, tmp_path: Path) -> None:
     book = notebook([START, f"view = make({name!r}, model, images)\nview"])
     widget = book.cell(1).locator(".nbviz").first
