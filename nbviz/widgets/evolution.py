@@ -144,10 +144,13 @@ class Evolution(Pulled, MapSettings, SignedSettings):
         which = "the picture that excited it most" if self._recorded else "picture"
         number, strongest = moment.channels[self.channel], float(moment.values[place])
         caption = f"#{number}, strongest {strongest:.3g}; one scale for all times"
+        if self._recorded and strongest == 0:  # the highest of all pictures
+            caption = f"#{number} is silent: never above zero in {line(moment.name, 60)}"
         picture = channels_last(fitted(pictures.display()[0]))
         self.panels.show("picture", "picture", picture, caption=f"{line(moment.name, 60)}: {which}")
         self.panels.show("activation", "map", steps[..., None], caption=caption)
-        self.panels.show("signal", "signed", self._signal(moment), caption="what it answers to there")
+        answers = "what it answers to there" if moment.reconstructions[place].any() else "it answers to nothing there"
+        self.panels.show("signal", "signed", self._signal(moment), caption=answers)
 
     @draws("channel", "picture", into=("film", "values"))
     def _show_film(self) -> None:
