@@ -146,12 +146,15 @@ class Evolution(Pulled, MapSettings, SignedSettings):
         which = "the picture that excited it most" if self._recorded else "picture"
         number, strongest = moment.channels[self.channel], float(moment.values[place])
         caption = f"#{number}, strongest {strongest:.3g}; one scale for all times"
+        if self._recorded and strongest == 0:  # the highest of all pictures
+            caption = f"#{number} is silent: never above zero in {line(moment.name, 60)}"
         picture = channels_last(fitted(pictures.display()[0]))
         self.panels.show("picture", "picture", picture, caption=f"{line(moment.name, 60)}: {which}")
         scale: dict[str, Any] = {"ends": list(map(float, shared_ends(finite))), "measure": "activation"}
         self.panels.show("activation", "map", steps[..., None], caption=caption, **scale)
+        answers = "what it answers to there" if moment.reconstructions[place].any() else "it answers to nothing there"
         pixels, ends = self._signal(moment)
-        self.panels.show("signal", "signed", pixels, caption="what it answers to there", ends=ends, measure="signal")
+        self.panels.show("signal", "signed", pixels, caption=answers, ends=ends, measure="signal")
 
     @draws("channel", "picture", into=("film", "values"))
     def _show_film(self) -> None:

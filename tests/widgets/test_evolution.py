@@ -63,7 +63,10 @@ def check(view: nbviz.Evolution, moments: list[CheckpointResult], i: int, k: int
     np.testing.assert_array_equal(shown["activation"][..., 0], quantise(moment.maps[i, k], None, ends)[0])
     np.testing.assert_array_equal(shown["signal"], centre(moment.reconstructions[i, k]).permute(1, 2, 0))
     number = moment.channels[view.channel]
-    value = f"#{number}, strongest {float(moment.values[i, k]):.3g}; one scale for all times"
+    strongest = float(moment.values[i, k])
+    value = f"#{number}, strongest {strongest:.3g}; one scale for all times"
+    if strongest == 0 and moment.values.shape[1] == 1 < len(moment.channels):
+        value = f"#{number} is silent: never above zero in {moment.name}"
     assert view.panels.slot("activation")["caption"] == value
     assert view.panels.slot("picture")["caption"].startswith(moment.name)
     film = [view.film.slot(cell["slot"]) for cell in view.film.rows[0]["cells"]]
@@ -76,6 +79,22 @@ def check(view: nbviz.Evolution, moments: list[CheckpointResult], i: int, k: int
     assert curve["y"] == [float(one.values[i, k]) for one in moments]
     controls = view.moment_control, view.channel_control, view.picture_control
     assert [control.value for control in controls] == [view.moment, view.channel, view.picture]
+
+
+def test_a_channel_that_died_is_said_to_answer_to_nothing() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    with nbviz.Recorder(net, "1", [0, 1]) as recorder:
+        for epoch in range(2):
+            nn.init.constant_(net[0].bias, -100.0 * epoch)
+            net(torch.rand(5, 3, 16, 16))
+            recorder.mark(f"epoch {epoch}")
+    view = nbviz.Evolution(net, recorder.moments)
+    view.finish()
+    assert view.panels.slot("signal")["caption"] == "it answers to nothing there"
+    assert view.panels.slot("activation")["caption"] == "#0 is silent: never above zero in epoch 1"
+    view.moment = 0
+    view.finish()
+    assert view.panels.slot("signal")["caption"] == "what it answers to there"
 
 
 # Over checkpoints.
