@@ -100,7 +100,7 @@ class Kernels(Pulled, GridSettings):
         colours = kernel
         if len(kernel) not in (1, 3):
             colours, caption = kernel.mean(0, keepdim=True), f"{caption}: mean over its {len(kernel)} inputs"
-        self.panels.show("kernel", "signed", channels_last(centre(colours)), caption=caption)
+        self.panels.show("kernel", "signed", channels_last(centre(colours, colours.abs().amax())), caption=caption)
         own = kernels(self.model, self.layer, self.channel)
         if own.ndim == 4:
             response = frequency_response(torch.nan_to_num(own.float()), max(32, *own.shape[2:]))
@@ -140,7 +140,7 @@ def _layer_labels(model: nn.Module) -> dict[str, str]:
 def _show_signed(grid: ChannelGrid, kernels: Tensor) -> None:
     """Show kernels (K, 1 or 3, h, w) with zero as grey."""
     largest = _largest(kernels)
-    pixels = centre(kernels, largest.view(-1, 1, 1, 1)).permute(0, 2, 3, 1)
+    pixels = centre(kernels, largest).permute(0, 2, 3, 1)
     grid.show("signed", (pixels, -largest, largest), _ranks(kernels))
 
 

@@ -21,7 +21,7 @@ from nbviz.core.state import is_compiled
 from nbviz.core.trace import Trace, first_name, run
 from nbviz.core.weights import steadily
 from nbviz.imaging.encode import Array, to_host
-from nbviz.imaging.pixels import centre, cut, quantise, shrink
+from nbviz.imaging.pixels import centre, cut, quantise, shrink, signed_scale
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
 from nbviz.methods.subject import Subject
@@ -313,7 +313,8 @@ class Session(Predictor):
             corner = (0 if h == height else top, 0 if w == width else left)
             patches.append(cut(self.plane(whole, plane), corner, (h, w)))
         signals = shrink(torch.nan_to_num(torch.stack(patches).float(), 0.0, 0.0, 0.0), side)
-        pixels, scales = to_host(centre(signals).permute(0, 2, 3, 1), signals.abs().flatten(1).amax(1))
+        scale = signed_scale(signals)
+        pixels, scales = to_host(centre(signals, scale).permute(0, 2, 3, 1), scale)
         return pixels, scales
 
     def box(self, layer: Layer, place: int) -> tuple[tuple[int, ...], range]:
