@@ -64,7 +64,17 @@ def show_channel(widget: LayerWidget) -> Iterator[bool]:
         extended = ", ".join(sorted(met - PAPERS))
         note = f"through {extended}, deconvnet and guided backprop extend their papers" if extended else ""
     widget.note("rectifiers", note)
+    widget.note("saturated", _saturated(widget))
     yield False
+
+
+def _saturated(widget: LayerWidget) -> str:
+    """What to say where the clamp of a ReLU6 or the like stops the gradient at its start."""
+    channel, look = widget.channel, widget.look()
+    if widget.seed == "map" or not look.clamped[channel]:
+        return ""
+    what = f"#{channel} is clamped at {look.high[channel]:g} where it is strongest"
+    return f"{what}: no gradient passes back from there, only the deconvnet's signal"
 
 
 def _patch(widget: LayerWidget) -> Patch:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ipywidgets
+import numpy as np
 from torch import nn
 from typing_extensions import Unpack
 
@@ -52,7 +53,8 @@ class LayerWidget(PictureWidget, GridSettings):
     layer
         The layer at first. None takes the deepest whose maps still show shapes.
     channel
-        The channel at first. None takes the one that is strongest away from the border.
+        The channel at first. None takes the one that is strongest away from the border, but not one that a ReLU6
+        clamps there: no gradient passes back from it.
     seed
         What a reconstruction starts from: ``"max"``, the channel's strongest position; ``"map"``, all of its map; or
         ``"one"``, a one at the strongest position.
@@ -221,7 +223,9 @@ class LayerWidget(PictureWidget, GridSettings):
 
     @moves("channel", when="layer")
     def _strongest(self) -> int:
-        return int(self.look().inner.argmax())
+        """The channel that is strongest away from the border, of those that a reconstruction can start from."""
+        look = self.look()
+        return int(np.where(look.clamped & ~look.clamped.all(), -np.inf, look.inner).argmax())
 
     @draws("picture", "layer")
     def _show_trace(self) -> Iterator[bool]:

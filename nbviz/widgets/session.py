@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.arguments import SHAPES, check_maps
-from nbviz.core.backward import BACKWARD_RULES, RULES
+from nbviz.core.backward import BACKWARD_RULES, RULES, clamped_at
 from nbviz.core.checks import check_real
 from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
@@ -46,6 +46,7 @@ class Look:
     inner: Array  # the highest value away from the border, where padding alone can excite a channel
     spread: Array  # the standard deviation over the positions
     place: Array  # the position of the highest value, counted row by row
+    clamped: Array  # whether the highest value is the end of a clamp, as of a ReLU6: no gradient passes back from it
     strange: Array  # whether any value is NaN or infinite
     fused: Array  # all channels in one map, uint8 (h, w), or (3, h, w) in colours
 
@@ -247,7 +248,7 @@ class Session(Predictor):
         return self._last_look(picture, layer, how, side, plane, self.weights)
 
     def _look_at(self, picture: int, layer: str, how: str, side: int, plane: int, _weights: int) -> Look:
-        maps = self.maps(picture, layer)
+        maps, end = self.maps(picture, layer), clamped_at(self.trace(picture, layer).activations[layer])
         with torch.autocast(maps.device.type, enabled=False):
             finite = torch.nan_to_num(maps.float(), 0.0, 0.0, 0.0)
             flat, raw, sides = finite.flatten(1), maps.flatten(1), maps.shape[1:]
@@ -256,9 +257,11 @@ class Session(Predictor):
             inner = finite[(slice(None), *[slice(1, -1)] * len(sides))] if min(sides) >= 5 else finite
             spread = (flat - flat.mean(1, keepdim=True)).square_().mean(1).sqrt()
             # A value that is not finite is the lowest or the highest of its channel.
+            clamped = torch.zeros_like(high, dtype=torch.bool) if end is None else high >= end
             strange = ~(raw.amin(1).isfinite() & raw.amax(1).isfinite())
             fused = quantise(self.plane(fuse(maps[None], how)[0], plane))[0]
-            return Look(*to_host(steps, low, high, inner.flatten(1).amax(1), spread, raw.argmax(1), strange, fused))
+            inner = inner.flatten(1).amax(1)
+            return Look(*to_host(steps, low, high, inner, spread, raw.argmax(1), clamped, strange, fused))
 
     def reconstructions(
         self, picture: int, layer: str, channels: Sequence[int], rule: str, seed: str

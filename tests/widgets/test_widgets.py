@@ -109,6 +109,47 @@ def test_the_grid_shows_each_channels_reconstruction_cut_to_what_it_sees(
         np.testing.assert_array_equal(sent[channel, ..., 0], expected)
 
 
+class Clamped(nn.Module):
+    """Of three channels the first is clamped at its strongest position, and the others are not."""
+
+    def __init__(self, clamp: Any) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(1, 3, 1, bias=False), nn.Identity()
+        self.conv.weight.data = torch.tensor([9.0, 4.0, 5.0]).view(3, 1, 1, 1)
+        self.clamp, self.pool = clamp, nn.MaxPool2d(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.act(self.clamp(self.conv(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("layer", ["act", "pool"])
+@pytest.mark.parametrize("clamp", [nn.ReLU6(), nn.ReLU6(inplace=True), lambda x: x.clamp(0, 6), nn.Hardtanh(0, 6)])
+def test_a_widget_starts_where_the_gradient_passes_and_says_where_it_does_not(clamp: Any, layer: str) -> None:
+    view = nbviz.Explorer(Clamped(clamp).eval(), torch.rand(1, 1, 8, 8).clamp(max=0.99) + 0.01, layer=layer)
+    view.finish()
+    assert view.channel == 2
+    assert "clamped" not in view.header.note
+    assert (shown(view, "guided") != 128).any()
+    view.channel = 0
+    view.finish()
+    assert "#0 is clamped at 6 where it is strongest" in view.header.note
+    assert (shown(view, "guided") == 128).all()
+    assert (shown(view, "gradient") == 128).all()
+    assert (shown(view, "deconvnet") != 128).any()
+    view.seed = "map"
+    view.finish()
+    assert "clamped" not in view.header.note
+
+
+def test_where_all_channels_are_clamped_it_starts_at_the_strongest() -> None:
+    net = Clamped(nn.ReLU6()).eval()
+    net.conv.weight.data *= 100
+    view = nbviz.Explorer(net, torch.rand(1, 1, 8, 8) + 0.1, layer="act", tiles="guided")
+    view.finish()
+    assert (view.header.state, view.channel) == ("ready", 0)
+    assert "clamped at 6" in view.header.note
+
+
 def test_the_seed_is_that_of_the_grid_too(model: nn.Module, images: torch.Tensor) -> None:
     view = nbviz.Explorer(model, images, layer="features.4", tiles="deconvnet")
     view.finish()
