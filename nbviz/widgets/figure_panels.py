@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nbviz.export.figure import Panel
-from nbviz.imaging.encode import channels_last, decode
+from nbviz.imaging.encode import Array, channels_last, decode
 from nbviz.imaging.pixels import as_levels, colour_table
 from nbviz.imaging.pixels import grid as make_grid
 
@@ -57,13 +57,12 @@ def filled_panels(panels: Panels) -> list[list[Panel]]:
 def _as_panel(cell: dict[str, Any], slot: dict[str, Any], panels: Panels) -> Panel:
     """A filled slot as a panel of the figure, with the page's settings."""
     pixels, kind, plot = decode(slot), slot["kind"], panels.plots
-    box: Sequence[int] | None = slot.get("box")
     caption = (cell.get("crop") and slot.get("part")) or slot.get("caption", "")
     if kind == "map":
         return Panel(pixels if plot else pixels[..., 0], caption, panels.cmap, plot=plot)
-    if cell.get("crop") and box is not None:
-        top, left, bottom, right = box
-        pixels, box = decode(slot["patch"]) if slot["patch"] else pixels[top:bottom, left:right], None
+    if cell.get("crop") and "inner" in slot:
+        top, left, bottom, right = slot["inner"]
+        pixels = decode(slot["patch"]) if slot["patch"] else pixels[top:bottom, left:right]
     if kind == "signed":
         pixels = as_levels(128 + (pixels - 128.0) * panels.contrast)
     if pixels.shape[2] == 1 and not plot:
@@ -74,10 +73,15 @@ def _as_panel(cell: dict[str, Any], slot: dict[str, Any], panels: Panels) -> Pan
         wide = torch.from_numpy(colours.copy()).permute(2, 0, 1)[None].float()
         wide = torch.nn.functional.interpolate(wide, pixels.shape[:2], mode="bilinear")[0]
         pixels = as_levels((1 - panels.opacity) * pixels + panels.opacity * channels_last(wide))
-    if box is not None:  # in pixels of the input, of which fewer may have been sent
-        box = [side * pixels.shape[i % 2] // slot["size"][i % 2] for i, side in enumerate(box)]
-    mark = kind == "picture" and slot.get("mark")
-    return Panel(pixels, caption, box=box if mark else None, plot=plot, zero=128.0 if kind == "signed" else None)
+    box = inner = None
+    if kind == "picture" and slot.get("mark") and not cell.get("crop"):
+        box, inner = (_marked(slot[name], slot["size"], pixels) for name in ("box", "inner"))
+    return Panel(pixels, caption, box=box, inner=inner, plot=plot, zero=128.0 if kind == "signed" else None)
+
+
+def _marked(box: Sequence[int], size: Sequence[int], pixels: Array) -> list[int]:
+    """A box of the input, of which fewer pixels may have been sent."""
+    return [side * pixels.shape[i % 2] // size[i % 2] for i, side in enumerate(box)]
 
 
 def grid_panel(grid: ChannelGrid, what: str = "channels", picked: int | None = None, off: Sequence[int] = ()) -> Panel:

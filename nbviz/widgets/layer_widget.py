@@ -238,7 +238,8 @@ class LayerWidget(PictureWidget, GridSettings):
     @draws("picture", "layer", "tiles", "bands", into="grid", also=lambda widget: widget._tiles_follow())
     def _show_grid(self) -> Iterator[bool]:
         """The maps that are in view; reconstructions take longer, and come later."""
-        yield self._tiles.begin()
+        if self._tiles.begin():  # else the part is done, however long that took
+            yield True
 
     def _tiles_follow(self) -> tuple[str, ...]:
         """The control on which the tiles depend besides: maps show a slice, reconstructions start from a seed."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from statistics import median_high
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,8 @@ RULE_CAPTIONS = {name: rule.title for name, rule in BACKWARD_RULES.items()}
 TILES = ("activation", *RULES)
 #: The longer side, in pixels, of what the page shows; maps at least twice as large are averaged over blocks.
 LARGE = 1024
+_ENERGY, _SMALLEST = 0.98, 7  # what a patch holds of a reconstruction's energy; its shortest side in pixels
+_MEASURED = 4  # channels from which a layer's patch is found: of 16, the median is the same to a few pixels
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class Session(Predictor):
             kind, shape = type(self.subject.model).__name__, SHAPES[2 + self.axes]
             raise ValueError(f"no layer of {kind} gives feature maps; expected one that gives {shape}")
         self._last_look = lru_cache(maxsize=1)(self._look_at)
+        self._effective: dict[str, tuple[int, Layer]] = {}  # what was found for a layer, and with which weights
         self._volumes = lru_cache(maxsize=len(RULES))(self.reconstructions)  # of one channel under each rule
         self.show_bands(None)
         self.name_classes(first_output, labels)
@@ -287,8 +292,35 @@ class Session(Predictor):
         self.trace(picture, layer)  # a new trace lets go of what is kept
         return self._volumes(picture, layer, (channel,), rule, seed)
 
+    def effective(self, picture: int, layer: str, seed: str, look: Look) -> Layer:
+        """The layer with its effective receptive field, which patches and reconstructions are cut to.
+
+        The middle of a receptive field has far more influence than its outer parts (W. Luo, Y. Li, R. Urtasun and
+        R. Zemel, "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", NeurIPS 2016).
+        The effective field is the smallest centred square that holds 98 % of the energy of guided backprop, the median
+        over a few channels. It is found once for each layer, so that all its patches have one size.
+        """
+        found = self.layers[layer]
+        if found.field is None or max(found.field.size) <= _SMALLEST or seed == "map":
+            return found
+        if self._effective.get(layer, (None, found))[0] != self.weights:
+            order, sides = np.argsort(-look.high, kind="stable"), []
+            for channel in order[~look.clamped[order]][:_MEASURED].tolist():
+                (signals,), _ = self.reconstructions(picture, layer, [channel], "guided", "max")
+                position = np.unravel_index(look.place[channel], found.shape[1:])
+                seen = cut(signals, found.field.corner([int(i) for i in position]), found.field.size)
+                energy = torch.nan_to_num(seen.float(), 0.0, 0.0, 0.0).square().sum(0)
+                sides += [_energy_side(energy)] if energy.any() else []
+            if not sides:  # no signal in this picture; another may have one
+                return found
+            cuts = _cuts(found.field.size, median_high(sides))
+            low = tuple(low + cut for low, cut in zip(found.field.low, cuts, strict=True))
+            high = tuple(high - cut for high, cut in zip(found.field.high, cuts, strict=True))
+            self._effective[layer] = self.weights, replace(found, field=replace(found.field, low=low, high=high))
+        return self._effective[layer][1]
+
     def patch(self, layer: Layer, seed: str) -> tuple[int, int]:
-        """Height and width of the patch of the picture that a reconstruction in the layer's grid shows."""
+        """Height and width of the patch of the picture that a reconstruction shows."""
         height, width = self.size
         if layer.field is None or seed == "map":
             return height, width
@@ -328,6 +360,22 @@ class Session(Predictor):
         ends = layer.field.box(position, self.subject.inputs.shape[2:])
         first, last = (0, 0, *ends[: self.axes])[-3:], (1, 1, *ends[self.axes :])[-3:]
         return (*first[1:], *last[1:]), range(first[0], last[0])
+
+
+def _cuts(size: Sequence[int], side: int) -> tuple[int, ...]:
+    """What to cut from either end of each axis, so that about ``side`` is left where it was longer."""
+    return tuple(max(0, (length - side) // 2) for length in size)
+
+
+def _energy_side(energy: Tensor) -> int:
+    """The side of the smallest centred square, at least 7, that holds most of an energy (H, W); also on 1 or 3 axes."""
+
+    def held(side: int) -> float:
+        ends = zip(_cuts(energy.shape, side), energy.shape, strict=True)
+        return float(energy[tuple(slice(cut, length - cut) for cut, length in ends)].sum())
+
+    sides, enough = range(_SMALLEST, max(energy.shape)), _ENERGY * float(energy.sum())
+    return _SMALLEST + bisect_left(sides, True, key=lambda side: held(side) >= enough)
 
 
 def _structure(model: nn.Module) -> Any:

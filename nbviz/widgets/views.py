@@ -355,7 +355,7 @@ class Region(View):
 
 
 def picture_row(title: str, *slots: str, crop: bool = False) -> dict[str, Any]:
-    """A row of pictures, given by the names of their slots, each whole or cropped to its box."""
+    """A row of pictures, given by the names of their slots, each whole or cropped to its inner box."""
     return {"title": title, "cells": [{"slot": slot, "crop": crop} for slot in slots]}
 
 
@@ -442,7 +442,8 @@ class Panels(Coloured):
             The picture of a cropped cell, uint8 (h, w, C); without it, the page cuts it out of ``pixels``.
         **label
             ``caption``; ``part``, the caption of a cropped cell; ``box`` (top, left, bottom, right) in a picture of
-            ``size``; ``mark``, whether to draw the box. They are sent apart from the pixels, which may stay the same.
+            ``size``, and ``inner``, the part of it that a cropped cell shows; ``mark``, whether to draw both. They are
+            sent apart from the pixels, which may stay the same.
         """
         with self.hold_sync():
             self.set_trait(f"slot_{slot}", {"kind": kind, **encode(pixels)})
