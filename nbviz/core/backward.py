@@ -146,6 +146,35 @@ def clamp_name(low: Any, high: Any) -> str | None:
     return "ReLU" if high is None else "ReLU6"
 
 
+def clamped_at(start: Tensor) -> float | None:
+    """The upper end of the rectifier that a tensor comes from, such as 6 after a ReLU6; None where there is none.
+
+    Where the tensor has this value, the gradient is zero. Max-pooling in between keeps such values.
+
+    Examples
+    --------
+    >>> x = torch.ones(1, 1, 4, 4, requires_grad=True)
+    >>> [clamped_at(y) for y in (x.relu(), torch.nn.functional.relu6(x).clone(), x.clamp(0, 1), x.clamp(-1, 1))]
+    [None, 6.0, 1.0, None]
+    """
+    node: Any = start.grad_fn
+    while node is not None and node.name().startswith(_KEEP_THE_LARGEST):
+        node = node.next_functions[0][0]
+    kind = "" if node is None else node.name()
+    if kind.startswith("Hardtanh"):
+        low, high = node._saved_min_val, node._saved_max_val
+    elif kind.startswith("ClampBackward"):
+        low, high = node._saved_min, node._saved_max
+    else:
+        return None
+    if clamp_name(low, high) != "ReLU6" or torch.as_tensor(high).numel() > 1:
+        return None
+    return float(high)
+
+
+_KEEP_THE_LARGEST = ("CloneBackward", "MaxPool", "AdaptiveMaxPool")
+
+
 def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor, axes: int) -> Tensor:
     """``max_unpool2d``: each value at its switch, where later values overwrite earlier ones."""
     empty = pooled_from.new_zeros(pooled_from.shape).flatten(-axes)

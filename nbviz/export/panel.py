@@ -70,6 +70,8 @@ class Panel:
         The colour bar below; None draws none.
     box
         A frame to draw: top, left, bottom and right, in pixels.
+    inner
+        A frame within it, drawn more lightly; not drawn where it is the same.
     numbers
         Text on the tiles of a grid: left and top of each in pixels, and the number.
     tile
@@ -98,6 +100,7 @@ class Panel:
     cmap: str = "viridis"
     scale: Scale | None = None
     box: Sequence[int] | None = None
+    inner: Sequence[int] | None = None
     numbers: Sequence[tuple[int, int, int]] = ()
     tile: int = 0
     bars: Sequence[tuple[str, float]] = ()
@@ -222,10 +225,15 @@ def _draw_pixels(axes: Any, panel: Panel, size: Sizes) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     _draw_numbers(axes, panel, size)
-    if panel.box is not None:
-        top, left, bottom, right = panel.box
+    for (top, left, bottom, right), width in zip(_frames(panel), (1.5, 0.7), strict=False):
         corner = (left - 0.5, top - 0.5)
-        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=_MARK, lw=1.5))
+        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=_MARK, lw=width))
+
+
+def _frames(panel: Panel) -> list[Sequence[int]]:
+    """The frames to draw: none, the box, or the box and the inner one."""
+    inner = [] if panel.inner is None or panel.inner == panel.box else [panel.inner]
+    return [] if panel.box is None else [panel.box, *inner]
 
 
 def _draw_numbers(axes: Any, panel: Panel, size: Sizes) -> None:
@@ -272,8 +280,8 @@ def _draw_curves(axes: Any, panel: Panel, size: Sizes) -> None:
         axes.axhline(panel.zero, color="0.7", lw=0.6)
     for curve, colour in zip(curves, _CURVES[: len(curves)] if len(curves) > 1 else ["0.2"], strict=True):
         axes.plot(curve, color=colour, lw=0.8)
-    if panel.box is not None:
-        axes.axvspan(panel.box[1] - 0.5, panel.box[3] - 0.5, color=_MARK, alpha=0.25, lw=0)
+    for _, left, _, right in _frames(panel):  # one over the other
+        axes.axvspan(left - 0.5, right - 0.5, color=_MARK, alpha=0.25, lw=0)
     axes.set(yticks=[], xmargin=0.01)
     if curves.dtype == np.uint8:  # one scale for all panels, with the zero of signed values in the middle
         axes.set_ylim(0, 255)

@@ -109,7 +109,8 @@ def log(
     if first is not None:
         weights = kernels(subject.model, first)
         if weights.ndim == 4 and weights.shape[1] in (1, 3):
-            write("kernels", _tiles(centre(weights[:_MOST]), 8, 1))
+            weights = torch.nan_to_num(weights[:_MOST].float(), 0.0, 0.0, 0.0)
+            write("kernels", _tiles(centre(weights, weights.abs().amax((1, 2, 3))), 8, 1))
     pictures = subject.pictures.display()
     for name in names:
         maps = trace.activations[name]

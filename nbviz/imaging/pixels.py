@@ -196,15 +196,15 @@ def cut(maps: Tensor, corner: Sequence[int], size: Sequence[int], fill: float = 
     return result
 
 
-def centre(maps: Tensor, largest: Tensor | None = None) -> Tensor:
-    """Quantise signed colour maps around grey: 0 becomes 128, and the largest absolute value 1 or 255.
+def centre(maps: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Quantise signed colour maps around grey: 0 becomes 128, ``scale`` 255, and its negative 1; the rest is clipped.
 
     Parameters
     ----------
     maps
         (..., C, H, W), any float dtype, on any device; each (C, H, W) is scaled by itself.
-    largest
-        The absolute value that becomes 1 or 255; None takes the largest of each map.
+    scale
+        The absolute value (...) of each map, or of all, that becomes 1 or 255; None takes :func:`signed_scale`.
 
     Returns
     -------
@@ -216,24 +216,61 @@ def centre(maps: Tensor, largest: Tensor | None = None) -> Tensor:
     >>> centre(torch.tensor([[[0.0, 1.0, -2.0]]])).tolist()
     [[[128, 192, 1]]]
     """
+    scale = signed_scale(maps) if scale is None else scale
     maps = torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0)
-    if largest is None:
-        low, high = maps.amin((-3, -2, -1), keepdim=True), maps.amax((-3, -2, -1), keepdim=True)
-        largest = torch.maximum(high, -low)
-    per_unit = 127 / largest.clamp(min=_LEAST)
-    return (maps * per_unit).add_(128).round_().to(torch.uint8)
+    per_unit = 127 / scale.clamp(min=_LEAST)
+    levels = (maps * per_unit[..., None, None, None]).clamp_(-127, 127)
+    return levels.add_(128).round_().to(torch.uint8)
 
 
-def around_zero(maps: Tensor) -> tuple[float, float]:
-    """The ends of a scale for signed values, with zero in the middle: their largest finite size, twice.
+_ONE_IN = 200  # one value in so many may lie beyond the scale: it is the 99.5th percentile
+_SAMPLE = 1 << 20  # values of a map are enough to find it
+
+
+def signed_scale(maps: Tensor) -> Tensor:
+    """The absolute value up to which each signed map is shown, so that single extreme pixels do not turn it grey.
+
+    It is the 99.5th percentile of the absolute values that are not zero: the smallest of them that at most one in 200
+    exceeds. Of fewer than 200 it is the largest.
+
+    Parameters
+    ----------
+    maps
+        (..., C, H, W), any float dtype, on any device. Values that are not finite count as 0. Of more than two million
+        values, about one million are looked at.
+
+    Returns
+    -------
+    Tensor
+        float32 (...), on the maps' device; 0 for a map that is zero everywhere.
 
     Examples
     --------
-    >>> around_zero(torch.tensor([0.5, -2.0, float("nan")]))
+    >>> maps = torch.zeros(1, 20, 40)
+    >>> maps[0, :10] = torch.arange(-399.0, 1).view(10, 40)
+    >>> maps[0, 0, 0] = 1e6
+    >>> signed_scale(maps).item(), signed_scale(maps[:, 9:]).item()
+    (398.0, 39.0)
+    """
+    values = maps.detach().flatten(-3)
+    # An odd step, since a network's strides, and with them the patterns in its reconstructions, are even.
+    values = values[..., :: values.shape[-1] // _SAMPLE | 1].float()
+    sizes = torch.nan_to_num(values, 0.0, 0.0, 0.0).abs_()
+    largest = sizes.topk(sizes.shape[-1] // _ONE_IN + 1).values
+    beyond = sizes.count_nonzero(-1) // _ONE_IN
+    return largest.gather(-1, beyond[..., None])[..., 0]
+
+
+def around_zero(maps: Tensor) -> tuple[float, float]:
+    """The ends of the scale on which :func:`centre` shows a signed map (C, H, W), with zero in the middle.
+
+    Examples
+    --------
+    >>> around_zero(torch.tensor([[[0.5, -2.0, float("nan")]]]))
     (-2.0, 2.0)
     """
-    largest = float(torch.nan_to_num(maps.detach().float(), 0.0, 0.0, 0.0).abs().amax())
-    return -largest, largest
+    scale = float(signed_scale(maps))
+    return -scale, scale
 
 
 def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.5, cmap: str = "viridis") -> Tensor:

@@ -54,8 +54,8 @@ def kernels(model: nn.Module, layer: str | None = None, channels: Channels | Non
     """The kernels of a convolution.
 
     Those of a first layer can be shown as small pictures: :func:`nbviz.imaging.pixels.centre` converts them to bytes
-    with zero as grey, and :func:`nbviz.grid` arranges them in one picture. In later layers, each channel of each kernel
-    is a picture, ``kernels(model, layer, channel)[0]``.
+    with zero as grey, up to a scale such as ``kernels.abs().amax()``, and :func:`nbviz.grid` arranges them in one
+    picture. In later layers, each channel of each kernel is a picture, ``kernels(model, layer, channel)[0]``.
 
     Parameters
     ----------

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from nbviz.core.backward import PAPERS, RULES
 from nbviz.imaging.encode import Array, channels_last, to_host
-from nbviz.imaging.pixels import centre, quantise
+from nbviz.imaging.pixels import centre, quantise, signed_scale
 from nbviz.methods.reconstruct import NO_SWITCH
 from nbviz.widgets.session import LARGE, MEASURES, RULE_CAPTIONS, fitted
 from nbviz.widgets.views import picture_row
@@ -27,11 +26,18 @@ NOUNS = {1: "signal", 2: "picture", 3: "volume"}
 
 @dataclass(frozen=True)
 class Patch:
-    """The part of the input that a reconstruction starts from, and that the cropped cells show."""
+    """The part of the input that a reconstruction starts from."""
 
-    box: tuple[int, ...]  # top, left, bottom, right
+    box: tuple[int, ...]  # the receptive field: top, left, bottom, right
     slices: range
+    inner: tuple[int, ...]  # the effective receptive field, which the cropped cells show
+    inner_slices: range
     plane: int  # of a volume, the slice that the cropped cells show
+
+    def within(self, axes: int) -> tuple[Any, ...]:
+        """The index of the effective receptive field in an input of so many axes."""
+        top, left, bottom, right = self.inner
+        return (slice(self.inner_slices.start, self.inner_slices.stop), slice(top, bottom), slice(left, right))[-axes:]
 
 
 def channel_rows(axes: int) -> list[dict[str, Any]]:
@@ -66,23 +72,36 @@ def show_channel(widget: LayerWidget) -> Iterator[bool]:
         note = f"The papers define both rules for ReLU; here they are extended to {extended}" if extended else ""
     widget.note("rectifiers", note)
     widget.note("switches", "" if session.has_switches(widget.picture, widget.layer) else NO_SWITCH)
+    widget.note("saturated", _saturated(widget))
     yield False
+
+
+def _saturated(widget: LayerWidget) -> str:
+    """What to say where the clamp of a ReLU6 or the like stops the gradient at its start."""
+    channel, look = widget.channel, widget.look()
+    if widget.seed == "map" or not look.clamped[channel]:
+        return ""
+    what = f"#{channel} is clamped at {look.high[channel]:g} where it is strongest"
+    return f"{what}: no gradient passes back from there, only the deconvnet's signal"
 
 
 def _patch(widget: LayerWidget) -> Patch:
     session = widget.session
-    layer, place = session.layers[widget.layer], int(widget.look().place[widget.channel])
-    box, slices = session.box(layer, place)
-    if widget.seed == "map":  # which starts from all positions
-        box, slices = (0, 0, *session.size), range(session.depth)
-    return Patch(box, slices, session.corner(layer, place)[0])
+    look, layer = widget.look(), session.layers[widget.layer]
+    place = int(look.place[widget.channel])
+    box = inner = (0, 0, *session.size), range(session.depth)
+    if widget.seed != "map":  # which starts from all positions
+        box = session.box(layer, place)
+        inner = session.box(session.effective(widget.picture, widget.layer, widget.seed, look), place)
+    return Patch(*box, *inner, session.corner(layer, place)[0])
 
 
 def _show_picture(widget: LayerWidget, patch: Patch) -> None:
     session, noun = widget.session, NOUNS[widget.session.axes]
     is_volume, is_inside = session.depth > 1, widget.plane in patch.slices
     caption = f"slice {widget.plane}" if is_volume else noun
-    caption += ", receptive field" if is_inside else f"; it sees slices {patch.slices[0]} to {patch.slices[-1]}"
+    outlined = ", receptive field" if patch.inner == patch.box else ", receptive field and, within it, the patch"
+    caption += outlined if is_inside else f"; it sees slices {patch.slices[0]} to {patch.slices[-1]}"
     part = f"patch of slice {patch.plane}" if is_volume else f"patch of the {noun}"
     _show(widget, "picture", session.display[widget.picture], None, patch, caption, part, is_inside)
 
@@ -105,12 +124,14 @@ def _show_reconstruction(widget: LayerWidget, rule: str, patch: Patch) -> frozen
     """Fill a rule's slots; the names of the rectifiers that it applied to."""
     session = widget.session
     maps, met = session.reconstruction(widget.picture, widget.layer, widget.channel, rule, widget.seed)
-    largest = _largest(maps[0])
-    nothing = "" if bool(largest > 0) else ": zero everywhere"
+    # The patch gives the scale of the whole picture too, so that a value looks the same in both.
+    own = maps[0][(..., *patch.within(session.axes))]
+    scale = signed_scale((own if own.any() else maps[0]).flatten()[None, None])
+    nothing = "" if bool(maps[0].any()) else ": zero everywhere"
     part = caption = RULE_CAPTIONS[rule] + nothing
     if session.depth > 1 and not nothing and not bool(session.plane(maps, widget.plane).any()):
         caption += ": zero in this slice"
-    _show(widget, rule, maps[0], largest, patch, caption, part)
+    _show(widget, rule, maps[0], scale, patch, caption, part)
     return met
 
 
@@ -118,31 +139,25 @@ def _show(
     widget: LayerWidget,
     slot: str,
     values: Tensor,
-    largest: Tensor | None,
+    scale: Tensor | None,
     patch: Patch,
     caption: str,
     part: str,
     mark: bool = True,
 ) -> None:
-    """Show values (C, *sides), whole and in the patch: as colours, or around grey, up to ``largest``."""
-    (top, left, bottom, right), session = patch.box, widget.session
+    """Show values (C, *sides), whole and in the patch: as colours, or around grey, up to ``scale``."""
+    (top, left, bottom, right), session = patch.inner, widget.session
 
     def pixels(values: Tensor) -> Array:
-        return channels_last(values if largest is None else centre(values, largest))
+        return channels_last(values if scale is None else centre(values, scale))
 
     whole, cropped = session.plane(values, widget.plane), session.plane(values, patch.plane)
     small = fitted(whole)
     is_apart = session.axes == 3 or small is not whole  # else the page can cut it out
     own = pixels(fitted(cropped[:, top:bottom, left:right])) if is_apart else None
-    label: dict[str, Any] = {"caption": caption, "part": part, "box": list(patch.box), "size": list(session.size)}
-    if largest is not None:
-        label |= {"ends": [-float(largest), float(largest)], "measure": MEASURES[slot]}
-    kind = "picture" if largest is None else "signed"
+    boxes = {"box": list(patch.box), "inner": list(patch.inner), "size": list(session.size)}
+    label: dict[str, Any] = {"caption": caption, "part": part, **boxes}
+    if scale is not None:
+        label |= {"ends": [-float(scale), float(scale)], "measure": MEASURES[slot]}
+    kind = "picture" if scale is None else "signed"
     widget.panels.show(slot, kind, pixels(small), None, own, **label, mark=mark)
-
-
-def _largest(maps: Tensor) -> Tensor:
-    """The largest finite absolute value, computed without a copy of a large picture."""
-    low, high = maps.aminmax()
-    largest = torch.maximum(-low, high).float()
-    return largest if bool(largest.isfinite()) else torch.nan_to_num(maps.float(), 0.0, 0.0, 0.0).abs().amax()

@@ -10,7 +10,7 @@ import torch
 
 from nbviz.core.errors import unknown
 from nbviz.export.panel import Panel, Scale
-from nbviz.imaging.encode import channels_last, decode
+from nbviz.imaging.encode import Array, channels_last, decode
 from nbviz.imaging.pixels import as_levels, colour_table
 from nbviz.imaging.pixels import grid as make_grid
 
@@ -76,15 +76,14 @@ def filled_panels(panels: Panels) -> list[list[Panel]]:
 def _as_panel(cell: dict[str, Any], slot: dict[str, Any], panels: Panels) -> Panel:
     """A filled slot as a panel of the figure, with the page's settings."""
     pixels, kind, plot = decode(slot), slot["kind"], panels.plots
-    box: Sequence[int] | None = slot.get("box")
     name = f"{cell['slot']} patch" if cell.get("crop") else cell["slot"]
     scale = None if plot else _scale(slot, panels)
     caption = (cell.get("crop") and slot.get("part")) or slot.get("caption", "")
     if kind == "map":
         return Panel(pixels if plot else pixels[..., 0], caption, name, panels.cmap, scale, plot=plot)
-    if cell.get("crop") and box is not None:
-        top, left, bottom, right = box
-        pixels, box = decode(slot["patch"]) if slot["patch"] else pixels[top:bottom, left:right], None
+    if cell.get("crop") and "inner" in slot:
+        top, left, bottom, right = slot["inner"]
+        pixels = decode(slot["patch"]) if slot["patch"] else pixels[top:bottom, left:right]
     if kind == "signed":
         pixels = as_levels(128 + (pixels - 128.0) * panels.contrast)
     if pixels.shape[2] == 1 and not plot:
@@ -95,11 +94,16 @@ def _as_panel(cell: dict[str, Any], slot: dict[str, Any], panels: Panels) -> Pan
         wide = torch.from_numpy(colours.copy()).permute(2, 0, 1)[None].float()
         wide = torch.nn.functional.interpolate(wide, pixels.shape[:2], mode="bilinear")[0]
         pixels = as_levels((1 - panels.opacity) * pixels + panels.opacity * channels_last(wide))
-    if box is not None:  # in pixels of the input, of which fewer may have been sent
-        box = [side * pixels.shape[i % 2] // slot["size"][i % 2] for i, side in enumerate(box)]
-    mark = kind == "picture" and slot.get("mark")
+    box = inner = None
+    if kind == "picture" and slot.get("mark") and not cell.get("crop"):
+        box, inner = (_marked(slot[name], slot["size"], pixels) for name in ("box", "inner"))
     zero = 128.0 if kind == "signed" else None
-    return Panel(pixels, caption, name, scale=scale, box=box if mark else None, plot=plot, zero=zero)
+    return Panel(pixels, caption, name, scale=scale, box=box, inner=inner, plot=plot, zero=zero)
+
+
+def _marked(box: Sequence[int], size: Sequence[int], pixels: Array) -> list[int]:
+    """A box of the input, of which fewer pixels may have been sent."""
+    return [side * pixels.shape[i % 2] // size[i % 2] for i, side in enumerate(box)]
 
 
 def _scale(slot: dict[str, Any], panels: Panels) -> Scale | None:

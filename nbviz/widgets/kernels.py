@@ -14,7 +14,7 @@ from nbviz.core.state import check_model
 from nbviz.core.weights import Watch
 from nbviz.export.panel import Panel
 from nbviz.imaging.encode import channels_last, to_host
-from nbviz.imaging.pixels import around_zero, centre, quantise
+from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.kernels import check_kernels_layer, convolutions, frequency_response, kernel_report, kernels
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Index, draws
@@ -103,8 +103,9 @@ class Kernels(Pulled, GridSettings):
         colours = kernel
         if len(kernel) not in (1, 3):
             colours, caption = kernel.mean(0, keepdim=True), f"{caption}: mean over its {len(kernel)} inputs"
-        scale: dict[str, Any] = {"ends": around_zero(colours), "measure": "weight"}
-        self.panels.show("kernel", "signed", channels_last(centre(colours)), caption=caption, **scale)
+        largest = colours.abs().amax()
+        scale: dict[str, Any] = {"ends": [-float(largest), float(largest)], "measure": "weight"}
+        self.panels.show("kernel", "signed", channels_last(centre(colours, largest)), caption=caption, **scale)
         own = kernels(self.model, self.layer, self.channel)
         if own.ndim == 4:
             response = frequency_response(torch.nan_to_num(own.float()), max(32, *own.shape[2:]))
@@ -148,7 +149,7 @@ def _layer_labels(model: nn.Module) -> dict[str, str]:
 def _show_signed(grid: ChannelGrid, kernels: Tensor) -> None:
     """Show kernels (K, 1 or 3, h, w) with zero as grey."""
     largest = _largest(kernels)
-    pixels = centre(kernels, largest.view(-1, 1, 1, 1)).permute(0, 2, 3, 1)
+    pixels = centre(kernels, largest).permute(0, 2, 3, 1)
     grid.show("signed", (pixels, -largest, largest), _ranks(kernels))
 
 

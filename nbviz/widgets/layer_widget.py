@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ipywidgets
+import numpy as np
 from torch import nn
 from typing_extensions import Unpack
 
@@ -53,7 +54,8 @@ class LayerWidget(PictureWidget, GridSettings):
     layer
         The layer at first. None takes the deepest whose maps still show shapes.
     channel
-        The channel at first. None takes the one that is strongest away from the border.
+        The channel at first. None takes the one that is strongest away from the border, but not one that a ReLU6
+        clamps there: no gradient passes back from it.
     seed
         What a reconstruction starts from: ``"max"``, the channel's strongest position; ``"map"``, all of its map; or
         ``"one"``, a one at the strongest position.
@@ -223,7 +225,9 @@ class LayerWidget(PictureWidget, GridSettings):
 
     @moves("channel", when="layer")
     def _strongest(self) -> int:
-        return int(self.look().inner.argmax())
+        """The channel that is strongest away from the border, of those that a reconstruction can start from."""
+        look = self.look()
+        return int(np.where(look.clamped & ~look.clamped.all(), -np.inf, look.inner).argmax())
 
     @draws("picture", "layer")
     def _show_trace(self) -> Iterator[bool]:
@@ -236,7 +240,8 @@ class LayerWidget(PictureWidget, GridSettings):
     @draws("picture", "layer", "tiles", "bands", into="grid", also=lambda widget: widget._tiles_follow())
     def _show_grid(self) -> Iterator[bool]:
         """The maps that are in view; reconstructions take longer, and come later."""
-        yield self._tiles.begin()
+        if self._tiles.begin():  # else the part is done, however long that took
+            yield True
 
     def _tiles_follow(self) -> tuple[str, ...]:
         """The control on which the tiles depend besides: maps show a slice, reconstructions start from a seed."""

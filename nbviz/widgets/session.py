@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from statistics import median_high
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.arguments import SHAPES, check_maps
-from nbviz.core.backward import BACKWARD_RULES, RULES
+from nbviz.core.backward import BACKWARD_RULES, RULES, clamped_at
 from nbviz.core.checks import check_real
 from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
@@ -23,7 +25,7 @@ from nbviz.core.switches import has_switches
 from nbviz.core.trace import Trace, first_name, run
 from nbviz.core.weights import steadily
 from nbviz.imaging.encode import Array, to_host
-from nbviz.imaging.pixels import centre, cut, quantise, shrink
+from nbviz.imaging.pixels import centre, cut, quantise, shrink, signed_scale
 from nbviz.methods.feature_maps import fuse
 from nbviz.methods.reconstruct import project
 from nbviz.methods.subject import Subject
@@ -39,6 +41,8 @@ MEASURES = {name: "gradient" if name == "gradient" else "signal" for name in RUL
 TILES = ("activation", *RULES)
 #: The longer side, in pixels, of what the page shows; maps at least twice as large are averaged over blocks.
 LARGE = 1024
+_ENERGY, _SMALLEST = 0.98, 7  # what a patch holds of a reconstruction's energy; its shortest side in pixels
+_MEASURED = 4  # channels from which a layer's patch is found: of 16, the median is the same to a few pixels
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Look:
     inner: Array  # the highest value away from the border, where padding alone can excite a channel
     spread: Array  # the standard deviation over the positions
     place: Array  # the position of the highest value, counted row by row
+    clamped: Array  # whether the highest value is the end of a clamp, as of a ReLU6: no gradient passes back from it
     strange: Array  # whether any value is NaN or infinite
     fused: Array  # all channels in one map, uint8 (h, w), or (3, h, w) in colours
     fused_ends: Array  # its lowest and its highest value, (2,), or (2, 3) for colours
@@ -109,6 +114,7 @@ class Session(Predictor):
             kind, shape = type(self.subject.model).__name__, SHAPES[2 + self.axes]
             raise ValueError(f"no layer of {kind} gives feature maps; expected one that gives {shape}")
         self._last_look = lru_cache(maxsize=1)(self._look_at)
+        self._effective: dict[str, tuple[int, Layer]] = {}  # what was found for a layer, and with which weights
         self._volumes = lru_cache(maxsize=len(RULES))(self.reconstructions)  # of one channel under each rule
         self.show_bands(None)
         self.name_classes(first_output, labels)
@@ -252,7 +258,7 @@ class Session(Predictor):
         return self._last_look(picture, layer, how, side, plane, self.weights)
 
     def _look_at(self, picture: int, layer: str, how: str, side: int, plane: int, _weights: int) -> Look:
-        maps = self.maps(picture, layer)
+        maps, end = self.maps(picture, layer), clamped_at(self.trace(picture, layer).activations[layer])
         with torch.autocast(maps.device.type, enabled=False):
             finite = torch.nan_to_num(maps.float(), 0.0, 0.0, 0.0)
             flat, raw, sides = finite.flatten(1), maps.flatten(1), maps.shape[1:]
@@ -261,10 +267,11 @@ class Session(Predictor):
             inner = finite[(slice(None), *[slice(1, -1)] * len(sides))] if min(sides) >= 5 else finite
             spread = (flat - flat.mean(1, keepdim=True)).square_().mean(1).sqrt()
             # A value that is not finite is the lowest or the highest of its channel.
+            clamped = torch.zeros_like(high, dtype=torch.bool) if end is None else high >= end
             strange = ~(raw.amin(1).isfinite() & raw.amax(1).isfinite())
             fused, *ends = quantise(self.plane(fuse(maps[None], how)[0], plane))
-            inner = inner.flatten(1).amax(1)
-            return Look(*to_host(steps, low, high, inner, spread, raw.argmax(1), strange, fused, torch.stack(ends)))
+            place, inner = raw.argmax(1), inner.flatten(1).amax(1)
+            return Look(*to_host(steps, low, high, inner, spread, place, clamped, strange, fused, torch.stack(ends)))
 
     def reconstructions(
         self, picture: int, layer: str, channels: Sequence[int], rule: str, seed: str
@@ -295,8 +302,35 @@ class Session(Predictor):
         self.trace(picture, layer)  # a new trace lets go of what is kept
         return self._volumes(picture, layer, (channel,), rule, seed)
 
+    def effective(self, picture: int, layer: str, seed: str, look: Look) -> Layer:
+        """The layer with its effective receptive field, which patches and reconstructions are cut to.
+
+        The middle of a receptive field has far more influence than its outer parts (W. Luo, Y. Li, R. Urtasun and
+        R. Zemel, "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", NeurIPS 2016).
+        The effective field is the smallest centred square that holds 98 % of the energy of guided backprop, the median
+        over a few channels. It is found once for each layer, so that all its patches have one size.
+        """
+        found = self.layers[layer]
+        if found.field is None or max(found.field.size) <= _SMALLEST or seed == "map":
+            return found
+        if self._effective.get(layer, (None, found))[0] != self.weights:
+            order, sides = np.argsort(-look.high, kind="stable"), []
+            for channel in order[~look.clamped[order]][:_MEASURED].tolist():
+                (signals,), _ = self.reconstructions(picture, layer, [channel], "guided", "max")
+                position = np.unravel_index(look.place[channel], found.shape[1:])
+                seen = cut(signals, found.field.corner([int(i) for i in position]), found.field.size)
+                energy = torch.nan_to_num(seen.float(), 0.0, 0.0, 0.0).square().sum(0)
+                sides += [_energy_side(energy)] if energy.any() else []
+            if not sides:  # no signal in this picture; another may have one
+                return found
+            cuts = _cuts(found.field.size, median_high(sides))
+            low = tuple(low + cut for low, cut in zip(found.field.low, cuts, strict=True))
+            high = tuple(high - cut for high, cut in zip(found.field.high, cuts, strict=True))
+            self._effective[layer] = self.weights, replace(found, field=replace(found.field, low=low, high=high))
+        return self._effective[layer][1]
+
     def patch(self, layer: Layer, seed: str) -> tuple[int, int]:
-        """Height and width of the patch of the picture that a reconstruction in the layer's grid shows."""
+        """Height and width of the patch of the picture that a reconstruction shows."""
         height, width = self.size
         if layer.field is None or seed == "map":
             return height, width
@@ -324,7 +358,8 @@ class Session(Predictor):
             corner = (0 if h == height else top, 0 if w == width else left)
             patches.append(cut(self.plane(whole, plane), corner, (h, w)))
         signals = shrink(torch.nan_to_num(torch.stack(patches).float(), 0.0, 0.0, 0.0), side)
-        pixels, scales = to_host(centre(signals).permute(0, 2, 3, 1), signals.abs().flatten(1).amax(1))
+        scale = signed_scale(signals)
+        pixels, scales = to_host(centre(signals, scale).permute(0, 2, 3, 1), scale)
         return pixels, scales
 
     def box(self, layer: Layer, place: int) -> tuple[tuple[int, ...], range]:
@@ -335,6 +370,22 @@ class Session(Predictor):
         ends = layer.field.box(position, self.subject.inputs.shape[2:])
         first, last = (0, 0, *ends[: self.axes])[-3:], (1, 1, *ends[self.axes :])[-3:]
         return (*first[1:], *last[1:]), range(first[0], last[0])
+
+
+def _cuts(size: Sequence[int], side: int) -> tuple[int, ...]:
+    """What to cut from either end of each axis, so that about ``side`` is left where it was longer."""
+    return tuple(max(0, (length - side) // 2) for length in size)
+
+
+def _energy_side(energy: Tensor) -> int:
+    """The side of the smallest centred square, at least 7, that holds most of an energy (H, W); also on 1 or 3 axes."""
+
+    def held(side: int) -> float:
+        ends = zip(_cuts(energy.shape, side), energy.shape, strict=True)
+        return float(energy[tuple(slice(cut, length - cut) for cut, length in ends)].sum())
+
+    sides, enough = range(_SMALLEST, max(energy.shape)), _ENERGY * float(energy.sum())
+    return _SMALLEST + bisect_left(sides, True, key=lambda side: held(side) >= enough)
 
 
 def _structure(model: nn.Module) -> Any:

@@ -13,6 +13,7 @@ from nbviz.imaging.encode import Array
 from nbviz.widgets.session import TILES
 
 if TYPE_CHECKING:
+    from nbviz.core.layers import Layer
     from nbviz.widgets.layer_widget import LayerWidget
 
 FIRST = 16  # channels that are drawn before the rest
@@ -33,6 +34,7 @@ class Tiles:
     def __init__(self, widget: LayerWidget) -> None:
         self.widget = widget
         self._layer: tuple[str, str] | None = None  # the layer and the seed that the batch size was found for
+        self._effective: Layer  # with the field that the reconstructions are cut to
         self._key = ""  # the state that the tiles sent so far show
         self._side, self._at_once, self._most, self._seconds = 0, _AT_ONCE, _MOST_TILES, 0.0
 
@@ -41,7 +43,11 @@ class Tiles:
         widget, session = self.widget, self.widget.session
         look, layer = widget.look(), session.layers[widget.layer]
         maps = widget.tiles == TILES[0]
-        kind, size = ("map", (1, *layer.shape[1:])[-2:]) if maps else ("signed", session.patch(layer, widget.seed))
+        if maps:
+            kind, size = "map", (1, *layer.shape[1:])[-2:]
+        else:
+            self._effective = session.effective(widget.picture, widget.layer, widget.seed, look)
+            kind, size = "signed", session.patch(self._effective, widget.seed)
         if self._layer != (widget.layer, widget.seed):  # another layer's reconstructions take another time
             self._layer, self._at_once, self._most = (widget.layer, widget.seed), _AT_ONCE, _MOST_TILES
         # The tiles to come belong to this state, whatever changes meanwhile.
@@ -73,11 +79,11 @@ class Tiles:
         """Send a batch of reconstructions."""
         widget, session = self.widget, self.widget.session
         start = time.perf_counter()
-        layer, places = session.layers[widget.layer], widget.look(self._side).place
+        places = widget.look(self._side).place
 
         def patches(channels: Sequence[int]) -> tuple[Array, Array]:
             maps, _ = session.reconstructions(widget.picture, widget.layer, channels, widget.tiles, widget.seed)
-            return session.patches(layer, maps, places[channels].tolist(), widget.seed, self._side)
+            return session.patches(self._effective, maps, places[channels].tolist(), widget.seed, self._side)
 
         channels = widget.grid.waiting(self._at_once)
         pieces = in_chunks(patches, channels, self._at_once, "one channel's reconstruction")

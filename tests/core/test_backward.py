@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbviz.core.backward import RULES, BackwardRule, pull
+from nbviz.core.backward import RULES, BackwardRule, clamped_at, pull
 from nbviz.core.errors import ModelError
 
 # Every way to write a rectifier, and whether a rule should meet it. The input is never a leaf.
@@ -305,3 +305,15 @@ def test_unknown_names_are_errors_with_the_nearest():
         BackwardRule("deconv")
     with pytest.raises(ValueError, match=r"no unpooling 'overwrit'; did you mean 'overwrite'\?"):
         BackwardRule("guided", "overwrit")
+
+
+def test_a_clamps_upper_end_is_found_below_copies_and_pooling() -> None:
+    x = torch.rand(1, 2, 8, 8, requires_grad=True)
+    pool = torch.nn.functional.max_pool2d
+    found = {
+        6.0: [torch.nn.functional.relu6(x), pool(torch.nn.functional.relu6(x), 2).clone(), x.clamp(0, 6)],
+        0.5: [torch.nn.functional.hardtanh(x, 0, 0.5), x.clamp(torch.tensor(0.0), torch.tensor(0.5))],
+        None: [x, x.detach(), x.relu(), x.clamp(min=0), x.clamp(max=1), x.clamp(-1, 1), 2 * x.clamp(0, 1)],
+    }
+    for end, tensors in found.items():
+        assert [clamped_at(tensor) for tensor in tensors] == [end] * len(tensors)

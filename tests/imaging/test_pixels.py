@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchvision.utils import make_grid
 
 import nbviz
-from nbviz.imaging.pixels import centre, colour_table, cut, quantise, shrink
+from nbviz.imaging.pixels import centre, colour_table, cut, quantise, shrink, signed_scale
 
 many = settings(max_examples=120, deadline=None, derandomize=True)
 numbers = st.floats(-3, 3)
@@ -165,6 +165,46 @@ def test_centred_colours_share_one_scale_within_a_picture():
     maps = torch.tensor([[[[1.0]], [[-2.0]], [[0.5]]]])
     assert centre(maps).flatten().tolist() == [192, 1, 160]
     assert centre(torch.tensor([[[float("nan")]], [[1.0]]])).flatten().tolist() == [128, 255]
+
+
+def percentile(values):
+    """What one value in 200 exceeds, of those that are not zero."""
+    sizes = sorted(abs(v) for v in values.flatten().tolist() if v)
+    return sizes[-1 - len(sizes) // 200]
+
+
+@pytest.mark.parametrize("dtype", dtypes)
+def test_one_extreme_pixel_does_not_turn_a_map_grey(dtype, device):
+    maps = torch.randn(2, 3, 23, 17, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    maps[0, 1, 4, 5] = -1000
+    scales = signed_scale(maps)
+    assert scales.tolist() == [percentile(m) for m in maps]
+    assert scales.tolist() == [
+        pytest.approx(np.percentile(m.float().abs().cpu(), 99.5, method="inverted_cdf")) for m in maps
+    ]
+    ratios = (maps.double() / scales[:, None, None, None].double()).clamp(-1, 1)
+    assert (centre(maps).double() - (128 + 127 * ratios)).abs().max() < 0.501
+    assert centre(maps)[0, 1, 4, 5] == 1
+
+
+def test_zeros_do_not_count():
+    maps = torch.zeros(2, 1, 100, 100)
+    maps[0, 0, :3] = torch.arange(1.0, 301).view(3, 100)  # of 300 values one may lie beyond
+    maps[1, 0, 0] = torch.arange(1.0, 101)
+    assert signed_scale(maps).tolist() == [299, 100]
+    assert signed_scale(torch.zeros(1, 3, 3)) == 0
+    assert signed_scale(torch.tensor([[[float("nan"), float("inf"), -3.0]]])) == 3
+
+
+def test_of_a_very_large_map_a_part_of_the_values_gives_the_scale():
+    maps = torch.randn(3, 1400, 1400, generator=torch.Generator().manual_seed(0))
+    assert float(signed_scale(maps)) == pytest.approx(percentile(maps), rel=0.01)
+
+
+def test_what_lies_beyond_a_given_scale_is_clipped():
+    maps = torch.tensor([[[[-3.0, -1.0, 0.5, 1e30]]], [[[-3.0, -1.0, 0.5, 1e30]]]])
+    assert centre(maps, torch.tensor([1.0, 2.0])).flatten(1).tolist() == [[1, 1, 192, 255], [1, 64, 160, 255]]
+    assert centre(maps, torch.tensor(1.0))[1].flatten().tolist() == [1, 1, 192, 255]
 
 
 @pytest.mark.parametrize("f", [quantise, centre])

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { ordered, stepped, valueIn, zoomed } from "../../nbviz/widgets/static/grid.js";
+import { bound, ordered, stepped, valueIn, zoomed } from "../../nbviz/widgets/static/grid.js";
 import { levels, scaling } from "../../nbviz/widgets/static/paint.js";
 
 /** Channels from 0 to 10, from 5 to 7, and one of which all values are 4. */
@@ -51,6 +51,16 @@ test("a byte stands for a value between its channel's ends, or around 0", () => 
     [1, 128, 255].map((byte) => valueIn({ ...TILES, kind: "signed" }, 0, byte)),
     [-10, 0, 10],
   );
+});
+
+test("a signed value at the end of the scale may lie beyond it, and the tooltip says so", () => {
+  const signed = { kind: "signed", high: Float32Array.of(10, 0) };
+  assert.deepEqual(
+    [10, 9.9, 0, -9.9, -10].map((value) => bound(signed, 0, value)),
+    ["≥ ", "", "", "", "≤ "],
+  );
+  assert.equal(bound(signed, 1, 0), ""); // zero everywhere
+  assert.equal(bound(TILES, 0, 10), ""); // a map's largest value is just that
 });
 
 test("channels stand in the order that is chosen, ties in the layer's own", () => {

@@ -49,8 +49,8 @@ def check(view: nbviz.Kernels, found: Tensor) -> None:
     strengths = np.frombuffer(view.grid.tiles["strength"], np.float32)
     np.testing.assert_allclose(strengths, found.flatten(1).norm(dim=1), rtol=1e-5)
     if found.shape[1] in (1, 3):
-        np.testing.assert_array_equal(sent(view.grid), centre(found).permute(0, 2, 3, 1))
         high = found.flatten(1).abs().amax(1)
+        np.testing.assert_array_equal(sent(view.grid), centre(found, high).permute(0, 2, 3, 1))
         np.testing.assert_allclose(ends(view.grid), torch.stack([-high, high]), rtol=1e-6)
     else:
         strength = found.square().mean(1).sqrt()
@@ -59,9 +59,9 @@ def check(view: nbviz.Kernels, found: Tensor) -> None:
         np.testing.assert_allclose(ends(view.grid), torch.stack([0 * high, high]), rtol=1e-6)
     kernel = found[view.channel]
     shown = kernel if len(kernel) in (1, 3) else kernel.mean(0, keepdim=True)
-    np.testing.assert_array_equal(decode(view.panels.slot("kernel")), centre(shown).permute(1, 2, 0))
+    np.testing.assert_array_equal(decode(view.panels.slot("kernel")), centre(shown, shown.abs().max()).permute(1, 2, 0))
     assert view.panels.slot("kernel")["caption"].startswith(f"#{view.channel}, norm {float(kernel.norm()):.3g}")
-    np.testing.assert_array_equal(sent(view.slices)[..., 0], centre(kernel[:, None])[:, 0])
+    np.testing.assert_array_equal(sent(view.slices)[..., 0], centre(kernel[:, None], kernel.abs().amax((1, 2)))[:, 0])
     assert (view.slices.layout.display == "none") == (len(kernel) == 1)
     controls = view.layer_control.value, view.channel_control.value, view.channel_control.max
     assert controls == (view.layer, view.channel, len(found) - 1)

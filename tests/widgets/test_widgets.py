@@ -83,9 +83,41 @@ def test_what_is_sent_is_what_the_functions_give(model: nn.Module, images: torch
     np.testing.assert_allclose(probabilities, top.values, rtol=1e-5)
 
 
+def around(whole: torch.Tensor, middle: list[float], side: int) -> torch.Tensor:
+    """The square of a picture (C, H, W) around a place, zero beyond the border."""
+    top, left = (round(at - (side - 1) / 2) + 100 for at in middle)
+    return nn.functional.pad(whole, (100,) * 4)[:, top : top + side, left : left + side]
+
+
+def middle_of(view: LayerWidget, place: int) -> list[float]:
+    """The middle of what a position sees."""
+    layer = view.session.layers[view.layer]
+    assert layer.field is not None
+    axes = zip(divmod(place, layer.shape[2]), layer.field.stride, layer.field.low, layer.field.high, strict=True)
+    return [step * at + (low + high) / 2 for at, step, low, high in axes]
+
+
+def size_of_patches(view: LayerWidget, picture: torch.Tensor) -> int:
+    """The side of the smallest square that holds 98 % of guided backprop's energy, the median of four channels."""
+    field = view.session.layers[view.layer].field
+    assert field is not None
+    model, sides = view.session.subject.model, []
+    maps = nbviz.feature_maps(model, picture, view.layer)[0].flatten(1)
+    for channel in maps.amax(1).sort(descending=True, stable=True).indices[:4].tolist():
+        energy = nbviz.guided_backprop(model, picture, view.layer, channel)[0, 0].square()
+        middle = middle_of(view, int(maps[channel].argmax()))
+        least = 8 - field.size[0] % 2  # centred in the field to the pixel
+        shares = (
+            (side, float(around(energy, middle, side).sum() / energy.sum()))
+            for side in range(least, field.size[0] + 1, 2)
+        )
+        sides.append(next(side for side, share in shares if share >= 0.98 or side == field.size[0]))
+    return sorted(sides)[len(sides) // 2]
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("layer", ["features.5", "features.11", "pool"])
-def test_the_grid_shows_each_channels_reconstruction_cut_to_what_it_sees(
+def test_the_grid_shows_each_channels_reconstruction_cut_to_where_the_signal_is(
     rule: str, layer: str, model: nn.Module, images: torch.Tensor
 ) -> None:
     view = nbviz.Explorer(model, images, layer=layer, picture=1, tiles=rule)
@@ -93,20 +125,96 @@ def test_the_grid_shows_each_channels_reconstruction_cut_to_what_it_sees(
     sent = tiles(view)
     back = nbviz.reconstruct(model, images[1:2], layer, rules=[rule])[rule][0]
     maps = nbviz.feature_maps(model, images[1:2], layer)[0]
-    field = view.session.layers[layer].field
     for channel, whole in enumerate(back):
-        row, column = divmod(int(maps[channel].argmax()), maps.shape[2])
-        top, left, bottom, right = (0, 0, 28, 28) if field is None else field.box((row, column), (28, 28))
-        assert whole.count_nonzero() == whole[:, top:bottom, left:right].count_nonzero()
-        part = centre(whole[:, top:bottom, left:right])[0].numpy()
-        expected = np.full(sent.shape[1:3], 128, np.uint8)  # grey beyond the border
-        if expected.shape == (28, 28):
-            down, across = top, left
-        else:
-            assert field is not None
-            down, across = (a - b for a, b in zip((top, left), field.corner((row, column)), strict=True))
-        expected[down : down + part.shape[0], across : across + part.shape[1]] = part
-        np.testing.assert_array_equal(sent[channel, ..., 0], expected)
+        part = whole
+        if view.session.layers[layer].field is not None:
+            side = size_of_patches(view, images[1:2])
+            part = around(whole, middle_of(view, int(maps[channel].argmax())), side)
+        sizes = part[part != 0].abs().sort().values
+        scale = sizes[-1 - len(sizes) // 200] if len(sizes) else torch.tensor(1.0)
+        np.testing.assert_array_equal(sent[channel, ..., 0], centre(part, scale)[0].numpy())
+
+
+@pytest.mark.parametrize("layer", ["features.8", "features.11"])
+def test_the_cropped_panels_agree_with_the_tile(layer: str, model: nn.Module, images: torch.Tensor) -> None:
+    view = nbviz.Explorer(model, images, layer=layer, tiles="guided")
+    view.finish()
+    assert view.grid.tiles["shape"][1] < view.session.layers[layer].field.size[0]  # type: ignore[union-attr]
+    kept, compared = list(view.grid.tiles["shape"]), 0
+    for channel in range(0, view.count, 5):
+        view.channel = channel
+        view.finish()
+        label, tile = view.panels.slot("picture"), tiles(view)[channel]
+        top, left, bottom, right = label["inner"]
+        if (bottom - top, right - left) == tile.shape[:2]:  # else the picture ends within it
+            compared += 1
+            np.testing.assert_array_equal(shown(view, "guided")[top:bottom, left:right], tile)
+        outer = label["box"]
+        assert outer[0] <= top < bottom <= outer[2]
+        assert outer[1] <= left < right <= outer[3]
+    assert compared
+    ((patch, *_), (picture, *_)) = filled_panels(view.panels)
+    assert patch.pixels is not None
+    assert patch.pixels.shape[:2] == (bottom - top, right - left)
+    assert (picture.box, picture.inner) == (label["box"], label["inner"])
+    view.picture = 2
+    view.finish()
+    assert view.grid.tiles["shape"] == kept  # of a layer all patches have one size
+    view.seed = "map"
+    view.finish()
+    assert view.grid.tiles["shape"][1:] == [28, 28]
+    assert view.panels.slot("picture")["inner"] == view.panels.slot("picture")["box"] == [0, 0, 28, 28]
+
+
+class Clamped(nn.Module):
+    """Of three channels the first is clamped at its strongest position, and the others are not."""
+
+    def __init__(self, clamp: Any) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(1, 3, 1, bias=False), nn.Identity()
+        self.conv.weight.data = torch.tensor([9.0, 4.0, 5.0]).view(3, 1, 1, 1)
+        self.clamp, self.pool = clamp, nn.MaxPool2d(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.act(self.clamp(self.conv(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("layer", ["act", "pool"])
+@pytest.mark.parametrize("clamp", [nn.ReLU6(), nn.ReLU6(inplace=True), lambda x: x.clamp(0, 6), nn.Hardtanh(0, 6)])
+def test_a_widget_starts_where_the_gradient_passes_and_says_where_it_does_not(clamp: Any, layer: str) -> None:
+    view = nbviz.Explorer(Clamped(clamp).eval(), torch.rand(1, 1, 8, 8).clamp(max=0.99) + 0.01, layer=layer)
+    view.finish()
+    assert view.channel == 2
+    assert "clamped" not in view.header.note
+    assert (shown(view, "guided") != 128).any()
+    view.channel = 0
+    view.finish()
+    assert "#0 is clamped at 6 where it is strongest" in view.header.note
+    assert (shown(view, "guided") == 128).all()
+    assert (shown(view, "gradient") == 128).all()
+    assert (shown(view, "deconvnet") != 128).any()
+    view.seed = "map"
+    view.finish()
+    assert "clamped" not in view.header.note
+
+
+def test_where_all_channels_are_clamped_it_starts_at_the_strongest() -> None:
+    net = Clamped(nn.ReLU6()).eval()
+    net.conv.weight.data *= 100
+    view = nbviz.Explorer(net, torch.rand(1, 1, 8, 8) + 0.1, layer="act", tiles="guided")
+    view.finish()
+    assert (view.header.state, view.channel) == ("ready", 0)
+    assert "clamped at 6" in view.header.note
+
+
+def test_a_photographs_reconstruction_is_not_grey() -> None:
+    view = nbviz.Reconstruction(nbviz.bundled.load("efficientnet_lite0"), nbviz.bundled.pictures()[0])
+    view.finish()
+    guided = filled_panels(view.panels)[0][3]
+    assert (guided.caption, guided.pixels.shape[0] < 115 // 2) == ("guided backprop", True)  # type: ignore[union-attr]
+    away = np.abs(guided.pixels.astype(int) - 128)  # type: ignore[union-attr]
+    assert np.median(away) >= 4  # it was 0, and the mean 1.3
+    assert 12 < away.mean() < 40
 
 
 def test_the_seed_is_that_of_the_grid_too(model: nn.Module, images: torch.Tensor) -> None:

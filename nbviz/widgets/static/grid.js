@@ -80,6 +80,11 @@ export const valueIn = ({ kind, low, high }, channel, byte) =>
     ? ((byte - 128) / 127) * high[channel]
     : low[channel] + (byte / 255) * (high[channel] - low[channel]);
 
+/** What is said before a value at the end of a signed scale, beyond which values are clipped.
+ * @param {Pick<Tiles, "kind" | "high">} tiles @param {number} channel @param {number} value */
+export const bound = ({ kind, high }, channel, value) =>
+  kind !== "signed" || !value || Math.abs(value) < high[channel] ? "" : value > 0 ? "≥ " : "≤ ";
+
 /** The number of columns after a step of the zoom: out (1) or in (-1).
  * @param {number} columns @param {number} by */
 export const zoomed = (columns, by) => Math.max(1, Math.min(32, columns + by * Math.max(1, Math.round(columns / 5))));
@@ -474,9 +479,10 @@ async function render({ model, el }) {
     tip.hidden = !at || !tiles.have[at.channel];
     if (!at || tip.hidden) return;
     const [row, column] = [Math.floor(at.down * tiles.whole[0]), Math.floor(at.across * tiles.whole[1])];
-    const about = reduced() ? "≈ " : ""; // it is the mean of a block
+    const value = valueAt(at);
+    const about = bound(tiles, at.channel, value) || (reduced() ? "≈ " : ""); // it is the mean of a block
     const where = tiles.plots ? `sample ${column}` : `row ${row} col ${column}`;
-    tip.textContent = `#${at.channel} · ${where} · ${about}${short(valueAt(at))}`;
+    tip.textContent = `#${at.channel} · ${where} · ${about}${short(value)}`;
     const box = scroller.getBoundingClientRect();
     tip.style.left = `${Math.min(event.clientX - box.left + 12, box.width - tip.offsetWidth)}px`;
     tip.style.top = `${event.clientY - box.top + 14}px`;

@@ -10,7 +10,8 @@ import { bytes, colourMaps, context2d, follow, inflate, inTurn, make, setting, t
 /** @typedef {{slot: string, crop?: boolean}} Cell */
 
 /** The description of a slot's pixels.
- * @typedef {{part_drawn: string, key: string, caption?: string, part?: string, box?: Box, size?: Size, mark?: boolean}} Label */
+ * @typedef {{part_drawn: string, key: string, caption?: string, part?: string, box?: Box, inner?: Box, size?: Size,
+ *   mark?: boolean}} Label */
 
 /** @typedef {Encoded | {shape?: undefined}} Sent an array, or nothing yet */
 
@@ -84,13 +85,14 @@ function render({ model, el }) {
     curves(context, place, own, channels, level, base, kind === "map" ? ink : null);
   }
 
-  /** @type {{cell: Cell, canvas: HTMLCanvasElement, mark: HTMLElement, figure: HTMLElement, caption: HTMLElement}[]} */
+  /** @type {{cell: Cell, canvas: HTMLCanvasElement, marks: HTMLElement[], figure: HTMLElement,
+   *   caption: HTMLElement}[]} */
   const cells = [];
   /** @type {Record<string, Filled | undefined>} */
   const slots = {};
 
   /** @param {typeof cells[number]} place */
-  function draw({ cell, canvas, mark, figure, caption }) {
+  function draw({ cell, canvas, marks, figure, caption }) {
     const slot = slots[cell.slot];
     figure.hidden = !slot;
     if (!slot) return;
@@ -98,7 +100,7 @@ function render({ model, el }) {
     const table = palette(bytes(model.get("tables")[cmap.value]));
     const plain = kind === "map" || kind === "signed" ? kind : "picture";
     const source = (cell.crop && patch) || own;
-    const box = cell.crop && !patch ? label.box : undefined;
+    const box = cell.crop && !patch ? label.inner : undefined;
     if (plots) plot(canvas, source, plain, table, box);
     const context = plots
       ? null
@@ -112,9 +114,13 @@ function render({ model, el }) {
       context.drawImage(native, 0, 0, canvas.width, canvas.height);
     }
     canvas.style.imageRendering = canvas.width <= 64 ? "pixelated" : "auto";
-    const marked = !cell.crop && label.mark && kind === "picture";
-    mark.hidden = !marked;
-    if (marked && label.box && label.size) mark.style.cssText = covering(label.box, label.size);
+    const { box: outer, inner, size } = label;
+    const boxes =
+      !cell.crop && label.mark && kind === "picture" ? [outer, String(inner) !== String(outer) && inner] : [];
+    marks.forEach((mark, i) => {
+      mark.hidden = !boxes[i];
+      if (boxes[i] && size) mark.style.cssText = covering(boxes[i], size);
+    });
     caption.textContent = (cell.crop && label.part) || label.caption || "";
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", caption.textContent || cell.slot);
@@ -162,10 +168,17 @@ function render({ model, el }) {
     line.style.setProperty("--columns", String(row.cells.length));
     for (const cell of row.cells) {
       const canvas = make("canvas");
-      const mark = make("div", { className: "nbviz-mark", hidden: true });
+      const marks = ["nbviz-mark", "nbviz-mark nbviz-inner"].map((name) =>
+        make("div", { className: name, hidden: true }),
+      );
       const caption = make("figcaption");
-      const figure = make("figure", { "data-slot": cell.slot, hidden: true }, make("div", {}, canvas, mark), caption);
-      cells.push({ cell, canvas, mark, figure, caption });
+      const figure = make(
+        "figure",
+        { "data-slot": cell.slot, hidden: true },
+        make("div", {}, canvas, ...marks),
+        caption,
+      );
+      cells.push({ cell, canvas, marks, figure, caption });
       line.append(figure);
     }
     el.append(line);
