@@ -225,9 +225,9 @@ def _draw_pixels(axes: Any, panel: Panel, size: Sizes) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     _draw_numbers(axes, panel, size)
-    for (top, left, bottom, right), width in zip(_frames(panel), (1.5, 0.7), strict=False):
+    for (top, left, bottom, right), thick in zip(_frames(panel), (1.5, 0.7), strict=False):
         corner = (left - 0.5, top - 0.5)
-        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=_MARK, lw=width))
+        axes.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=_MARK, lw=thick))
 
 
 def _frames(panel: Panel) -> list[Sequence[int]]:

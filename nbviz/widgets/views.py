@@ -449,9 +449,9 @@ class Panels(Coloured):
             The picture of a cropped cell, uint8 (h, w, C); without it, the page cuts it out of ``pixels``.
         **label
             ``caption``; ``part``, the caption of a cropped cell; ``box`` (top, left, bottom, right) in a picture of
-            ``size``, and ``inner``, the part of it that a cropped cell shows; ``mark``, whether to draw both; for figures
-            ``ends``, the values of the lowest and the highest byte of a map (for signed values around zero), and what
-            they ``measure``. They are sent apart from the pixels, which may stay the same.
+            ``size``, and ``inner``, the part of it that a cropped cell shows; ``mark``, whether to draw both; for
+            figures ``ends``, the values of the lowest and the highest byte of a map (for signed values around zero),
+            and what they ``measure``. They are sent apart from the pixels, which may stay the same.
         """
         with self.hold_sync():
             self.set_trait(f"slot_{slot}", {"kind": kind, **encode(pixels)})
