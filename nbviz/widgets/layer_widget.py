@@ -240,8 +240,9 @@ class LayerWidget(PictureWidget, GridSettings):
     @draws("picture", "layer", "tiles", "bands", into="grid", also=lambda widget: widget._tiles_follow())
     def _show_grid(self) -> Iterator[bool]:
         """The maps that are in view; reconstructions take longer, and come later."""
-        if self._tiles.begin():  # else the part is done, however long that took
-            yield True
+        must_draw = self._tiles.begin()
+        if self.tiles == TILES[0]:  # else the part is done, however long it took
+            yield must_draw
 
     def _tiles_follow(self) -> tuple[str, ...]:
         """The control on which the tiles depend besides: maps show a slice, reconstructions start from a seed."""
