@@ -33,6 +33,7 @@ def height(text: str, points: float) -> float:
 
 def wrapped(text: str, inches: float, points: float, most: int = 200, lines: int = 7, bold: bool = False) -> str:
     """Text of at most so many letters, in lines of at most this width; what has no room is left out."""
+    inches *= 0.98  # a line is drawn a little wider, since its letters are placed on whole pixels
     rows, left = [""], inches
     for word in line(text, most).split():
         for part in _parts(word, inches, points, bold):

@@ -59,7 +59,7 @@ INVALID: dict[str, list[Any]] = {
 #: What the page alone changes: some values for each trait of a view, and one that it does not take.
 PAGE: dict[tuple[str, str], tuple[list[Any], Any]] = {
     ("grid", "cmap"): (["viridis", "magma", "gray"], "plaid"),
-    ("grid", "contrast"): ([0.5, 2.0, 8.0], "much"),
+    ("grid", "contrast"): ([1.0, 2.0, 8.0], "much"),
     ("grid", "scale"): (["each", "shared"], "none"),
     ("grid", "order"): (["index", "strongest", "spread"], "weakest"),
     ("grid", "side"): ([4, 8, 16, 64, 128], 0),
