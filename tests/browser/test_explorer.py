@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.browser.lab import Notebook, slider_moves
 FIRST = Path(__file__).parents[2] / "notebooks" / "01-first-look.ipynb"
 EXPLORE = """
 import nbviz, torch, json, time
-from nbviz.imaging.pixels import centre, colour_table, quantise
+from nbviz.imaging.pixels import centre, colour_table, quantise, signed_scale
 model = nbviz.bundled.load("fashion")
 images = nbviz.bundled.fashion_test()[0][:4, None]
 view = nbviz.explore(model, images, layer="features.4", channel=0)
@@ -39,7 +40,7 @@ def panel(widget: Locator, slot: str) -> Locator:
     return widget.locator(f"figure[data-slot='{slot}']").last
 
 
-def kernel(book: Notebook, expression: str) -> object:
+def kernel(book: Notebook, expression: str) -> Any:
     """The value of an expression in the kernel, through JSON."""
     return json.loads(book.add_and_run(f"print(json.dumps({expression}))"))
 
@@ -68,7 +69,10 @@ def check_channel(book: Notebook, widget: Locator, layer: str, channel: int, pic
     np.testing.assert_array_equal(activation[..., :3], kernel(book, table))
     for rule in ("deconvnet", "guided"):
         shown = book.pixels(panel(widget, rule).locator("canvas"))[..., :3].astype(int)
-        signed = np.asarray(kernel(book, f"centre(back['{rule}'][0, 0])[0].tolist()"))
+        # The patch gives the scale of the whole, too.
+        top, left, bottom, right = kernel(book, f"view.panels.label_{rule}['inner']")
+        patch = f"back['{rule}'][0, :1, :, {top}:{bottom}, {left}:{right}].flatten()[None, None]"
+        signed = np.asarray(kernel(book, f"centre(back['{rule}'][0, 0], signed_scale({patch}))[0].tolist()"))
         expected = np.clip(128 + (signed - 128) * 2.0, 0, 255)  # the contrast that the page starts with
         np.testing.assert_array_equal(shown, np.repeat(expected[..., None], 3, -1))
 

@@ -86,7 +86,7 @@ def test_a_killed_kernel_is_missed_at_once(notebook: Callable[..., Notebook]) ->
     book.screenshot("killed.png", widget)
     # The server notices, some seconds later, and starts another, which knows nothing of the widget.
     expect(header(widget)).to_contain_text("run the cell again", timeout=30_000)
-    book.page.get_by_role("button", name="Ok").click()  # JupyterLab's own word on it
+    book.page.get_by_role("button", name="Ok", exact=True).click()  # JupyterLab's own word on it
     book.run_all()
     widget = ready(book)
     expect(widget).to_have_attribute("data-stale", "")

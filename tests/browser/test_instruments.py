@@ -231,7 +231,7 @@ def test_patches_kernels_and_two_models_are_drawn(notebook: Callable[..., Notebo
     expect(panel(kernels, "kernel").locator("figcaption")).to_contain_text(f"#{picked}, norm")
 
     two = widgets["compare"]
-    expect(two.locator(".nbviz-header .nbviz-note")).to_contain_text("on 200 pictures")
+    expect(two.locator(".nbviz-header .nbviz-note:not(.nbviz-warning)")).to_contain_text("on 200 pictures")
     two.locator(".nbviz-thumbs button").nth(2).click()
     two = ready(book, 3)
     assert kernel(book, "two.picture") == 2
@@ -353,7 +353,7 @@ def test_occlusion_fills_and_sanity_says_what_to_believe(notebook: Callable[...,
         for canvas in widget.locator("canvas:visible").all():
             assert drawn(book, canvas)
     expect(widgets[0].locator(".nbviz-header")).to_contain_text("121 of 121 squares")
-    note = widgets[1].locator(".nbviz-header .nbviz-note")
+    note = widgets[1].locator(".nbviz-header .nbviz-note:not(.nbviz-warning)")
     expect(note).to_contain_text("guided_backprop hardly changes")
     widgets[1].locator("select").first.select_option("gradient")
     widget = ready(book, 2)

@@ -140,6 +140,8 @@ def at_step(number, act):
     steps = [0]
 
     def follow(frame, event, arg):
+        if "hypothesis" in frame.f_code.co_filename:  # it listens to the garbage collector, which swallows an interrupt
+            return None
         frame.f_trace_opcodes = True
         if event == "opcode":
             steps[0] += 1

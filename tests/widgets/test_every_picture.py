@@ -135,7 +135,6 @@ def test_the_tiles_of_a_volumes_reconstructions_are_in_the_slices_of_their_chann
     np.testing.assert_array_equal(tiles(view), sent)
     monkeypatch.setattr("nbviz.widgets.base._CHUNK", 0.0)
     view.seed = "unit"  # begins anew; a slice that is chosen meanwhile does not
-    view.header.painted = view.header.chunk  # the page asks for the next chunk: some tiles
     assert 0 < view.grid.sent < 6
     begun = view.grid.tiles["key"]
     view.plane = 3

@@ -219,7 +219,8 @@ class Moves(RuleBasedStateMachine):
             view.channel_control.set_state({"value": value})
         else:
             control = getattr(view, f"{change}_control")
-            control.set_state({"index": [option[1] for option in control._options_full].index(value)})
+            values = control._names if change == "layer" else [option[1] for option in control._options_full]
+            control.set_state({"index": values.index(value)})
 
     @rule(number=st.integers(0, 3), change=st.sampled_from(list(INVALID)), which=st.integers(0, 10))
     def refuse(self, number: int, change: str, which: int) -> None:
