@@ -1,7 +1,7 @@
 """Fixtures of the browser tests: a JupyterLab, a Chromium, and a notebook open in the two of them.
 
 JupyterLab sends comm messages to kernel subshells, which is its default, or to the kernel's main thread. ``make test``
-tries the default, and three tests both ways::
+tries the default, and one test both ways::
 
     @pytest.mark.parametrize("subshells", [True, False], indirect=True)
 

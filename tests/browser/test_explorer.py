@@ -24,7 +24,6 @@ view = nbviz.explore(model, images, layer="features.4", channel=0)
 view
 """
 once = pytest.mark.parametrize("subshells", [True], indirect=True)
-both_ways = pytest.mark.parametrize("subshells", [True, False], ids=["subshells", "main-thread"], indirect=True)
 
 
 def ready(book: Notebook, cell: int = 0) -> Locator:
@@ -193,7 +192,6 @@ def test_page_controls_need_no_kernel_and_draw_within_two_frames(notebook: Calla
     assert before.shape != after.shape or (before != after).any()
 
 
-@both_ways
 def test_sixty_moves_in_a_second_leave_no_backlog(notebook: Callable[..., Notebook]) -> None:
     book = notebook(
         [
@@ -233,7 +231,6 @@ def test_sixty_moves_in_a_second_leave_no_backlog(notebook: Callable[..., Notebo
     assert kernel(book, "view.session.forward_passes") == 3  # layers, first layer, second layer: none for the slider
 
 
-@both_ways
 def test_a_control_moved_while_a_cell_runs_waits_and_says_so(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE])
     widget = ready(book)

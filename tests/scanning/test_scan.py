@@ -132,7 +132,7 @@ EXECUTORS = {"processes": processes, "threads": threads, "dask": dask, "ipyparal
 
 
 @pytest.mark.filterwarnings("ignore")  # those engines' own remarks
-@pytest.mark.parametrize("kind", EXECUTORS)
+@pytest.mark.parametrize("kind", ["processes", "threads", "dask", pytest.param("ipyparallel", marks=long)])
 def test_each_executor_gives_the_same(
     kind: str, net: nn.Module, dataset: TensorDataset, expected: Any, snapshot: Any
 ) -> None:
