@@ -134,6 +134,17 @@ function render({ model, el }) {
     for (const place of cells) draw(place);
     for (const show of shown) show();
   };
+  /** What a setting changes: where there is none of it, its control is hidden.
+   * @type {Record<"cmap" | "contrast" | "opacity", (slot: Filled) => boolean>} */
+  const changes = {
+    cmap: ({ kind, over }) => kind === "map" || over?.shape.length === 2,
+    contrast: ({ kind }) => kind === "signed",
+    opacity: ({ over }) => over !== null,
+  };
+  /** @param {HTMLElement} control @param {keyof typeof changes} name */
+  const hideIdle = (control, name) => {
+    control.hidden = !Object.values(slots).some((slot) => slot && changes[name](slot));
+  };
   /** Dim the pictures that show an earlier state. */
   const dim = () => {
     for (const { figure } of cells)
@@ -158,6 +169,7 @@ function render({ model, el }) {
       const part = patch.shape ? { shape: patch.shape, pixels: await inflate(patch) } : null;
       slots[slot] = { source: own, kind: own.kind, own: { shape: own.shape, pixels }, over: above, patch: part, label };
       for (const place of cells) if (place.cell.slot === slot) draw(place);
+      for (const show of shown) show();
     });
   }
 
@@ -193,10 +205,12 @@ function render({ model, el }) {
     const input = make("input", { type: "range", min: 0, max, step: "any", value, title, "aria-label": name });
     input.addEventListener("input", () => of.move(from(Number(input.value))));
     input.addEventListener("change", of.settle);
+    const control = make("label", { title }, name, input);
     shown.push(() => {
       input.value = String(to(of.value));
+      hideIdle(control, name);
     });
-    return make("label", { title }, name, input);
+    return control;
   };
   const controls = model.get("controls");
   const bar = make("div", { className: "nbviz-bar nbviz-right" });
@@ -204,6 +218,7 @@ function render({ model, el }) {
     const select = colourMaps(Object.keys(model.get("tables")), cmap);
     shown.push(() => {
       select.value = cmap.value;
+      hideIdle(select, "cmap");
     });
     bar.append(select);
   }
