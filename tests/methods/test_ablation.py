@@ -412,7 +412,8 @@ def test_an_interrupted_table_goes_on_from_its_checkpoint(net: Any, dataset: Any
     assert interrupting.read == 3 + 8 + 40 - 1000  # those that tell the dataset, what was left, and the curves
 
 
-def test_watching_is_of_the_pass_that_gives_the_table(net: Any, dataset: Any) -> None:
+def test_watching_is_of_the_pass_that_gives_the_table(net: Any, dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbviz.scanning.scan._WATCH_SECONDS", 1000.0)  # at the end alone, however long it takes
     seen: list[Any] = []
     found = nbviz.ablate(net, dataset, "features.13", "mean", points=2, watch=seen.append, progress=False)
     assert [list(one) for one in seen] == [["off"]]
