@@ -114,7 +114,8 @@ class Session(Predictor):
             kind, shape = type(self.subject.model).__name__, SHAPES[2 + self.axes]
             raise ValueError(f"no layer of {kind} gives feature maps; expected one that gives {shape}")
         self._last_look = lru_cache(maxsize=1)(self._look_at)
-        self._effective: dict[str, tuple[int, Layer]] = {}  # what was found for a layer, and with which weights
+        # What was found for a picture and a layer, and with which weights.
+        self._effective: dict[tuple[int, str], tuple[int, Layer]] = {}
         self._volumes = lru_cache(maxsize=len(RULES))(self.reconstructions)  # of one channel under each rule
         self.show_bands(None)
         self.name_classes(first_output, labels)
@@ -190,6 +191,8 @@ class Session(Predictor):
     def show_bands(self, bands: tuple[int, ...] | None) -> None:
         """From now on, show these channels of the pictures and of their reconstructions."""
         self.bands, self.display = bands or self.usual_bands, self.subject.pictures.display(bands)
+        self._volumes.cache_clear()
+        self._effective.clear()
         self._volumes.cache_clear()
 
     def rendered(self, picture: int, plane: int = 0) -> Tensor:
@@ -308,12 +311,12 @@ class Session(Predictor):
         The middle of a receptive field has far more influence than its outer parts (W. Luo, Y. Li, R. Urtasun and
         R. Zemel, "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", NeurIPS 2016).
         The effective field is the smallest centred square that holds 98 % of the energy of guided backprop, the median
-        over a few channels. It is found once for each layer, so that all its patches have one size.
+        over a few channels. All patches of a picture and a layer have one size, whatever was shown before.
         """
         found = self.layers[layer]
         if found.field is None or max(found.field.size) <= _SMALLEST or seed == "map":
             return found
-        if self._effective.get(layer, (None, found))[0] != self.weights:
+        if self._effective.get((picture, layer), (None, found))[0] != self.weights:
             order, sides = np.argsort(-look.high, kind="stable"), []
             for channel in order[~look.clamped[order]][:_MEASURED].tolist():
                 (signals,), _ = self.reconstructions(picture, layer, [channel], "guided", "max")
@@ -326,8 +329,11 @@ class Session(Predictor):
             cuts = _cuts(found.field.size, median_high(sides))
             low = tuple(low + cut for low, cut in zip(found.field.low, cuts, strict=True))
             high = tuple(high - cut for high, cut in zip(found.field.high, cuts, strict=True))
-            self._effective[layer] = self.weights, replace(found, field=replace(found.field, low=low, high=high))
-        return self._effective[layer][1]
+            self._effective[picture, layer] = (
+                self.weights,
+                replace(found, field=replace(found.field, low=low, high=high)),
+            )
+        return self._effective[picture, layer][1]
 
     def patch(self, layer: Layer, seed: str) -> tuple[int, int]:
         """Height and width of the patch of the picture that a reconstruction shows."""

@@ -222,3 +222,15 @@ def test_large_pictures_are_sent_as_large_as_a_page_shows_them(sides: tuple[int,
     assert sent < 12 * 2048 * 2048
     view.figure()
     view.close()
+
+
+def test_other_bands_of_a_volume_have_reconstructions_of_their_own() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.ReLU()).eval()
+    x = torch.rand(1, 2, 8, 8, 8)
+    moved = finished(nbviz.explore(net, x, "1", channel=1, bands=0))
+    moved.bands = 1
+    fresh = finished(nbviz.explore(net, x, "1", channel=1, bands=1))
+    for rule in RULES:
+        shown, expected = (decode(view.panels.slot(rule)) for view in (finished(moved), fresh))
+        np.testing.assert_array_equal(shown, expected)

@@ -847,3 +847,19 @@ def test_another_seed_starts_with_few_tiles_at_once(
     monkeypatch.setattr(view.session, "reconstructions", counted)
     view.seed = "map"
     assert asked[0] <= 2
+
+
+def test_a_patch_does_not_hang_on_what_was_shown_before() -> None:
+    model, pictures = nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:6, None]
+    moved = nbviz.Reconstruction(model, pictures, layer="features.11", channel=0)
+    sizes = set()
+    for picture in range(6):
+        moved.picture = picture
+        moved.finish()
+        fresh = nbviz.Reconstruction(model, pictures, layer="features.11", channel=0, picture=picture)
+        fresh.finish()
+        inner = fresh.panels.slot("guided")["inner"]
+        assert moved.panels.slot("guided")["inner"] == inner
+        sizes.add((inner[2] - inner[0], inner[3] - inner[1]))
+        fresh.close()
+    assert len(sizes) > 1  # they do differ between pictures
