@@ -197,6 +197,24 @@ def _complete(given: Thing, sources: Iterable[str]) -> Thing:
     return thing
 
 
+def meanings(kind: type) -> dict[str, str]:
+    """What the docstring of a class says of each of its parameters, without dtype, shape and markup.
+
+    Empty under ``python -OO``, which has no docstrings.
+
+    Examples
+    --------
+    >>> from nbviz.core.layers import Layer
+    >>> meanings(Layer)["type"]
+    'The class of the module.'
+    """
+    found: dict[str, str] = {}
+    for names, body in _entries(_sections(kind.__doc__ or ""), "Parameters"):
+        text = re.sub(r"^\w+ \([^)]*\): |:\w+:(?=`)|`", "", " ".join(body.split()))
+        found |= dict.fromkeys(names, text[:1].upper() + text[1:])
+    return found
+
+
 def _sections(docstring: str) -> dict[str, str]:
     """The text of each section by its title."""
     parts = re.split(r"^(\w[\w ]*)\n-{3,}\n", inspect.cleandoc(docstring) + "\n", flags=re.MULTILINE)

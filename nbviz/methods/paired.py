@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from nbviz.scanning.answers import check_classes
+from nbviz.scanning.answers import check_classes, wilson
 from nbviz.scanning.statistic import Batch, Combined
 
 
@@ -84,7 +84,7 @@ class PairedAccuracyResult:
         (0.0569, 0.3404)
         """
         a, b, n = self.accuracy_a, self.accuracy_b, self.pictures
-        (low_a, high_a), (low_b, high_b) = _wilson(a, n), _wilson(b, n)
+        (low_a, high_a), (low_b, high_b) = wilson(a, n), wilson(b, n)
         phi = self._phi()
         down, up = _spread(b - low_b, high_a - a, phi), _spread(high_b - b, a - low_a, phi)
         return self.difference - down, self.difference + up
@@ -114,15 +114,6 @@ class PairedAccuracyResult:
             f"a {100 * self.accuracy_a:.1f} %, b {100 * self.accuracy_b:.1f} %, {100 * self.difference:+.1f} points "
             f"(95 %: {low:+.1f} to {high:+.1f}; McNemar's p = {self.p_value:.2g})"
         )
-
-
-_Z = 1.959963984540054  # the normal quantile for 95 %, two-sided
-
-
-def _wilson(proportion: float, n: int) -> tuple[float, float]:
-    """Wilson's interval."""
-    middle, half = proportion + _Z**2 / (2 * n), _Z * math.sqrt(proportion * (1 - proportion) / n + _Z**2 / (4 * n * n))
-    return (middle - half) / (1 + _Z**2 / n), (middle + half) / (1 + _Z**2 / n)
 
 
 def _spread(a: float, b: float, phi: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from operator import add
 from typing import Any, ClassVar
@@ -14,18 +14,20 @@ from torch.nn import functional as F
 
 from nbviz.core.backward import clamp_name
 from nbviz.core.checks import check_number, check_whole
-from nbviz.core.documented import documented
+from nbviz.core.documented import documented, meanings
 from nbviz.core.errors import line, shown
 from nbviz.core.graph import nodes_below
 from nbviz.core.layers import Layer
 from nbviz.core.state import device_aside
 from nbviz.core.types import Dataset, ModelInputs, Preprocessing, ScoresIn
+from nbviz.imaging import charts
 from nbviz.methods.kernels import KernelReportResult, convolutions, kernel_report, strongest_first
 from nbviz.methods.subject import Subject
 from nbviz.scanning.answers import Ablation, AblationResult, Accuracy, check_classes
+from nbviz.scanning.patches import Patches
 from nbviz.scanning.scan import scan
 from nbviz.scanning.statistic import Batch, Combined, Statistic, Tree, leaf, merge_trees, tree_sum
-from nbviz.scanning.statistics import Correlation, Moments, MomentsResult, Sparsity, SparsityResult
+from nbviz.scanning.statistics import Correlation, Moments, MomentsResult, Sparsity, SparsityResult, TopK, TopKResult
 
 
 class Importance(Combined):
@@ -200,23 +202,36 @@ class ReportResult:
         The report of the first convolution; None without convolutions.
     accuracy
         The accuracy on pictures with labels; None without labels.
+    interval
+        Its 95 % confidence interval (Wilson); None without labels.
     pictures
         How many pictures were seen.
     complete
         Whether the whole dataset was seen.
+    strongest
+        The strongest activations of each layer's channels by name, whose patches the table shows.
     """
 
     layers: dict[str, LayerReport]
     kernels: KernelReportResult | None
     accuracy: float | None
+    interval: tuple[float, float] | None
     pictures: int
     complete: bool
+    strongest: dict[str, TopKResult]
+    _patches: Patches | None = field(default=None, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_patches": None}  # which has the model and the dataset
 
     def __getitem__(self, layer: str) -> LayerReport:
         return self.layers[layer]
 
     def _head(self) -> str:
-        accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.4f}"
+        accuracy = ""
+        if self.accuracy is not None and self.interval is not None:
+            low, high = map(charts.percent, self.interval)
+            accuracy = f", accuracy {charts.percent(self.accuracy)} (95 % interval from {low} to {high})"
         pictures = f"{self.pictures:,} pictures{'' if self.complete else ' (not complete)'}"
         return f"{len(self.layers)} layers, {pictures}{accuracy}"
 
@@ -229,14 +244,52 @@ class ReportResult:
         return "\n".join([*lines, repr(self.kernels)] if self.kernels is not None else lines)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("layer", "channels", "effectively", *_COLUMNS, "importance"))
-        table = f"<tr>{head}</tr>"
+        titles = ("layer", "channels", "effectively", *_COLUMNS, "importance", "strongest patches")
+        head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+        table = ""
         for name, entry in self.layers.items():
-            cells = [escape(line(name, 60)), str(entry.layer.shape[0]), f"{entry.dimensions:.0f}"]
+            cells = [str(entry.layer.shape[0]), f"{entry.dimensions:.0f}"]
             cells += [escape(channels) or "–" for _, channels in _findings(entry)]
-            table += f"<tr>{''.join(f'<td>{cell}</td>' for cell in [*cells, _bars(entry)])}</tr>"
+            cells += [_bars(entry), self._strongest_patches(name)]
+            row = "".join(f"<td>{cell}</td>" for cell in cells)
+            table += f'<tr><th scope="row">{escape(line(name, 60))}</th>{row}</tr>'
+        table = f"<table><thead><tr>{head}</tr></thead>{table}</table>"
+        chart = "" if self.accuracy is None or self.interval is None else charts.interval(self.accuracy, *self.interval)
         kernels = self.kernels._repr_html_() if self.kernels is not None else ""
-        return f'<div class="nbviz-report"><div>{self._head()}</div><table>{table}</table>{kernels}</div>'
+        body = f"<div>{self._head()}</div>{chart}{table}{_legend()}{kernels}"
+        return f'{charts.STYLE}<div class="nbviz-table nbviz-report">{body}</div>'
+
+    def _strongest_patches(self, name: str) -> str:
+        """The strongest patches of a layer's most important channels, as HTML."""
+        found = self.strongest.get(name)
+        if self._patches is None or found is None or not len(found.indices):
+            return ""
+        redundant = set(self.layers[name].redundant)
+        order = self.layers[name].importance.nan_to_num().argsort(descending=True).tolist()
+        chosen = [channel for channel in order if channel not in redundant][:_MOST_PATCHES]
+        rows = self._patches.rows(name, found.indices[chosen], found.positions[chosen])
+        return " ".join(f"<span>#{channel} {row}</span>" for channel, row in zip(chosen, rows, strict=True) if row)
+
+
+_MOST_PATCHES = 2  # channels of a layer
+
+
+def _legend() -> str:
+    """What the columns mean, in HTML."""
+    texts = meanings(LayerReport)
+    columns = {
+        "effectively": texts.get("dimensions", ""),
+        "dead": texts.get("dead", ""),
+        "constant": texts.get("constant", ""),
+        "alike": "The pairs of channels that have the same values up to a factor.",
+        "useless": texts.get("useless", ""),
+        "importance": "How much the loss would change, to first order, without the channel; the largest first. "
+        "Orange: redundant, which is dead, constant, useless or the second of two alike.",
+        "strongest patches": "What the strongest positions of the most important channels see, in one picture each; "
+        "without redundant channels.",
+    }
+    entries = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in columns.items())
+    return f"<details><summary>What the columns mean</summary><dl>{entries}</dl></details>"
 
 
 _COLUMNS = ("dead", "constant", "alike", "useless")
@@ -253,21 +306,11 @@ def _first_few(items: Sequence[Any], count: int = 8) -> str:
     return ", ".join(map(str, items[:count])) + more
 
 
-def _bars(entry: LayerReport, width: int = 240, height: int = 32) -> str:
-    """The importances as SVG bars, largest first; those of redundant channels in orange."""
-    values = torch.nan_to_num(entry.importance)
-    order = values.argsort(descending=True).tolist()[: width // 2]
-    largest, bar_width = max(float(values.max()), 1e-30), max(2.0, width / len(order))
-    redundant = set(entry.redundant)
-    bars = []
-    for place, channel in enumerate(order):
-        left, tall = place * bar_width, max(1.0, height * float(values[channel]) / largest)
-        colour = "#ef6c00" if channel in redundant else "#1976d2"
-        bars.append(
-            f'<rect x="{left:.1f}" y="{height - tall:.1f}" width="{bar_width - 0.5:.1f}" height="{tall:.1f}" '
-            f'fill="{colour}"><title>#{channel}: {float(values[channel]):.3g}</title></rect>'
-        )
-    return f'<svg width="{width}" height="{height}" role="img" aria-label="importances">{"".join(bars)}</svg>'
+def _bars(entry: LayerReport) -> str:
+    """The importances as bars, largest first; those of redundant channels in orange."""
+    order = entry.importance.nan_to_num().argsort(descending=True).tolist()
+    redundant = {place for place, channel in enumerate(order) if channel in set(entry.redundant)}
+    return charts.bars(entry.importance[order].tolist(), "importances", redundant, names=[f"#{i}" for i in order])
 
 
 @documented
@@ -342,7 +385,7 @@ def report(
     statistics["rectified"] = Rectified(list(chosen))
     for name in chosen:
         statistics |= {f"zeros {name}": Sparsity(name), f"moments {name}": Moments(name)}
-        statistics[f"alike {name}"] = Correlation(name)
+        statistics |= {f"alike {name}": Correlation(name), f"top {name}": TopK(name, _MOST_PICTURES)}
     options |= {"preprocess": preprocess, "inputs": inputs, "output": output}
     scanned = scan(model, source.dataset, statistics, **options)
     if not scanned.pictures:
@@ -379,8 +422,19 @@ def report(
             scanned["importance"][name],
         )
     accuracy = scanned["accuracy"]
-    first_kernels = kernel_report(model) if convolutions(model) else None
-    return ReportResult(entries, first_kernels, accuracy.accuracy if accuracy else None, scanned.pictures, complete)
+    return ReportResult(
+        entries,
+        kernel_report(model) if convolutions(model) else None,
+        accuracy.accuracy if accuracy else None,
+        accuracy.interval if accuracy else None,
+        scanned.pictures,
+        complete,
+        {name: scanned[f"top {name}"] for name in chosen},
+        Patches(model, source, subject.feed),
+    )
+
+
+_MOST_PICTURES = 4  # for each channel
 
 
 def _dead(layer: Layer, zeros: SparsityResult, moments: MomentsResult) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from operator import add
 from typing import Any, ClassVar
@@ -41,6 +42,29 @@ class AccuracyResult:
     pictures: int
     per_class: Tensor
     counts: Tensor
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the accuracy; see :func:`wilson`."""
+        return wilson(self.accuracy, self.pictures)
+
+
+def wilson(proportion: float, n: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a proportion found among n.
+
+    E. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+
+    Examples
+    --------
+    >>> low, high = wilson(0.9, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.826, 0.945)
+    """
+    middle, half = proportion + _Z**2 / (2 * n), _Z * math.sqrt(proportion * (1 - proportion) / n + _Z**2 / (4 * n * n))
+    return (middle - half) / (1 + _Z**2 / n), (middle + half) / (1 + _Z**2 / n)
+
+
+_Z = 1.959963984540054  # the normal quantile for 95 %, two-sided
 
 
 class Accuracy(Combined):

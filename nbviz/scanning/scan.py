@@ -27,6 +27,7 @@ from nbviz.scanning.dataset import Inputs, check_dataset
 from nbviz.scanning.executors import scan_on
 from nbviz.scanning.jobs import Job, scan_here
 from nbviz.scanning.labels import NO_NAME
+from nbviz.scanning.patches import Patches
 from nbviz.scanning.records import NoClass, PartialResult
 from nbviz.scanning.result import ScanResult
 from nbviz.scanning.statistic import NAMELESS, Statistic
@@ -149,7 +150,7 @@ def scan(
             raise TypeError("an iterable dataset has no checkpoints; expected one with a length and items")
         saver = Saver(key_of(job), _check_path(checkpoint))
         saver.load(total)
-    watcher = _Watcher(watch)
+    watcher = _Watcher(watch, patches := Patches(job.model, source, job.feed))
     if executor is None:
         steps = scan_here(job, total, workers, weights)
     else:
@@ -164,7 +165,7 @@ def scan(
         )
     if not total.pictures and complete:
         raise PictureError(_EMPTY)
-    result = _result(total, complete)
+    result = _result(total, complete, patches)
     watcher.show(result)
     if result.no_class:
         warn(f"{result.without_class} of {total.pictures} {_described(result.no_class, source)}", UserWarning)
@@ -199,7 +200,7 @@ def _collect(
             if saver is not None:
                 saver.save(total)
             if watcher.is_due():
-                watcher.show(_result(total, complete=False))
+                watcher.show(_result(total, False, watcher.patches))
     except KeyboardInterrupt:
         if total.torn:
             raise
@@ -217,8 +218,8 @@ def _collect(
 class _Watcher:
     """Calls ``watch`` with results, until it fails: a scan must not be lost for that."""
 
-    def __init__(self, watch: Callable[[ScanResult], None] | None) -> None:
-        self._watch, self._last = watch, time.monotonic()
+    def __init__(self, watch: Callable[[ScanResult], None] | None, patches: Patches) -> None:
+        self._watch, self._last, self.patches = watch, time.monotonic(), patches
 
     def is_due(self) -> bool:
         return self._watch is not None and time.monotonic() - self._last > _WATCH_SECONDS
@@ -265,10 +266,11 @@ def _bar(count: int | None, done: int, visible: bool) -> tqdm[Any]:
     return tqdm(total=count, initial=done, unit=" pictures", disable=not visible, leave=True)
 
 
-def _result(total: PartialResult, complete: bool) -> ScanResult:
+def _result(total: PartialResult, complete: bool, patches: Patches) -> ScanResult:
     results = {name: statistic.result() for name, statistic in total.statistics.items()}
     no_class = tuple(sorted(total.no_class.values(), key=attrgetter("index")))
-    return ScanResult(results, total.pictures, tuple(total.skipped), complete, no_class)
+    layers = {name: statistic.layers[0] for name, statistic in total.statistics.items() if len(statistic.layers) == 1}
+    return ScanResult(results, total.pictures, tuple(total.skipped), complete, no_class, layers, patches)
 
 
 def check_statistics(given: Any) -> dict[str, Statistic]:

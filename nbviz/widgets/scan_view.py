@@ -8,10 +8,6 @@ import ipywidgets
 from IPython.display import display
 
 from nbviz.scanning.result import ScanResult
-from nbviz.widgets.view import STATIC
-
-# In the colours of JupyterLab's theme.
-_STYLE = (STATIC / "scan.css").read_text(encoding="utf-8")
 
 
 class ScanView(ipywidgets.HTML):  # type: ignore[misc]
@@ -42,7 +38,7 @@ class ScanView(ipywidgets.HTML):  # type: ignore[misc]
 
     def __call__(self, found: ScanResult) -> None:
         """Show these results."""
-        self.value = f"<style>\n{_STYLE}</style>{found._repr_html_()}"
+        self.value = found._repr_html_()
         if not self._displayed:
             self._displayed = True
             display(self)  # type: ignore[no-untyped-call]

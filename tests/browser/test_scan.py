@@ -29,7 +29,7 @@ found = nbviz.scan(nbviz.bundled.load("fashion"), Slow(images[:, None], labels),
 def test_the_bar_moves_and_the_results_grow(notebook: Callable[..., Notebook]) -> None:
     book = notebook([SCAN, "print(found.pictures, found.complete, found['accuracy'].accuracy)"], run=False)
     book.run_all(wait=False)
-    bar, view = book.cell(0).locator(".jupyter-widgets.widget-hbox"), book.cell(0).locator(".nbviz-scan")
+    bar, view = book.cell(0).locator(".jupyter-widgets.widget-hbox"), book.cell(0).locator(".nbviz-table")
     view.wait_for(timeout=60_000)
     seen: list[tuple[int, float, int]] = []
     end = time.monotonic() + 60

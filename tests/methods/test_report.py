@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
@@ -288,7 +291,9 @@ class Tags(HTMLParser):
 
 def test_it_says_what_it_found(found: Any) -> None:
     text = repr(found)
-    assert text.startswith(f"ReportResult of 6 layers, 96 pictures, accuracy {found.accuracy:.4f}\n")
+    assert text.startswith(
+        "ReportResult of 6 layers, 96 pictures, accuracy 90.6 % (95 % interval from 83.1 % to 95.0 %)\n"
+    )
     part = text[text.index("features.8 ") :].splitlines()
     assert part[0] == f"features.8 · 64 channels, effectively {found['features.8'].dimensions:.0f}"
     assert [one.strip() for one in part[1:5]] == ["dead: 2", "constant: 12", "alike: 4 = 9", "useless: 3"]
@@ -297,16 +302,49 @@ def test_it_says_what_it_found(found: Any) -> None:
 
 def test_its_table_has_a_row_for_each_layer_and_a_bar_for_each_channel(found: Any) -> None:
     page = Tags(found._repr_html_())
-    assert {tag for tag, _ in page.tags} <= {"div", "table", "caption", "tr", "th", "td", "svg", "rect", "title"}
-    assert sum(tag == "svg" for tag, _ in page.tags) == 6
-    bars = [attributes for tag, attributes in page.tags if tag == "rect"]
-    assert len(bars) == 32 + 32 + 64 + 64 + 2 * 120  # of 128 those that fit
+    assert not {tag for tag, _ in page.tags} & {"script", "a", "iframe", "link"}
+    assert sum(tag == "svg" for tag, _ in page.tags) == 1 + 6  # the accuracy's interval, and each layer's importances
+    bars = [attributes for tag, attributes in page.tags if tag == "rect"][2:]
+    assert len(bars) == 32 + 32 + 64 + 64 + 2 * 128
     orange = [i for i, one in enumerate(bars) if one["fill"] == "#ef6c00"]
     assert len(orange) == 8
     assert float(bars[0]["height"]) == 32
     first = [float(one["height"]) for one in bars[:32]]
     assert first == sorted(first, reverse=True)
     assert "4 = 9" in page.text
+
+
+def test_its_table_has_the_strongest_patches_of_the_most_important_channels(found: Any, dataset: TensorDataset) -> None:
+    """The patches are those that the layer's receptive field gives, beside the numbers of the channels."""
+    page = Tags(found._repr_html_())
+    shown = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(shown) == 2 * 6
+    entry, strongest = found["features.8"], found.strongest["features.8"]
+    order = entry.importance.argsort(descending=True).tolist()
+    channel = next(channel for channel in order if channel not in entry.redundant)
+    assert f"#{channel} " in page.text
+    row = np.array(Image.open(io.BytesIO(base64.b64decode(shown[6].split(",")[1]))).convert("L"))
+    size = entry.layer.field.size[0]
+    index, position = int(strongest.indices[channel, 0]), strongest.positions[channel, 0].tolist()
+    top, left = entry.layer.field.corner(position)
+    picture = np.pad((dataset.tensors[0][index, 0] * 255).round().numpy().astype(np.uint8), 50, constant_values=128)
+    patch = picture[top + 50 : top + 50 + size, left + 50 : left + 50 + size]
+    expected = Image.fromarray(patch).resize((80, 80), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(row[:, :80], np.array(expected))
+
+
+def test_it_says_what_its_columns_mean(found: Any) -> None:
+    text = Tags(found._repr_html_()).text
+    assert (
+        "Channels that are zero in all pictures; of a layer before a ReLU, those that are always zero after it." in text
+    )
+    assert "Channels that are not dead, but without effect" in text
+
+
+def test_a_report_is_pickled_without_its_pictures(found: Any) -> None:
+    again = pickle.loads(pickle.dumps(found))
+    assert all_equal(found, again)
+    assert "<img" not in again._repr_html_()
 
 
 def test_names_are_text(dataset: TensorDataset) -> None:
@@ -316,7 +354,7 @@ def test_names_are_text(dataset: TensorDataset) -> None:
     net.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten()).append(nn.Linear(2, 10))
     found = nbviz.report(net, dataset, progress=False)
     page = Tags(found._repr_html_())
-    assert not {"img", "script"} & {tag for tag, _ in page.tags}
+    assert not any("onerror" in attributes for _, attributes in page.tags)
     assert page.text.count("<img src=x onerror=alert(1)>") == 2  # of the layer and of its kernels
     for text in (repr(found), found._repr_html_()):
         assert "\x1b" not in text
