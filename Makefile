@@ -9,6 +9,7 @@
 #   make lint         ruff, mypy, import contracts, the source distribution; biome and tsc for the page's code
 #   make bench        measure nbviz against its peers and floors, in the kernel and in JupyterLab
 #   make coverage     try every model of torchvision and many of timm, and write tests/zoo/README.md
+#   make screenshots  renew the pictures in README.md, with which the browser tests compare what they see
 #   make clean        remove .venv, .venv-oldest and all caches
 
 PYTHON ?= python3
@@ -34,7 +35,7 @@ QUICK := nbviz/core nbviz/imaging nbviz/methods nbviz/scanning tests/core/test_b
 # Two processes share the tests. One thread each: threads of several processes on the same cores wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2
 
-.PHONY: lab quick test test-all test-oldest lint bench coverage clean system-packages
+.PHONY: lab quick test test-all test-oldest lint bench coverage screenshots clean system-packages
 
 lab: .venv/lab.stamp
 	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir=notebooks --LabApp.default_url=/lab/tree/01-first-look.ipynb $(LAB_ARGS)
@@ -68,6 +69,10 @@ bench: .venv/test.stamp system-packages
 
 coverage: .venv/test.stamp
 	$(BIN)/python -m tests.zoo $(COVERAGE_ARGS)
+
+screenshots: .venv/test.stamp system-packages
+	NBVIZ_ALL=1 NBVIZ_RENEW=1 $(BIN)/python -m pytest tests/browser/test_real_networks.py tests/browser/test_instruments.py \
+	    -k "legible or switching_channels or patches_kernels or occlusion_fills"
 
 clean:
 	rm -rf .venv .venv-oldest $(MODULES) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

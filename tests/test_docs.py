@@ -73,3 +73,9 @@ def test_no_docstring_sends_the_reader_elsewhere(path):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
     ]
     assert [text for text in docs if re.search(r"\bAs in :(func|class|mod)", text)] == []
+
+
+def test_the_readme_shows_the_pictures_that_the_browser_tests_compare() -> None:
+    root = Path(__file__).parents[1]
+    shown = re.findall(r"\(notebooks/screenshots/([\w-]+\.png)\)", (root / "README.md").read_text(encoding="utf-8"))
+    assert sorted(shown) == sorted(path.name for path in (root / "notebooks" / "screenshots").iterdir())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import nbformat
-import pytest
+from itertools import combinations
 
-from tests.browser.lab import CellError, slider_moves
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser.lab import SHOWN, CellError, likeness, slider_moves
 
 SLIDER = """
 import threading, time, ipywidgets
@@ -109,3 +113,16 @@ def test_requests_elsewhere_and_console_errors_are_recorded(notebook):
     assert any("an error" in error for error in book.console_errors)
     book.external_requests.clear()
     book.console_errors.clear()
+
+
+def test_pictures_are_alike_only_if_they_show_the_same(tmp_path):
+    """README's pictures are told apart, and one that is moved by a line is another one; other noise is not."""
+    shown = sorted(SHOWN.glob("*.png"))
+    assert all(likeness(one, other) < 0.5 for one, other in combinations(shown, 2))
+    with Image.open(shown[0]) as picture:
+        pixels = np.asarray(picture.convert("RGB"), int)
+    noisy = pixels + np.random.default_rng(0).integers(-8, 9, pixels.shape)
+    moved = np.concatenate([pixels[:40], pixels[:-40]])
+    for changed, is_alike in ((noisy, True), (moved, False)):
+        Image.fromarray(changed.clip(0, 255).astype(np.uint8)).save(tmp_path / "changed.png")
+        assert (likeness(tmp_path / "changed.png", shown[0]) > 0.6) == is_alike

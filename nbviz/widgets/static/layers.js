@@ -23,14 +23,14 @@ const FILTERS = [
   ["stages", "the last layer of each size"],
   ["after activation", "activations, and what ends with one"],
   ["all", "all layers whose maps show something"],
-  ["hidden too", "also those that only hand on what they are given, or give single pixels"],
+  ["all + 1×1", "also layers of single pixels, and those that only hand on what they are given"],
 ];
 
 /** The places of the layers that a filter shows, among them the one that is chosen.
  * @param {Layer[]} layers @param {string} filter @param {number} chosen */
 export function filtered(layers, filter, chosen) {
   const shows = (/** @type {Layer} */ { kinds }) =>
-    filter === "hidden too" || (filter === "all" ? !kinds.includes("hidden") : kinds.includes(filter));
+    filter === "all + 1×1" || (filter === "all" ? !kinds.includes("hidden") : kinds.includes(filter));
   return [...layers.keys()].filter((i) => i === chosen || shows(layers[i]));
 }
 
