@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, expect
 
+from nbviz.widgets.explorer import VIEWS
 from tests.browser.lab import Notebook
 from tests.browser.test_explorer import EXPLORE, choose_layer, ready, select
 from tests.browser.test_instruments import START
@@ -120,17 +121,57 @@ def test_sliders_say_what_they_count_and_legends_look_like_their_curves(notebook
     expect(ready(book, 3).locator(".nbviz-empty").first).to_contain_text("nbviz.ablate")
 
 
+#: Every widget as a person would open it, for the screenshots.
+GALLERY = {
+    **{f"Explorer-{view.replace(' ', '-')}": f"nbviz.explore(model, images, view={view!r})" for view in VIEWS},
+    "FeatureMaps": "nbviz.FeatureMaps(model, images, layer='features.8')",
+    "Reconstruction": "nbviz.Reconstruction(model, images, layer='features.8')",
+    "Kernels": "nbviz.Kernels(model, 'features.2')",
+    "TopPatches": "nbviz.TopPatches(model, dataset, 'features.8', k=6, progress=False)",
+    "Ablation": "nbviz.Ablation(model, images, table=table)",
+    "Maximise": "nbviz.Maximise(model, target=[1, 8], steps=16)",
+    "Invariance": "nbviz.Invariance(model, images, values=[-40, -20, 0, 20, 40])",
+    "Evolution": "nbviz.Evolution(model, {'before': before, 'after': model.state_dict()}, images)",
+    "Correspondence": "nbviz.Correspondence(model, images[:4], random=10)",
+    "Compare": "nbviz.Compare(model, model_b, images, comparison=comparison)",
+    "ClassActivation": "nbviz.ClassActivation(model, images)",
+    "Occlusion": "nbviz.Occlusion(model, images, stride=4)",
+    "Regions": "nbviz.Regions(model, images, mask=torch.ones(28, 28, dtype=bool).triu())",
+    "Sanity": "nbviz.Sanity(model, images)",
+    "ScanView": "nbviz.scan(model, dataset, {'top': nbviz.statistics.TopK('features.8'),"
+    " 'accuracy': nbviz.statistics.Accuracy()}, progress=False)",
+    "Report": "nbviz.report(model, dataset, progress=False)",
+}
+
+
 @long
-def test_the_explorer_in_all_sizes_and_themes(notebook: Callable[..., Notebook]) -> None:
-    book = notebook([EXPLORE])
-    widget = ready(book)
+@pytest.mark.parametrize("name", GALLERY)
+def test_every_widget_in_all_sizes_and_themes(notebook: Callable[..., Notebook], name: str) -> None:
+    """For a designer's eye: nothing is wider than its place, and each is written as a screenshot."""
+    book = notebook([START, ABLATE, OTHERS, GALLERY[name]])
+    widget = ready(book, 3) if name not in ("ScanView", "Report") else book.cell(3).locator(".nbviz-table")
     book.page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
     try:
         for width in (390, 700, 1440):
             book.page.set_viewport_size({"width": width, "height": 2400})
             for theme in ("light", "dark"):
                 book.set_theme(theme)
-                book.screenshot(f"explorer-{width}-{theme}.png", widget)
+                book.screenshot(f"{name}-{width}-{theme}.png", widget)
+            assert widget.evaluate("element => element.scrollWidth - element.clientWidth") <= 0 or name in (
+                "ScanView",  # which scrolls
+                "Report",
+            )
     finally:
         book.page.set_viewport_size({"width": 1400, "height": 1500})
         book.page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
+        book.set_theme("light")
+
+
+OTHERS = """
+from nbviz.bundled.fashion import FashionNet
+torch.manual_seed(0)
+before = FashionNet().state_dict()
+model_b = copy.deepcopy(model)
+torch.nn.init.normal_(model_b.features[7].weight, std=0.1)
+comparison = nbviz.compare(model, model_b, dataset, progress=False)
+"""
