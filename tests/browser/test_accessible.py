@@ -108,7 +108,8 @@ def test_nothing_serious_in_any_widget(notebook: Callable[..., Notebook], theme:
     assert unnamed(book) == []
 
 
-@pytest.mark.parametrize("theme", mostly("light"))
+@long
+@pytest.mark.parametrize("theme", THEMES)
 def test_nothing_serious_in_the_explorers_tabs(notebook: Callable[..., Notebook], theme: str) -> None:
     book = notebook([EXPLORE])
     widget = ready(book)

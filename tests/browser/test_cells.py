@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.lab import Notebook
-from tests.rounds import rounds
+from tests.rounds import long, rounds
 
 ROUNDS = rounds(5, 50)
 VGG = """
@@ -44,6 +44,7 @@ def test_layers_are_chosen_and_cells_run_beside_each_other(notebook: Callable[..
     expect(header).to_have_attribute("data-state", "ready", timeout=60_000)
 
 
+@long
 @pytest.mark.parametrize("subshells", [True], indirect=True)
 def test_cells_run_beside_pictures_that_grow(notebook: Callable[..., Notebook]) -> None:
     book = notebook(

@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from tests.browser.lab import Notebook
 from tests.browser.test_explorer import kernel, panel, ready, select
+from tests.rounds import long
 
 once = pytest.mark.parametrize("subshells", [True], indirect=True)
 SIGNALS = """
@@ -91,6 +92,7 @@ def test_a_volumes_slices_follow_the_slider(notebook: Callable[..., Notebook]) -
     book.screenshot("volumes.png", widget)
 
 
+@long
 @once
 def test_the_bands_in_the_dropdown_are_shown(notebook: Callable[..., Notebook]) -> None:
     book = notebook([BANDS])

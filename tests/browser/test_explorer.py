@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from tests.browser.lab import Notebook, slider_moves
+from tests.rounds import long
 
 FIRST = Path(__file__).parents[2] / "notebooks" / "01-first-look.ipynb"
 EXPLORE = """
@@ -76,6 +77,7 @@ def check_channel(book: Notebook, widget: Locator, layer: str, channel: int, pic
         np.testing.assert_array_equal(shown, np.repeat(expected[..., None], 3, -1))
 
 
+@long
 @once
 def test_first_notebook_shows_its_widgets(notebook: Callable[..., Notebook]) -> None:
     book = notebook(FIRST)
@@ -231,6 +233,7 @@ def test_sixty_moves_in_a_second_leave_no_backlog(notebook: Callable[..., Notebo
     assert kernel(book, "view.session.forward_passes") == 3  # layers, first layer, second layer: none for the slider
 
 
+@long
 def test_a_control_moved_while_a_cell_runs_waits_and_says_so(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE])
     widget = ready(book)

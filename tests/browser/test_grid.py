@@ -92,6 +92,12 @@ def test_the_shader_draws_what_the_table_draws(notebook: Callable[..., Notebook]
         pictures[by] = controls(book, grid)
         expect(grid).to_have_attribute("data-by", by)
         book.screenshot(f"grid-{tiles}-{by}.png")
+    # A page that loses its WebGL context draws the same by the table.
+    book.page.evaluate("__nbviz_page.shader.gl.getExtension('WEBGL_lose_context').loseContext()")
+    for name in ("each", "shared"):
+        grid.get_by_role("button", name=name, exact=True).click()
+    expect(grid).to_have_attribute("data-by", "table")
+    assert np.median(np.abs(canvas(book, grid) - pictures["webgl2"][-1])) == 0
     for number, (a, b) in enumerate(zip(pictures["table"], pictures["webgl2"], strict=True)):
         assert a.shape == b.shape
         assert len(np.unique(a.reshape(-1, 3), axis=0)) > 10
@@ -99,21 +105,6 @@ def test_the_shader_draws_what_the_table_draws(notebook: Callable[..., Notebook]
         # The same but for pixels on the seam of two of a tile's own, which either may give to one of the two.
         assert np.median(difference) == 0, number
         assert (difference > 2).mean() < (0.25 if number == 6 else 0.12), number  # 6: many of its pixels in one
-
-
-@once
-def test_a_page_without_webgl_or_with_a_lost_context_draws_by_the_table(notebook: Callable[..., Notebook]) -> None:
-    book = notebook([EXPLORE.format(tiles="activation")], run=False, fresh=True)
-    book.page.evaluate(FORCE)
-    book.run_all()
-    grid = ready(book, 128)
-    before = canvas(book, grid)
-    expect(grid).to_have_attribute("data-by", "webgl2")
-    book.page.evaluate("__nbviz_page.shader.gl.getExtension('WEBGL_lose_context').loseContext()")
-    grid.get_by_role("button", name="shared", exact=True).click()
-    grid.get_by_role("button", name="each", exact=True).click()
-    expect(grid).to_have_attribute("data-by", "table")
-    assert np.median(np.abs(canvas(book, grid) - before)) == 0
 
 
 def test_reconstructions_of_all_channels_the_strongest_first(notebook: Callable[..., Notebook]) -> None:
@@ -145,6 +136,7 @@ def test_reconstructions_of_all_channels_the_strongest_first(notebook: Callable[
     assert kernel(book, "view.session.forward_passes") == 2
 
 
+@long
 @once
 def test_larger_tiles_are_sent_once_they_are_wanted(notebook: Callable[..., Notebook]) -> None:
     book = notebook([LARGE.format(count=40, side=224)])
@@ -171,6 +163,7 @@ def test_larger_tiles_are_sent_once_they_are_wanted(notebook: Callable[..., Note
     np.testing.assert_array_equal(tile(canvas(book, grid), 0, (224, 224), columns=1)[inner], kernel(book, table)[inner])
 
 
+@long
 @once
 def test_a_page_opened_anew_has_all_tiles(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE.format(tiles="deconvnet")])

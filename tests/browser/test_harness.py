@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.browser.lab import SHOWN, CellError, likeness, slider_moves
+from tests.rounds import few
 
 SLIDER = """
 import threading, time, ipywidgets
@@ -26,7 +27,7 @@ slider
 """
 
 once = pytest.mark.parametrize("subshells", [True], ids=["once"], indirect=True)
-both_ways = pytest.mark.parametrize("subshells", [True, False], ids=["subshells", "main-thread"], indirect=True)
+both_ways = pytest.mark.parametrize("subshells", few([True, False]), ids=["subshells", "main-thread"], indirect=True)
 
 
 @both_ways

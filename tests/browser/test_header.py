@@ -13,6 +13,7 @@ from playwright.sync_api import Locator, expect
 
 from tests.browser.lab import Notebook
 from tests.browser.test_explorer import EXPLORE, choose_layer, kernel, ready
+from tests.rounds import long
 
 once = pytest.mark.parametrize("subshells", [True], indirect=True)
 SOON = int(os.environ.get("NBVIZ_SOON_MS", "2000"))  # which a machine that runs other tests beside may need
@@ -92,6 +93,7 @@ def test_a_killed_kernel_is_missed_at_once(notebook: Callable[..., Notebook]) ->
     expect(widget).to_have_attribute("data-stale", "")
 
 
+@long
 @once
 def test_a_kernel_shut_down_is_missed_at_once(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE])
@@ -101,6 +103,7 @@ def test_a_kernel_shut_down_is_missed_at_once(notebook: Callable[..., Notebook])
     expect_dimmed(widget)
 
 
+@long
 @once
 def test_without_a_kernel_the_tabs_are_dimmed_too(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE])
@@ -144,6 +147,7 @@ def test_a_kernel_that_is_busy_in_python_is_not_missed(notebook: Callable[..., N
     assert "no kernel" not in book.page.evaluate("[...seen]") or book.page.evaluate("longest") > 450
 
 
+@long
 @once
 def test_a_sign_of_life_costs_next_to_nothing(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE])

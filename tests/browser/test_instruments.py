@@ -12,6 +12,7 @@ from playwright.sync_api import Locator, expect
 
 from tests.browser.lab import Notebook
 from tests.browser.test_explorer import kernel, panel, ready
+from tests.rounds import long
 
 once = pytest.mark.parametrize("subshells", [True], indirect=True)
 START = """
@@ -105,6 +106,7 @@ def test_switching_channels_off_by_clicks_updates_the_probability(notebook: Call
     ready(book, 2)
 
 
+@long
 @once
 def test_the_invariance_slider_moves_the_picture_and_the_markers(notebook: Callable[..., Notebook]) -> None:
     book, widget = open_widget(notebook, "nbviz.Invariance(model, images, ['features.1', 'features.13'], 'across')")
@@ -151,6 +153,7 @@ for epoch in range(6):
 """
 
 
+@long
 @once
 def test_the_evolution_slider_shows_each_time(notebook: Callable[..., Notebook]) -> None:
     book = notebook([START, EVOLVE, "view = nbviz.Evolution(net, states, images[:2], 'features.8', [3, 7])\nview"])
@@ -178,6 +181,7 @@ def test_the_evolution_slider_shows_each_time(notebook: Callable[..., Notebook])
     both_themes(book, widget, "evolution")
 
 
+@long
 @once
 def test_a_box_drawn_with_the_mouse_is_the_part_that_is_masked(notebook: Callable[..., Notebook]) -> None:
     code = "nbviz.Correspondence(model, images[:3], layers=['features.3', 'features.13'], random=3)"
@@ -241,11 +245,11 @@ def test_patches_kernels_and_two_models_are_drawn(notebook: Callable[..., Notebo
 
 @once
 def test_maximised_pictures_grow_before_ones_eyes(notebook: Callable[..., Notebook]) -> None:
-    book = notebook([START, "view = nbviz.Maximise(model, target=[1, 9], steps=400)\nview"], run=False)
+    book = notebook([START, "view = nbviz.Maximise(model, target=[1, 9], steps=160)\nview"], run=False)
     book.run_all(wait=False)
     widget = book.cell(1).locator(".nbviz").first
     seen: list[int] = []
-    while not seen or seen[-1] < 400:
+    while not seen or seen[-1] < 160:
         caption = panel(widget, "picture_0").locator("figcaption").inner_text(timeout=120_000)
         if "step " in caption:
             step, value = int(caption.split("step ")[1]), float(caption.split(": ")[1].split()[0])
@@ -264,6 +268,7 @@ def test_maximised_pictures_grow_before_ones_eyes(notebook: Callable[..., Notebo
 # What decided
 
 
+@long
 @once
 def test_another_class_gives_another_map(notebook: Callable[..., Notebook]) -> None:
     book, widget = open_widget(notebook, "nbviz.ClassActivation(model, images, picture=1)")

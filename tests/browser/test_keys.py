@@ -28,7 +28,7 @@ d,d m y r a b x c v z j k h f s l o p u i,i 0,0 q 1 2 3 4 5 6 Shift+a Shift+c Sh
 Shift+v Shift+z Shift+ArrowDown Shift+ArrowUp ArrowDown ArrowUp ArrowLeft ArrowRight Home End Space Shift+Space Enter
 Shift+Enter Control+Enter Alt+Enter Control+a Control+b Escape
 """
-SHARE = 1 if TIMES else 7  # of the keys, one in so many is tried in each control, and each in some
+SHARE = 1 if TIMES else 12  # of the keys, one in so many is tried in each control, and each in some
 STATE = """() => {
     const {content, context} = window.jupyterapp.shell.currentWidget;
     const cells = content.widgets.map(cell => [

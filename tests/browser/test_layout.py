@@ -13,7 +13,7 @@ from nbviz.widgets.explorer import VIEWS
 from tests.browser.lab import Notebook
 from tests.browser.test_explorer import EXPLORE, choose_layer, ready, select
 from tests.browser.test_instruments import START
-from tests.rounds import long
+from tests.rounds import few, long
 
 pytestmark = pytest.mark.parametrize("subshells", [True], indirect=True)
 ABLATE = "table = nbviz.ablate(model, dataset, 'features.13', points=8, progress=False)"
@@ -48,9 +48,7 @@ def set_width(book: Notebook, widget: Locator, width: int) -> None:
     book.settle()
 
 
-@pytest.mark.parametrize(
-    "kind", ["Explorer", "Regions", pytest.param("Ablation", marks=long), pytest.param("Invariance", marks=long)]
-)
+@pytest.mark.parametrize("kind", few(["Explorer", "Regions", "Ablation", "Invariance"]))
 def test_as_many_columns_as_have_room(notebook: Callable[..., Notebook], kind: str) -> None:
     table = ", table=table" if kind == "Ablation" else ""
     book = notebook([START, ABLATE, f"nbviz.{kind}(model, images{table})"])
@@ -109,6 +107,7 @@ def test_what_does_nothing_is_not_shown(notebook: Callable[..., Notebook]) -> No
     expect(widget.locator(".nbviz-empty").first).to_have_text("The table is of layer features.13.")
 
 
+@long
 def test_sliders_say_what_they_count_and_legends_look_like_their_curves(notebook: Callable[..., Notebook]) -> None:
     book = notebook([START, ABLATE, "nbviz.Ablation(model, images, table=table)", "nbviz.Ablation(model, images)"])
     widget = ready(book, 2)

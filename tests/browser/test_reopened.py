@@ -13,6 +13,7 @@ from playwright.sync_api import Locator, expect
 
 from tests.browser.lab import Notebook
 from tests.browser.test_explorer import EXPLORE, kernel, ready
+from tests.rounds import long
 
 pytestmark = pytest.mark.parametrize("subshells", [True], indirect=True)
 
@@ -58,6 +59,7 @@ def test_with_a_new_kernel_the_picture_is_seen(notebook: Callable[..., Notebook]
     assert kernel(book, "view.channel") == 1
 
 
+@long
 def test_with_its_kernel_it_lives(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE])
     ready(book)
@@ -69,6 +71,7 @@ def test_with_its_kernel_it_lives(notebook: Callable[..., Notebook]) -> None:
     assert kernel(book, "view.channel") == 1
 
 
+@long
 def test_with_a_restarted_kernel_the_picture_is_seen(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE])
     ready(book)
@@ -78,6 +81,7 @@ def test_with_a_restarted_kernel_the_picture_is_seen(notebook: Callable[..., Not
     expect_picture(book, 0, saved)
 
 
+@long
 def test_what_was_closed_before_it_was_saved_is_a_picture(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE.removesuffix("view\n"), "view"])
     ready(book, 1)

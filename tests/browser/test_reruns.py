@@ -10,10 +10,12 @@ from playwright.sync_api import expect
 
 from tests.browser.lab import Notebook
 from tests.browser.test_explorer import EXPLORE, kernel, ready
+from tests.rounds import long
 
 once = pytest.mark.parametrize("subshells", [True], indirect=True)
 
 
+@long
 @once
 def test_what_is_shown_elsewhere_stays_as_a_still_picture(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE.removesuffix("view\n"), "view"])
