@@ -14,17 +14,19 @@ from nbviz.imaging.encode import Array
 
 #: For tables in a notebook's output: in the colours of JupyterLab's theme, or in those of the page elsewhere.
 STYLE = """<style>
-.nbviz-table { line-height: 1.4; overflow-x: auto; color: var(--jp-content-font-color1, inherit); }
-.nbviz-table table { border-collapse: collapse; margin: 4px 0 10px; font-size: 12px; }
-.nbviz-table caption { text-align: left; font-weight: 600; white-space: nowrap; }
-.nbviz-table th, .nbviz-table td { padding: 2px 14px 2px 0; text-align: left; vertical-align: middle; }
-.nbviz-table th { font-weight: 400; }
-.nbviz-table thead th { font-weight: 600; }
-.nbviz-table td { font-variant-numeric: tabular-nums; }
-.nbviz-table td:nth-child(4) { max-width: 60ch; color: var(--jp-content-font-color2, inherit); }
-.nbviz-table img { display: inline-block; vertical-align: middle; height: 40px; width: auto; max-width: none; }
-.nbviz-table img { image-rendering: pixelated; }
-.nbviz-table span { display: inline-block; white-space: nowrap; margin-right: 8px; }
+.nbviz-table.nbviz-table { line-height: 1.4; padding: 0 4px; overflow-x: auto; }
+.nbviz-table.nbviz-table { color: var(--jp-content-font-color1, inherit); }
+.nbviz-table.nbviz-table table { border-collapse: collapse; margin: 4px 0 10px; font-size: 12px; table-layout: auto; }
+.nbviz-table.nbviz-table caption { text-align: left; font-weight: 600; white-space: nowrap; }
+.nbviz-table.nbviz-table :is(th, td) { padding: 2px 14px 2px 0; text-align: left; vertical-align: middle; }
+.nbviz-table.nbviz-table th { font-weight: 400; max-width: none; white-space: nowrap; }
+.nbviz-table.nbviz-table thead th { font-weight: 600; white-space: normal; vertical-align: bottom; }
+.nbviz-table.nbviz-table td { font-variant-numeric: tabular-nums; max-width: none; }
+.nbviz-table.nbviz-table td.nbviz-note { min-width: 30ch; max-width: 60ch; }
+.nbviz-table.nbviz-table td.nbviz-note { color: var(--jp-content-font-color2, inherit); }
+.nbviz-table.nbviz-table :is(img, svg) { display: inline-block; max-width: none; vertical-align: middle; margin: 0; }
+.nbviz-table.nbviz-table img { height: 40px; width: auto; image-rendering: pixelated; }
+.nbviz-table.nbviz-table span { display: inline-block; white-space: nowrap; margin-right: 8px; }
 .nbviz-table details { font-size: 12px; max-width: 90ch; }
 .nbviz-table dt { font-weight: 600; }
 .nbviz-table dd { margin: 0 0 4px 16px; }

@@ -18,6 +18,7 @@ from nbviz.core.arguments import check_channels
 from nbviz.core.checks import check_choice, check_whole
 from nbviz.core.errors import line, shown
 from nbviz.core.types import Images, InputOptions
+from nbviz.imaging.charts import STYLE
 from nbviz.methods.subject import Subject, as_method
 from nbviz.pictures.fill import FILLS, filling
 
@@ -71,7 +72,8 @@ class CorrespondenceResult:
             cells = "".join(f"<td>{cell}</td>" for cell in self._numbers(name))
             rows.append(f"<tr><th>{escape(line(name, 60))}</th>{cells}</tr>")
         head = "".join(f"<th>{title}</th>" for title in ("layer", *_COLUMNS))
-        return f"<table><tr>{head}</tr>{''.join(rows)}</table><p>{escape(self.verdict)}</p>"
+        table = f"<table><thead><tr>{head}</tr></thead>{''.join(rows)}</table>"
+        return f'{STYLE}<div class="nbviz-table">{table}</div><p>{escape(self.verdict)}</p>'
 
     def __repr__(self) -> str:
         lines = [self.verdict, f"  layer: {', '.join(_COLUMNS)}"]

@@ -18,6 +18,7 @@ from nbviz.core.state import check_model
 from nbviz.core.trace import find_module, submodule
 from nbviz.core.types import Channels
 from nbviz.core.weights import steady
+from nbviz.imaging.charts import STYLE
 
 _Convolution = nn.modules.conv._ConvNd
 
@@ -211,7 +212,8 @@ class KernelReportResult:
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in self.rows())
-        return f"<table><caption>Kernels of {escape(line(self.layer))}</caption>{rows}</table>"
+        table = f"<table><caption>Kernels of {escape(line(self.layer))}</caption>{rows}</table>"
+        return f'{STYLE}<div class="nbviz-table">{table}</div>'
 
 
 def _largest(values: Tensor) -> str:

@@ -123,7 +123,8 @@ def _rows(result: Any, classes: Mapping[int, str]) -> Iterator[tuple[str, str]]:
         elif isinstance(result, AccuracyResult) and name == "counts":
             text = _confusions(value, classes)
         note = texts.get(str(name), "")  # of several fields together it stands beside the first
-        yield line(name, 60), f"<td>{chart}</td><td>{escape(text)}</td><td>{'' if note == last else escape(note)}</td>"
+        meaning = "" if note == last else escape(note)
+        yield line(name, 60), f'<td>{chart}</td><td>{escape(text)}</td><td class="nbviz-note">{meaning}</td>'
         last = note
 
 

@@ -50,7 +50,7 @@ class Ablation(LayerWidget):
     """
 
     _grad = False
-    _caption = "Prediction: with all → now"
+    _caption = "Prediction: all channels on → now"
     _parts = ("trace", "grid", "predictions", "rest")
 
     off = Control(

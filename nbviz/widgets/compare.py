@@ -102,7 +102,7 @@ class Compare(PictureWidget, GridSettings):
         self._set_controls(layer_a=self.session.start_layer() if layer is None else layer)
         self.grids = [ChannelGrid() for _ in _SIDES]
         row = picture_row("All channels fused, on one scale", *_SIDES, "difference")
-        self.panels = Panels([row], controls=["opacity"])
+        self.panels = Panels([row], controls=["opacity", "contrast"])
         self.alike = Panels([picture_row("", "cka")])
         self._show_alike()
         controls = (self.layer_a_control, self.layer_b_control)

@@ -185,7 +185,7 @@ class Number(Control):
 
     default_value: float = 0.0
     slider: type[ipywidgets.Widget] = ipywidgets.FloatSlider
-    readout = ".4g"
+    readout = ".4"  # four digits, without zeros at the end
 
     def __init__(self, *texts: str, ends: Computed, **rest: Any) -> None:
         super().__init__(*texts, **rest)

@@ -95,9 +95,10 @@ class Evolution(Pulled, MapSettings, SignedSettings):
             self.moments = _check_alike(checkpoints)
         else:
             if layer is None or images is None:
+                missing = " and ".join(name for name, value in (("images", images), ("layer", layer)) if value is None)
                 raise TypeError(
-                    f"images is {shown(images)} and layer {shown(layer)}; expected both, or a list of "
-                    "nbviz.results.CheckpointResult as checkpoints"
+                    f"no {missing}; expected images= and layer=, or a list of nbviz.results.CheckpointResult as "
+                    "checkpoints"
                 )
             self.moments = evolution(
                 model, checkpoints, images, layer, channels, rule=rule, preprocess=preprocess, inputs=inputs

@@ -45,7 +45,7 @@ class Invariance(ClassWidget):
     >>> view.value = 3  # pixels to the right
     """
 
-    _caption = "Prediction: as it is → now"
+    _caption = "Prediction: original → transformed"
     _parts = ("moved", "curves")
 
     transform = Choice("Transform", "What is done to the picture", options=_LABELS, default="angle")
@@ -76,7 +76,7 @@ class Invariance(ClassWidget):
         self.panels = Panels([picture_row("What the network is given", "picture")])
         slider = self.value_control
         self.distances = Plot(
-            title="Distance of the features from those of the picture as it is (1: as long as these)",
+            title="Distance between the features of the original and the transformed picture, relative to their norm",
             ylabel="distance",
             slider=slider,
         )

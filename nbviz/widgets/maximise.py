@@ -84,7 +84,7 @@ class Maximise(Pulled, options_of=Growing):
         self._set_controls()
         slots = [f"picture_{i}" for i in range(len(growing.channels))]
         self.panels = Panels(picture_rows("", slots, _COLUMNS))
-        self.values = Plot(title="What is made large", xlabel="steps", ylabel="activation")
+        self.values = Plot(title="The activation that is maximised", xlabel="steps", ylabel="activation")
         self._lay_out([self.steps_control, self.panels, self.values])
 
     def _restart(self, model: nn.Module) -> None:

@@ -79,9 +79,9 @@ class Sanity(ClassWidget, MapSettings, SignedSettings):
         title = "The map, trained and with more and more layers randomised, from the top"
         self.panels = Panels(picture_rows(title, slots, _ROW), controls=["cmap", "contrast"])
         self.curve = Plot(
-            title="Likeness to the map of the trained network",
+            title="Similarity to the map of the trained network",
             xlabel="layers randomised",
-            ylabel="likeness",
+            ylabel="similarity",
             range=[-0.2, 1],
         )
         self.pixels = Plot(

@@ -130,7 +130,7 @@ GALLERY = {
     "Ablation": "nbviz.Ablation(model, images, table=table)",
     "Maximise": "nbviz.Maximise(model, target=[1, 8], steps=16)",
     "Invariance": "nbviz.Invariance(model, images, values=[-40, -20, 0, 20, 40])",
-    "Evolution": "nbviz.Evolution(model, {'before': before, 'after': model.state_dict()}, images)",
+    "Evolution": "nbviz.Evolution(model, {'before': before, 'after': model.state_dict()}, images, 'features.8')",
     "Correspondence": "nbviz.Correspondence(model, images[:4], random=10)",
     "Compare": "nbviz.Compare(model, model_b, images, comparison=comparison)",
     "ClassActivation": "nbviz.ClassActivation(model, images)",

@@ -223,7 +223,7 @@ function render({ model, el }) {
     bar.append(select);
   }
   if (controls.includes("contrast"))
-    bar.append(slider("contrast", "Contrast of the reconstructions, from 1× to 16×", 4, Math.log2, (x) => 2 ** x));
+    bar.append(slider("contrast", "Contrast of what is grey at zero, from 1× to 16×", 4, Math.log2, (x) => 2 ** x));
   if (controls.includes("opacity")) bar.append(slider("opacity", "Opacity of the map over the picture", 1));
   const note = make("div", { className: "nbviz-note" });
   el.append(bar, note);

@@ -34,9 +34,10 @@ function drawn(tag, properties, ...children) {
   return element;
 }
 
-/** Round numbers within a range, about ``most`` of them. @param {number} low @param {number} high @param {number} most */
-export function ticks(low, high, most) {
-  const raw = (high - low) / most || 1;
+/** Round numbers within a range, about ``most`` of them, and no nearer to each other than ``least``.
+ * @param {number} low @param {number} high @param {number} most @param {number} [least] */
+export function ticks(low, high, most, least = 0) {
+  const raw = Math.max((high - low) / most || 1, least);
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((f) => f * power).find((s) => s >= raw) ?? raw;
   /** @type {number[]} */
@@ -121,7 +122,8 @@ async function render({ model, el }) {
         drawn("line", { class: "nbviz-rule", x1: EDGE.left, x2: width - EDGE.right, y1: down(y), y2: down(y) }),
         drawn("text", { x: EDGE.left - 5, y: down(y) + 3.5, "text-anchor": "end" }, short(y)),
       );
-    for (const x of ticks(x0, x1, Math.max(2, Math.min(8, width / 60))))
+    const whole = series.every((curve) => curve.x.every(Number.isInteger));
+    for (const x of ticks(x0, x1, Math.max(2, Math.min(8, width / 60)), whole ? 1 : 0))
       parts.push(drawn("text", { x: across(x), y: HEIGHT - EDGE.bottom + 14, "text-anchor": "middle" }, short(x)));
     parts.push(
       drawn(
