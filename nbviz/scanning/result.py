@@ -105,7 +105,7 @@ _MOST_CHANNELS = 6  # whose patches are shown
 
 
 def _rows(result: Any, classes: Mapping[int, str]) -> Iterator[tuple[str, str]]:
-    """The rows of a result's table: a heading, and cells in HTML with a chart, the values, and what they are."""
+    """The rows of a result's table: a heading, and cells in HTML with the values, a chart, and what they are."""
     if result is None:
         result = "nothing yet"
     if isinstance(result, HistogramResult):
@@ -124,7 +124,7 @@ def _rows(result: Any, classes: Mapping[int, str]) -> Iterator[tuple[str, str]]:
             text = _confusions(value, classes)
         note = texts.get(str(name), "")  # of several fields together it stands beside the first
         meaning = "" if note == last else escape(note)
-        yield line(name, 60), f'<td>{chart}</td><td>{escape(text)}</td><td class="nbviz-note">{meaning}</td>'
+        yield line(name, 60), f'<td>{escape(text)}</td><td>{chart}</td><td class="nbviz-note">{meaning}</td>'
         last = note
 
 

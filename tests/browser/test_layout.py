@@ -148,7 +148,7 @@ GALLERY = {
 def test_every_widget_in_all_sizes_and_themes(notebook: Callable[..., Notebook], name: str) -> None:
     """For a designer's eye: nothing is wider than its place, and each is written as a screenshot."""
     book = notebook([START, ABLATE, OTHERS, GALLERY[name]])
-    widget = ready(book, 3) if name not in ("ScanView", "Report") else book.cell(3).locator(".nbviz-table")
+    widget = ready(book, 3) if name not in ("ScanView", "Report") else book.cell(3).locator(".nbviz-table").first
     book.page.evaluate("jupyterapp.commands.execute('application:toggle-left-area')")
     try:
         for width in (390, 700, 1440):
