@@ -62,8 +62,8 @@ def load(name: str) -> nn.Module:
     --------
     >>> model = load("fashion")
     >>> images, labels = fashion_test()
-    >>> predicted = model(images[:, None] / 255).argmax(1)
-    >>> bool((predicted == labels).float().mean() > 0.91)
+    >>> predicted = model(images[:200, None] / 255).argmax(1)
+    >>> bool((predicted == labels[:200]).float().mean() > 0.91)
     True
     >>> load("fasion")  # doctest: +ELLIPSIS
     Traceback (most recent call last):

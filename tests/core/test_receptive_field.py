@@ -13,8 +13,9 @@ from torchvision import models
 
 from nbviz.core.layers import trace_layers
 from nbviz.core.receptive_field import Field
+from tests.rounds import rounds
 
-few = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+some = settings(max_examples=rounds(60, 150), deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 def reached(net, height, width, alone=False):
@@ -207,7 +208,7 @@ def sizes(net, height, width):
     return 0 < output[0].numel() <= 1200
 
 
-@few
+@some
 @given(chains, st.integers(8, 16), st.integers(8, 16))
 def test_the_field_of_a_chain_is_exact(modules, height, width):
     net = nn.Sequential(*modules)
@@ -215,7 +216,7 @@ def test_the_field_of_a_chain_is_exact(modules, height, width):
     check(net, height, width, exact=True)
 
 
-@few
+@some
 @given(graphs, st.integers(6, 13), st.integers(6, 13))
 def test_the_field_of_any_network_holds_all_that_is_seen(modules, height, width):
     net = nn.Sequential(*modules)

@@ -18,6 +18,7 @@ from nbviz.core.shadow import in_shadow
 from nbviz.core.state import alone, check_model, interruptible, is_compiled, lock, modules_of, uninterrupted
 from nbviz.core.trace import run
 from nbviz.methods.reconstruct import project
+from tests.rounds import rounds
 
 
 @pytest.fixture(autouse=True)
@@ -155,9 +156,9 @@ def at_step(number, act):
 
 @pytest.mark.parametrize("call", INTERRUPTED)
 def test_an_interrupt_at_any_step_leaves_no_mark(call, net, snapshot):
-    """Ctrl-C between any two instructions of nbviz, torch and the standard library, 150 of them picked at random."""
+    """Ctrl-C between any two instructions of nbviz, torch and the standard library, some of them picked at random."""
     net[2].eval()
-    traced, draw, interrupted = sys.gettrace(), random.Random(0), 0
+    traced, draw, interrupted, tried = sys.gettrace(), random.Random(0), 0, rounds(45, 150)
 
     def attempt(number):
         follow, steps = at_step(number, lambda: signal.raise_signal(signal.SIGINT))
@@ -178,16 +179,16 @@ def test_an_interrupt_at_any_step_leaves_no_mark(call, net, snapshot):
     attempt(0)
     ended, count = attempt(0)
     assert not ended
-    for _ in range(150):
+    for _ in range(tried):
         interrupted += attempt(draw.randint(1, count))[0]
-    assert interrupted > 140  # at the very last steps it comes after the call
+    assert interrupted > tried * 14 // 15  # at the very last steps it comes after the call
 
 
 def test_interrupts_at_any_moment_leave_no_mark(net, snapshot):
     draw = random.Random(0)
     x = torch.rand(1, 1, 6, 6)
     with snapshot(net):
-        for _ in range(300):
+        for _ in range(rounds(100, 300)):
             wait = draw.uniform(0, 0.004)
             killer = threading.Thread(target=lambda wait=wait: (time.sleep(wait), os.kill(os.getpid(), signal.SIGINT)))
             with pytest.raises(KeyboardInterrupt):

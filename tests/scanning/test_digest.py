@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from collections import defaultdict
@@ -11,8 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from nbviz.scanning.digest import digest
+from tests.rounds import long
 
 SCRIPT = """
 import collections, enum, functools, operator, pathlib, random, re, threading
@@ -48,15 +51,18 @@ print(*(one for one, _ in found))
 """
 
 
-def test_it_is_the_same_in_every_process_and_another_for_each_value(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    said = []
-    for seed in "12":
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seeds", ["1", pytest.param("23", marks=long)])
+def test_it_is_the_same_in_every_process_and_another_for_each_value(seeds: str, tmp_path: Path, capsys: Any) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    runpy.run_path(str(script), run_name="__main__")
+    here = capsys.readouterr().out
+    assert len(here.split()) == 29
+    for seed in seeds:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": seed}
-        call = [sys.executable, "-W", "ignore", str(tmp_path / "script.py")]
-        said.append(subprocess.run(call, env=environment, check=True, capture_output=True, text=True).stdout)
-    assert said[0] == said[1]
-    assert len(said[0].split()) == 29
+        call = [sys.executable, "-W", "ignore", str(script)]
+        assert subprocess.run(call, env=environment, check=True, capture_output=True, text=True).stdout == here
 
 
 class Pair(NamedTuple):

@@ -32,7 +32,7 @@ def found() -> ScanResult:
         "correlation": Correlation(LAYER),
         "off": Ablation(LAYER),
     }
-    dataset = TensorDataset(images[:64, None], labels[:64])
+    dataset = TensorDataset(images[:32, None], labels[:32])
     return nbviz.scan(nbviz.bundled.load("fashion"), dataset, statistics, progress=False)
 
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +99,16 @@ def test_against_the_functions(net: nn.Module, dataset: TensorDataset, expected:
 
 
 @contextmanager
-def dask() -> Iterator[Executor]:
+def dask(processes: bool = True) -> Iterator[Executor]:
     from distributed import Client, LocalCluster
 
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": processes, "dashboard_address": None}
     with LocalCluster(**options) as cluster, Client(cluster) as client, client.get_executor() as executor:
         yield executor
+
+
+def dask_here() -> AbstractContextManager[Executor]:
+    return dask(processes=False)
 
 
 @contextmanager
@@ -128,17 +132,32 @@ def threads() -> Iterator[Executor]:
         yield executor
 
 
-EXECUTORS = {"processes": processes, "threads": threads, "dask": dask, "ipyparallel": parallel}
+EXECUTORS = {
+    "processes": processes,
+    "threads": threads,
+    "dask": dask,
+    "dask in this process": dask_here,
+    "ipyparallel": parallel,
+}
 
 
 @pytest.mark.filterwarnings("ignore")  # those engines' own remarks
-@pytest.mark.parametrize("kind", ["processes", "threads", "dask", pytest.param("ipyparallel", marks=long)])
+@pytest.mark.parametrize(
+    ("kind", "shares"),
+    [
+        ("threads", [1, 2, 7, None]),
+        ("dask in this process", [7]),
+        ("processes", [None]),
+        *(pytest.param(kind, [1, 2, 7], marks=long) for kind in ("processes", "dask in this process")),
+        *(pytest.param(kind, [1, 2, 7, None], marks=long) for kind in ("dask", "ipyparallel")),
+    ],
+)
 def test_each_executor_gives_the_same(
-    kind: str, net: nn.Module, dataset: TensorDataset, expected: Any, snapshot: Any
+    kind: str, shares: list[int | None], net: nn.Module, dataset: TensorDataset, expected: Any, snapshot: Any
 ) -> None:
     # dask draws from Python's random numbers for itself
-    with EXECUTORS[kind]() as executor, nullcontext() if kind == "dask" else snapshot(net):
-        for parts in (1, 2, 7, None):
+    with EXECUTORS[kind]() as executor, nullcontext() if "dask" in kind else snapshot(net):
+        for parts in shares:
             found = nbviz.scan(net, dataset, statistics(), executor=executor, parts=parts, progress=False)
             equal(found, expected)
 
@@ -168,7 +187,7 @@ class Shuffled(Executor):
                 future.set_exception(error)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=rounds(4, 12), deadline=None)
 @given(st.sampled_from([1, 2, 3, 7, 50]), st.integers(0, 1000))
 def test_any_parts_in_any_order(net: nn.Module, dataset: Any, expected: Any, parts: int, seed: int) -> None:
     found = nbviz.scan(net, dataset, statistics(), executor=Shuffled(seed), parts=parts, progress=False)
@@ -193,6 +212,7 @@ def test_the_model_travels_once_to_a_worker_that_does_not_see_the_file(net: Any,
 
 def test_threads_of_the_workers_are_put_back(net: nn.Module, dataset: TensorDataset) -> None:
     before = torch.get_num_threads()
+    dataset = TensorDataset(*(t[:64] for t in dataset.tensors))
     nbviz.scan(net, dataset, {"top": TopK(LAYER)}, executor=Shuffled(0), threads=2, progress=False)
     assert torch.get_num_threads() == before
 
@@ -226,17 +246,22 @@ def test_a_dask_worker_killed_in_the_middle_changes_nothing(
     equal(found, expected)
 
 
-def test_a_pool_that_breaks_leaves_a_checkpoint(net: Any, dataset: Any, expected: Any, tmp_path: Path) -> None:
+def test_a_pool_says_what_its_workers_cannot_unpickle_and_leaves_a_checkpoint_when_it_breaks(
+    net: Any, dataset: Any, expected: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     """A process pool does nothing again: what is done is kept, and another pool goes on."""
     deadly, checkpoint = Deadly(dataset, str(tmp_path / "killed")), tmp_path / "scan.pt"
     options: dict[str, Any] = {"parts": 7, "progress": False, "checkpoint": checkpoint}
-    with (
-        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
-        pytest.raises(
+    main = type("Main", (nn.Sequential,), {"__module__": "__main__"})
+    monkeypatch.setattr("__main__.Main", main, raising=False)
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)  # as where it is not installed
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with pytest.raises(TypeError, match="cannot be unpickled in the executor's worker: .*[Ee]xpected "):
+            nbviz.scan(main(net), dataset, {"a": Accuracy()}, executor=pool, progress=False)
+        with pytest.raises(
             BrokenProcessPool, match="workers have died .*: they were killed, .*; with checkpoint= a scan can"
-        ),
-    ):
-        nbviz.scan(net, deadly, statistics(), executor=pool, **options)
+        ):
+            nbviz.scan(net, deadly, statistics(), executor=pool, **options)
     assert torch.load(checkpoint, weights_only=True)["pictures"] > 0
     equal(nbviz.scan(net, deadly, statistics(), **options), expected)
 
@@ -307,6 +332,7 @@ elif sys.argv[1] == "unguarded":  # in a worker, which may not
 """
 
 
+@long
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -328,6 +354,7 @@ def test_what_a_spawned_worker_cannot_have_is_said(kind: str, said: str, tmp_pat
 # Checkpoints
 
 
+@long
 def test_a_scan_killed_at_60_percent_goes_on(net: nn.Module, tmp_path: Path) -> None:
     script = tmp_path / "scan.py"
     script.write_text(
@@ -392,7 +419,7 @@ def test_a_finished_checkpoint_is_read_and_nothing_is_run(
     ["weights", "statistics", "a long value", "batches", "dataset", "pictures", "labels", "preprocess", "activation"],
 )
 def test_another_scans_checkpoint_is_refused(other: str, net: Any, dataset: Any, tmp_path: Path) -> None:
-    path = tmp_path / "scan.pt"
+    path, dataset = tmp_path / "scan.pt", TensorDataset(*(t[:64] for t in dataset.tensors))
     arguments: dict[str, Any] = {"model": net, "dataset": dataset, "statistics": {"top": TopK(LAYER)}, "batch_size": 32}
     nbviz.scan(**arguments, checkpoint=path, progress=False)
     if other == "weights":
@@ -424,7 +451,7 @@ def test_another_scans_checkpoint_is_refused(other: str, net: Any, dataset: Any,
         arguments["model"] = nbviz.bundled.load("fashion")
         arguments["model"].features[1] = nn.Tanh()
     else:
-        arguments["dataset"] = TensorDataset(*(t[:100] for t in dataset.tensors))
+        arguments["dataset"] = TensorDataset(*(t[:40] for t in dataset.tensors))
     before = path.read_bytes()
     with pytest.raises(ValueError, match="belongs to another scan: .* differs?; expected"):
         nbviz.scan(**arguments, checkpoint=path, progress=False)
@@ -477,9 +504,11 @@ FORMS: dict[str, Any] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("where", ["here", pytest.param("readers", marks=long), "executor"])
 def test_a_class_is_one_in_whichever_form(form: str, where: str, net: Any, dataset: Any) -> None:
-    (x, y), options = dataset.tensors, {"here": {}, "readers": {"workers": 1}, "executor": {"executor": Shuffled(0)}}
-    expected = nbviz.scan(net, dataset, {"a": Accuracy()}, progress=False)
-    found = nbviz.scan(net, FORMS[form](x, y), {"a": Accuracy()}, progress=False, **options[where])
+    x, y = (t[:64] for t in dataset.tensors)
+    how = {"here": {}, "readers": {"workers": 1}, "executor": {"executor": Shuffled(0)}}[where]
+    options: dict[str, Any] = {"batch_size": 16, "progress": False}
+    expected = nbviz.scan(net, TensorDataset(x, y), {"a": Accuracy()}, **options)
+    found = nbviz.scan(net, FORMS[form](x, y), {"a": Accuracy()}, **how, **options)
     equal(found, expected)
     assert found.no_class == ()
 
@@ -510,14 +539,14 @@ def test_what_is_no_class_is_counted_and_said(executor: Any, net: Any, dataset: 
 
 
 def test_names_whose_order_is_not_known_are_refused_where_they_count(net: Any, dataset: Any) -> None:
-    nameless, few = Small(10), [(one, "bag" if i % 2 else "coat") for i, one in enumerate(pictures(12))]
+    nameless, two = Small(10), [(one, "bag" if i % 2 else "coat") for i, one in enumerate(pictures(12))]
     unknown = Named(labelled(12, 10), CLOTHES, None)
     for executor in (None, Shuffled(0)):
         options: dict[str, Any] = {"progress": False, "executor": executor}
         with pytest.raises(ValueError, match="picture 0 has the label 'T-shirt', a name, and the order .*; expected "):
             nbviz.scan(nameless, unknown, {"a": Accuracy()}, **options)
         with pytest.raises(ValueError, match="the labels are 2 names and the model has 10 classes: .*; expected whole"):
-            nbviz.scan(nameless, few, {"a": Accuracy()}, **options)
+            nbviz.scan(nameless, two, {"a": Accuracy()}, **options)
     with pytest.warns(UserWarning, match="12 are a name, and the order of the classes is not known .'T-shirt', of"):
         assert nbviz.scan(nameless, unknown, {"top": TopK("0")}, progress=False).pictures == 12
     wrong = Named(dataset, CLOTHES, [*CLOTHES[:9], "boots"])

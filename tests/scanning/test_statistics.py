@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 import nbviz
 from nbviz.scanning.statistic import Batch
 from nbviz.scanning.statistics import Ablation, Accuracy, Correlation, Histogram, Moments, Sparsity, TopK
+from tests.rounds import few, rounds
 
 N, C, CLASSES = 23, 5, 6
 KINDS = {
@@ -75,7 +76,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=rounds(30, 60), deadline=None)
 @given(st.data())
 def test_merging_gives_the_same_however_the_batches_are_shared_out(
     kind: str, batches: Any, data: st.DataObject
@@ -282,11 +283,12 @@ def naive(net: nn.Module, x: Tensor, labels: Tensor, layer: str, mode: str, valu
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
-@pytest.mark.parametrize("mode", ["zero", "keep"])
-@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "mean"), few([("zero", False), ("keep", True), ("keep", False), ("zero", True)], 0, 1)
+)
 def test_ablation_of_the_bundled_network_is_the_naive_loop(mode: str, mean: bool, snapshot: Any) -> None:
     net, (images, labels) = nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()
-    x, labels, layer = images[:40, None] / 255, labels[:40], "features.8"
+    x, labels, layer = images[:20, None] / 255, labels[:20], "features.8"
     value = nbviz.feature_maps(net, x, layer).mean((0, 2, 3)) if mean else None
     with snapshot(net):
         dataset = TensorDataset(x, labels)
@@ -298,14 +300,14 @@ def test_ablation_of_the_bundled_network_is_the_naive_loop(mode: str, mean: bool
     with torch.no_grad():
         assert found.baseline == float((net(x).argmax(1) == labels).double().mean())
     assert (found.loss[found.ranking].diff() >= 0).all()
-    assert found.pictures == 40
+    assert found.pictures == 20
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5])
+@pytest.mark.parametrize("parts", few([1, 2, 5], 2))
 def test_ablation_does_not_depend_on_the_parts(parts: int) -> None:
     net, (images, labels) = nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()
-    dataset = TensorDataset(images[:90, None], labels[:90])
-    options: dict[str, Any] = {"batch_size": 16, "progress": False}
+    dataset = TensorDataset(images[:48, None], labels[:48])
+    options: dict[str, Any] = {"batch_size": 8, "progress": False}
     whole = nbviz.scan(net, dataset, {"off": Ablation("features.13")}, **options)["off"]
     with ThreadPoolExecutor(1) as executor:
         options.update(executor=executor, parts=parts)
