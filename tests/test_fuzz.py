@@ -1,7 +1,7 @@
 """Anything given to any public function is answered, or refused with an error that says what is accepted.
 
 ``make test-all`` calls each function 1,000 times, those that go through a dataset more than once less often;
-``make test`` a tenth of that. What only passes its arguments on is called in turn with what it passes them to.
+``make test`` a fortieth of that. What only passes its arguments on is called in turn with what it passes them to.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from nbviz.widgets.view import View
 from tests.rounds import TIMES, rounds
 from tests.widgets.every_widget import EVERY, make
 
-CALLS = rounds(50, 1000)
+CALLS = rounds(25, 1000)
 SECONDS = 20  # after which a call hangs
 
 #: What an error says of what would have been right: of a model or a transform that failed, how it did.

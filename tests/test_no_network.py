@@ -24,7 +24,7 @@ nbviz.bundled.pictures()
 nbviz.layers(model, images)
 nbviz.overlay(torch.zeros(2, 3, 28, 28, dtype=torch.uint8), nbviz.fuse(nbviz.feature_maps(model, images, "features.1")))
 nbviz.grid(nbviz.reconstruct(model, images, "features.4", [0])["guided"][0, 0])
-for kind in (nbviz.explore, nbviz.Explorer, nbviz.FeatureMaps, nbviz.Reconstruction):
+for kind in (nbviz.explore, nbviz.FeatureMaps, nbviz.Reconstruction):
     view = kind(model, images, layer="features.4")
     view.finish()
     view.channel = 1

@@ -25,14 +25,15 @@ def model(no_network):
 
 def test_it_is_right_on_most_of_the_bundled_pictures(model):
     images, labels = bundled.fashion_test()
-    assert accuracy(model, images[:, None] / 255, labels) >= 0.91
+    tried = rounds(300, 1_000)
+    assert accuracy(model, images[:tried, None] / 255, labels[:tried]) >= 0.91
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_it_is_right_on_93_of_100_test_pictures(model):
     images = read_idx(DATA / "t10k-images-idx3-ubyte.gz")
     labels = read_idx(DATA / "t10k-labels-idx1-ubyte.gz").long()
-    tried = rounds(2_000, 10_000)
+    tried = rounds(1_000, 10_000)
     assert accuracy(model, images[:tried, None] / 255, labels[:tried]) >= 0.93
     bundled_images, bundled_labels = bundled.fashion_test()
     assert torch.equal(bundled_images, images[:1000])

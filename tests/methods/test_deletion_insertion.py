@@ -1,5 +1,7 @@
 """Pixels deleted and inserted: by a loop."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from nbviz.methods.deletion_insertion import deletion_insertion
 from nbviz.pictures.fill import FILLS, filling
 from nbviz.pictures.preprocess import Preprocess
+from tests.rounds import few
 from tests.small import Weighted
 
 X = torch.rand(2, 3, 10, 9, generator=torch.Generator().manual_seed(0))
@@ -21,8 +24,7 @@ def tiny():
     )
 
 
-@pytest.mark.parametrize("fill", FILLS)
-@pytest.mark.parametrize("steps", [1, 7, 90])
+@pytest.mark.parametrize(("steps", "fill"), few(itertools.product([1, 7, 90], FILLS), 0, 4, 8))
 def test_deletion_and_insertion_by_a_loop(fill, steps, tiny, snapshot):
     maps = torch.randint(0, 20, (2, 10, 9)).float()  # with ties: the first of them first
     with snapshot(tiny):

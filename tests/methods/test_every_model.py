@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import nbviz
 from nbviz.core.backward import RULES
 from nbviz.errors import CompiledWarning, ModelError
+from tests.rounds import few
 
 X = torch.rand(2, 3, 24, 20, generator=torch.Generator().manual_seed(1))
 LAYER, CHANNELS = "features.6", [4, 0]
@@ -31,12 +32,16 @@ class Network(nn.Module):
         return self.head(self.features(x).mean((2, 3)))
 
 
-@pytest.fixture
-def net():
+def plain():
     torch.manual_seed(3)
     net = Network().eval()
     net.features[1].running_mean.normal_()
     return net
+
+
+@pytest.fixture
+def net():
+    return plain()
 
 
 def answers(model, x, layer=LAYER, seed="max", **options):
@@ -67,6 +72,22 @@ def explored(model, x, layer=LAYER, channel=4, **options):
     return found
 
 
+@pytest.fixture(scope="module")
+def expected():
+    return answers(plain(), X)
+
+
+@pytest.fixture(scope="module")
+def expected_of_maps():
+    """The strongest position is another where values are rounded."""
+    return answers(plain(), X, seed="map")
+
+
+@pytest.fixture(scope="module")
+def seen():
+    return explored(plain(), X)
+
+
 # Modes and flags. Each changes the model or the surroundings, and may give what surrounds the calls.
 
 HERE = {
@@ -81,8 +102,7 @@ HERE = {
 
 
 @pytest.mark.parametrize("how", HERE)
-def test_modes_and_flags(how, net, snapshot):
-    expected, seen = answers(net, X), explored(net, X)
+def test_modes_and_flags(how, net, expected, seen, snapshot):
     around = HERE[how](net)
     x = X.to(memory_format=torch.channels_last) if how == "channels last" else X
     with around or warnings.catch_warnings(), snapshot(net):
@@ -90,8 +110,7 @@ def test_modes_and_flags(how, net, snapshot):
         assert explored(net, x) == seen
 
 
-def test_weights_made_in_inference_mode(net, snapshot):
-    expected, seen = answers(net, X), explored(net, X)
+def test_weights_made_in_inference_mode(net, expected, seen, snapshot):
     with torch.inference_mode():
         model = copy.deepcopy(net)
     assert all(p.is_inference() for p in model.parameters())
@@ -102,20 +121,18 @@ def test_weights_made_in_inference_mode(net, snapshot):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_precisions(dtype, net, snapshot):
-    expected = answers(net, X, seed="map")  # the strongest position is another where values are rounded
+def test_precisions(dtype, net, expected_of_maps, snapshot):
     model = copy.deepcopy(net).to(dtype)
     with snapshot(model):
         found = answers(model, X, seed="map")
         explored(model, X)
     assert {maps.dtype for maps in found.values()} == {dtype}
-    same(found, expected, {torch.float16: 0.01, torch.bfloat16: 0.1, torch.float64: 1e-5}[dtype])
+    same(found, expected_of_maps, {torch.float16: 0.01, torch.bfloat16: 0.1, torch.float64: 1e-5}[dtype])
 
 
-def test_autocast(net, snapshot):
-    expected = answers(net, X, seed="map")
+def test_autocast(net, expected_of_maps, snapshot):
     with snapshot(net), torch.autocast("cpu", torch.bfloat16):
-        same(answers(net, X, seed="map"), expected, 0.1)
+        same(answers(net, X, seed="map"), expected_of_maps, 0.1)
         explored(net, X)
 
 
@@ -213,12 +230,11 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("how", WRAPPED)
+@pytest.mark.parametrize("how", few(WRAPPED, 1, 2, 3, 4, 5, 6))
 @pytest.mark.filterwarnings(
     "ignore::nbviz.errors.CompiledWarning", "ignore:The .grad attribute"
 )  # the second is torch's own
-def test_wrappings(how, net, snapshot):
-    expected, seen = answers(net, X), explored(net, X)
+def test_wrappings(how, net, expected, seen, snapshot):
     wrap, layer = WRAPPED[how]
     model = wrap(copy.deepcopy(net))
     before = model(X)
@@ -336,15 +352,15 @@ FEEDS = {
 
 
 @pytest.mark.parametrize("feed", FEEDS)
-def test_a_model_of_several_inputs(feed, net, snapshot):
+def test_a_model_of_several_inputs(feed, net, expected, seen, snapshot):
     model, feed = Several(net), FEEDS[feed]
     with snapshot(model):
-        same(answers(model, X, inputs=feed), answers(net, X))
-        assert explored(model, X, inputs=feed)[:2] == explored(net, X)[:2]
+        same(answers(model, X, inputs=feed), expected)
+        assert explored(model, X, inputs=feed)[:2] == seen[:2]
         assert len(nbviz.layers(model, X, inputs=feed)) == len(nbviz.layers(net, X))
 
 
-def test_a_tuple_of_inputs_and_a_list_as_one(net):
+def test_a_tuple_of_inputs_and_a_list_as_one(net, expected):
     class Pair(Network):
         def forward(self, x, weight):
             return super().forward(x) * weight
@@ -354,7 +370,6 @@ def test_a_tuple_of_inputs_and_a_list_as_one(net):
             assert isinstance(pictures, list)
             return super().forward(torch.stack(pictures))
 
-    expected = answers(net, X)
     same(answers(as_a(Pair)(net), X, inputs=lambda x: (x, 1.0)), expected)
     same(answers(as_a(Listed)(net), X, inputs=list), expected)
 
@@ -377,8 +392,8 @@ OUTPUTS = {
 }
 
 
-@pytest.mark.parametrize("how", OUTPUTS)
-def test_where_the_scores_are(how, net, snapshot):
+@pytest.mark.parametrize("how", few(OUTPUTS, 1, 2, 3, 4))
+def test_where_the_scores_are(how, net, expected, seen, snapshot):
     pack, pick = OUTPUTS[how]
 
     class Packed(Network):
@@ -386,14 +401,13 @@ def test_where_the_scores_are(how, net, snapshot):
             return pack(super().forward(x), x)
 
     model = as_a(Packed)(net)
-    expected = answers(net, X)
     with snapshot(model):
         found = nbviz.reconstruct(model, X, target=[1, 4], output=pick)
         same(
             {f"class {rule}": maps for rule, maps in found.items()}, {k: v for k, v in expected.items() if "class" in k}
         )
         same({"cam": nbviz.grad_cam(model, X, LAYER, [1, 4], raw=True, output=pick)}, {"cam": expected["cam"]})
-        assert explored(model, X, output=pick)[-1] == explored(net, X)[-1]
+        assert explored(model, X, output=pick)[-1] == seen[-1]
 
 
 def test_where_the_scores_are_not(net):

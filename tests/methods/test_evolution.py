@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import nbviz
 from nbviz.errors import ModelError
 from nbviz.methods.evolution import CheckpointResult
+from tests.rounds import few
 
 State = dict[str, Tensor]
 
@@ -96,8 +98,11 @@ SAVED: dict[str, Callable[[State, Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SAVED)
-@pytest.mark.parametrize("how", ["str", "Path", "dict"])
+# Of these every kind once
+FILES = itertools.product(["str", "Path", "dict"], SAVED)
+
+
+@pytest.mark.parametrize(("how", "kind"), few(FILES, *range(0, 24, 3)))
 def test_files_of_every_kind(
     kind: str, how: str, tmp_path: Path, model: nn.Module, states: list[State], pictures: Tensor
 ) -> None:

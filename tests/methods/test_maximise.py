@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from nbviz.errors import ModelError
 from nbviz.methods import maximise as its_module
 from nbviz.methods.maximise import Growing
 from nbviz.results import MaximiseResult
-from tests.rounds import long
+from tests.rounds import TIMES, few, long
 
 
 @pytest.fixture(scope="module")
@@ -42,27 +43,24 @@ def answers(net: nn.Module, inputs: Tensor, layer: str | None, neuron: bool = Fa
     return maps[..., maps.shape[2] // 2, maps.shape[3] // 2] if neuron else maps.mean((2, 3))
 
 
-def long_row(*row: Any) -> Any:
-    return pytest.param(*row, marks=long)
-
-
 # Layer, channels or classes, objective
 GROWN = [
     *(("features.8", [1, 3], "channel"), ("features.13", [0, 6], "neuron"), (None, [1, 6], "channel")),
-    *(long_row("features.3", [4, 5, 6], "channel"), long_row("features.8", [1, 3, 12], "channel")),
-    *(long_row("features.8", [0, 2, 4], "neuron"), long_row("features.10", [0, 3], "channel")),
-    *(long_row("features.13", [0, 4], "channel"), long_row(None, [1, 3, 6], "channel")),
+    *(("features.3", [4, 5, 6], "channel"), ("features.8", [1, 3, 12], "channel")),
+    *(("features.8", [0, 2, 4], "neuron"), ("features.10", [0, 3], "channel")),
+    *(("features.13", [0, 4], "channel"), (None, [1, 3, 6], "channel")),
 ]
 
 
-@pytest.mark.parametrize(("layer", "channels", "kind"), GROWN)
+@pytest.mark.parametrize(("layer", "channels", "kind"), few(GROWN))
 def test_it_answers_more_than_to_any_of_a_thousand_real_pictures(
     layer: str | None, channels: list[int], kind: str, fashion: nn.Module
 ) -> None:
     which: Any = {"target": channels} if layer is None else {"layer": layer, "channels": channels}
-    found = nbviz.maximise(fashion, **which, objective=kind, steps=128)
+    steps = 128 if TIMES else 64
+    found = nbviz.maximise(fashion, **which, objective=kind, steps=steps)
     images = nbviz.bundled.fashion_test()[0][:, None] / 255
-    assert (found.channels, found.step) == (tuple(channels), 128)
+    assert (found.channels, found.step) == (tuple(channels), steps)
     real = answers(fashion, images, layer, kind == "neuron").amax(0)[channels]
     crossed = answers(fashion, found.inputs, layer, kind == "neuron")[:, channels]
     assert crossed.argmax(0).tolist() == list(range(len(channels)))  # each picture is for its own
@@ -220,17 +218,19 @@ class Rectify(nn.Module):
         return self.how(x)
 
 
-@pytest.mark.parametrize("kind", ["channel", "neuron"])
-@pytest.mark.parametrize("rectifier", RECTIFIERS)
-def test_a_channel_that_is_shut_on_the_noise_grows(rectifier: str, kind: str) -> None:
-    """With the layer's rectifier alone, and with those below it."""
-    for below in (0.03, -0.03):
-        net = Shut(RECTIFIERS[rectifier], below)
-        found = nbviz.maximise(net, "act", [0, 1], objective=kind, steps=64, size=12)
-        assert found.start.tolist() == [0, 0]
-        assert (found.values > 0.1).all(), below
+# With the layer's rectifier alone, and with those below it
+SHUT = itertools.product(RECTIFIERS, ["channel", "neuron"], [0.03, -0.03])
 
 
+@pytest.mark.parametrize(("rectifier", "kind", "below"), few(SHUT, 0, 3, 13, 22, 27, 28))
+def test_a_channel_that_is_shut_on_the_noise_grows(rectifier: str, kind: str, below: float) -> None:
+    net = Shut(RECTIFIERS[rectifier], below)
+    found = nbviz.maximise(net, "act", [0, 1], objective=kind, steps=64, size=12)
+    assert found.start.tolist() == [0, 0]
+    assert (found.values > 0.1).all()
+
+
+@long
 def test_a_channel_that_is_shut_in_most_places_wakes_there_too(fashion: nn.Module) -> None:
     """At a corner, the padding opens it."""
     found = nbviz.maximise(fashion, "features.3", 1, steps=256)
@@ -291,10 +291,10 @@ def test_what_the_model_does_in_training_and_its_gradients_are_left_alone(snapsh
     for name, parameter in net.named_parameters():
         parameter.requires_grad_("bn" not in name)
     with snapshot(net):
-        found = nbviz.maximise(net, "layer1", [5, 0], steps=60, size=40)
-        scores = nbviz.maximise(net, target=[6], steps=3, size=33)
-    assert found.pictures.shape == found.inputs.shape == (2, 3, 40, 40)
-    assert scores.pictures.shape == (1, 3, 33, 33)
+        found = nbviz.maximise(net, "layer1", [5, 0], steps=30, size=33)
+        scores = nbviz.maximise(net, target=[6], steps=2, size=32)
+    assert found.pictures.shape == found.inputs.shape == (2, 3, 33, 33)
+    assert scores.pictures.shape == (1, 3, 32, 32)
     assert 0 <= found.pictures.min() < found.pictures.max() <= 1
     preset = models.ResNet18_Weights.DEFAULT.transforms()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preset.mean, preset.std))
@@ -354,10 +354,10 @@ def test_watch_is_called_about_twice_a_second_with_what_has_grown(monkeypatch: A
     monkeypatch.setattr(its_module.time, "monotonic", lambda: clock[0])
     net, seen = small(), []
     net.register_forward_hook(lambda *_: clock.__setitem__(0, clock[0] + 0.125))  # so long a pass takes
-    result = nbviz.maximise(net, target=[0, 2], steps=30, watch=seen.append)
-    assert [found.step for found in seen] == [5, 10, 15, 20, 25, 30]
-    plain = [nbviz.maximise(net, target=[0, 2], steps=steps) for steps in (5, 20, 30)]
-    for found, expected in zip([seen[0], seen[3], result], plain, strict=True):
+    result = nbviz.maximise(net, target=[0, 2], steps=15, watch=seen.append)
+    assert [found.step for found in seen] == [5, 10, 15]
+    plain = [nbviz.maximise(net, target=[0, 2], steps=steps) for steps in (5, 10, 15)]
+    for found, expected in zip([*seen[:2], result], plain, strict=True):
         for field in ("pictures", "inputs", "values", "start"):
             assert torch.equal(getattr(found, field), getattr(expected, field))
 
@@ -371,9 +371,9 @@ def test_before_each_step_all_pictures_are_moved_a_little(monkeypatch: Any) -> N
 
     real = its_module.warp
     monkeypatch.setattr(its_module, "warp", warp)
-    nbviz.maximise(small(sides=(48, 32)), "4", 0, steps=200)
+    nbviz.maximise(small(sides=(48, 32)), "0", 0, steps=120)
     down, across, scale, angle, padding = zip(*moves, strict=True)
-    assert len(moves) == 200
+    assert len(moves) == 120
     assert set(padding) == {"reflection"}
     assert set(down) == set(range(-3, 4))
     assert set(across) == set(range(-2, 3))
@@ -387,7 +387,7 @@ def test_robust_pictures_hang_less_on_single_pixels(fashion: nn.Module) -> None:
     """Turned a little, they keep more of what they raise."""
     kept = []
     for robust in (True, False):
-        found = nbviz.maximise(fashion, "features.13", [0, 1], steps=64, robust=robust)
+        found = nbviz.maximise(fashion, "features.13", [0, 1], steps=24, robust=robust)
         turned = torch.cat(
             [rotate(found.inputs, angle, InterpolationMode.BILINEAR) for angle in (-6.0, -3.0, 3.0, 6.0)]
         )

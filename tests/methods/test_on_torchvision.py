@@ -12,6 +12,7 @@ import nbviz
 from nbviz.core.backward import RULES
 from nbviz.core.trace import run
 from nbviz.methods.reconstruct import project
+from tests.rounds import few
 
 # Builder, size of the picture, a layer, and how many rectifiers lie on the way to the output.
 NETWORKS = {
@@ -33,7 +34,10 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+CASES = [(name, rule) for name in NETWORKS for rule in RULES]
+
+
+@pytest.fixture(scope="module")
 def case(request):
     build, side, layer, count = NETWORKS[request.param]
     torch.manual_seed(0)
@@ -49,7 +53,7 @@ def case(request):
     return net, torch.randn(1, 3, side, side), layer, count
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("case", "rule"), few(CASES, 4, 9), indirect=["case"])
 def test_a_layers_channel_follows_the_rule(rule, case, by_hand, strongest, close, snapshot):
     net, x, layer, _ = case
     with snapshot(net):
@@ -60,7 +64,7 @@ def test_a_layers_channel_follows_the_rule(rule, case, by_hand, strongest, close
     net.train()
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("case", "rule"), few(CASES, 5, 10, 12), indirect=["case"])
 def test_a_class_follows_the_rule_and_meets_every_rectifier(rule, case, by_hand, close, snapshot):
     net, x, _, count = case
     with snapshot(net):
@@ -75,6 +79,7 @@ def test_a_class_follows_the_rule_and_meets_every_rectifier(rule, case, by_hand,
     assert calls == count
 
 
+@pytest.mark.parametrize("case", few(NETWORKS, 3), indirect=True)
 def test_the_rules_differ(case):
     net, x, layer, _ = case
     maps = nbviz.reconstruct(net, x, layer, [0])

@@ -38,7 +38,7 @@ def test_it_is_checked_in_one_order(net: nn.Module) -> None:
 
 def test_of_a_compiled_model_it_has_the_eager_one(net: nn.Module) -> None:
     with pytest.warns(CompiledWarning):
-        assert Subject.of(torch.compile(net), X).model is net
+        assert Subject.of(torch.compile(net, backend="eager"), X).model is net
 
 
 def test_only_pictures_where_they_are_required() -> None:

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 import nbviz
 from nbviz.errors import PictureError
 from nbviz.pictures.preprocess import Preprocess, find_preprocess, input_shape
+from tests.rounds import long
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,12 @@ TORCHVISION = {
 }
 
 
-@pytest.fixture(scope="module", params=TORCHVISION)
+LARGE = "vit_b_16", "resnet50", "mobilenet_v3_large"  # each has a smaller one of its kind beside it
+BUILT = [pytest.param(name, marks=long) if name in LARGE else name for name in TORCHVISION]
+TIMM = ["test_resnet", "test_efficientnet", "test_vit"]
+
+
+@pytest.fixture(scope="module", params=BUILT)
 def from_torchvision(request):
     build, weights = TORCHVISION[request.param]
     return build(), weights
@@ -79,8 +85,15 @@ def test_labels_are_not_given_to_another_head(photo):
     assert torch.equal(found(photo), models.SqueezeNet1_1_Weights.DEFAULT.transforms()(photo))
 
 
-@pytest.fixture(scope="module", params=["test_resnet", "test_efficientnet", "test_vit"])
+@pytest.fixture(scope="module", params=TIMM)
 def from_timm(request):
+    return timm.create_model(request.param, pretrained=False)
+
+
+@pytest.fixture(scope="module", params=[*BUILT, *TIMM])
+def from_either(request):
+    if request.param in TORCHVISION:
+        return TORCHVISION[request.param][0]()
     return timm.create_model(request.param, pretrained=False)
 
 
@@ -129,15 +142,14 @@ def test_a_model_that_only_looks_like_timms(monkeypatch):
     assert find_preprocess(net).source.startswith("none known")
 
 
-def test_nothing_is_downloaded(from_timm, from_torchvision, photo, monkeypatch):
+def test_nothing_is_downloaded(from_either, photo, monkeypatch):
     import socket
 
     def refuse(*_):
         raise OSError("no network in this test")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    for net in (from_timm, from_torchvision[0]):
-        nbviz.load(net, photo)
+    nbviz.load(from_either, photo)
 
 
 # A model of one's own
@@ -338,7 +350,6 @@ def test_a_random_one_draws_from_nobodys_numbers(photo, snapshot):
     assert torch.equal(first, second)
 
 
-def test_finding_leaves_the_model_as_it_was(from_torchvision, from_timm, photo, snapshot):
-    for net in (from_torchvision[0], from_timm):
-        with snapshot(net):
-            nbviz.load(net, photo)
+def test_finding_leaves_the_model_as_it_was(from_either, photo, snapshot):
+    with snapshot(from_either):
+        nbviz.load(from_either, photo)

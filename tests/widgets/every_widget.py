@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from torch import Tensor, nn
 
 import nbviz
 from nbviz.widgets.base import Pulled
+from tests.rounds import few, long
 from tests.small import labelled
 
 
@@ -71,6 +74,23 @@ EVERY: dict[str, Row] = {
         ("top_patches.tiled", "views.encode"),
     ),
 }
+
+
+#: The widgets of most parts, of two models and of a long run: with which ``make test`` tries what costs or says less.
+TELLING = ("Compare", "Explorer", "Occlusion")
+
+every = pytest.mark.parametrize("name", EVERY)
+telling = pytest.mark.parametrize("name", few(EVERY, *map(list(EVERY).index, TELLING)))
+
+
+def every_with(argument: str, variants: Mapping[str, Any], *throughout: str) -> pytest.MarkDecorator:
+    """Each widget with each variant; ``make test`` tries all widgets ``throughout`` these, with the others TELLING."""
+    rows = [
+        pytest.param(name, value, id=f"{name}-{key}", marks=() if key in throughout or name in TELLING else long)
+        for key, value in variants.items()
+        for name in EVERY
+    ]
+    return pytest.mark.parametrize(("name", argument), rows)
 
 
 def make(name: str, model: nn.Module, images: Any, **given: Any) -> Pulled:

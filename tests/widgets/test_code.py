@@ -15,8 +15,9 @@ import nbviz
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.controls import Choice, Control, Index, Number, Whole, value_for
 from nbviz.widgets.explorer import VIEWS
+from tests.rounds import few, long
 from tests.small import Small
-from tests.widgets.every_widget import EVERY, make
+from tests.widgets.every_widget import EVERY, every_with, make
 
 LABELS = ["ant", "bee", "cat", "dog"]
 
@@ -96,13 +97,19 @@ def check(view: Pulled, own: dict[str, Any]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::nbviz.errors.NoRectifierWarning")
-@pytest.mark.parametrize("given", [(), OBJECTS])
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", few(EVERY, list(EVERY).index("Explorer")))
+def test_the_code_of_a_widget_that_was_left_alone_gives_the_same_view(name: str) -> None:
+    own = names()
+    view = made(name, own, ())
+    check(view, own)
+    view.close()
+
+
+@pytest.mark.filterwarnings("ignore::nbviz.errors.NoRectifierWarning")
+@every_with("given", {"alone": (), "with options": OBJECTS}, "alone")
 def test_the_copied_code_gives_the_same_view_whatever_was_moved(name: str, given: tuple[str, ...]) -> None:
     own = names()
     view = made(name, own, given)
-    if not given:
-        check(view, own)
     for control_name, control in view._controls.items():
         if control_name == "view":
             continue
@@ -120,7 +127,7 @@ def test_the_copied_code_gives_the_same_view_whatever_was_moved(name: str, given
 
 
 @pytest.mark.filterwarnings("ignore::nbviz.errors.NoRectifierWarning")
-@pytest.mark.parametrize("given", [(), OBJECTS])
+@pytest.mark.parametrize("given", [(), pytest.param(OBJECTS, marks=long)])
 def test_so_does_that_of_each_tab_of_the_explorer(given: tuple[str, ...]) -> None:
     own = names()
     explorer = nbviz.explore(own["model"], own["images"], "2", **{key: own[key] for key in given})

@@ -19,6 +19,7 @@ from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.methods.compare import CompareResult
 from nbviz.widgets.views import ChannelGrid
+from tests.rounds import few
 from tests.small import Small, labelled, pictures
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
@@ -265,7 +266,9 @@ def test_signals_and_volumes_are_refused(sides: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("layer_a", "9"), ("layer_b", "8"), ("layer_b", None), ("picture", 3), ("picture", "1"), ("layer_a", 2)],
+    few(
+        [("layer_a", "9"), ("layer_b", "8"), ("layer_b", None), ("picture", 3), ("picture", "1"), ("layer_a", 2)], 1, 4
+    ),
 )
 def test_a_bad_value_is_refused_and_nothing_changes(
     name: str, value: Any, models: tuple[Small, Small], images: Tensor

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import nbviz
+from tests.rounds import few
 from tests.small import Ran, Small, pictures
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
@@ -132,7 +133,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("boxes", "message"), BAD)
+@pytest.mark.parametrize(("boxes", "message"), few(BAD, 0, 3))
 def test_boxes_out_of_the_picture_are_refused_and_nothing_changes(
     boxes: Any, message: str, net: Small, images: Tensor
 ) -> None:

@@ -15,6 +15,7 @@ from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import quantise
 from nbviz.widgets.class_activation import NAMES
 from nbviz.widgets.explorer import VIEWS
+from tests.rounds import few
 from tests.small import Weighted
 
 
@@ -31,7 +32,7 @@ def images() -> Tensor:
 KINDS = (nbviz.ClassActivation, nbviz.Occlusion, nbviz.Regions, nbviz.Sanity)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, 2))
 def test_the_model_is_as_it_was_and_a_figure_shows_something(
     kind: Any, model: nn.Module, images: Tensor, snapshot: Any
 ) -> None:

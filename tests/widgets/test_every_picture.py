@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from nbviz.core.backward import RULES
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.widgets.layer_widget import LayerWidget
+from tests.rounds import few, long
 
 WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
 
@@ -65,8 +67,7 @@ def test_a_signals_maps_are_sent_as_curves(signals: Any) -> None:
     assert tiles(view).shape == (9, 1, 9, 2)
 
 
-@pytest.mark.parametrize("kind", WIDGETS)
-@pytest.mark.parametrize("how", ["l2", "pca"])
+@pytest.mark.parametrize(("kind", "how"), few(product(WIDGETS, ["l2", "pca"]), 0, 2, 5))
 def test_a_signals_figure(kind: Any, how: str, signals: Any) -> None:
     view = kind(*signals, layer="1", **({} if kind is nbviz.Reconstruction else {"how": how}))
     figure = view.figure()
@@ -187,8 +188,10 @@ def test_pictures_in_colour_offer_no_bands() -> None:
 # Sizes
 
 
-@pytest.mark.parametrize("kind", WIDGETS)
-@pytest.mark.parametrize("sides", [(1, 1), (1, 7), (7, 1), (2, 3), (3, 200), (211, 5)])
+@pytest.mark.parametrize(
+    ("kind", "sides"),
+    few(product(WIDGETS, [(1, 1), (1, 7), (7, 1), (2, 3), (3, 200), (211, 5)]), 3, 7, 11, 12, 14, 16),
+)
 def test_pictures_of_every_shape(kind: Any, sides: tuple[int, int]) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()).eval()
     view = finished(kind(net, torch.rand(2, 3, *sides)))
@@ -201,7 +204,7 @@ def test_pictures_of_every_shape(kind: Any, sides: tuple[int, int]) -> None:
     view.close()
 
 
-@pytest.mark.parametrize("sides", [(4096, 4096), (2500, 60)])
+@pytest.mark.parametrize("sides", [pytest.param((4096, 4096), marks=long), (2500, 60)])
 def test_large_pictures_are_sent_as_large_as_a_page_shows_them(sides: tuple[int, int]) -> None:
     net = nn.Sequential(nn.Conv2d(3, 2, 5, stride=4), nn.ReLU(), nn.Conv2d(2, 3, 3, stride=2), nn.ReLU()).eval()
     x = torch.rand(1, 3, *sides)

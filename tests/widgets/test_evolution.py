@@ -224,7 +224,7 @@ def test_nothing_runs_the_model(net: Small, images: Tensor, monkeypatch: pytest.
             TypeError,
             "layer None; expected both, or a list of nbviz.results.CheckpointResult as checkpoints",
         ),
-        ({"images": None}, TypeError, "images is None and layer '2'; expected both"),
+        ({"images": None}, TypeError, "no images; expected images= and layer="),
         ({"layer": "9"}, ValueError, "no layer '9'"),
         ({"layer": "8"}, ValueError, "expected feature maps"),
         ({"channels": [5]}, ValueError, "no channel 5: there are 5"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from nbviz.core.state import lock
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.widgets.layer_widget import LayerWidget
+from tests.rounds import few, rounds
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
 LAYER_WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
@@ -82,8 +84,10 @@ def in_a_rule(net: nn.Sequential, patch: pytest.MonkeyPatch, fail: Callable[...,
     patch.setattr(BackwardRule, "__torch_dispatch__", fail)
 
 
-@pytest.mark.parametrize("tiled", ["activation", "guided"])
-@pytest.mark.parametrize("where", [in_forward, in_a_hook, in_a_backward_hook, in_a_rule])
+@pytest.mark.parametrize(
+    ("where", "tiled"),
+    few(product([in_forward, in_a_hook, in_a_backward_hook, in_a_rule], ["activation", "guided"]), 0, 3, 5, 7),
+)
 def test_an_error_leaves_no_mark_and_the_widget_says_so_and_goes_on(
     where: Callable[..., None], tiled: str, net: nn.Sequential, images: Tensor, snapshot: Snapshot
 ) -> None:
@@ -109,7 +113,7 @@ def test_an_error_leaves_no_mark_and_the_widget_says_so_and_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("kind", "tiled"), [(kind, "activation") for kind in LAYER_WIDGETS] + [(nbviz.Explorer, "guided")]
+    ("kind", "tiled"), few([(kind, "activation") for kind in LAYER_WIDGETS] + [(nbviz.Explorer, "guided")], 0, 1, 3)
 )
 def test_an_interrupt_in_any_chunk_leaves_no_mark_and_the_rest_to_be_drawn(
     kind: Any, tiled: str, net: nn.Sequential, images: Tensor, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
@@ -176,7 +180,7 @@ def test_a_widget_closed_while_it_renders_ends(net: nn.Sequential, images: Tenso
         goes_on(view)
 
 
-@pytest.mark.parametrize("part", ["trace", "grid", "fused", "first", "channel", "predictions", "rest"])
+@pytest.mark.parametrize("part", few(["trace", "grid", "fused", "first", "channel", "predictions", "rest"], 0, 1, 4))
 def test_a_widget_that_an_observer_closes_in_any_chunk_ends(
     part: str, net: nn.Sequential, images: Tensor, snapshot: Snapshot
 ) -> None:
@@ -208,7 +212,7 @@ def test_two_widgets_on_one_model_from_two_threads(net: nn.Sequential, images: T
 
     def move(view: LayerWidget) -> None:
         try:
-            for number in range(12):
+            for number in range(rounds(6, 12)):
                 view.picture, view.seed = number % 3, ("max", "map", "unit")[number % 3]
                 if number % 2:
                     view.finish()
@@ -272,7 +276,7 @@ def test_a_cell_that_trains_the_model_while_its_widgets_are_open(net: nn.Sequent
 def test_tiles_that_memory_does_not_suffice_for_come_in_smaller_lots(
     images: Tensor, monkeypatch: pytest.MonkeyPatch, snapshot: Snapshot
 ) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 150, 3), nn.ReLU())
+    net = nn.Sequential(nn.Conv2d(3, 70, 3), nn.ReLU())
     whole = nbviz.Explorer(net, images, layer="1", tiles="guided")
     whole.finish()
     view = nbviz.Explorer(net, images, layer="1", channel=0)
@@ -353,7 +357,7 @@ def test_a_figure_of_reconstructions_of_which_none_was_drawn_is_of_the_picture(
     assert view.figure().axes
 
 
-@pytest.mark.parametrize("value", [0, -5, "large", None])
+@pytest.mark.parametrize("value", few([0, -5, "large", None], 0, 2))
 def test_a_bad_size_of_tiles_is_refused(value: Any, net: nn.Sequential, images: Tensor) -> None:
     view = nbviz.Explorer(net, images, layer="6")
     with pytest.raises(t.TraitError, match="side"):

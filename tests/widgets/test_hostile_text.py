@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import nbviz
 from nbviz.core.errors import line, shown
 from nbviz.errors import ModelError
+from tests.rounds import few
 
 TEXTS = {
     "script": "<script>alert(1)</script><img src=x onerror=alert(2)>",
@@ -32,7 +33,12 @@ TEXTS = {
     "letters without a glyph": "\U0001f408 ネコ قط",
     "long": "x" * 100_000,
 }
-every_text = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+
+
+def texts_of_which(*kinds: str) -> pytest.MarkDecorator:
+    """All; ``make test`` tries these."""
+    rows = [pytest.param(text, id=kind) for kind, text in TEXTS.items()]
+    return pytest.mark.parametrize("text", few(rows, *map(list(TEXTS).index, kinds)))
 
 
 class Net(nn.Module):
@@ -71,7 +77,7 @@ def check(view: Any, most: int = 20_000) -> list[str]:
     return sent
 
 
-@every_text
+@texts_of_which("long")
 def test_any_layer_name(text: str, tmp_path: Path) -> None:
     net = Net(text.replace(".", "·") or "a")
     layers = nbviz.layers(net, torch.rand(1, 8, 8))
@@ -95,7 +101,7 @@ def test_any_layer_name(text: str, tmp_path: Path) -> None:
     assert time.monotonic() - start < 10
 
 
-@every_text
+@texts_of_which("letters without a glyph")
 def test_any_label_and_class_name(text: str) -> None:
     try:
         kind = type(text or "a", (Net,), {})
@@ -111,7 +117,7 @@ def test_any_label_and_class_name(text: str) -> None:
     assert max(map(len, messages(other))) < 20_000
 
 
-@every_text
+@texts_of_which("half", "escape", "long")
 def test_any_text_in_an_error_of_the_model(text: str) -> None:
     net = Net("layer")
     view = nbviz.Explorer(net, torch.rand(1, 8, 8))
@@ -131,7 +137,7 @@ def test_any_text_in_an_error_of_the_model(text: str) -> None:
     assert max(len(text.encode()) for text in messages(view)) < 20_000
 
 
-@every_text
+@texts_of_which("half", "escape", "long")
 def test_any_text_in_another_error(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     view = nbviz.Explorer(Net("layer"), torch.rand(1, 8, 8))
     view.finish()

@@ -17,6 +17,7 @@ import nbviz
 from nbviz.imaging.encode import decode
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.widgets.views import ChannelGrid
+from tests.rounds import few
 from tests.small import Ran, Small
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
@@ -120,15 +121,18 @@ def test_the_picked_kernel_alone_is_drawn_anew(net: Small) -> None:
 
 @pytest.mark.parametrize(
     ("layer", "shape"),
-    [
-        (nn.Conv2d(4, 6, (3, 5), groups=2), (6, 2, 3, 5)),
-        (nn.Conv2d(4, 4, 3, groups=4), (4, 1, 3, 3)),
-        (nn.ConvTranspose2d(4, 6, 3, groups=2), (6, 2, 3, 3)),
-        (nn.Conv1d(4, 6, 5), (6, 4, 1, 5)),
-        (nn.Conv3d(3, 2, (2, 3, 4)), (2, 3, 3, 8)),  # the slices side by side
-        (nn.Conv2d(3, 1, 40), (1, 3, 40, 40)),
-        (nn.Conv2d(4, 2, 3).to(torch.bfloat16), (2, 4, 3, 3)),
-    ],
+    few(
+        [
+            (nn.Conv2d(4, 6, (3, 5), groups=2), (6, 2, 3, 5)),
+            (nn.Conv2d(4, 4, 3, groups=4), (4, 1, 3, 3)),
+            (nn.ConvTranspose2d(4, 6, 3, groups=2), (6, 2, 3, 3)),
+            (nn.Conv1d(4, 6, 5), (6, 4, 1, 5)),
+            (nn.Conv3d(3, 2, (2, 3, 4)), (2, 3, 3, 8)),  # the slices side by side
+            (nn.Conv2d(3, 1, 40), (1, 3, 40, 40)),
+            (nn.Conv2d(4, 2, 3).to(torch.bfloat16), (2, 4, 3, 3)),
+        ],
+        *(2, 4, 6),
+    ),
 )
 def test_convolutions_of_every_kind(layer: Any, shape: tuple[int, ...]) -> None:
     net = nn.Sequential(nn.Identity(), layer)
@@ -223,7 +227,9 @@ def test_what_is_refused_leaves_no_widget(
     assert set(registry._instances) == widgets
 
 
-@pytest.mark.parametrize(("name", "value"), [("layer", "1"), ("layer", None), ("channel", 5), ("channel", None)])
+@pytest.mark.parametrize(
+    ("name", "value"), few([("layer", "1"), ("layer", None), ("channel", 5), ("channel", None)], 0, 3)
+)
 def test_a_bad_value_is_refused_and_nothing_changes(name: str, value: Any, net: Small) -> None:
     view = nbviz.Kernels(net, channel=2)
     with pytest.raises((ValueError, TypeError, t.TraitError)):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import nbviz
 from nbviz.imaging.encode import decode
 from nbviz.results import MaximiseResult
+from tests.rounds import few
 from tests.small import Ran, Small
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
@@ -53,12 +54,15 @@ def check(view: nbviz.Maximise, found: MaximiseResult, names: list[str]) -> None
 
 @pytest.mark.parametrize(
     ("given", "names"),
-    [
-        ({"layer": "2", "channels": [3, 0, 3]}, ["#3", "#0", "#3"]),
-        ({"layer": "5", "channels": 1, "objective": "neuron"}, ["#1"]),
-        ({"target": [2, 0]}, ["class 2", "class 0"]),
-        ({"layer": "8", "channels": [1]}, ["#1"]),
-    ],
+    few(
+        [
+            ({"layer": "2", "channels": [3, 0, 3]}, ["#3", "#0", "#3"]),
+            ({"layer": "5", "channels": 1, "objective": "neuron"}, ["#1"]),
+            ({"target": [2, 0]}, ["class 2", "class 0"]),
+            ({"layer": "8", "channels": [1]}, ["#1"]),
+        ],
+        *(0, 2),
+    ),
 )
 def test_more_steps_go_on_from_where_it_was(
     given: dict[str, Any], names: list[str], net: Small, snapshot: Snapshot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 import nbviz
 from nbviz.core.shadow import shadow_of
 from tests.core.test_weights import convolutional, train
-from tests.rounds import rounds
+from tests.rounds import few, rounds
 
 ROUNDS = rounds(10, 40)
 X = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(5))
@@ -47,8 +48,7 @@ CHANGES: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("make", [head, wide])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("change", "make"), few(product(CHANGES, [head, wide]), 1, 2, 4, 7, 9, 10))
 def test_after_every_way_of_training_a_widget_says_what_the_model_says(make, change):
     net = make()
     view = nbviz.explore(net, X, layer="1", channel=0)
@@ -66,7 +66,7 @@ def test_after_every_way_of_training_a_widget_says_what_the_model_says(make, cha
     again.close()
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", few(CHANGES, 1, 4))
 def test_a_figure_is_of_the_weights_as_they_are(change):
     net = head()
     view = nbviz.explore(net, X, layer="1", channel=0)
@@ -105,8 +105,7 @@ def rebuilt(net: nn.Module, place: int, part: nn.Module, last: nn.Module) -> Non
     net[place], net[4] = part, last
 
 
-@pytest.mark.parametrize("widget", WIDGETS)
-@pytest.mark.parametrize("change", REBUILT)
+@pytest.mark.parametrize(("change", "widget"), few(product(REBUILT, WIDGETS), *range(0, 42, 8), 34, 41))
 def test_a_model_that_was_rebuilt_is_said_to_be_until_it_is_what_it_was(widget, change):
     net = head()
     view = WIDGETS[widget](net)
@@ -138,7 +137,7 @@ def test_a_model_that_is_again_what_it_was_is_shown_again():
     assert (view.header.error, view.strip.predictions) == ("", expected)
 
 
-@pytest.mark.parametrize("widget", WIDGETS)
+@pytest.mark.parametrize("widget", few(WIDGETS, 0, 3, 4))
 def test_a_part_of_the_same_shape_is_followed(widget):
     net = head()
     view = WIDGETS[widget](net)
@@ -166,7 +165,7 @@ def test_kernels_of_a_wider_layer_are_all_there():
     assert view.grid.tiles["shape"][0] == 8
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "fused AdamW"])
+@pytest.mark.parametrize("optimizer", few(["SGD", "fused AdamW"], 1))
 def test_widgets_beside_a_training_show_maps_of_weights_that_the_model_had(optimizer):
     alone, net = convolutional(norm=True), convolutional(norm=True)
     train(alone, optimizer, ROUNDS)

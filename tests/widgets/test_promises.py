@@ -31,17 +31,16 @@ from nbviz.core.state import lock
 from nbviz.errors import InterruptedWarning, ModelError
 from nbviz.widgets.base import Pulled
 from nbviz.widgets.view import View
+from tests.rounds import TIMES, few, long
 from tests.small import Ran, Small, pictures
-from tests.widgets.every_widget import EVERY, make
+from tests.widgets.every_widget import EVERY, TELLING, every, every_with, make, telling
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
 
 
-every = pytest.mark.parametrize("name", EVERY)
-running = pytest.mark.parametrize("name", [name for name, row in EVERY.items() if row.runs])
-places = pytest.mark.parametrize(
-    ("name", "place"), [(name, place) for name, row in EVERY.items() for place in row.places]
-)
+drawn = pytest.mark.parametrize("name", few(EVERY, list(EVERY).index("Occlusion")))  # again and again
+RUNNING = [name for name, row in EVERY.items() if row.runs]
+running = pytest.mark.parametrize("name", few(RUNNING, *map(RUNNING.index, TELLING)))
 
 
 @pytest.fixture
@@ -91,6 +90,18 @@ class Armed(Exception):
     pass
 
 
+ERRORS: dict[str, type[BaseException]] = {"KeyboardInterrupt": KeyboardInterrupt, "Armed": Armed}
+every_place = pytest.mark.parametrize(
+    ("name", "place", "error"),
+    [
+        pytest.param(name, place, error, marks=() if name in TELLING or i % 2 == j else long)
+        for name, row in EVERY.items()
+        for i, place in enumerate(row.places)
+        for j, error in enumerate(ERRORS.values())
+    ],
+)
+
+
 def fail_with(error: type[BaseException]) -> Callable[..., Any]:
     def fail(*_: Any, **__: Any) -> None:
         raise error("out of tune")
@@ -128,8 +139,7 @@ def test_an_error_in_the_model_is_a_line_and_the_widget_goes_on(
         assert state(view) == state(whole)
 
 
-@places
-@pytest.mark.parametrize("error", [Armed, KeyboardInterrupt])
+@every_place
 def test_a_chunk_that_fails_or_is_interrupted_is_drawn_when_next_asked_for(
     name: str, place: str, error: type[BaseException], net: Small, images: Tensor, snapshot: Snapshot
 ) -> None:
@@ -157,8 +167,7 @@ def test_a_chunk_that_fails_or_is_interrupted_is_drawn_when_next_asked_for(
     assert state(view) == state(whole)
 
 
-@every
-@pytest.mark.parametrize("error", [Armed, KeyboardInterrupt])
+@every_with("error", ERRORS, "KeyboardInterrupt")
 def test_a_widget_whose_making_fails_anywhere_leaves_nothing(
     name: str, error: type[BaseException], net: Small, images: Tensor, snapshot: Snapshot
 ) -> None:
@@ -199,7 +208,8 @@ def test_a_closed_widget_leaves_no_comm_open_and_no_tensor(name: str, net: Small
     widgets, before = set(registry._instances), tensors()
     view = make(name, net, images)
     view.finish()
-    view.figure()
+    if TIMES or name in TELLING:
+        view.figure()
     view.close()
     view.close()  # which may be said twice
     assert set(registry._instances) == widgets
@@ -212,7 +222,7 @@ def test_a_closed_widget_leaves_no_comm_open_and_no_tensor(name: str, net: Small
 # State.
 
 
-@every
+@telling
 def test_what_stays_in_the_page_runs_nothing(name: str, net: Small, images: Tensor) -> None:
     view = make(name, net, images)
     view.finish()
@@ -228,7 +238,7 @@ def test_what_stays_in_the_page_runs_nothing(name: str, net: Small, images: Tens
     assert view.header.chunk == chunk
 
 
-@every
+@telling
 def test_a_change_from_the_page_comes_on_another_thread(name: str, net: Small, images: Tensor) -> None:
     view = make(name, net, images)
     with torch.inference_mode():
@@ -242,19 +252,26 @@ def test_a_change_from_the_page_comes_on_another_thread(name: str, net: Small, i
     assert state(view) == state(own)
 
 
-@every
-def test_it_works_under_no_grad_and_inference_mode_and_autocast(name: str, net: Small, images: Tensor) -> None:
-    for mode in (torch.inference_mode(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16)):
-        with mode:
-            view = make(name, net, images)
-            view.finish()
-            assert (view.header.state, view.header.error) == ("ready", "")
-        change(view, 0, name)
-        ready(view)
+MODES: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "inference mode": torch.inference_mode,
+    "no grad": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
 
 
-@every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@every_with("mode", MODES, "inference mode")
+def test_it_works_under_no_grad_and_inference_mode_and_autocast(
+    name: str, mode: Callable[[], AbstractContextManager[None]], net: Small, images: Tensor
+) -> None:
+    with mode():
+        view = make(name, net, images)
+        view.finish()
+        assert (view.header.state, view.header.error) == ("ready", "")
+    change(view, 0, name)
+    ready(view)
+
+
+@every_with("dtype", {"float32": torch.float32, "bfloat16": torch.bfloat16}, "bfloat16")
 def test_a_model_of_every_dtype_and_device(
     name: str, dtype: torch.dtype, device: torch.device, net: Small, images: Tensor
 ) -> None:
@@ -273,11 +290,15 @@ def blank(png: bytes) -> bool:
 
 
 @every
-def test_it_has_a_picture_for_when_the_kernel_is_gone(name: str, net: Small, images: Tensor, tmp_path: Path) -> None:
-    view = make(name, net, images)
-    bundle = view._repr_mimebundle_()
+def test_it_has_a_picture_for_when_the_kernel_is_gone(name: str, net: Small, images: Tensor) -> None:
+    bundle = make(name, net, images)._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert not blank(base64.b64decode(bundle["image/png"]))
+
+
+@drawn
+def test_that_picture_can_be_saved(name: str, net: Small, images: Tensor, tmp_path: Path) -> None:
+    view = make(name, net, images)
     view.save(tmp_path / "view.png")
     assert not blank((tmp_path / "view.png").read_bytes())
     with pytest.raises(ValueError, match="expected a file that ends with png, svg, pdf"):
@@ -307,7 +328,7 @@ def check_legible(figure: Figure) -> None:
         assert across < 2 or down < 2, (one, other)
 
 
-@every
+@telling
 def test_no_text_of_the_figure_is_cut_or_lies_over_another(name: str, net: Small, images: Tensor) -> None:
     check_legible(make(name, net, images).figure())
 
@@ -316,13 +337,15 @@ def test_no_text_of_the_figure_is_cut_or_lies_over_another(name: str, net: Small
 
 
 @every
-def test_a_figure_of_one_column_is_legible_and_its_text_is_text(
-    name: str, net: Small, images: Tensor, tmp_path: Path
-) -> None:
-    view = make(name, net, images)
-    figure = view.figure(width=3.4)
+def test_a_figure_of_one_column_is_legible(name: str, net: Small, images: Tensor) -> None:
+    figure = make(name, net, images).figure(width=3.4)
     assert figure.get_figwidth() == 3.4
     check_legible(figure)
+
+
+@drawn
+def test_the_text_of_a_saved_figure_is_text(name: str, net: Small, images: Tensor, tmp_path: Path) -> None:
+    view = make(name, net, images)
     before = dict(mpl.rcParams)
     view.save(tmp_path / "a.pdf", width=3.4)
     view.save(tmp_path / "a.svg", width=3.4)
@@ -331,7 +354,7 @@ def test_a_figure_of_one_column_is_legible_and_its_text_is_text(
     assert "<text" in (tmp_path / "a.svg").read_text(encoding="utf-8")
 
 
-@every
+@telling
 def test_each_picture_of_a_figure_can_be_drawn_alone(name: str, net: Small, images: Tensor) -> None:
     view = make(name, net, images)
     view.finish()
@@ -435,8 +458,7 @@ def made(name: str, text: str) -> Pulled:
     return make(name, net, images, **given)
 
 
-@every
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+@every_with("text", TEXTS, "half, turned, NUL and escape")
 def test_names_are_text_that_a_page_can_show(name: str, text: str) -> None:
     view = made(name, text)
     ready(view)
@@ -456,7 +478,7 @@ def test_names_are_text_that_a_page_can_show(name: str, text: str) -> None:
     view.close()
 
 
-@pytest.mark.parametrize("name", ["Ablation", "Invariance", "Compare", "Correspondence"])
+@pytest.mark.parametrize("name", few(["Ablation", "Invariance", "Compare", "Correspondence"], 2, 3))
 def test_file_names_are_text_too(name: str, net: Small, tmp_path: Path) -> None:
     paths = [tmp_path / f"<img src=x onerror=alert({i})>$^\udcc3\u202e.png" for i in range(2)]
     for path in paths:
@@ -468,7 +490,7 @@ def test_file_names_are_text_too(name: str, net: Small, tmp_path: Path) -> None:
     check_legible(view.figure())
 
 
-@every
+@telling
 def test_any_text_in_an_error_is_one_that_a_page_can_show(
     name: str, net: Small, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,8 +34,8 @@ from nbviz.widgets.layer_widget import LayerWidget
 from nbviz.widgets.session import TILES
 from tests.rounds import TIMES, rounds
 
-MOVES = rounds(500, 10_000)
-EXAMPLES, STEPS = rounds(8, 60), 210
+MOVES = rounds(200, 10_000)
+EXAMPLES, STEPS = rounds(3, 60), 210
 
 KINDS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
 LAYERS = ["0", "1", "2", "3", "4", "5", "6"]

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from nbviz.imaging.encode import decode, to_host
 from nbviz.imaging.pixels import centre, quantise
 from nbviz.widgets.figure_panels import filled_panels, predictions_panel
 from nbviz.widgets.layer_widget import LayerWidget
+from tests.rounds import TIMES, few, long
 
 WIDGETS = [nbviz.FeatureMaps, nbviz.Reconstruction, nbviz.Explorer]
 
@@ -115,8 +117,7 @@ def size_of_patches(view: LayerWidget, picture: torch.Tensor) -> int:
     return sorted(sides)[len(sides) // 2]
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("layer", ["features.5", "features.11", "pool"])
+@pytest.mark.parametrize(("layer", "rule"), few(product(["features.5", "features.11", "pool"], RULES), 0, 4, 8))
 def test_the_grid_shows_each_channels_reconstruction_cut_to_where_the_signal_is(
     rule: str, layer: str, model: nn.Module, images: torch.Tensor
 ) -> None:
@@ -125,17 +126,17 @@ def test_the_grid_shows_each_channels_reconstruction_cut_to_where_the_signal_is(
     sent = tiles(view)
     back = nbviz.reconstruct(model, images[1:2], layer, rules=[rule])[rule][0]
     maps = nbviz.feature_maps(model, images[1:2], layer)[0]
+    side = None if view.session.layers[layer].field is None else size_of_patches(view, images[1:2])
     for channel, whole in enumerate(back):
         part = whole
-        if view.session.layers[layer].field is not None:
-            side = size_of_patches(view, images[1:2])
+        if side is not None:
             part = around(whole, middle_of(view, int(maps[channel].argmax())), side)
         sizes = part[part != 0].abs().sort().values
         scale = sizes[-1 - len(sizes) // 200] if len(sizes) else torch.tensor(1.0)
         np.testing.assert_array_equal(sent[channel, ..., 0], centre(part, scale)[0].numpy())
 
 
-@pytest.mark.parametrize("layer", ["features.8", "features.11"])
+@pytest.mark.parametrize("layer", few(["features.8", "features.11"]))
 def test_the_cropped_panels_agree_with_the_tile(layer: str, model: nn.Module, images: torch.Tensor) -> None:
     view = nbviz.Explorer(model, images, layer=layer, tiles="guided")
     view.finish()
@@ -558,6 +559,7 @@ def test_without_pictures_one_of_each_class_is_shown() -> None:
     assert sorted(found) == list(range(10))
 
 
+@long
 def test_a_kernel_that_ends_with_a_widget_open_ends_well() -> None:
     code = "import nbviz; view = nbviz.explore(); view.finish()"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -632,6 +634,7 @@ def test_an_explorer_without_tabs_says_why(net: nn.Module, images: torch.Tensor,
     assert reason in view.header.note
 
 
+@long
 def test_a_png_of_the_view_goes_with_it(model: nn.Module, images: torch.Tensor) -> None:
     for kind in WIDGETS:
         bundle = kind(model, images)._repr_mimebundle_()
@@ -643,7 +646,7 @@ def test_a_png_of_the_view_goes_with_it(model: nn.Module, images: torch.Tensor) 
         assert len(colours) > 50
 
 
-@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("ending", few(["png", "svg", "pdf"], 1))
 def test_a_view_can_be_saved(ending: str, tmp_path: Any, model: nn.Module, images: torch.Tensor) -> None:
     path = tmp_path / f"view.{ending}"
     nbviz.Explorer(model, images).save(path)
@@ -748,7 +751,7 @@ class NoWayBack(torch.autograd.Function):
         raise RuntimeError("no way back")
 
 
-@pytest.mark.parametrize("shown", ["activation", "guided"])
+@pytest.mark.parametrize("shown", few(["activation", "guided"]))
 def test_an_error_in_one_part_leaves_the_others_to_be_drawn(shown: str) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -850,7 +853,7 @@ def test_a_patch_does_not_hang_on_what_was_shown_before() -> None:
     model, pictures = nbviz.bundled.load("fashion"), nbviz.bundled.fashion_test()[0][:6, None]
     moved = nbviz.Reconstruction(model, pictures, layer="features.11", channel=0)
     sizes = set()
-    for picture in range(6):
+    for picture in range(6 if TIMES else 3):
         moved.picture = picture
         moved.finish()
         fresh = nbviz.Reconstruction(model, pictures, layer="features.11", channel=0, picture=picture)
