@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import ipywidgets
 import pytest
 from torch import Tensor, nn
 
@@ -110,6 +111,29 @@ def make(name: str, model: nn.Module, images: Any, **given: Any) -> Pulled:
         options["images"] = own["images"]
     view: Pulled = kind(*(own[argument] for argument in kind._arguments if argument in own), **options)
     return view
+
+
+def parts(view: ipywidgets.Widget) -> list[Any]:
+    """All widgets of a view."""
+    waiting: list[Any] = [view]
+    for widget in waiting:
+        waiting.extend(getattr(widget, "children", ()))
+    return waiting
+
+
+def state(view: Pulled) -> list[tuple[str, str]]:
+    """All that the page is sent, but for counters and keys that only grow."""
+    found = []
+    for widget in parts(view):
+        for key, value in widget.get_state().items():
+            counted = "chunk", "cost", "painted", "current"
+            skip = key in ("layout", "style", "children", "slider", "controls", "group", *counted)
+            if not skip and not key.startswith("_"):
+                own = (
+                    {k: v for k, v in value.items() if k not in ("key", "state")} if isinstance(value, dict) else value
+                )
+                found.append((key, repr(own)))
+    return found
 
 
 def checkpoints(model: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -222,7 +222,7 @@ def test_nothing_runs_the_model(net: Small, images: Tensor, monkeypatch: pytest.
         (
             {"layer": None},
             TypeError,
-            "layer None; expected both, or a list of nbviz.results.CheckpointResult as checkpoints",
+            "no layer; expected images= and layer=, or a list of nbviz.results.CheckpointResult as checkpoints",
         ),
         ({"images": None}, TypeError, "no images; expected images= and layer="),
         ({"layer": "9"}, ValueError, "no layer '9'"),

@@ -33,12 +33,12 @@ from nbviz.widgets.base import Pulled
 from nbviz.widgets.view import View
 from tests.rounds import TIMES, few, long
 from tests.small import Ran, Small, pictures
-from tests.widgets.every_widget import EVERY, TELLING, every, every_with, make, telling
+from tests.widgets.every_widget import EVERY, TELLING, every, every_with, make, parts, state, telling
 
 Snapshot = Callable[[nn.Module], AbstractContextManager[None]]
 
 
-drawn = pytest.mark.parametrize("name", few(EVERY, list(EVERY).index("Occlusion")))  # again and again
+drawn = pytest.mark.parametrize("name", few(EVERY, list(EVERY).index("Occlusion")))  # files take long to draw
 RUNNING = [name for name, row in EVERY.items() if row.runs]
 running = pytest.mark.parametrize("name", few(RUNNING, *map(RUNNING.index, TELLING)))
 
@@ -61,29 +61,6 @@ def change(view: Pulled, number: int, name: str) -> None:
 def ready(view: Pulled) -> None:
     view.finish()
     assert (view.header.state, view.header.error, view.header.stale) == ("ready", "", [])
-
-
-def parts(view: ipywidgets.Widget) -> list[Any]:
-    """All widgets of a view."""
-    waiting: list[Any] = [view]
-    for widget in waiting:
-        waiting.extend(getattr(widget, "children", ()))
-    return waiting
-
-
-def state(view: Pulled) -> list[tuple[str, str]]:
-    """All that the page is sent, but for counters and keys that only grow."""
-    found = []
-    for widget in parts(view):
-        for key, value in widget.get_state().items():
-            counted = "chunk", "cost", "painted", "current"
-            skip = key in ("layout", "style", "children", "slider", "controls", "group", *counted)
-            if not skip and not key.startswith("_"):
-                own = (
-                    {k: v for k, v in value.items() if k not in ("key", "state")} if isinstance(value, dict) else value
-                )
-                found.append((key, repr(own)))
-    return found
 
 
 class Armed(Exception):
@@ -458,7 +435,7 @@ def made(name: str, text: str) -> Pulled:
     return make(name, net, images, **given)
 
 
-@every_with("text", TEXTS, "half, turned, NUL and escape")
+@every_with("text", TEXTS, "half, turned, NUL and escape", "mathematics")
 def test_names_are_text_that_a_page_can_show(name: str, text: str) -> None:
     view = made(name, text)
     ready(view)

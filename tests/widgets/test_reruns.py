@@ -25,7 +25,7 @@ model = Small()
 models.add(model)
 """
 VIEW = MAKE + "view = nbviz.explore(model, images)\n"
-LAST = MAKE + "nbviz.explore(model, images)"
+LAST = MAKE + "nbviz.FeatureMaps(model, images)"
 
 
 class Shell(InteractiveShell):
@@ -106,7 +106,7 @@ def test_a_cell_run_again_holds_one_model(shell: Shell, source: str) -> None:
 
 def test_a_model_of_another_cell_keeps_one_widget(shell: Shell) -> None:
     shell.run(MAKE, "model")
-    for source in ("nbviz.explore(model, images)", "view = nbviz.explore(model, images)"):
+    for source in ("nbviz.FeatureMaps(model, images)", "view = nbviz.explore(model, images)"):
         for _ in range(3):
             shell.run(source, source)
         widgets = len(_instances)
@@ -198,6 +198,6 @@ def test_the_history_forgets_what_was_replaced_and_no_more(shell: Shell) -> None
     assert first not in out
     assert f"_{first}" not in shell.user_ns
     assert out[first + 1] == shell.user_ns["__"] == "kept"
-    assert type(out[first + 2]) is type(shell.user_ns["_"]) is nbviz.Explorer
+    assert type(out[first + 2]) is type(shell.user_ns["_"]) is nbviz.FeatureMaps
     shell.run("_ = 3\n" + LAST)
     assert shell.user_ns["_"] == 3
