@@ -48,6 +48,7 @@ view
 """
 
 
+@long
 @once
 def test_a_signal_is_drawn_as_curves(notebook: Callable[..., Notebook]) -> None:
     book = notebook([SIGNALS])

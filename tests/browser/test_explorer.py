@@ -292,6 +292,7 @@ def test_the_picked_tile_comes_into_view(notebook: Callable[..., Notebook]) -> N
     assert kernel(book, "view.channel") == 0
 
 
+@long
 @once
 def test_a_view_without_its_kernel_keeps_its_shape_and_says_so(notebook: Callable[..., Notebook]) -> None:
     book = notebook([EXPLORE])

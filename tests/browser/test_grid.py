@@ -78,6 +78,7 @@ def controls(book: Notebook, grid: Locator) -> list[np.ndarray]:
     return found
 
 
+@long
 @once
 @pytest.mark.parametrize("tiles", ["activation", pytest.param("deconvnet", marks=long)])
 def test_the_shader_draws_what_the_table_draws(notebook: Callable[..., Notebook], tiles: str) -> None:

@@ -204,6 +204,7 @@ def test_a_box_drawn_with_the_mouse_is_the_part_that_is_masked(notebook: Callabl
     both_themes(book, widget, "correspondence")
 
 
+@long
 @once
 def test_patches_kernels_and_two_models_are_drawn(notebook: Callable[..., Notebook]) -> None:
     book = notebook(
@@ -243,6 +244,7 @@ def test_patches_kernels_and_two_models_are_drawn(notebook: Callable[..., Notebo
         both_themes(book, ready(book, i), name)
 
 
+@long
 @once
 def test_maximised_pictures_grow_before_ones_eyes(notebook: Callable[..., Notebook]) -> None:
     book = notebook([START, "view = nbviz.Maximise(model, target=[1, 9], steps=160)\nview"], run=False)

@@ -72,11 +72,7 @@ def change(widget: Locator, setting: str) -> bool:
 @once
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in ("Explorer", "Occlusion") else long)
-        for name, settings in SETTINGS.items()
-        if settings
-    ],
+    [pytest.param(name, marks=() if name == "Explorer" else long) for name, settings in SETTINGS.items() if settings],
 )
 def test_a_figure_shows_what_was_set_in_the_page(notebook: Callable[..., Notebook], name: str, tmp_path: Path) -> None:
     book = notebook([START, f"view = make({name!r}, model, images)\nview"])

@@ -147,8 +147,7 @@ EXECUTORS = {
     [
         ("threads", [1, 2, 7, None]),
         ("dask in this process", [7]),
-        ("processes", [None]),
-        *(pytest.param(kind, [1, 2, 7], marks=long) for kind in ("processes", "dask in this process")),
+        *(pytest.param(kind, [1, 2, 7, None], marks=long) for kind in ("processes", "dask in this process")),
         *(pytest.param(kind, [1, 2, 7, None], marks=long) for kind in ("dask", "ipyparallel")),
     ],
 )
