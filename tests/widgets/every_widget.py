@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import pytest
 from torch import Tensor, nn
 
 import nbviz
 from nbviz.widgets.base import Pulled
+from nbviz.widgets.views import ChannelGrid
 from tests.rounds import few, long
 from tests.small import labelled
 
@@ -123,11 +125,15 @@ def parts(view: ipywidgets.Widget) -> list[Any]:
 
 def state(view: Pulled) -> list[tuple[str, str]]:
     """All that the page is sent, but for counters and keys that only grow."""
-    found = []
+    found: list[tuple[str, str]] = []
     for widget in parts(view):
+        if isinstance(widget, ChannelGrid) and widget.sent:  # in as many blocks as its reconstructions took time
+            channels, pixels = widget.pixels()
+            found.append(("pixels", repr(pixels[np.argsort(channels)].tobytes())))
         for key, value in widget.get_state().items():
             counted = "chunk", "cost", "painted", "current"
             skip = key in ("layout", "style", "children", "slider", "controls", "group", *counted)
+            skip |= isinstance(widget, ChannelGrid) and key.startswith("block_")
             if not skip and not key.startswith("_"):
                 own = (
                     {k: v for k, v in value.items() if k not in ("key", "state")} if isinstance(value, dict) else value
