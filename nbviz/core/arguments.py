@@ -52,7 +52,7 @@ def check_feed(inputs: Any) -> Feed:
 
 
 def check_logits(output: Any, pick: Any = None) -> Tensor:
-    """The class scores (N, classes) in a model's output.
+    """The scores (N, K) in a model's output; (N, 1) of one that gives (N,).
 
     Parameters
     ----------
@@ -81,6 +81,8 @@ def check_logits(output: Any, pick: Any = None) -> Tensor:
             f"the model gives a {type(output).__name__}; expected class scores (N, classes): "
             f"say with output= where they are{hint}, or name a layer"
         )
+    if output.ndim == 1:  # one number for each picture
+        output = output[:, None]
     if output.ndim != 2 or 0 in output.shape:
         raise ValueError(
             f"the model gives {tuple(output.shape)}; expected class scores (N, classes): "

@@ -82,6 +82,11 @@ inputs
 output
     For a model that returns more than class scores (N, classes): where they are. A key, the name of an attribute, an
     index, or a callable that picks them.
+answer
+    What the model's answer means: ``"classes"``, scores of classes of which one holds, before the softmax;
+    ``"labels"``, scores of labels any of which may hold, before the sigmoid; ``"value"``, such as a regression's;
+    ``"probabilities"``, after a softmax or a sigmoid. None takes probabilities where the scores are such beyond doubt,
+    a value where there is one score for each picture, else classes.
 labels
     The names of the model's outputs, in order. None takes those found with the preprocessing: torchvision's and timm's
     ImageNet models have them.
@@ -111,7 +116,8 @@ Raises
 ValueError
     When the model has no such ``layer``; the message names the nearest. When a layer of ``layers`` is unknown. When one
     of ``channels`` is out of range. When ``target`` is out of range, or is neither one class nor one for each picture.
-    When ``rule`` is unknown. When ``fill`` is unknown. When ``output`` does not lead to class scores (N, classes).
+    When ``rule`` is unknown. When ``fill`` is unknown. When ``answer`` is
+    unknown. When ``output`` does not lead to class scores (N, classes).
 PictureError
     When ``images`` has a picture that cannot be read or does not fit the model. When ``dataset`` has no picture that
     can be read.

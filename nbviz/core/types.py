@@ -51,3 +51,4 @@ class SubjectOptions(InputOptions, total=False):
     """How a model is called on pictures, and how its answer is read."""
 
     output: ScoresIn | None
+    answer: str | None

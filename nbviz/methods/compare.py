@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from nbviz.core.answers import answer_of
 from nbviz.core.arguments import check_feed, check_logits
 from nbviz.core.checks import check_whole
 from nbviz.core.documented import documented
@@ -44,7 +45,7 @@ class Pair(nn.Module):
 
 def _both(given: tuple[Any, Any], output: Any) -> Tensor:
     """The logits of both models side by side."""
-    a, b = (check_logits(answer, output) for answer in given)
+    a, b = (answer_of(scores).logits(scores) for scores in (check_logits(answer, output) for answer in given))
     if a.shape != b.shape:
         raise ValueError(
             f"model_a gives {a.shape[1]} classes and model_b {b.shape[1]}; expected two models of the same classes"

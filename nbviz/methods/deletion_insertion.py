@@ -30,9 +30,12 @@ class DeletionInsertionResult:
     shares
         float64 (S,): fractions of the pixels, from 0 to 1.
     deletion, insertion
-        float64 (N, S): the probability with this fraction deleted, or with only this fraction present.
+        float64 (N, S): the probability with this fraction deleted, or with only this fraction present; the value, where
+        the model's answer is one (``measure``).
     deletion_area, insertion_area
         float64 (N,): the area under the curve; a good map has a small one for deletion and a large one for insertion.
+    measure
+        ``"probability"`` or ``"value"``.
     """
 
     shares: Tensor
@@ -40,6 +43,7 @@ class DeletionInsertionResult:
     insertion: Tensor
     deletion_area: Tensor
     insertion_area: Tensor
+    measure: str = "probability"
 
     def __repr__(self) -> str:
         areas = f"deletion {float(self.deletion_area.mean()):.3f}, insertion {float(self.insertion_area.mean()):.3f}"
@@ -106,19 +110,22 @@ def deletion_insertion(
         def probability(part: Sequence[int]) -> Tensor:
             changed = torch.stack([torch.where(place < int(counts[step]), after, before) for step in part])
             variants, rows = subject.with_variants(i, changed)
-            return variants.answer()[rows].double().softmax(1)[:, chosen].cpu()
+            return answer.read(variants.answer()[rows].double())[:, chosen].cpu()
 
         return joined(in_chunks(probability, range(len(counts)), at_once, "one picture"))
 
-    curves = []
+    scores = []
     for i, picture in enumerate(pictures):
         whole, rows = subject.with_variants(i, picture[None])
-        chosen = int(subject.part([i]).targets(target, whole.answer()[rows])[0])
+        scores.append(whole.answer()[rows])
+    answer, curves = subject.reading(torch.cat(scores)), []
+    for i, picture in enumerate(pictures):
+        chosen = int(subject.part([i]).targets(target, scores[i])[0])
         curves.append((curve(i, chosen, picture, deleted[i]), curve(i, chosen, canvas[i], picture)))
     deletion, insertion = (torch.stack(rows) for rows in zip(*curves, strict=True))
     shares = counts.double() / count
     areas = torch.trapezoid(deletion, shares), torch.trapezoid(insertion, shares)
-    return DeletionInsertionResult(shares, deletion, insertion, *areas)
+    return DeletionInsertionResult(shares, deletion, insertion, *areas, answer.measure)
 
 
 def _order_of_pixels(maps: Tensor, pictures: Tensor) -> Tensor:

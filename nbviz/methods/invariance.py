@@ -40,9 +40,11 @@ class InvarianceResult:
         For each layer (N, T): the distance of its features from those of the original picture, relative to the norm
         of the latter; 0 where nothing changes.
     probability
-        (N, T): the probability of the target.
+        (N, T): the probability of the target; the value, where the model's answer is one (``measure``).
     target
         int64 (N,): the class.
+    measure
+        ``"probability"`` or ``"value"``: what ``probability`` is.
     """
 
     transform: str
@@ -50,13 +52,14 @@ class InvarianceResult:
     distances: dict[str, Tensor]
     probability: Tensor
     target: Tensor
+    measure: str = "probability"
 
     def __repr__(self) -> str:
         lines = [f"Invariance to {self.transform}, {len(self.values)} values in {TRANSFORMS[self.transform]}"]
         for name, distance in self.distances.items():
             lines.append(f"  {name}: distance {float(distance.amin()):.2f} to {float(distance.amax()):.2f}")
         low, high = float(self.probability.amin()), float(self.probability.amax())
-        return "\n".join([*lines, f"  probability of the class: {low:.2f} to {high:.2f}"])
+        return "\n".join([*lines, f"  {self.measure} of the class: {low:.2f} to {high:.2f}"])
 
 
 @as_method()
@@ -117,6 +120,7 @@ def invariance(
         {name: torch.stack([torch.cat([p.distances[name] for p in pieces]) for pieces in found]) for name in names},
         torch.stack([torch.cat([piece.probability for piece in pieces]) for pieces in found]),
         torch.stack([pieces[0].target for pieces in found]),
+        found[0][0].measure,
     )
 
 
@@ -130,23 +134,24 @@ def along(
         moved = subject.with_inputs(torch.cat([moved_by(picture.inputs, transform, value) for value in values]))
         trace = moved.run(names, output=True)
         maps = {name: check_channels(name, trace.activations[name], len(moved)).flatten(1) for name in names}
-        return values, maps, moved.scores(trace.output).float().softmax(1)
+        return values, maps, moved.scores(trace.output)
 
-    _, original, answer = answers([_IDENTITY[transform]])
-    chosen = picture.targets(target, answer)[0]
+    _, original, scores = answers([_IDENTITY[transform]])
+    answer, chosen = picture.reading(scores), picture.targets(target, scores)[0]
     norms = {name: original[name].float().norm().clamp(min=1e-30) for name in names}
     # With batch statistics, a moved picture would be normalised by the others in its batch.
     at_once = _AT_ONCE if kept_together(subject.model, 2, None) == 1 else 1
     for start in range(0, len(amounts), at_once):
-        for part, maps, probabilities in in_chunks(answers, amounts[start : start + at_once], at_once, "one picture"):
+        for part, maps, scores in in_chunks(answers, amounts[start : start + at_once], at_once, "one picture"):
             values = torch.tensor(part, dtype=torch.float64)
             # The same picture may give slightly different numbers alone and in a batch.
-            unchanged = (values == _IDENTITY[transform]).to(probabilities.device)
+            unchanged = (values == _IDENTITY[transform]).to(scores.device)
             distances = {
                 name: ((maps[name] - original[name]).float().norm(dim=1) / norms[name]).masked_fill(unchanged, 0.0)
                 for name in names
             }
-            yield InvarianceResult(transform, values, distances, probabilities[:, int(chosen)], chosen)
+            read = answer.read(scores).float()[:, int(chosen)]
+            yield InvarianceResult(transform, values, distances, read, chosen, answer.measure)
 
 
 def moved_by(pictures: Tensor, transform: str, value: float) -> Tensor:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from nbviz.core.answers import KINDS
 from nbviz.core.arguments import check_channels, check_feed
 from nbviz.core.backward import pull
 from nbviz.core.checks import check_choice, check_flag, check_indices, check_number, check_tensor, check_whole
@@ -163,7 +164,10 @@ class Growing:
         preprocess: Preprocessing | None = None,
         inputs: ModelInputs | None = None,
         output: ScoresIn | None = None,
+        answer: str | None = None,
     ) -> None:
+        if answer is not None:
+            check_choice("answer", answer, KINDS)
         reader = Reader.of(model, preprocess)
         self.model, self.layer, feed = check_model(model), layer, check_feed(inputs)
         self._neuron = check_choice("objective", objective, OBJECTIVES) == "neuron"
@@ -180,7 +184,7 @@ class Growing:
             reader.device, reader.dtype
         )
         check_tensor("the model's input", probe, "on a device that holds values")
-        self._subject = Subject(self.model, Pictures(probe, self.preprocess, ()), feed, output)
+        self._subject = Subject(self.model, Pictures(probe, self.preprocess, ()), feed, output, answer)
         count = self._run(probe)[1].shape[1]
         kind, given = ("class", target) if layer is None else ("channel", channels)
         self.channels = list(range(min(count, _FIRST))) if given is None else check_indices(kind, given, count)

@@ -28,7 +28,7 @@ class OcclusionResult:
     Parameters
     ----------
     probability
-        The probability of the class.
+        The probability of the class or label; the value, where the model's answer is one (``measure``).
     named
         int64: the most probable class.
     activity
@@ -41,6 +41,10 @@ class OcclusionResult:
         The top and left edges of the squares, in pixels.
     patch
         Height and width of the squares.
+    whole
+        (N,): what ``probability`` is for the whole picture.
+    measure
+        ``"probability"`` or ``"value"``: what ``probability`` and ``whole`` are.
     """
 
     probability: Tensor
@@ -51,12 +55,16 @@ class OcclusionResult:
     tops: tuple[int, ...]
     lefts: tuple[int, ...]
     patch: tuple[int, int]
+    whole: Tensor
+    measure: str = "probability"
 
     def __repr__(self) -> str:
         n, rows, columns = self.probability.shape
         low, high = float(self.probability.amin()), float(self.probability.amax())
         size = "×".join(map(str, self.patch))
-        return f"OcclusionResult: {n} pictures, {rows}×{columns} squares of {size}, probability {low:.3f} to {high:.3f}"
+        return (
+            f"OcclusionResult: {n} pictures, {rows}×{columns} squares of {size}, {self.measure} {low:.3f} to {high:.3f}"
+        )
 
 
 @as_method()
@@ -124,6 +132,8 @@ def occlusion(
         squares.tops,
         squares.lefts,
         squares.size,
+        squares.whole,
+        squares.answer.measure,
     )
 
 
@@ -155,12 +165,18 @@ class Squares:
         self._fill = filling(subject.inputs, fill, subject.pictures.preprocess)
         self.classes: list[int] = []
         self.channels: list[int] = []  # none without a layer
+        whole = []
         for i in range(len(subject)):
             scores, maps = self._run(i, subject.inputs[i : i + 1])
             self.classes.append(int(subject.part([i]).targets(target, scores)[0]))
+            whole.append(scores)
             if maps is not None:
                 strongest = int(torch.nan_to_num(maps).flatten(2).amax(2)[0].argmax())
                 self.channels.append(strongest if channel is None else check_index("channel", channel, maps.shape[1]))
+
+        scores = torch.cat(whole)
+        self.answer = subject.reading(scores)
+        self.whole = self.answer.read(scores)[range(len(scores)), self.classes]
 
     def _run(self, i: int, variants: Tensor) -> tuple[Tensor, Tensor | None]:
         """The class scores of variants of picture i, and the layer's maps."""
@@ -180,8 +196,8 @@ class Squares:
                 inside = (slice(None), slice(top, top + h), slice(left, left + w))
                 covered[row][inside] = self._fill[i][inside]
             scores, maps = self._run(i, covered)
-            probabilities = scores.float().softmax(1)
-            found = {"probability": probabilities[:, self.classes[i]], "named": probabilities.argmax(1)}
+            read = self.answer.read(scores).float()
+            found = {"probability": read[:, self.classes[i]], "named": read.argmax(1)}
             if maps is not None:
                 found["activity"] = maps[:, self.channels[i]].float().flatten(1).sum(1)
             return list(positions), found
@@ -226,23 +242,29 @@ class RegionEffectResult:
     Parameters
     ----------
     before, after
-        float32 (N, classes): probabilities.
+        float32 (N, classes): probabilities; values, where the model's answer is one (``measure``).
     inputs
         (N, C, H, W): the pictures after the cut, as the model takes them.
     names
         The names of the classes, where they are known.
+    measure
+        ``"probability"`` or ``"value"``.
     """
 
     before: Tensor
     after: Tensor
     inputs: Tensor
     names: tuple[str, ...] = ()
+    measure: str = "probability"
 
     def __repr__(self) -> str:
         lines = []
         for i, (p, q) in enumerate(zip(self.before, self.after, strict=True)):
             was, now = int(p.argmax()), int(q.argmax())
             change = f"{float(p[was]):.3f} → {float(q[was]):.3f}"
+            if self.measure == "value":
+                lines.append(f"picture {i}: {change}")
+                continue
             lines.append(f"picture {i}: {self._name(was)} {change}; now {self._name(now)} {float(q[now]):.3f}")
         return "\n".join(lines)
 
@@ -297,9 +319,11 @@ def region_effect(
     pictures = subject.inputs
     region = check_region(mask, pictures).to(pictures.device)
     altered = torch.where(region[:, None] == keep, pictures, filling(pictures, fill, subject.pictures.preprocess))
-    before, after = (variant.answer().float().softmax(1) for variant in (subject, subject.with_inputs(altered)))
+    whole = subject.answer()
+    answer = subject.reading(whole)
+    before, after = (answer.read(scores).float() for scores in (whole, subject.with_inputs(altered).answer()))
     names = subject.pictures.preprocess.labels or ()
-    return RegionEffectResult(before, after, altered, names if len(names) == before.shape[1] else ())
+    return RegionEffectResult(before, after, altered, names if len(names) == before.shape[1] else (), answer.measure)
 
 
 def check_region(mask: Any, pictures: Tensor) -> Tensor:

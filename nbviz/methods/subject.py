@@ -9,8 +9,9 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.answers import KINDS, Answer, answer_of, is_sigmoid
 from nbviz.core.arguments import check_feed, check_logits, check_target
-from nbviz.core.checks import check_tensor
+from nbviz.core.checks import check_choice, check_tensor
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.documented import documented_like
 from nbviz.core.layers import Layers, layers_of, trace_layers
@@ -53,6 +54,8 @@ class Subject:
         From the pictures to what the model is called with; see :func:`nbviz.core.trace.call_model`.
     output
         Where the class scores are in what the model returns; see :func:`nbviz.core.arguments.check_logits`.
+    kind
+        What they mean, as it was given; see :func:`nbviz.core.answers.answer_of`.
     start, count
         For a part of a larger subject: the index of its first picture there, and how many pictures there are in all.
 
@@ -68,6 +71,7 @@ class Subject:
     pictures: Pictures
     feed: Feed = None
     output: Any = None
+    kind: str | None = None
     start: int = 0
     count: int | None = None
 
@@ -79,6 +83,7 @@ class Subject:
         preprocess: Preprocessing | None = None,
         inputs: ModelInputs | None = None,
         output: ScoresIn | None = None,
+        answer: str | None = None,
         *,
         values: bool = True,
     ) -> Subject:
@@ -91,10 +96,12 @@ class Subject:
         TypeError, PictureError, ModelError
             What :func:`nbviz.load` raises; TypeError also for ``inputs`` that is not callable.
         """
+        if answer is not None:
+            check_choice("answer", answer, KINDS)
         feed, pictures = check_feed(inputs), load(model, images, preprocess)  # which checks the model
         if values:
             check_tensor("the model's input", pictures.inputs, "on a device that holds values")
-        return cls(eager(model), pictures, feed, output)
+        return cls(eager(model), pictures, feed, output, answer)
 
     @classmethod
     def of_dataset(
@@ -156,8 +163,18 @@ class Subject:
         return run(self.model, self.inputs, layers, feed=self.feed, output=output, grad=grad)
 
     def scores(self, output: Any) -> Tensor:
-        """The class scores (N, classes) in the model's output."""
+        """The scores (N, K) in the model's output."""
         return check_logits(output, self.output)
+
+    def reading(self, scores: Tensor) -> Answer:
+        """How the scores (N, K) of unchanged pictures, and of variants of them, are read."""
+        return answer_of(scores, self.kind, self._ends_in_sigmoid)
+
+    def _ends_in_sigmoid(self) -> bool:
+        """Whether a sigmoid makes the scores, from a pass of its own."""
+        whole = self.with_inputs(self.first)
+        with torch.enable_grad():
+            return is_sigmoid(whole.scores(whole.run(output=True, grad=True).output))
 
     def answer(self) -> Tensor:
         """The class scores (N, classes), from one pass."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.answers import answer_of
 from nbviz.core.arguments import check_channels, check_logits
 from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import ModelError, line
@@ -115,7 +116,7 @@ class Job:
             if layers or logits:
                 trace = run(self.model, inputs, layers, feed=self.feed, output=logits, grad=grad, use=use)
                 if logits:
-                    batch.logits = check_logits(trace.output, self.pick)
+                    batch.logits = self._logits(trace.output)
                     classes = batch.logits.shape[1] // max(s.side_by_side for s in statistics.values())
                     loaded.labels = [_within(label, classes) for label in loaded.labels]
                     batch.labels = self._numbers(loaded)
@@ -134,6 +135,11 @@ class Job:
             raise too_large(f"a batch of {len(inputs)} pictures (batch_size=)", error) from error
         return measured
 
+    def _logits(self, output: Any) -> Tensor:
+        """The class scores before the softmax (N, classes), from those or from probabilities in a model's output."""
+        scores = check_logits(output, self.pick)
+        return answer_of(scores).logits(scores)
+
     def _numbers(self, loaded: LoadedBatch) -> Tensor:
         """The pictures' classes (N,)."""
         return torch.tensor([label.number for label in loaded.labels], device=self.device)
@@ -147,7 +153,7 @@ class Job:
 
         def go_on(layer: str, activation: Tensor) -> Tensor:
             variants = [activation] if resumable(layer).widens else activation.split(len(inputs))
-            return torch.cat([check_logits(resumable(layer).go_on(variant), self.pick) for variant in variants])
+            return torch.cat([self._logits(resumable(layer).go_on(variant)) for variant in variants])
 
         return go_on
 

@@ -92,7 +92,7 @@ class Compare(PictureWidget, GridSettings):
         self.comparison = comparison
         super().__init__(model_a, images, **options)
         subject, given = self.session.subject, (options.get("preprocess"), options.get("labels"))
-        other = Session(model_b, images, *given, self._grad, subject.feed, subject.output)
+        other = Session(model_b, images, *given, self._grad, subject.feed, subject.output, subject.kind)
         self._sessions = self.sessions = [self.session, other]
         self._check_session()
         devices = [session.subject.inputs.device for session in self.sessions]

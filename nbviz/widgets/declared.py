@@ -33,7 +33,10 @@ class Declared(ipywidgets.VBox):  # type: ignore[misc]
 
     _kind: ClassVar[str]  # the style sheet lays out the columns by it
     _arguments: tuple[str, ...] = ("model", "images")  # the first arguments of the copied code
-    _by_name: ClassVar[tuple[str, ...]] = ("images", "preprocess", "labels", "inputs", "output", "table", "comparison")
+    _by_name: ClassVar[tuple[str, ...]] = (
+        *("images", "preprocess", "labels", "inputs", "output", "answer"),
+        *("table", "comparison"),
+    )
     _not_in_code: ClassVar[tuple[str, ...]] = ()
     _parts: ClassVar[tuple[str, ...]] = ()  # in the order in which they are drawn; by default as they are declared
     # In the order of their declarations, a base class's first, and settings of the views last.

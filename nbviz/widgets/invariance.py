@@ -80,7 +80,10 @@ class Invariance(ClassWidget):
             ylabel="distance",
             slider=slider,
         )
-        self.probability = Plot(title="Probability of the class", ylabel="probability", range=[0, 1], slider=slider)
+        measure = self.session.answer.measure
+        ends = [0, 1] if measure == "probability" else [None, None]
+        title = "Probability of the class" if measure == "probability" else "Value"
+        self.probability = Plot(title=title, ylabel=measure, range=ends, slider=slider)
         controls = [self.transform_control, self.value_control, self.target_control]
         self._lay_out([self.strip], [*controls, self.panels], [self.distances, self.probability])
 

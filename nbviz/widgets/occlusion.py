@@ -102,7 +102,7 @@ class Occlusion(ClassWidget, MapSettings):
         for piece in self.session.ask_each(squares.over(row)):
             done.append(piece)
             maps = squares.gathered(done)
-            caption = f"probability of {label} with the square there"
+            caption = f"{squares.answer.measure} of {label} with the square there"
             self._show_values("probability", picture, maps["probability"], caption)
             colours, legend = self._in_colours(maps["named"].cpu(), picture.shape[:2])
             self.panels.show("named", "overlay", picture, colours, caption=f"most probable class: {legend}")

@@ -29,6 +29,7 @@ class PictureOptions(TypedDict, total=False):
     labels: Sequence[str] | None
     inputs: ModelInputs | None
     output: ScoresIn | None
+    answer: str | None
     picture: int
 
 
@@ -58,16 +59,17 @@ class PictureWidget(Pulled):
         labels: Sequence[str] | None = None,
         inputs: ModelInputs | None = None,
         output: ScoresIn | None = None,
+        answer: str | None = None,
         picture: int = 0,
     ) -> None:
         if not isinstance(model, Session):
-            model = Session(model, images, preprocess, labels, self._grad, inputs, output, self._needs_maps)
+            model = Session(model, images, preprocess, labels, self._grad, inputs, output, answer, self._needs_maps)
         self.session: Session = model
         self._sessions = (model,)
         self._check_session()
         super().__init__(model.subject.model, information(model))
         self.header.warning = assumption(model, f"nbviz.{type(self).__name__}")
-        self.strip = Strip(thumbs=Thumbs(model), caption=self._caption)
+        self.strip = Strip(thumbs=Thumbs(model), caption=self._caption, measure=model.answer.measure)
 
     def _check_session(self) -> None:
         """Raise a ValueError unless the widget can show the model and its pictures."""
@@ -81,7 +83,8 @@ class PictureWidget(Pulled):
     @property
     def options(self) -> dict[str, Any]:
         """How the model is called and where its class scores are, for the methods."""
-        return {"inputs": self.session.subject.feed, "output": self.session.subject.output}
+        subject = self.session.subject
+        return {"inputs": subject.feed, "output": subject.output, "answer": subject.kind}
 
     def _ask(self, method: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
         """What a method finds for the chosen picture's batch, with the weights that are shown."""

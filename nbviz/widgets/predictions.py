@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.answers import Answer
 from nbviz.core.errors import line
 from nbviz.core.resume import Resumable, switch_off
 from nbviz.core.state import device_aside, user_device
@@ -43,6 +44,7 @@ class Predictor:
     """
 
     labels: tuple[str, ...] | None
+    answer: Answer  # how the scores are read
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -59,7 +61,9 @@ class Predictor:
     def name_classes(self, output: Any, labels: Sequence[str] | None) -> None:
         """Take the names of the classes, given or found, and the first predictions, from the model's output."""
         scores = self._scores(output, 0)
-        self.labels = _names(class_count(scores), labels, self.subject.pictures.preprocess.labels)
+        self.answer = Answer("classes") if scores is None else self.subject.reading(scores[None])
+        found = self.subject.pictures.preprocess.labels
+        self.labels = None if scores is None else _names(len(scores), labels, found, self.answer)
         if self.labels is not None and not self._watch.is_past():
             self._predictions[0, self.weights] = self._top(scores)
 
@@ -206,7 +210,7 @@ class Predictor:
 
         The scores are (classes,) each. Label, probability after, and probability before.
         """
-        p, q = _probabilities(before), _probabilities(after)
+        p, q = self._read(before), self._read(after)
         if self.labels is None or p is None or q is None:
             return []
         chosen = p.topk(min(5, len(p))).indices.tolist()
@@ -228,8 +232,15 @@ class Predictor:
                 raise
             return None
 
+    def _read(self, scores: Tensor | None) -> Tensor | None:
+        """Probabilities or values (K,); None where any is not finite."""
+        if scores is None:
+            return None
+        read = self.answer.read(scores.detach()[None])[0].float()
+        return read if bool(read.isfinite().all()) else None
+
     def _top(self, scores: Tensor | None) -> list[tuple[str, float]]:
-        probabilities = _probabilities(scores)
+        probabilities = self._read(scores)
         if probabilities is None:
             return []
         values, classes = probabilities.topk(min(5, len(probabilities)))
@@ -250,28 +261,13 @@ def current_autocast(device: torch.device) -> Callable[[], AbstractContextManage
     return context
 
 
-def class_count(scores: Tensor | None) -> int:
-    """How many classes have scores (classes,); 0 without any, or for a single number, which is of no class."""
-    return 0 if scores is None or len(scores) == 1 else len(scores)
-
-
-def _probabilities(scores: Tensor | None) -> Tensor | None:
-    """Class probabilities (classes,), from scores that may be probabilities already; None where any is not finite."""
-    if scores is None:
-        return None
-    scores = scores.detach().float()
-    already = bool((scores >= 0).all()) and abs(float(scores.sum()) - 1) < 1e-3
-    probabilities = scores if already else scores.softmax(0)
-    return probabilities if bool(probabilities.isfinite().all()) else None
-
-
-def _names(classes: int, given: Sequence[str] | None, found: Sequence[str] | None) -> tuple[str, ...] | None:
-    """A name for each output of the model; None for a model that gives no class scores."""
+def _names(count: int, given: Sequence[str] | None, found: Sequence[str] | None, answer: Answer) -> tuple[str, ...]:
+    """A name for each of the model's scores."""
     names = tuple(found or ()) if given is None else check_labels(given)
-    if not classes:
-        return None
-    if len(names) == classes:
+    if len(names) == count:
         return names
     if given is not None:
-        raise ValueError(f"labels has {len(names)} names for the model's {classes} outputs; expected one for each")
-    return tuple(f"class {i}" for i in range(classes))
+        raise ValueError(f"labels has {len(names)} names for the model's {count} outputs; expected one for each")
+    if answer.kind == "value":
+        return ("value",) if count == 1 else tuple(f"value {i}" for i in range(count))
+    return tuple(f"class {i}" for i in range(count))

@@ -84,11 +84,12 @@ class Sanity(ClassWidget, MapSettings, SignedSettings):
             ylabel="similarity",
             range=[-0.2, 1],
         )
+        measure = self.session.answer.measure
         self.pixels = Plot(
-            title="Probability as the most important pixels are deleted, or inserted into a blurred picture",
+            title=f"{measure.title()} as the most important pixels are deleted, or inserted into a blurred picture",
             xlabel="share of the pixels",
-            ylabel="probability",
-            range=[0, 1],
+            ylabel=measure,
+            range=[0, 1] if measure == "probability" else [None, None],
         )
         controls = [self.method_control, self.target_control]
         self._lay_out([self.strip], [*controls, self.panels, self.curve, self.pixels])

@@ -31,7 +31,7 @@ from nbviz.methods.reconstruct import project
 from nbviz.methods.subject import Subject
 from nbviz.pictures.preprocess import NONE_KNOWN
 from nbviz.widgets.memory import remember
-from nbviz.widgets.predictions import Predictor, class_count
+from nbviz.widgets.predictions import Predictor
 
 #: The captions of the backward rules.
 RULE_CAPTIONS = {name: rule.title for name, rule in BACKWARD_RULES.items()}
@@ -66,7 +66,7 @@ class Session(Predictor):
 
     Parameters
     ----------
-    model, images, preprocess, inputs, output
+    model, images, preprocess, inputs, output, answer
         The subject.
     labels
         The names of the model's outputs, in order; None takes those found with the preprocessing.
@@ -97,9 +97,10 @@ class Session(Predictor):
         grad: bool = True,
         inputs: Any = None,
         output: Any = None,
+        answer: str | None = None,
         maps: bool = True,
     ) -> None:
-        super().__init__(Subject.of(model, images, preprocess, inputs, output))
+        super().__init__(Subject.of(model, images, preprocess, inputs, output, answer))
         self._grad, self.compiled = grad, is_compiled(model)
         self.all_layers, first_output = self._run_layers()
         self.forward_passes = 1
@@ -168,7 +169,8 @@ class Session(Predictor):
         return difference
 
     def _difference_in_classes(self, output: Any) -> str:
-        before, now = len(self.labels or ()), class_count(self._scores(output, 0))
+        scores = self._scores(output, 0)
+        before, now = len(self.labels or ()), 0 if scores is None else len(scores)
         return "" if before == now else f"it gives {now} class scores, and gave {before}"
 
     # Layers, and pictures as they are shown.

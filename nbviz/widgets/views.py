@@ -81,6 +81,7 @@ class Strip(View):
     wanted: t.List[Any] = t.List().tag(sync=True)  # written by the page: the blocks that have come into view
     picture = t.Int().tag(sync=True)  # written by both
     caption = t.Unicode("Prediction").tag(sync=True)  # above the predictions
+    measure = t.Unicode("probability").tag(sync=True)  # what is predicted: that, or a "value"
     # Written by the kernel: (label, probability), or (label, probability, probability before a change).
     predictions: t.List[Any] = t.List().tag(sync=True)
 

@@ -19,4 +19,5 @@ test("keys go from picture to picture and stop at the ends", () => {
 test("a prediction is read aloud with what it was before", () => {
   assert.equal(spelled(["cat", 0.5]), "cat 0.50");
   assert.equal(spelled(["cat", 0.25, 0.5]), "cat 0.50, now 0.25");
+  assert.equal(spelled(["value", 1234.567, -0.00012345], "value"), "value -0.0001234, now 1235");
 });

@@ -16,6 +16,7 @@ import { announcer, bytes, context2d, follow, inflate, inTurn, make, together, t
  * @property {number[]} wanted
  * @property {number} picture
  * @property {string} caption
+ * @property {string} measure
  * @property {[string, number, number?][]} predictions label, probability, and perhaps the probability before a change */
 
 /** @typedef {Own & Record<`block_${number}`, Block>} Traits */
@@ -27,9 +28,13 @@ export function walked(key, place, count, columns) {
   return to === null ? null : Math.min(count - 1, Math.max(0, to));
 }
 
-/** A prediction in words. @param {[string, number, number?]} row */
-export const spelled = ([label, probability, before]) =>
-  `${label} ${before === undefined ? "" : `${before.toFixed(2)}, now `}${probability.toFixed(2)}`;
+/** A probability, or a value, in digits. @param {number} number @param {string} measure */
+export const digits = (number, measure) =>
+  measure === "value" ? String(Number(number.toPrecision(4))) : number.toFixed(2);
+
+/** A prediction in words. @param {[string, number, number?]} row @param {string} [measure] */
+export const spelled = ([label, now, before], measure = "probability") =>
+  `${label} ${before === undefined ? "" : `${digits(before, measure)}, now `}${digits(now, measure)}`;
 
 /** @param {{model: Model<Traits>, el: HTMLElement}} context */
 function render({ model, el }) {
@@ -140,7 +145,7 @@ function render({ model, el }) {
   let drawn = false;
   const predictions = () => {
     const rows = model.get("predictions");
-    if (drawn && rows.length) spoken.say(`${model.get("names")[model.get("picture")]}: ${spelled(rows[0])}`);
+    if (drawn && rows.length) spoken.say(`${model.get("names")[model.get("picture")]}: ${spelled(rows[0], model.get("measure"))}`);
     drawn = rows.length > 0;
     table.classList.toggle(
       "nbviz-compared",
@@ -152,13 +157,15 @@ function render({ model, el }) {
         const bar = make("span", { className: "nbviz-probability" });
         bar.style.width = `${Math.max(1, 30 * probability)}px`;
         const track = make("span", { className: "nbviz-track" }, bar);
-        let number = probability.toFixed(2);
+        const measure = model.get("measure");
+        let number = digits(probability, measure);
         if (before !== undefined) {
           const mark = make("span", { className: "nbviz-before", title: `before ${before.toFixed(3)}` });
           mark.style.left = `${30 * before - 1}px`;
           track.append(mark);
-          number = `${before.toFixed(2)} → ${number}`;
+          number = `${digits(before, measure)} → ${number}`;
         }
+        track.style.visibility = measure === "value" ? "hidden" : "";
         return make(
           "div",
           {},
