@@ -90,7 +90,8 @@ def test_a_figure_shows_what_was_set_in_the_page(notebook: Callable[..., Noteboo
     assert all(f"{setting}={value!r}" in book.add_and_run("print(view.code)") for setting, value in values.items())
     captions = json.loads(book.add_and_run(f"view.save({after!r})\nprint(drawn(view, {file!r}))"))
     assert Path(before).read_bytes() != Path(after).read_bytes()
-    arrays = np.load(file)
+    with np.load(file) as loaded:
+        arrays = dict(loaded)
 
     compared = 0
     for place in widget.locator(".nbviz-row figure:visible").all():
