@@ -61,9 +61,10 @@ class Predictor:
     def name_classes(self, output: Any, labels: Sequence[str] | None) -> None:
         """Take the names of the classes, given or found, and the first predictions, from the model's output."""
         scores = self._scores(output, 0)
+        given = None if labels is None else check_labels(labels)  # also where they name nothing
         self.answer = Answer("classes") if scores is None else self.subject.reading(scores[None])
         found = self.subject.pictures.preprocess.labels
-        self.labels = None if scores is None else _names(len(scores), labels, found, self.answer)
+        self.labels = None if scores is None else _names(len(scores), given, found, self.answer)
         if self.labels is not None and not self._watch.is_past():
             self._predictions[0, self.weights] = self._top(scores)
 
@@ -263,7 +264,7 @@ def current_autocast(device: torch.device) -> Callable[[], AbstractContextManage
 
 def _names(count: int, given: Sequence[str] | None, found: Sequence[str] | None, answer: Answer) -> tuple[str, ...]:
     """A name for each of the model's scores."""
-    names = tuple(found or ()) if given is None else check_labels(given)
+    names = tuple(found or () if given is None else given)
     if len(names) == count:
         return names
     if given is not None:
