@@ -64,9 +64,9 @@ nbviz.FeatureMaps(net, torch.rand(1, 3, 128, 128), layer="1")
 
 # A click on the next picture, until so many tiles of it are painted (read back, so that it is done).
 CLICK = """(widget, {number, tiles}) => new Promise((resolve, reject) => {
-    const grid = widget.querySelector(".nbviz-grid");
+    const grid = widget.querySelector(".nbviz-grid"), before = grid.dataset.tiles;
     const watch = new MutationObserver(() => {
-        if (!grid.dataset.of?.startsWith(`${number} `) || Number(grid.dataset.there) < tiles) return;
+        if (grid.dataset.tiles === before || Number(grid.dataset.there) < tiles) return;
         watch.disconnect();
         grid.querySelector(".nbviz-scroller canvas").getContext("2d").getImageData(0, 0, 1, 1);
         resolve(performance.now() - start);
