@@ -216,4 +216,5 @@ def recolour(book: Notebook) -> None:
     with book.widget_messages() as messages:
         spent = widget.evaluate(RECOLOUR)
     count("colour map on 1024×1024 pixels, painted", statistics.median(spent), 16, " ms")
-    count("the same: messages to the kernel", len(messages), 0)
+    # One at most for each of the five: figures and the copied code have the colour map, too.
+    count("the same: messages to the kernel", len(messages), 5)
