@@ -145,7 +145,8 @@ function render({ model, el }) {
   let drawn = false;
   const predictions = () => {
     const rows = model.get("predictions");
-    if (drawn && rows.length) spoken.say(`${model.get("names")[model.get("picture")]}: ${spelled(rows[0], model.get("measure"))}`);
+    if (drawn && rows.length)
+      spoken.say(`${model.get("names")[model.get("picture")]}: ${spelled(rows[0], model.get("measure"))}`);
     drawn = rows.length > 0;
     table.classList.toggle(
       "nbviz-compared",
