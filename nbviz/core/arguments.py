@@ -51,7 +51,7 @@ def check_feed(inputs: Any) -> Feed:
     return inputs  # type: ignore[no-any-return]
 
 
-def check_logits(output: Any, pick: Any = None) -> Tensor:
+def check_logits(output: Any, pick: Any = None, count: int | None = None) -> Tensor:
     """The scores (N, K) in a model's output; (N, 1) of one that gives (N,).
 
     Parameters
@@ -61,6 +61,9 @@ def check_logits(output: Any, pick: Any = None) -> Tensor:
     pick
         The argument ``output=`` of all methods: a key, an attribute's name, an index, a callable, or None for the
         output itself.
+    count
+        How many pictures it is of. So many numbers (N,) are one for each; of a model that drops the axis of the
+        pictures they would be the classes of one.
 
     Examples
     --------
@@ -81,7 +84,7 @@ def check_logits(output: Any, pick: Any = None) -> Tensor:
             f"the model gives a {type(output).__name__}; expected class scores (N, classes): "
             f"say with output= where they are{hint}, or name a layer"
         )
-    if output.ndim == 1:  # one number for each picture
+    if output.ndim == 1 and len(output) == count:  # one number for each picture
         output = output[:, None]
     if output.ndim != 2 or 0 in output.shape:
         raise ValueError(

@@ -116,8 +116,8 @@ Raises
 ValueError
     When the model has no such ``layer``; the message names the nearest. When a layer of ``layers`` is unknown. When one
     of ``channels`` is out of range. When ``target`` is out of range, or is neither one class nor one for each picture.
-    When ``rule`` is unknown. When ``fill`` is unknown. When ``answer`` is
-    unknown. When ``output`` does not lead to class scores (N, classes).
+    When ``rule`` is unknown. When ``fill`` is unknown. When ``answer`` is unknown. When ``output`` does not lead to
+    class scores (N, classes).
 PictureError
     When ``images`` has a picture that cannot be read or does not fit the model. When ``dataset`` has no picture that
     can be read.

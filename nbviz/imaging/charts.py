@@ -122,7 +122,8 @@ def picture_row(pictures: Sequence[Array], label: str, side: int = 40, gap: int 
     label
         What they show, for screen readers.
     side
-        The height in pixels at which they are displayed. The image has twice that, for sharp displays.
+        The height in pixels at which they are displayed, and an eighth of the largest width. The image has twice that,
+        for sharp displays.
     gap
         Between two of them, in pixels.
 
@@ -134,7 +135,7 @@ def picture_row(pictures: Sequence[Array], label: str, side: int = 40, gap: int 
     scaled = []
     for picture in pictures:
         height, width = picture.shape[:2]
-        size = max(1, round(width * 2 * side / height)), 2 * side
+        size = min(16 * side, max(1, round(width * 2 * side / height))), 2 * side  # one row of pixels is squeezed
         method = Image.Resampling.NEAREST if height < 2 * side else Image.Resampling.BOX
         scaled.append(Image.fromarray(picture).resize(size, method))
     row = Image.new("RGBA", (sum(p.width + 2 * gap for p in scaled) - 2 * gap, 2 * side))

@@ -229,7 +229,7 @@ def ablation_cam(
             off = nn.functional.one_hot(torch.tensor(channels), maps.shape[1]).bool().to(maps.device)
             variants = switch_off(resumable.activation.movedim(axis, 1), off).movedim(1, axis)
             batches = [variants] if resumable.widens else variants.split(n)
-            logits = joined([part.scores(resumable.go_on(batch)) for batch in batches])
+            logits = joined([part.scores(resumable.go_on(batch), len(batch)) for batch in batches])
             scores = logits.gather(1, classes.repeat(len(channels))[:, None]).view(len(channels), n)
             return (score - scores.T).to(maps.dtype)
 

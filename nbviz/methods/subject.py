@@ -14,6 +14,7 @@ from nbviz.core.arguments import check_feed, check_logits, check_target
 from nbviz.core.checks import check_choice, check_tensor
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.documented import documented_like
+from nbviz.core.errors import ModelError
 from nbviz.core.layers import Layers, layers_of, trace_layers
 from nbviz.core.state import check_model, eager
 from nbviz.core.trace import Feed, Trace, run
@@ -162,19 +163,22 @@ class Subject:
         """One forward pass; see :func:`nbviz.core.trace.run`."""
         return run(self.model, self.inputs, layers, feed=self.feed, output=output, grad=grad)
 
-    def scores(self, output: Any) -> Tensor:
-        """The scores (N, K) in the model's output."""
-        return check_logits(output, self.output)
+    def scores(self, output: Any, count: int | None = None) -> Tensor:
+        """The scores (N, K) in the model's output for these pictures, or for ``count`` variants of them."""
+        return check_logits(output, self.output, len(self) if count is None else count)
 
     def reading(self, scores: Tensor) -> Answer:
         """How the scores (N, K) of unchanged pictures, and of variants of them, are read."""
         return answer_of(scores, self.kind, self._ends_in_sigmoid)
 
     def _ends_in_sigmoid(self) -> bool:
-        """Whether a sigmoid makes the scores, from a pass of its own."""
+        """Whether a sigmoid makes the scores, from a pass of its own; no, for a model that has no gradients."""
         whole = self.with_inputs(self.first)
-        with torch.enable_grad():
-            return is_sigmoid(whole.scores(whole.run(output=True, grad=True).output))
+        try:
+            with torch.enable_grad():
+                return is_sigmoid(whole.scores(whole.run(output=True, grad=True).output))
+        except ModelError:
+            return False
 
     def answer(self) -> Tensor:
         """The class scores (N, classes), from one pass."""

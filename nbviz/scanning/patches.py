@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from nbviz.core.layers import Layer, trace_layers
+from nbviz.core.errors import ModelError
+from nbviz.core.layers import Layer, Layers, trace_layers
 from nbviz.core.trace import Feed
 from nbviz.imaging.charts import picture_row
 from nbviz.imaging.encode import Array, channels_last
@@ -72,7 +73,10 @@ class Patches:
     def _patch(self, layer: str, index: int, position: list[int]) -> Array:
         """What a position sees; the whole picture where it has no receptive field that is known."""
         if self._layers is None:
-            found, _ = trace_layers(self.model, self.source.first(), self.feed)
+            try:
+                found, _ = trace_layers(self.model, self.source.first(), self.feed)
+            except ModelError:  # it has been moved or changed since the scan
+                found = Layers()
             self._layers = {entry.name: entry for entry in found}
         entry, picture = self._layers.get(layer), self._pictures[index]
         if entry is None or not entry.has_maps or not position:

@@ -81,7 +81,8 @@ class Occlusion(ClassWidget, MapSettings):
         self._activity = layer, channel
         self._usual_patch = min(self._squares(0, None, None, None, "grey").size)  # which checks layer and channel, too
         self._set_controls()
-        slots = ["picture", "probability", "named", *(["activity"] if layer is not None else [])]
+        named = ["named"] if len(self._labels) > 1 else []  # of one score nothing else can be the largest
+        slots = ["picture", "probability", *named, *(["activity"] if layer is not None else [])]
         self.panels = Panels([picture_row("", *slots)], controls=["cmap", "opacity"])
         controls = [self.target_control, self.patch_control, self.stride_control, self.fill_control]
         self._lay_out([self.strip], [*controls, self.panels])
@@ -102,10 +103,12 @@ class Occlusion(ClassWidget, MapSettings):
         for piece in self.session.ask_each(squares.over(row)):
             done.append(piece)
             maps = squares.gathered(done)
-            caption = f"{squares.answer.measure} of {label} with the square there"
+            what = f"probability of {label}" if squares.answer.measure == "probability" else label
+            caption = f"{what} with the square there"
             self._show_values("probability", picture, maps["probability"], caption)
-            colours, legend = self._in_colours(maps["named"].cpu(), picture.shape[:2])
-            self.panels.show("named", "overlay", picture, colours, caption=f"most probable class: {legend}")
+            if len(self._labels) > 1:
+                colours, legend = self._in_colours(maps["named"].cpu(), picture.shape[:2])
+                self.panels.show("named", "overlay", picture, colours, caption=f"most probable class: {legend}")
             if "activity" in maps:
                 self._show_values("activity", picture, maps["activity"], f"sum of channel #{squares.channels[row]}")
             self.header.cost = f"{sum(len(places) for places, _ in done)} of {count} squares"

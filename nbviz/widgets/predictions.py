@@ -227,7 +227,7 @@ class Predictor:
     def _scores(self, output: Any, row: int) -> Tensor | None:
         """One row's class scores in the model's output; None where there are none and none were asked for."""
         try:
-            return self.subject.scores(output)[row]
+            return self.subject.scores(output, len(self.subject) if self._is_joint else 1)[row]
         except (TypeError, ValueError):
             if self.subject.output is not None:
                 raise

@@ -155,9 +155,15 @@ def test_a_probability_of_zero_has_a_large_loss_that_is_finite() -> None:
     assert 0 < nbviz.scan(net, DATA, {"a": nbviz.statistics.Accuracy()}, progress=False)["a"].loss < 100
 
 
-@pytest.mark.parametrize("model", [net(1), Flat()], ids=["(N, 1)", "(N,)"])
-def test_one_score_for_each_picture_is_refused_where_classes_are_needed(model: nn.Module) -> None:
-    said = r"the model gives one score for each picture; expected scores of classes \(N, classes\)"
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (net(1), r"the model gives one score for each picture; expected scores of classes \(N, classes\)"),
+        (Flat(), r"the model gives \(\d+,\); expected class scores \(N, classes\)"),
+    ],
+    ids=["(N, 1)", "(N,)"],
+)
+def test_one_score_for_each_picture_is_refused_where_classes_are_needed(model: nn.Module, said: str) -> None:
     layer = "1" if isinstance(model, nn.Sequential) else "net.1"
     for work in (
         lambda: nbviz.scan(model, DATA, {"a": nbviz.statistics.Accuracy()}, progress=False),
@@ -167,3 +173,35 @@ def test_one_score_for_each_picture_is_refused_where_classes_are_needed(model: n
     ):
         with pytest.raises(ValueError, match=said):
             work()
+
+
+class Squeezed(nn.Module):
+    """Drops the axis of the pictures where there is one: (classes,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.net(x).squeeze(0)
+        return found
+
+
+def test_the_classes_of_one_picture_are_not_taken_for_a_value_of_each_of_several() -> None:
+    for work in (
+        lambda: nbviz.occlusion(Squeezed(), X[:1]),
+        lambda: nbviz.region_effect(Squeezed(), X[:1], (0, 0, 4, 8)),
+    ):
+        with pytest.raises(ValueError, match=r"gives \(4,\); expected class scores \(N, classes\)"):
+            work()
+    assert nbviz.FeatureMaps(Squeezed(), X[:1], layer="net.1").strip.predictions == []
+
+
+def test_a_model_without_gradients_is_read_without_them() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                raise RuntimeError("no gradients")
+            return torch.full((len(x), 3), 0.5)
+
+    assert nbviz.region_effect(Fails(), X, (0, 0, 4, 8)).measure == "probability"

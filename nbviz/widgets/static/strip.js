@@ -148,6 +148,7 @@ function render({ model, el }) {
     if (drawn && rows.length)
       spoken.say(`${model.get("names")[model.get("picture")]}: ${spelled(rows[0], model.get("measure"))}`);
     drawn = rows.length > 0;
+    table.classList.toggle("nbviz-values", model.get("measure") === "value");
     table.classList.toggle(
       "nbviz-compared",
       rows.some((row) => row.length > 2),
@@ -166,7 +167,7 @@ function render({ model, el }) {
           track.append(mark);
           number = `${digits(before, measure)} → ${number}`;
         }
-        track.style.visibility = measure === "value" ? "hidden" : "";
+        track.hidden = measure === "value"; // which has no ends to draw a bar between
         return make(
           "div",
           {},
