@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nbviz.core.arguments import SHAPES, check_maps
 from nbviz.core.backward import BACKWARD_RULES, RULES, clamped_at
 from nbviz.core.checks import check_real
+from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import ModelError, line, shown, unknown
 from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.stages import shows, stage_ends
@@ -320,8 +321,14 @@ class Session(Predictor):
             return found
         if self._effective.get((picture, layer), (None, found))[0] != self.weights:
             order, sides = np.argsort(-look.high, kind="stable"), []
-            for channel in order[~look.clamped[order]][:_MEASURED].tolist():
-                (signals,), _ = self.reconstructions(picture, layer, [channel], "guided", "max")
+            strongest = order[~look.clamped[order]][:_MEASURED].tolist()
+            pieces = in_chunks(
+                lambda channels: self.reconstructions(picture, layer, channels, "guided", "max")[0],
+                strongest,
+                _MEASURED,
+                "one channel's reconstruction",
+            )
+            for channel, signals in zip(strongest, (maps for piece in pieces for maps in piece), strict=True):
                 position = np.unravel_index(look.place[channel], found.shape[1:])
                 seen = cut(signals, found.field.corner([int(i) for i in position]), found.field.size)
                 energy = torch.nan_to_num(seen.float(), 0.0, 0.0, 0.0).square().sum(0)
