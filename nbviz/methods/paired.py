@@ -111,9 +111,14 @@ class PairedAccuracyResult:
             finding = "no difference is shown"
         return (
             f"{finding} on {self.pictures:,} pictures: "
-            f"a {100 * self.accuracy_a:.1f} %, b {100 * self.accuracy_b:.1f} %, {100 * self.difference:+.1f} points "
-            f"(95 %: {low:+.1f} to {high:+.1f}; McNemar's p = {self.p_value:.2g})"
+            f"a {100 * self.accuracy_a:.1f} %, b {100 * self.accuracy_b:.1f} %, "
+            f"b minus a {_with_sign(100 * self.difference)} points "
+            f"(95 %: {_with_sign(low)} to {_with_sign(high)}; McNemar's p = {self.p_value:.2g})"
         )
+
+
+def _with_sign(points: float) -> str:
+    return f"{points:+.1f}".replace("-", "−")
 
 
 def _spread(a: float, b: float, phi: float) -> float:

@@ -26,8 +26,8 @@ from nbviz.methods.subject import Subject, as_method
 SEEDS = ("max", "map", "unit")
 #: What is said where nothing on a deconvnet's way back depends on the picture.
 NO_SWITCH = (
-    "no max-pooling, nor anything else that routes by the picture, on the way: the deconvnet of another picture is the "
-    "same but for where, and how strongly, it starts"
+    "there is no max-pooling, nor anything else that routes by the picture, below this layer: the deconvnet depends on "
+    "the picture only by the position and strength that it starts with"
 )
 _CHANNELS_AT_ONCE = 8
 

@@ -238,13 +238,13 @@ class ReportResult:
     def __repr__(self) -> str:
         lines = [f"ReportResult of {self._head()}"]
         for name, entry in self.layers.items():
-            count = f"{entry.layer.shape[0]} channels, effectively {entry.dimensions:.0f}"
+            count = f"{entry.layer.shape[0]} channels, {entry.dimensions:.0f} effective"
             lines.append(f"  {line(name)} · {count}")
             lines += [f"    {kind}: {channels}" for kind, channels in _findings(entry) if channels]
         return "\n".join([*lines, repr(self.kernels)] if self.kernels is not None else lines)
 
     def _repr_html_(self) -> str:
-        titles = ("layer", "channels", "effectively", *_COLUMNS, "importance", "strongest patches")
+        titles = ("layer", "channels", "effective channels", *_COLUMNS, "importance", "strongest patches")
         head = "".join(f'<th scope="col">{title}</th>' for title in titles)
         table = ""
         for name, entry in self.layers.items():
@@ -278,21 +278,21 @@ def _legend() -> str:
     """What the columns mean, in HTML."""
     texts = meanings(LayerReport)
     columns = {
-        "effectively": texts.get("dimensions", ""),
+        "effective channels": texts.get("dimensions", ""),
         "dead": texts.get("dead", ""),
         "constant": texts.get("constant", ""),
-        "alike": "The pairs of channels that have the same values up to a factor.",
+        "duplicates": "The pairs of channels that have the same values up to a factor.",
         "useless": texts.get("useless", ""),
         "importance": "How much the loss would change, to first order, without the channel; the largest first. "
-        "Orange: redundant, which is dead, constant, useless or the second of two alike.",
+        "Orange: redundant, which is dead, constant, useless or the second of two duplicates.",
         "strongest patches": "What the strongest positions of the most important channels see, in one picture each; "
         "without redundant channels.",
     }
     entries = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in columns.items())
-    return f"<details><summary>What the columns mean</summary><dl>{entries}</dl></details>"
+    return f"<details><summary data-lm-suppress-shortcuts>What the columns mean</summary><dl>{entries}</dl></details>"
 
 
-_COLUMNS = ("dead", "constant", "alike", "useless")
+_COLUMNS = ("dead", "constant", "duplicates", "useless")
 
 
 def _findings(entry: LayerReport) -> list[tuple[str, str]]:

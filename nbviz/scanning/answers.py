@@ -24,8 +24,10 @@ class AccuracyResult:
 
     Parameters
     ----------
-    accuracy, top5
-        The fraction of pictures whose class has the highest score, and one of the five highest.
+    accuracy
+        The fraction of pictures whose class has the highest score.
+    top5
+        The fraction of pictures whose class has one of the five highest scores.
     loss
         The mean cross-entropy.
     pictures

@@ -120,6 +120,8 @@ def _rows(result: Any, classes: Mapping[int, str]) -> Iterator[tuple[str, str]]:
             low, high = result.interval
             chart = charts.interval(value, low, high)
             text = f"{charts.percent(value)}, 95 % interval from {charts.percent(low)} to {charts.percent(high)}"
+        elif isinstance(result, AccuracyResult) and name == "top5":
+            text = charts.percent(value)
         elif isinstance(result, AccuracyResult) and name == "counts":
             text = _confusions(value, classes)
         note = texts.get(str(name), "")  # of several fields together it stands beside the first

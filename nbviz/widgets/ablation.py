@@ -116,7 +116,7 @@ class Ablation(LayerWidget):
         ways = "are set to their mean" if table.mode == "mean" else "go"
         self.curve.title = f"Accuracy over the dataset as more and more channels {ways}"
         alone, places = ("with it alone" if keep else "without it"), range(count)
-        self.each.title = f"Loss {'with' if keep else 'without'} each channel alone"
+        self.each.title = "Loss with one channel alone" if keep else "Loss with one channel removed"
         losses = (alone, places, table.loss[ranking].tolist())
         self.each.show([losses, ("with all", places, [table.baseline_loss] * count)], dashed=["with all"])
 

@@ -158,6 +158,7 @@ def _show(
     boxes = {"box": list(patch.box), "inner": list(patch.inner), "size": list(session.size)}
     label: dict[str, Any] = {"caption": caption, "part": part, **boxes}
     if scale is not None:
-        label |= {"ends": [-float(scale), float(scale)], "measure": MEASURES[slot]}
+        measure = MEASURES[slot] + (" of each colour" if len(small) == 3 else "")
+        label |= {"ends": [-float(scale), float(scale)], "measure": measure}
     kind = "picture" if scale is None else "signed"
     widget.panels.show(slot, kind, pixels(small), None, own, **label, mark=mark)

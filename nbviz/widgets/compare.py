@@ -131,8 +131,8 @@ class Compare(PictureWidget, GridSettings):
         """How alike the layers of both models are."""
         if (found := self.comparison) is not None and found.cka is not None:
             steps = (255 * found.cka.nan_to_num(0.0).clamp(0, 1)).round().byte().numpy()
-            sides = f"layers of a down, {len(found.layers_a)}, of b across, {len(found.layers_b)}"
-            caption = f"CKA: {sides}; 0 dark, 1 bright"
+            sides = f"{len(found.layers_a)} layers of a (rows) and {len(found.layers_b)} of b (columns)"
+            caption = f"CKA of {sides}, from 0 (dark) to 1 (bright)"
             self.alike.show("cka", "map", steps[..., None], caption=caption, ends=(0.0, 1.0), measure="CKA")
 
     @moves("layer_b", when="layer_a")
@@ -168,8 +168,8 @@ class Compare(PictureWidget, GridSettings):
         b = b if a.shape == b.shape else torch.nn.functional.interpolate(b[None, None], a.shape, mode="bilinear")[0, 0]
         difference = (b - a)[None]
         largest = difference.abs().amax()
-        caption = f"b less a: white where b is stronger, up to {float(largest):.3g}, black where a is"
-        caption = caption if largest > 0 else "b less a: no difference"
+        caption = f"b minus a: white where b is stronger, up to {float(largest):.3g}, black where a is"
+        caption = caption if largest > 0 else "b minus a: no difference"
         scale = {"ends": [-float(largest), float(largest)], "measure": "difference"}
         self.panels.show("difference", "signed", channels_last(centre(difference, largest)), caption=caption, **scale)
 

@@ -105,6 +105,10 @@ class Correspondence(Pulled):
     def _heading(self) -> str:
         return f"{self.header.title} · correspondence"
 
+    def _foot(self) -> str:
+        found = [] if self.found is None or self._stale else [self.found.verdict]
+        return "\n".join(filter(None, (super()._foot(), *found)))
+
     def _figure_rows(self) -> list[list[Panel]]:
         pairs = enumerate(zip(self.session.display, self.boxes, strict=True))
         pictures = [Panel(channels_last(pixels), "", f"picture_{i}", box=box) for i, (pixels, box) in pairs]

@@ -56,8 +56,8 @@ class Evolution(Pulled, MapSettings, SignedSettings):
     _arguments = ("model", "checkpoints")
 
     moment = Index(
-        "Time",
-        "Which time of the training",
+        "Checkpoint",
+        "Which checkpoint of the training",
         count=lambda widget: len(widget.moments),
         default=lambda widget: len(widget.moments) - 1,
     )
@@ -111,7 +111,7 @@ class Evolution(Pulled, MapSettings, SignedSettings):
             raise ValueError("channels is empty; expected at least one")
         # A recording has a picture of its own for each channel.
         self._recorded = first.values.shape[1] != len(first.channels)
-        super().__init__(model, f"{line(layer) + ' · ' if layer else ''}{len(self.moments)} times")
+        super().__init__(model, f"{line(layer) + ' · ' if layer else ''}{len(self.moments)} checkpoints")
         self._set_controls()
         row = picture_row("", "picture", "activation", "signal")
         self.panels = Panels([row], controls=["cmap", "contrast"])
@@ -119,7 +119,7 @@ class Evolution(Pulled, MapSettings, SignedSettings):
         self.film = Panels([picture_row("From first to last", *film)])
         self.values = Plot(
             title="Strongest activation of each channel",
-            xlabel="time",
+            xlabel="checkpoint",
             ylabel="activation",
             slider=self.moment_control,
         )
@@ -140,13 +140,13 @@ class Evolution(Pulled, MapSettings, SignedSettings):
     @draws("moment", "channel", "picture", into="panels")
     def _show_moment(self) -> None:
         moment, place = self.moments[self.moment], self._place(self.channel)
-        # On one scale for all times.
+        # On one scale for all checkpoints.
         finite = [torch.nan_to_num(m.maps[place].float().cpu(), 0.0, 0.0, 0.0) for m in self.moments]
         (steps,) = to_host(quantise(moment.maps[place].cpu(), None, shared_ends(finite))[0])
         pictures = Pictures(moment.pictures[place[0] : place[0] + 1], self._preprocess, ("",))
         which = "the picture that excited it most" if self._recorded else "picture"
         number, strongest = moment.channels[self.channel], float(moment.values[place])
-        caption = f"#{number}, strongest {strongest:.3g}; one scale for all times"
+        caption = f"#{number}, strongest {strongest:.3g}; one scale for all checkpoints"
         if self._recorded and strongest == 0:  # the highest of all pictures
             caption = f"#{number} is silent: never above zero in {line(moment.name, 60)}"
         picture = channels_last(fitted(pictures.display()[0]))

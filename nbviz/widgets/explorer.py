@@ -98,7 +98,7 @@ class Explorer(LayerWidget):
         if self.session.axes != 2:
             self.note("views", "the other tabs are for models that take pictures")
         elif self.session.labels is None:
-            reason = "this model gives no class scores (N, classes); if it does, say with output= where they are"
+            reason = "no class scores (N, classes) were found in what this model gives; output= says where they are"
             self.note("views", f"the other tabs look at classes, and {reason}")
         else:
             self.children = [self.view_control, *self._own]

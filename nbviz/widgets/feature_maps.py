@@ -6,7 +6,7 @@ import traitlets as t
 
 from nbviz.core.documented import documented_like
 from nbviz.export.panel import Panel
-from nbviz.widgets.figure_panels import filled_panels
+from nbviz.widgets.figure_panels import filled_panels, large_panel
 from nbviz.widgets.layer_widget import LayerWidget
 
 
@@ -35,4 +35,4 @@ class FeatureMaps(LayerWidget):
 
     def _figure_rows(self) -> list[list[Panel]]:
         fused = [panel for row in filled_panels(self.fused) for panel in row]
-        return [[*fused, self._grid_panel()]]
+        return [[*fused, large_panel(self.grid, self.channel), self._grid_panel()]]

@@ -125,6 +125,8 @@ def grid_panel(
 ) -> Panel:
     """The grid's first tiles, as many rows as make a square: in its order and on its scale, at its zoom.
 
+    Where the picked channel, or else the first that is switched off, comes later, it is the rows around that one.
+
     Parameters
     ----------
     what
@@ -143,8 +145,11 @@ def grid_panel(
     channels, levels = grid.levels()
     plots, signed = grid.tiles["plots"], grid.tiles["kind"] == "signed"
     aspect = 2.0 if plots else levels.shape[2] / levels.shape[1]
-    channels = channels[: grid.nrow * max(1, round(grid.nrow * aspect))]
-    levels = levels[: len(channels)]
+    rows = max(1, round(grid.nrow * aspect))
+    marked = next((channels.index(one) for one in (picked, *off) if one in channels), 0) // grid.nrow
+    first = grid.nrow * (0 if marked < rows else min(marked - rows // 2, -(-len(channels) // grid.nrow) - rows))
+    shown = slice(first, first + grid.nrow * rows)
+    channels, levels = channels[shown], levels[shown]
     if plots:
         heights = torch.from_numpy(levels).float().div(255).reshape(len(levels), 1, levels.shape[2], -1).mean(3)
         levels = _raised(heights, 0.5 if signed else 0.0).mul(255)[..., None].numpy()
@@ -169,14 +174,26 @@ def grid_panel(
         left, top = corners[channels.index(picked)]
         box = [top, left, top + height - padding, left + width - padding]
     count = grid.tiles["shape"][0]
-    shown = f"{len(channels)} of {count}" if len(channels) < count else str(count)
+    number = f"{len(channels)} of {count}" if len(channels) < count else str(count)
     one_scale = grid.scale == "shared" or grid.tiles["shape"][1:] == [1, 1]
     (low, high), contrast = grid.ends(), grid.contrast if signed else None
     low = -high if signed else low
     scale = Scale(low, high, measure, grid.cmap, contrast) if one_scale and not plots and low < high else None
-    caption = f"{shown} {what}, {_ORDERS[grid.order]}, {'on one scale' if one_scale else 'each on its own scale'}"
+    caption = f"{number} {what}, {_ORDERS[grid.order]}, {'on one scale' if one_scale else 'each on its own scale'}"
     numbers = [(x, y, channel) for (x, y), channel in zip(corners, channels, strict=True)]
     return Panel(pixels, caption, name, scale=scale, box=box, numbers=numbers, tile=width)
+
+
+def large_panel(grid: ChannelGrid, channel: int) -> Panel:
+    """One channel of the grid from its own lowest to its own highest value, as the page shows it large."""
+    if not grid.is_current() or channel not in grid.pixels()[0]:
+        return Panel(None)
+    levels, low, high = grid.tile(channel)
+    plot = grid.tiles["plots"]
+    scale = Scale(low, high, "activation", grid.cmap) if low < high and not plot else None
+    caption = f"#{channel}: {low:.3g} to {high:.3g}"
+    pixels = levels[..., None] if plot else levels
+    return Panel(pixels, caption, "activation", grid.cmap, scale, plot=plot)
 
 
 _SMALLEST = 24  # pixels across a tile, which a gap of one pixel suits

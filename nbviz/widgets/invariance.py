@@ -21,7 +21,7 @@ from nbviz.widgets.picture_widget import ClassWidget, PictureOptions
 from nbviz.widgets.session import Session
 from nbviz.widgets.views import Panels, Plot, picture_row
 
-_NAMES = {"down": "shift down", "across": "shift across", "scale": "scale", "angle": "turn"}
+_NAMES = {"down": "shift down", "across": "shift across", "scale": "scale", "angle": "rotation"}
 _LABELS = {name: f"{words}, in {TRANSFORMS[name]}" for name, words in _NAMES.items()}
 _LONGEST = 40  # characters of a layer's name in a legend
 

@@ -61,8 +61,13 @@ def _short(layer: Layer) -> str:
 
 
 def _group(layer: Layer) -> str:
-    """The block that a layer is in, and the size of its maps, so that a module of many layers makes several groups."""
-    module = layer.name.partition(":")[0]
-    block = module if not layer.leaf else module.rpartition(".")[0]
+    """The block that a layer is in, and the size of its maps, so that a module of many layers makes several groups.
+
+    In a list of blocks that is the number of a block; what is within it belongs to it.
+    """
+    steps = layer.name.partition(":")[0].split(".")
+    steps = steps[:-1] if layer.leaf else steps
+    ends = [i for i, step in enumerate(steps, 1) if step.isdecimal()]
+    block = ".".join(steps[: ends[-1]] if ends else steps)
     size = "×".join(map(str, layer.shape[1:]))
     return f"{block} · {size}" if block else size

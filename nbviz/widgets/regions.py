@@ -17,9 +17,11 @@ from nbviz.core.errors import shown
 from nbviz.core.types import Images
 from nbviz.export.panel import Panel
 from nbviz.imaging.encode import channels_last
+from nbviz.imaging.pixels import as_levels
 from nbviz.methods.occlusion import check_region, region_effect
 from nbviz.pictures.fill import FILLS, filling
 from nbviz.widgets.controls import Choice, Control, draws
+from nbviz.widgets.figure_panels import bars_panels
 from nbviz.widgets.picture_widget import PictureOptions, PictureWidget
 from nbviz.widgets.session import Session
 from nbviz.widgets.views import Panels, Region, picture_row
@@ -172,8 +174,10 @@ class Regions(PictureWidget):
         return f"{self.header.title} · {'kept' if self.keep else 'cut away'}"
 
     def _figure_rows(self) -> list[list[Panel]]:
-        box = self.box if self.mode == "box" else None
-        whole = Panel(channels_last(self.session.rendered(self.picture)), "the region", "region", box=box)
+        pixels, box = channels_last(self.session.rendered(self.picture)), self.box
+        if self.mode == "paint":  # what is outside is darkened, as in the page
+            shown = nn.functional.interpolate(self.region[None, None].float(), pixels.shape[:2])[0, 0, :, :, None]
+            pixels, box = as_levels(pixels * (0.3 + 0.7 * shown.numpy())), None
+        whole = Panel(pixels, "the region", "region", box=box)
         cut = Panel(channels_last(self.session.rendered_input(self._cut())), "what the network is given", "cut")
-        bars = [(label, after) for label, after, _ in self.strip.predictions]
-        return [[whole, cut, *([Panel(None, name="predictions", bars=bars)] if bars else [])]]
+        return [[whole, cut], bars_panels(self, "whole picture", "cut", part="effect")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ TILES = ("activation", *RULES)
 #: The longer side, in pixels, of what the page shows; maps at least twice as large are averaged over blocks.
 LARGE = 1024
 _ENERGY, _SMALLEST = 0.98, 7  # what a patch holds of a reconstruction's energy; its shortest side in pixels
+_MOST_NUMBERS = 1 << 21  # in the reconstructions from which it is found
 _MEASURED = 4  # channels from which a layer's patch is found: of 16, the median is the same to a few pixels
 
 
@@ -325,7 +327,7 @@ class Session(Predictor):
             pieces = in_chunks(
                 lambda channels: self.reconstructions(picture, layer, channels, "guided", "max")[0],
                 strongest,
-                _MEASURED,
+                max(1, _MOST_NUMBERS // math.prod(self.subject.inputs.shape[1:])),
                 "one channel's reconstruction",
             )
             for channel, signals in zip(strongest, (maps for piece in pieces for maps in piece), strict=True):

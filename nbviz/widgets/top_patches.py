@@ -107,6 +107,13 @@ class TopPatches(Pulled, SignedSettings, options_of=top_patches):
                 for what, caption in {"patches": f"#{channel}: no number in any picture", **_RULES}.items():
                     self.panels.show(f"{what}_{row}", "picture", np.full((1, 1, 3), 128, np.uint8), caption=caption)
                 continue
+            if not found.values[place, :seen].any():  # dead: any picture is as strong as another
+                for what, caption in {
+                    "patches": f"#{channel}: 0 in every picture, answers to nothing",
+                    **_RULES,
+                }.items():
+                    self.panels.show(f"{what}_{row}", "picture", np.full((1, 1, 3), 128, np.uint8), caption=caption)
+                continue
             ends = f"{float(found.values[place, 0]):.3g} to {float(found.values[place, seen - 1]):.3g}"
             caption = f"#{channel}: {ends}{self._labels(place)}"
             self.panels.show(f"patches_{row}", "picture", tiled(found.patches(channel)), caption=caption)

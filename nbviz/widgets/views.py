@@ -258,6 +258,13 @@ class ChannelGrid(Coloured):
         blocks = self._blocks()
         return [c for block in blocks for c in block["channels"]], np.concatenate([decode(block) for block in blocks])
 
+    def tile(self, channel: int) -> tuple[Array, float, float]:
+        """A channel that has been sent: its tile, from its lowest value at 0 to its highest at 255, and these."""
+        channels, pixels = self.pixels()
+        blocks, place = self._blocks(), channels.index(channel)
+        low, high = (np.frombuffer(b"".join(block[end] for block in blocks), np.float32) for end in ("low", "high"))
+        return pixels[place], float(low[place]), float(high[place])
+
     # What follows is what grid.js and paint.js do, for figures.
 
     @property

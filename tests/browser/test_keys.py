@@ -113,6 +113,24 @@ def test_arrow_keys_move_what_has_the_focus(notebook: Callable[..., Notebook], h
     assert str(kernel(book, "view.channel")) == grid.get_attribute("data-channel")
 
 
+def test_undo_in_a_widget_undoes_nothing_in_a_cell(notebook: Callable[..., Notebook], host: type[Notebook]) -> None:
+    book = notebook(["import nbviz\nview = nbviz.explore()\nview", "x = 1"], host=host)
+    widget = ready(book)
+    book.cell(1).locator(".cm-content").click()
+    book.page.keyboard.press("End")
+    book.page.keyboard.type("23")
+    source = (
+        "return window.jupyterapp.shell.currentWidget.content.widgets[1].model.sharedModel.getSource() === 'x = 123'"
+    )
+    book.wait_for(source)
+    for selector in (".nbviz-thumbs button[tabindex='0']", ".nbviz-scroller", ".nbviz-layers select", ".noUi-handle"):
+        for key in ("Control+z", "Control+y", "Control+Shift+z"):
+            widget.locator(selector).first.focus()
+            book.page.keyboard.press(key)
+            book.settle()
+            book.wait_for(source, timeout=1)
+
+
 def test_control_s_saves_from_within_a_widget(notebook: Callable[..., Notebook], host: type[Notebook]) -> None:
     book = notebook(["import nbviz\nview = nbviz.explore()\nview"], host=host)
     book.cell(0).locator(".nbviz select").first.focus()

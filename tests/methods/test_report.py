@@ -300,8 +300,8 @@ def test_it_says_what_it_found(found: Any) -> None:
         "ReportResult of 6 layers, 96 pictures, accuracy 90.6 % (95 % interval from 83.1 % to 95.0 %)\n"
     )
     part = text[text.index("features.8 ") :].splitlines()
-    assert part[0] == f"features.8 · 64 channels, effectively {found['features.8'].dimensions:.0f}"
-    assert [one.strip() for one in part[1:5]] == ["dead: 2", "constant: 12", "alike: 4 = 9", "useless: 3"]
+    assert part[0] == f"features.8 · 64 channels, {found['features.8'].dimensions:.0f} effective"
+    assert [one.strip() for one in part[1:5]] == ["dead: 2", "constant: 12", "duplicates: 4 = 9", "useless: 3"]
     assert "KernelReportResult of features.0" in text
 
 

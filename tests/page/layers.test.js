@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { filtered, firstFilter, grouped } from "../../nbviz/widgets/static/layers.js";
+import { filtered, firstFilter, grouped, offered } from "../../nbviz/widgets/static/layers.js";
 
 const layer = (group, ...kinds) => ({ short: "", text: "", group, kinds });
 const LAYERS = [
@@ -34,4 +34,13 @@ test("neighbours of one group come together", () => {
     ["b", [3]],
     ["a", [4]],
   ]);
+});
+
+test("a filter is offered where it shows other layers", () => {
+  const some = [layer("a", "stages"), layer("b", "hidden")];
+  assert.deepEqual(
+    ["stages", "after activation", "all", "all + 1×1"].map((name) => offered(some, name)),
+    [true, false, true, true],
+  );
+  assert.equal(offered([layer("a", "stages")], "all + 1×1"), false);
 });

@@ -142,7 +142,7 @@ def test_the_loss_of_each_channel_stands_beside_it(mode: str, tables: dict[str, 
     assert with_all["y"] == [table.baseline_loss] * 6
     assert alone["y"] == sorted(alone["y"], reverse=mode == "keep")  # the most redundant first
     assert alone["name"] == ("with it alone" if mode == "keep" else "without it")
-    assert view.each.title == f"Loss {'with' if mode == 'keep' else 'without'} each channel alone"
+    assert view.each.title == f"Loss with one channel {'alone' if mode == 'keep' else 'removed'}"
     assert ("set to their mean" in view.curve.title) == (mode == "mean")
 
 

@@ -154,7 +154,8 @@ def test_the_verdict_over_a_dataset_stands_below(models: tuple[Small, Small], im
     comparison = nbviz.compare(*models, labelled(), progress=False)
     view = nbviz.Compare(*models, images, "2", comparison=comparison)
     assert view.header.note == comparison.verdict
-    assert view.alike.slot("cka")["caption"].startswith("CKA: layers of a down, 6, of b across, 6")
+    caption = view.alike.slot("cka")["caption"]
+    assert caption == "CKA of 6 layers of a (rows) and 6 of b (columns), from 0 (dark) to 1 (bright)"
     check(view, *models)
     texts = [text.get_text() for text in view.figure().texts]
     assert any("on 12 pictures" in text for text in texts)
@@ -181,7 +182,7 @@ def test_a_model_beside_itself_differs_in_nothing(images: Tensor) -> None:
     view = nbviz.Compare(net, net, images, "2")
     check(view, net, net)
     assert (decode(view.panels.slot("difference")) == 128).all()
-    assert view.panels.slot("difference")["caption"] == "b less a: no difference"
+    assert view.panels.slot("difference")["caption"] == "b minus a: no difference"
     assert all(after == before for _, after, before in view.strip.predictions)
 
 

@@ -64,7 +64,7 @@ def check(view: nbviz.Evolution, moments: list[CheckpointResult], i: int, k: int
     np.testing.assert_array_equal(shown["signal"], centre(moment.reconstructions[i, k]).permute(1, 2, 0))
     number = moment.channels[view.channel]
     strongest = float(moment.values[i, k])
-    value = f"#{number}, strongest {strongest:.3g}; one scale for all times"
+    value = f"#{number}, strongest {strongest:.3g}; one scale for all checkpoints"
     if strongest == 0 and moment.values.shape[1] == 1 < len(moment.channels):
         value = f"#{number} is silent: never above zero in {moment.name}"
     assert view.panels.slot("activation")["caption"] == value

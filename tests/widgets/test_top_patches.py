@@ -209,3 +209,15 @@ def test_a_bad_page_is_refused_and_nothing_changes(first: Any) -> None:
         view.first = first
     assert view.first == view.first_control.value == 1
     check(view, found, 2)
+
+
+def test_a_dead_channel_has_no_strongest_patches() -> None:
+    model = Small().eval()
+    with torch.no_grad():
+        model[4].weight[2], model[4].bias[2] = 0, -1
+    view = nbviz.TopPatches(model, labelled(), "5", [2, 3], k=4, progress=False)
+    view.finish()
+    dead, alive = (view.panels.slot(f"patches_{row}") for row in range(2))
+    assert dead["caption"] == "#2: 0 in every picture, answers to nothing"
+    assert decode(dead).shape == (1, 1, 3)
+    assert decode(alive).shape[0] > 1

@@ -1,6 +1,6 @@
 // A class among thousands, found by typing a part of its name. The browser's own list offers what matches.
 
-import { follow, make, together } from "./shared.js";
+import { announcer, follow, make, together } from "./shared.js";
 
 /** @import { Model } from "./shared.js" */
 
@@ -48,6 +48,14 @@ function render({ model, el }) {
   const list = make("datalist", { id });
   const input = make("input", { type: "text", title: model.get("help"), autocomplete: "off", spellcheck: false });
   input.setAttribute("list", id);
+  const spoken = announcer();
+  const note = make("div", { className: "nbviz-caption", hidden: true });
+  /** @param {string} text */
+  const say = (text) => {
+    note.textContent = text;
+    note.hidden = !text;
+    spoken.say(text);
+  };
   const order = () => inOrder(model.get("names").length, model.get("first"));
   const title = () => titled(model.get("names"), model.get("value"));
   const show = () => {
@@ -58,11 +66,13 @@ function render({ model, el }) {
     const names = model.get("names");
     const found = meant(input.value, names, order());
     if (exactly && (found === null || titled(names, found) !== input.value)) return;
+    say(found === null && input.value.trim() ? `no class matches “${input.value.trim()}”` : "");
     if (found !== null && found !== model.get("value")) {
       model.set("value", found);
       model.save_changes();
     }
     show();
+    if (document.activeElement === input) input.select(); // so that typing goes on with another name
   };
   // The browser lists what matches the text: all classes only where there is none.
   const open = () => {
@@ -84,6 +94,8 @@ function render({ model, el }) {
   el.append(
     make("label", { className: "nbviz-field" }, make("span", { textContent: model.get("label") }), input),
     list,
+    note,
+    spoken.line,
   );
   return together([
     follow(model, ["names", "first"], () => {

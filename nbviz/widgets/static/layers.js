@@ -40,6 +40,10 @@ export function firstFilter(layers) {
   return shown.length > FEW && layers.some(({ kinds }) => kinds.includes("stages")) ? "stages" : "all";
 }
 
+/** Whether a filter shows other layers than "all" does, or fewer. @param {Layer[]} layers @param {string} filter */
+export const offered = (layers, filter) =>
+  filter === "all" || layers.some(({ kinds }) => kinds.includes(filter === "all + 1×1" ? "hidden" : filter));
+
 /** Places in groups: neighbours of one group come together.
  * @param {Layer[]} layers @param {number[]} places @returns {[string, number[]][]} */
 export function grouped(layers, places) {
@@ -99,11 +103,11 @@ function render({ model, el }) {
     const own = layers()[chosen]; // none while a list comes that the choice is not yet from
     text.textContent = own?.text ?? "";
     text.hidden = own?.text === own?.short;
-    before.disabled = chosen === shown[0];
-    after.disabled = chosen === shown.at(-1);
+    // Not "disabled", with which a button loses the focus.
+    before.setAttribute("aria-disabled", String(chosen === shown[0]));
+    after.setAttribute("aria-disabled", String(chosen === shown.at(-1)));
     filters.show(filter);
-    for (const [name] of FILTERS)
-      filters.offer(name, name === "all" || layers().some(({ kinds }) => kinds.includes(name.replace(" too", ""))));
+    for (const [name] of FILTERS) filters.offer(name, offered(layers(), name));
     filters.group.hidden = layers().every(({ kinds }) => !kinds.length);
     el.dataset.shown = String(shown.length);
   }

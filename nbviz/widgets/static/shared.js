@@ -47,11 +47,15 @@ if (!host.__nbviz_page) {
 export const page = host.__nbviz_page;
 
 /** A key pressed in a widget is the widget's: JupyterLab and Notebook 7 would run, delete or leave the cell. They look
- * for this attribute on the focused element alone. Ctrl+S still saves. @param {KeyboardEvent} event */
-function keepKey({ target, key, ctrlKey, metaKey }) {
+ * for this attribute on the focused element alone. Ctrl+S still saves. Where there is no text to undo, the browser would
+ * undo what was last typed elsewhere in the page. @param {KeyboardEvent} event */
+function keepKey(event) {
+  const { target, key, ctrlKey, metaKey } = event;
   if (!(target instanceof Element && target.closest(".nbviz"))) return;
-  const saves = (ctrlKey || metaKey) && key.toLowerCase() === "s";
-  target.toggleAttribute("data-lm-suppress-shortcuts", !saves);
+  const command = ctrlKey || metaKey ? key.toLowerCase() : "";
+  target.toggleAttribute("data-lm-suppress-shortcuts", command !== "s");
+  const writes = target.matches("input:not([type=range]), textarea, [contenteditable=true]");
+  if (!writes && (command === "z" || command === "y")) event.preventDefault();
 }
 
 /** An element with properties and children. Text is always text, never HTML.
