@@ -204,24 +204,34 @@ def by_hand(
     return signals, mode
 
 
-def strongest(channel: int, seed: str = "max") -> Seed:
-    """From an activation to its seed, position by position."""
+def as_it_is(activation: Tensor) -> Tensor:
+    """Channels come first."""
+    return activation
+
+
+def strongest(channel: int, seed: str = "max", view: Callable[[Tensor], Tensor] = as_it_is) -> Seed:
+    """From an activation to its seed, position by position; ``view`` makes maps (N, C, ...) of an activation."""
 
     def signal(activation: Tensor) -> Tensor:
         result = torch.zeros_like(activation, memory_format=torch.contiguous_format)
-        for n, maps in enumerate(activation):
+        for maps, out in zip(view(activation)[:, channel], view(result)[:, channel], strict=True):
             if seed == "map":
-                result[n, channel] = maps[channel]
+                out.copy_(maps)
                 continue
-            place = int(maps[channel].argmax())
-            result[n, channel].view(-1)[place] = 1 if seed == "unit" else maps[channel].max()
+            place = torch.unravel_index(maps.argmax(), maps.shape)
+            out[place] = 1 if seed == "unit" else maps.max()
         return result
 
     return signal
 
 
 def cam_by_hand(
-    model: nn.Module, inputs: Tensor, layer: str, target: int, call: Callable[[Tensor], Tensor] | None = None
+    model: nn.Module,
+    inputs: Tensor,
+    layer: str,
+    target: int,
+    call: Callable[[Tensor], Tensor] | None = None,
+    view: Callable[[Tensor], Tensor] = as_it_is,
 ) -> tuple[Tensor, float]:
     """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) at the layer's size, and how large its terms are.
 
@@ -239,6 +249,7 @@ def cam_by_hand(
         scores = (call or model)(inputs.clone().requires_grad_())
     handle.remove()
     (slopes,) = torch.autograd.grad(scores[:, target].sum(), kept[0])
-    weighted = torch.einsum("nk...,nk->n...", kept[0].detach(), slopes.flatten(2).mean(2))
-    terms = torch.einsum("nk...,nk->n...", kept[0].detach().abs(), slopes.abs().flatten(2).mean(2))
+    maps, slopes = view(kept[0].detach()), view(slopes)
+    weighted = torch.einsum("nk...,nk->n...", maps, slopes.flatten(2).mean(2))
+    terms = torch.einsum("nk...,nk->n...", maps.abs(), slopes.abs().flatten(2).mean(2))
     return torch.where(weighted > 0, weighted, torch.zeros_like(weighted)), float(terms.max())

@@ -8,30 +8,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nbviz.core.calls import Feed
 from nbviz.core.checks import check_indices, check_real, check_tensor
 from nbviz.core.errors import ModelError, shown, unknown, with_class
-from nbviz.core.trace import Feed, Trace
+from nbviz.core.layout import Layout
+from nbviz.core.trace import Trace
 
 #: The shape of inputs and feature maps, by the number of dimensions.
 SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 def check_maps(trace: Trace, layer: str) -> Tensor:
-    """The layer's activation, which must be feature maps with as many dimensions as the N inputs: (N, C, H, W)."""
-    activation, ndim = trace.activations[layer], trace.inputs.ndim
-    if activation.ndim != ndim or 0 in activation.shape:
-        gives = f"{tuple(activation.shape)}"
-    elif len(activation) != len(trace.inputs):
+    """The layer's feature maps, with as many dimensions as the N inputs: (N, C, H, W)."""
+    activation, layout, ndim = trace.activations[layer], trace.layouts[layer], trace.inputs.ndim
+    if layout is not None and layout.has_positions and len(activation) == len(trace.inputs):
+        maps = layout.maps(activation)
+        if maps.ndim == ndim and 0 not in maps.shape:
+            return maps
+    gives = f"{tuple(activation.shape)}"
+    if activation.ndim == ndim and len(activation) != len(trace.inputs):
         gives = f"{len(activation)} maps for {len(trace.inputs)} picture(s), as for windows, crops or regions"
-    else:
-        return activation
+    elif activation.ndim == ndim and 0 not in activation.shape and layout is None:
+        gives += ", of which it is not known which axis holds the channels"
     raise ValueError(
         f"layer {shown(layer)} gives {gives}; expected feature maps {SHAPES[ndim]} (nbviz.layers lists the shapes)"
     )
 
 
-def check_channels(layer: str, activation: Tensor, pictures: int) -> Tensor:
+def check_channels(layer: str, activation: Tensor, layout: Layout | None, pictures: int) -> Tensor:
     """The layer's activation, which must have channels for every picture, as maps or not: (N, C, ...)."""
+    activation = check_features(layer, activation, pictures)
+    if layout is None:
+        raise ValueError(
+            f"layer {shown(layer)} gives {tuple(activation.shape)}, of which it is not known which axis holds the "
+            "channels; expected (N, C, ...), (N, H, W, C), or tokens on a grid of the picture's shape"
+        )
+    return activation
+
+
+def check_features(layer: str, activation: Tensor, pictures: int) -> Tensor:
+    """The layer's activation, which must be numbers of every picture: (N, C), or more dimensions in any order."""
     check_real(check_tensor(f"layer {shown(layer)}'s output", activation, "(N, C, ...)"), f"layer {shown(layer)}")
     if activation.ndim < 2 or 0 in activation.shape or len(activation) != pictures:
         raise ValueError(

@@ -1,7 +1,8 @@
-"""Follow receptive fields through a forward pass, by the rules of :mod:`nbviz.core.receptive_field`.
+"""Follow receptive fields and channels through a forward pass.
 
-A ``TorchFunctionMode`` sees every operation of the pass, in modules and functions alike, and derives the field of its
-output from the fields of its inputs.
+A ``TorchFunctionMode`` sees every operation of the pass, in modules and functions alike. By the rules of
+:mod:`nbviz.core.receptive_field` and :mod:`nbviz.core.channel_axis` it derives what its output sees, and where its
+channels are, from what is known of its inputs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nbviz.core.backward import clamp_name
+from nbviz.core.channel_axis import Moved, axis_after
 from nbviz.core.receptive_field import RULES, Field, Operation, keeps_positions, lost
 
 #: Functions that use only the shape or type of their second tensor.
@@ -27,16 +29,19 @@ class FieldTracker(TorchFunctionMode):
     """While active, ``fields[tensor]`` is the receptive field of every tensor that depends on the picture.
 
     None stands for the whole picture, or for a field that is not known: after an operation without a
-    rule, unless it keeps rows and columns. ``rectified(tensor)`` names the activations before it.
+    rule, unless it keeps rows and columns. ``channels`` has the axis of the channels where it is known, and
+    ``rectified(tensor)`` names the activations before it.
     """
 
     def __init__(self, picture: Tensor) -> None:
         super().__init__()
         self.fields: Any = WeakTensorKeyDictionary()
+        self.channels: Any = WeakTensorKeyDictionary()
         self._rectified: Any = WeakTensorKeyDictionary()  # by the owner of the memory, shared by views
         axes = tuple(range(2, picture.ndim)) or (0,)
         nothing = (0.0,) * len(axes)
         self.fields[picture] = Field(axes, (1.0,) * len(axes), nothing, nothing)
+        self.channels[picture] = 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -47,8 +52,11 @@ class FieldTracker(TorchFunctionMode):
         # Shapes are read before the call: an in-place operation may change its input's.
         seen = [(tuple(t.shape), self.fields[t]) for t in tensors_in(taken) if t in self.fields]
         known = [(shape, field) for shape, field in seen if field is not None]
+        placed = [(tuple(t.shape), axis) for t in tensors_in(taken) if (axis := self.channels.get(t)) is not None]
         rectified = _rectifier(name, args, kwargs).union(*map(self.rectified, tensors_in((args, kwargs))))
         result = func(*args, **kwargs)
+        for output in tensors_in(args[0] if name == "setitem" else result):
+            self.channels[output] = axis_after(name, Moved(placed, output, args, kwargs))
         if seen:
             unknown = name.startswith(("fft_", "linalg_")) or isinstance(func, (OpOverload, OpOverloadPacket))
             rule = lost if unknown else RULES.get(name, keeps_positions)
@@ -66,6 +74,7 @@ class FieldTracker(TorchFunctionMode):
     def forget(self) -> None:
         """Release what is known of all tensors."""
         self.fields.clear()
+        self.channels.clear()
         self._rectified.clear()
 
     def rectified(self, tensor: Tensor) -> frozenset[str]:

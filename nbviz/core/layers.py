@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import PAPERS
+from nbviz.core.calls import Feed, call_model, find_module, first_name, hooked, submodule
 from nbviz.core.errors import line, shown
 from nbviz.core.field_tracker import FieldTracker
+from nbviz.core.layout import Layout, layout_of, plainly_first
 from nbviz.core.receptive_field import Field
 from nbviz.core.shadow import in_shadow
-from nbviz.core.state import check_model, interruptible
-from nbviz.core.trace import Feed, call_model, find_module, hooked
+from nbviz.core.state import check_model, eager, interruptible
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Layer:
     type
         The class of the module.
     shape
-        The shape of the output for one picture, such as (C, H, W) for feature maps.
+        The shape of the output for one picture, channels first: (C, H, W) for feature maps, wherever the module itself
+        has its channels.
     field
         Which pixels each position of the output sees; None if it sees the whole picture.
     leaf
@@ -41,6 +44,9 @@ class Layer:
         The spatial axes of the input: 2 for pictures, 1 for signals, 3 for volumes.
     pictures
         Whether the output has one entry per picture; False where it has one per window, crop or region.
+    layout
+        How the module's output becomes that shape; None where it is not known which axis holds the channels. The shape
+        is then the module's own.
     """
 
     name: str
@@ -51,15 +57,12 @@ class Layer:
     rectifiers: tuple[str, ...] = ()
     axes: int = 2
     pictures: bool = True
+    layout: Layout | None = None
 
     @property
     def has_maps(self) -> bool:
-        """Whether the output appears to be (N, C, H, W); (N, C, L) for signals, (N, C, D, H, W) for volumes."""
-        return (
-            self.pictures
-            and len(self.shape) == self.axes + 1
-            and (self.field is None or self.field.axes == tuple(range(2, 2 + self.axes)))
-        )
+        """Whether the output holds feature maps: channels first or last, or tokens on a grid of the picture's shape."""
+        return self.layout is not None and self.layout.has_positions
 
     @property
     def stride(self) -> tuple[float, ...] | None:
@@ -126,7 +129,7 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
     inputs
         Its input (N, C, H, W), on its device.
     feed
-        Makes the model's arguments from the inputs; see :func:`nbviz.core.trace.call_model`.
+        Makes the model's arguments from the inputs; see :func:`nbviz.core.calls.call_model`.
 
     Examples
     --------
@@ -138,6 +141,7 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
     2      MaxPool2d  4×3×3   ReLU          sees 5×5 px, step 4
     """
     model = check_model(model)
+    seen = _layouts.setdefault(model, {})
 
     def forward(shadow: nn.Module) -> tuple[Layers, Any]:
         layers = Layers()
@@ -153,16 +157,24 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
             if not isinstance(value, Tensor):
                 return
             module = modules[name]
+            shape, field, layout = tuple(value.shape[1:]), tracker.fields.get(value), None
+            if is_of_pictures := value.ndim > 1 and value.shape[:1] == picture.shape[:1] and 0 not in value.shape:
+                layout = layout_of(shape, field, tracker.channels.get(value), picture.shape[2:])
+            seen[_key(name, call, module, value, picture)] = layout
+            if layout is not None:
+                shape = layout.shape(shape)
+                field = None if field is None else replace(field, axes=tuple(range(2, 2 + len(field.axes))))
             layers.append(
                 Layer(
                     f"{name}:{call}" if call else name,
                     type(module).__name__,
-                    tuple(value.shape[1:]),
-                    tracker.fields.get(value),
+                    shape,
+                    field,
                     not any(True for _ in module.children()),
                     tuple(sorted(tracker.rectified(value))),
                     picture.ndim - 2,
-                    value.shape[:1] == picture.shape[:1],
+                    is_of_pictures,
+                    layout,
                 )
             )
 
@@ -172,6 +184,59 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
         return layers, output
 
     return in_shadow(model, forward)
+
+
+#: For each model the layouts that a forward pass has shown.
+_layouts: WeakKeyDictionary[nn.Module, dict[Any, Layout | None]] = WeakKeyDictionary()
+
+
+def _key(name: str, call: int, module: nn.Module, value: Tensor, inputs: Tensor) -> Any:
+    return name, call, type(eager(module)), value.shape[1:], inputs.shape[1:]
+
+
+class Layouts:
+    """Which axis holds the channels, for the layers of one forward pass.
+
+    Most activations show it by their shape. For others, :meth:`find` looks at a forward pass once, and remembers it.
+
+    Parameters
+    ----------
+    model, inputs, feed
+        As for :func:`trace_layers`.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, feed: Feed = None) -> None:
+        self.model, self.inputs, self.feed = model, inputs, feed
+        self.is_found = False
+
+    def of(self, name: str, call: int, value: Tensor) -> Layout | None:
+        """The layout of a module's output; None where that is not known.
+
+        Raises
+        ------
+        Unclear
+            When :meth:`find` has to be called first.
+        """
+        if value.ndim < 2 or len(value) != len(self.inputs) or 0 in value.shape:
+            return None
+        module = submodule(self.model, name)
+        if plainly_first(eager(module), value, self.inputs):
+            return Layout(tuple(range(value.ndim)), has_positions=value.ndim > 2)
+        assert module is not None
+        name = first_name(self.model, name)  # under which a module of several names has been seen
+        seen, key = _layouts.get(self.model, {}), _key(name, call, module, value, self.inputs)
+        if key not in seen and not self.is_found:
+            raise Unclear
+        return seen.get(key)
+
+    def find(self) -> None:
+        """Look at a forward pass of one picture; of all, where the model's other arguments may belong to the batch."""
+        self.is_found = True
+        trace_layers(self.model, self.inputs if self.feed is not None else self.inputs[:1], self.feed)
+
+
+class Unclear(BaseException):
+    """Ends a forward pass whose layouts have to be found first; a BaseException, so that no model catches it."""
 
 
 def layers_of(model: nn.Module, inputs: Tensor, feed: Feed, given: Any) -> list[str]:

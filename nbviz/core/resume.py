@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nbviz.core.calls import Feed, call_model, find_module, hooked, not_reached
 from nbviz.core.errors import ModelError, shown
 from nbviz.core.field_tracker import tensors_in
+from nbviz.core.layers import Layouts, Unclear
+from nbviz.core.layout import Layout
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model, interruptible
-from nbviz.core.trace import Feed, call_model, find_module, hooked, not_reached
 
 
 class Resumable:
@@ -34,7 +36,7 @@ class Resumable:
     layer
         A module's name; ``"name:1"`` is the second call of one that runs more than once.
     feed
-        Makes the model's arguments from the inputs; see :func:`nbviz.core.trace.call_model`.
+        Makes the model's arguments from the inputs; see :func:`nbviz.core.calls.call_model`.
     known
         ``skips`` and ``widens`` from an earlier pass of this model and layer; None tests for them, which runs what
         follows the layer on three times as many pictures.
@@ -42,7 +44,7 @@ class Resumable:
     Attributes
     ----------
     activation, output
-        Those of the layer and the model.
+        Those of the layer, channels first, and of the model.
     skips
         Whether resuming skips what comes before the layer.
     widens
@@ -63,8 +65,14 @@ class Resumable:
     ) -> None:
         self.model, self.inputs, self.feed, self.layer = check_model(model), inputs.detach(), feed, layer
         self._module, self._call = find_module(self.model, layer)
+        self._layouts = Layouts(self.model, self.inputs, feed)
+        self.layout: Layout | None = None
         self.skips = self.widens = False
-        self.output, self.activation, calls = self._run(_Calls, None)
+        try:
+            self.output, self.activation, calls = self._run(_Calls, None)
+        except Unclear:
+            self._layouts.find()
+            self.output, self.activation, calls = self._run(_Calls, None)
         assert isinstance(calls, _Calls)
         calls.end(self.inputs, self.output)
         self._calls = calls
@@ -86,7 +94,7 @@ class Resumable:
         return _alike(output, self.output, times)
 
     def go_on(self, activation: Tensor) -> Any:
-        """The model's output with this activation (N, C, H, W), or (K * N, C, H, W), in place of the layer's."""
+        """The model's output with this activation (N, C, ...), or (K * N, C, ...), in place of the layer's."""
         times = len(activation) // max(len(self.activation), 1)
         if not self.skips or (times > 1 and not self.widens):
             return self._run(lambda: None, activation)[0]
@@ -109,10 +117,16 @@ class Resumable:
                 if not isinstance(value, Tensor):
                     return None
                 with torch._C.DisableTorchFunction():  # not calls of the model
+                    if activation is None:
+                        self.layout = self._layouts.of(name, call, value)
                     if mode is not None:
                         mode.pass_layer()
-                    seen = value.clone() if activation is None else activation
-                    return seen.clone()  # later layers may write to it
+                    layout = self.layout
+                    if activation is None:
+                        seen = (value if layout is None else layout.channels(value)).clone()
+                    else:
+                        seen = activation
+                    return (seen if layout is None else layout.restored(seen)).clone()  # later layers may write to it
 
             with torch.no_grad(), hooked(shadow, {self._module}, on_output), mode or nullcontext(), interruptible():
                 output = call_model(shadow, inputs, self.feed)

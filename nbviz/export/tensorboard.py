@@ -113,7 +113,7 @@ def log(
             write("kernels", _tiles(centre(weights, weights.abs().amax((1, 2, 3))), 8, 1))
     pictures = subject.pictures.display()
     for name in names:
-        maps = trace.activations[name]
+        maps = check_maps(trace, name)
         first_maps = torch.nan_to_num(maps.detach()[0, :_MOST].float())
         write(f"{name}/maps", grid(first_maps, 8, 1, scale_each=True))
         write(f"{name}/fused", _tiles(overlay(pictures, fuse(maps.detach()).float().cpu()), len(subject), 2))

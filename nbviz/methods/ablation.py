@@ -223,7 +223,7 @@ def switched_off(
 
     def answer(part: Subject) -> Tensor:
         resumable = Resumable(part.model, part.inputs, layer, part.feed)
-        maps = check_channels(layer, resumable.activation, len(part))
+        maps = check_channels(layer, resumable.activation, resumable.layout, len(part))
         off = torch.zeros(1, maps.shape[1], dtype=torch.bool, device=maps.device)
         off[0, check_indices("channel", channels, maps.shape[1])] = True
         return part.scores(resumable.go_on(switch_off(maps, off)))

@@ -270,7 +270,8 @@ def backward(subject: Subject, layer: str, target: Any, arrange: Arrange) -> tup
             raise
         reason = f"no gradient flows from the class scores to layer {shown(layer)}: they do not depend on it"
         raise ModelError(reason) from None
-    return arrange(activation.detach(), len(subject)), arrange(gradient, len(subject))
+    layout = trace.layouts[layer]
+    return arrange(activation.detach(), layout), arrange(gradient, layout)
 
 
 def finished(maps: Tensor, subject: Subject, raw: bool) -> Tensor:

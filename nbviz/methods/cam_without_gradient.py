@@ -56,7 +56,7 @@ def cam(
 
     def work(part: Subject) -> Tensor:
         trace = part.run([layer], output=True)
-        maps, scores = arrange(trace.activations[layer], len(part)), part.scores(trace.output)
+        maps, scores = arrange(trace.activations[layer], trace.layouts[layer]), part.scores(trace.output)
         classes = part.targets(target, scores)
         maps, weights = _head(part.model, layer, maps, scores)
         return torch.einsum("nc,nc...->n...", weights[classes], maps).relu()
@@ -115,7 +115,8 @@ def eigen_cam(
     subject, layer, arrange = checked(model, images, layer, raw, reshape, **options)
 
     def work(part: Subject) -> Tensor:
-        maps = arrange(part.run([layer]).activations[layer], len(part))
+        trace = part.run([layer])
+        maps = arrange(trace.activations[layer], trace.layouts[layer])
         rows = torch.nan_to_num(maps.float().flatten(2).transpose(1, 2))  # (N, positions, channels)
         # The first right singular vector comes from the first eigenvector of the smaller Gram matrix.
         if rows.shape[1] < rows.shape[2]:
@@ -165,7 +166,7 @@ def score_cam(
 
     def work(part: Subject) -> Tensor:
         pictures, trace = part.inputs, part.run([layer], output=True)
-        maps = check_real(arrange(trace.activations[layer], len(part)), f"layer {shown(layer)}")
+        maps = check_real(arrange(trace.activations[layer], trace.layouts[layer]), f"layer {shown(layer)}")
         classes, axes = part.targets(target, part.scores(trace.output)), tuple(range(2, maps.ndim))
 
         def score_masked(channels: Sequence[int]) -> Tensor:
@@ -219,8 +220,8 @@ def ablation_cam(
 
     def work(part: Subject) -> Tensor:
         resumable, n = Resumable(part.model, part.inputs, layer, part.feed), len(part)
-        maps = arrange(resumable.activation, n)
-        axis = _channel_axis(resumable.activation, maps, arrange)  # class tokens lose the channel, too
+        maps = arrange(resumable.activation, resumable.layout)
+        axis = _channel_axis(resumable, maps, arrange)  # class tokens lose the channel, too
         logits = part.scores(resumable.output)
         classes = part.targets(target, logits)
         score = logits.gather(1, classes[:, None])
@@ -240,13 +241,14 @@ def ablation_cam(
     return finished(subject.in_parts(work), subject, raw)
 
 
-def _channel_axis(activation: Tensor, maps: Tensor, arrange: Arrange) -> int:
+def _channel_axis(resumable: Resumable, maps: Tensor, arrange: Arrange) -> int:
     """The axis of the activation that becomes the channels of its maps (N, C, ...)."""
+    activation = resumable.activation
     numbers = torch.arange(maps.shape[1], dtype=torch.float32, device=maps.device)
     for axis in range(1, activation.ndim):
         if activation.shape[axis] == len(numbers):
             numbered = numbers.view(-1, *[1] * (activation.ndim - 1 - axis)).expand_as(activation)
-            arranged = arrange(numbered, len(maps))
+            arranged = arrange(numbered, resumable.layout)
             if torch.equal(arranged, numbers.view(-1, *[1] * (maps.ndim - 2)).expand_as(arranged)):
                 return axis
     raise ValueError(

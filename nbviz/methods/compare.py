@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from nbviz.core.answers import answer_of
 from nbviz.core.arguments import check_feed, check_logits
+from nbviz.core.calls import find_module
 from nbviz.core.checks import check_whole
 from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
 from nbviz.core.layers import Layers, trace_layers
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model, device_aside
-from nbviz.core.trace import find_module
 from nbviz.core.types import Dataset, ModelInputs, Preprocessing, ScoresIn
 from nbviz.methods.cka import CKA
 from nbviz.methods.paired import PairedAccuracy, PairedAccuracyResult

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from nbviz.core.arguments import check_channels
+from nbviz.core.arguments import check_features
 from nbviz.core.checks import check_choice, check_whole
 from nbviz.core.errors import line, shown
 from nbviz.core.types import Images, InputOptions
@@ -177,7 +177,7 @@ def correspondence(
 
     def features(part: Subject) -> dict[str, Tensor]:
         trace = part.run(names)
-        return {name: check_channels(name, trace.activations[name], len(part)).flatten(1) for name in names}
+        return {name: check_features(name, trace.activations[name], len(part)).flatten(1) for name in names}
 
     original = subject.in_parts(features)
 

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES
+from nbviz.core.calls import find_module, submodule
 from nbviz.core.checks import check_choice, check_indices
 from nbviz.core.documented import documented
 from nbviz.core.errors import ModelError, line, shown
 from nbviz.core.shadow import shadow_of
 from nbviz.core.state import check_model
-from nbviz.core.trace import Trace, find_module, run, submodule
+from nbviz.core.trace import Trace, run
 from nbviz.core.types import Channels, Images, InputOptions
 from nbviz.core.weights import steady
 from nbviz.methods.reconstruct import project, traced_channels
@@ -123,7 +125,7 @@ def evolution(
 
 
 def _result(name: str, trace: Trace, layer: str, channels: list[int], rule: str) -> CheckpointResult:
-    maps = trace.activations[layer].detach()[:, channels]
+    maps = check_maps(trace, layer).detach()[:, channels]
     values, places = maps.flatten(2).max(2)
     positions = torch.stack(torch.unravel_index(places, maps.shape[2:]), -1)
     signals, _ = project(trace, layer, channels, rule)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from nbviz.core.arguments import check_channels
+from nbviz.core.arguments import check_features
 from nbviz.core.checks import check_choice, check_number
 from nbviz.core.chunks import in_chunks, kept_together
 from nbviz.core.errors import shown
@@ -133,7 +133,7 @@ def along(
     def answers(values: Sequence[float]) -> tuple[Sequence[float], dict[str, Tensor], Tensor]:
         moved = subject.with_inputs(torch.cat([moved_by(picture.inputs, transform, value) for value in values]))
         trace = moved.run(names, output=True)
-        maps = {name: check_channels(name, trace.activations[name], len(moved)).flatten(1) for name in names}
+        maps = {name: check_features(name, trace.activations[name], len(moved)).flatten(1) for name in names}
         return values, maps, moved.scores(trace.output)
 
     _, original, scores = answers([_IDENTITY[transform]])

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nbviz.core.calls import find_module, submodule
 from nbviz.core.checks import check_indices, check_number, check_tensor, check_whole
 from nbviz.core.documented import documented
 from nbviz.core.errors import line, shown
 from nbviz.core.shadow import in_shadow
 from nbviz.core.state import check_model
-from nbviz.core.trace import find_module, submodule
 from nbviz.core.types import Channels
 from nbviz.core.weights import steady
 from nbviz.imaging.charts import STYLE

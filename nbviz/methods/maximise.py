@@ -256,7 +256,7 @@ class Growing:
             trace = subject.run(output=True, grad=grad)
             return trace, subject.scores(trace.output)
         trace = subject.run([self.layer], grad=grad)
-        return trace, check_channels(self.layer, trace.activations[self.layer], len(inputs))
+        return trace, check_channels(self.layer, trace.activations[self.layer], trace.layouts[self.layer], len(inputs))
 
     def _maximised(self, activation: Tensor) -> list[tuple[Any, ...]]:
         """Where an activation is maximised: of each picture its channel, in the middle or at all positions."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nbviz.core.calls import Feed, call_model, hooked
 from nbviz.core.field_tracker import tensors_in
 from nbviz.core.generators import OwnGenerators
 from nbviz.core.shadow import in_shadow, shadow_of
-from nbviz.core.trace import Feed, call_model, hooked
 
 
 def randomised_copies(model: nn.Module, layers: Sequence[str], mode: str, seed: int) -> Iterator[tuple[str, nn.Module]]:

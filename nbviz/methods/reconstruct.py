@@ -173,7 +173,7 @@ def project(
     """
     if not channels:
         return trace.inputs.new_empty(len(trace.inputs), 0, *trace.inputs.shape[1:]), frozenset()
-    activation = trace.activations[layer]
+    activation = check_maps(trace, layer)
     starts = strongest(activation, channels, seed) if starts is None and seed != "map" else starts
     with alone(), interruptible():
         if starts is not None and unpool == "sum":  # one position: compute only its receptive field

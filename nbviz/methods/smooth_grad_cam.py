@@ -53,7 +53,7 @@ def smooth_grad_cam_pp(
 
     def work(part: Subject) -> Tensor:
         trace = part.run([layer], output=True)
-        activation = arrange(trace.activations[layer], len(part))
+        activation = arrange(trace.activations[layer], trace.layouts[layer])
         dtype, activation = activation.dtype, at_least_float32(activation)
         classes = part.targets(target, part.scores(trace.output)).tolist()
         first, second, third = (torch.zeros_like(activation) for _ in range(3))

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from nbviz.core.answers import KINDS, Answer, answer_of, is_sigmoid
 from nbviz.core.arguments import check_feed, check_logits, check_target
+from nbviz.core.calls import Feed
 from nbviz.core.checks import check_choice, check_tensor
 from nbviz.core.chunks import in_chunks, joined, kept_together
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import ModelError
 from nbviz.core.layers import Layers, layers_of, trace_layers
 from nbviz.core.state import check_model, eager
-from nbviz.core.trace import Feed, Trace, run
+from nbviz.core.trace import Trace, run
 from nbviz.core.types import Dataset, Images, ModelInputs, Preprocessing, ScoresIn
 from nbviz.core.weights import steady
 from nbviz.pictures.load import Pictures, Reader, load
@@ -52,7 +53,7 @@ class Subject:
     pictures
         The pictures as the model takes them.
     feed
-        From the pictures to what the model is called with; see :func:`nbviz.core.trace.call_model`.
+        From the pictures to what the model is called with; see :func:`nbviz.core.calls.call_model`.
     output
         Where the class scores are in what the model returns; see :func:`nbviz.core.arguments.check_logits`.
     kind

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES
+from nbviz.core.calls import first_name
 from nbviz.core.checks import check_choice, check_index, check_indices, check_real, check_whole
 from nbviz.core.documented import documented
 from nbviz.core.errors import PictureError, shown
@@ -18,7 +19,6 @@ from nbviz.core.layers import Layer
 from nbviz.core.regions import Start
 from nbviz.core.state import device_aside
 from nbviz.core.switches import has_switches
-from nbviz.core.trace import first_name
 from nbviz.core.types import Channels, Dataset, ModelInputs, Preprocessing
 from nbviz.imaging.pixels import cut
 from nbviz.methods.reconstruct import project, warn_without_rectifiers, warn_without_switches

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from nbviz.core.answers import answer_of
 from nbviz.core.arguments import check_channels, check_logits
+from nbviz.core.calls import Feed
 from nbviz.core.chunks import out_of_memory, too_large
 from nbviz.core.errors import ModelError, line
+from nbviz.core.layout import Layout
 from nbviz.core.resume import Resumable
-from nbviz.core.trace import Feed, run
+from nbviz.core.trace import run
 from nbviz.core.weights import fingerprint
 from nbviz.scanning.dataset import Inputs
 from nbviz.scanning.labels import Label
@@ -92,9 +94,9 @@ class Job:
         late = {name: s for name, s in statistics.items() if not (s.early and len(s.layers) == 1)}
         reduced: dict[str, dict[str, Tensor]] = {name: {} for name in late}
 
-        def use(layer: str, activation: Tensor) -> bool:
+        def use(layer: str, activation: Tensor, layout: Layout | None) -> bool:
             """Measure or reduce the activation; whether it has to be kept as it is."""
-            activation = check_channels(layer, activation, len(inputs)).detach()
+            activation = check_channels(layer, activation, layout, len(inputs)).detach()
             activations[layer] = activation
             keep = False
             for name, statistic in statistics.items():

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from nbviz.core.calls import Feed
 from nbviz.core.errors import ModelError
 from nbviz.core.layers import Layer, Layers, trace_layers
-from nbviz.core.trace import Feed
 from nbviz.imaging.charts import picture_row
 from nbviz.imaging.encode import Array, channels_last
 from nbviz.imaging.pixels import cut
@@ -28,7 +28,7 @@ class Patches:
     source
         The dataset as its inputs. One that can be read only once has no patches.
     feed
-        From the pictures to what the model is called with; see :func:`nbviz.core.trace.call_model`.
+        From the pictures to what the model is called with; see :func:`nbviz.core.calls.call_model`.
     """
 
     model: nn.Module

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from nbviz.core.arguments import check_feed
+from nbviz.core.calls import find_module
 from nbviz.core.checks import check_flag, check_whole
 from nbviz.core.documented import documented
 from nbviz.core.errors import PictureError, line, shown, unknown, warn
 from nbviz.core.state import check_model, device_aside
-from nbviz.core.trace import find_module
 from nbviz.core.types import Dataset, ModelInputs, Preprocessing, ScoresIn
 from nbviz.core.weights import fingerprint
 from nbviz.pictures.load import Reader

@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from nbviz.core.calls import first_name
 from nbviz.core.documented import documented_like
-from nbviz.core.trace import first_name
 from nbviz.core.types import Images
 from nbviz.imaging.encode import channels_last, to_host
 from nbviz.imaging.pixels import around_zero, centre, quantise
 from nbviz.methods.cam import GRADIENT_CAMS, class_activation, grad_cam
-from nbviz.methods.cam_layers import find_maps, map_layers
+from nbviz.methods.cam_layers import find_maps
 from nbviz.methods.cams import CAMS
 from nbviz.methods.guided_grad_cam import guided_grad_cam
 from nbviz.widgets.controls import Choice, draws
@@ -69,7 +69,7 @@ class ClassActivation(ClassWidget, MapSettings, SignedSettings):
         super().__init__(model, images, **options)
         subject, layers = self.session.subject, self.session.all_layers
         start = first_name(subject.model, find_maps(subject, layer)[0])
-        self._layers = {found.name: found for found in map_layers(layers, subject.inputs)}
+        self._layers = {found.name: found for found in layers if found.has_maps}
         self._layers |= {found.name: found for found in layers if found.name == start}
         self._set_controls(layer=start)
         self.panels = Panels(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nbviz.core.arguments import SHAPES, check_maps
 from nbviz.core.backward import BACKWARD_RULES, RULES, clamped_at
+from nbviz.core.calls import first_name
 from nbviz.core.checks import check_real
 from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import ModelError, line, shown, unknown
@@ -24,7 +25,7 @@ from nbviz.core.layers import Layer, trace_layers
 from nbviz.core.stages import shows, stage_ends
 from nbviz.core.state import is_compiled
 from nbviz.core.switches import has_switches
-from nbviz.core.trace import Trace, first_name, run
+from nbviz.core.trace import Trace, run
 from nbviz.core.weights import steadily
 from nbviz.imaging.encode import Array, to_host
 from nbviz.imaging.pixels import centre, cut, quantise, shrink, signed_scale
@@ -259,7 +260,7 @@ class Session(Predictor):
 
     def maps(self, picture: int, layer: str) -> Tensor:
         """The layer's feature maps of one picture, (C, H, W), or (C, L), (C, D, H, W)."""
-        return self.trace(picture, layer).activations[layer].detach()[self.row(picture)]
+        return check_maps(self.trace(picture, layer), layer).detach()[self.row(picture)]
 
     def look(self, picture: int, layer: str, how: str, side: int, plane: int = 0) -> Look:
         """What the page shows of a layer's maps, each about ``side`` pixels wide, in one copy from the device."""

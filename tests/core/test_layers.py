@@ -77,15 +77,16 @@ def test_what_does_not_run_is_left_out(net):
     assert not any(layer.name == "unused" for layer in trace_layers(net, PICTURE)[0])
 
 
-def test_maps_with_channels_last_are_no_maps():
+def test_maps_with_channels_last_are_listed_with_channels_first():
     class Last(nn.Module):
         def forward(self, x):
             return x.permute(0, 2, 3, 1)
 
     found, _ = trace_layers(nn.Sequential(nn.Conv2d(3, 5, 3), Last()), PICTURE)
-    assert [layer.has_maps for layer in found] == [True, False]
-    assert found[1].shape == (11, 13, 5)
-    assert found[1].field.size == (3, 3)
+    assert [layer.has_maps for layer in found] == [True, True]
+    assert found[1].shape == found[0].shape == (5, 11, 13)
+    assert found[1].field == found[0].field
+    assert found[1].layout.order == (0, 3, 1, 2)
 
 
 def test_unequal_steps_are_written_out():

@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import nbviz
+from nbviz.core.calls import call_model, find_module, hooked
 from nbviz.core.errors import ModelError, PictureError
-from nbviz.core.trace import call_model, find_module, hooked, run
+from nbviz.core.trace import run
 
 PICTURE = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(1))
 SMALL = PICTURE[..., :4, :4]

@@ -441,7 +441,7 @@ def test_a_batch_is_its_pictures(small):
         ({"methods": ["gradcam"]}, ValueError, "no method 'gradcam'; did you mean 'grad_cam'"),
         ({"raw": 1}, TypeError, "raw is 1; expected True or False"),
         ({"reshape": 3}, TypeError, "reshape is 3; expected a callable"),
-        ({"layer": "5"}, ValueError, r"layer '5' gives \(1, 6\); expected feature maps \(N, C, H, W\)"),
+        ({"layer": "5"}, ValueError, r"layer '5' gives \(2, 6\); expected feature maps \(N, C, H, W\)"),
         ({"layer": "9"}, ValueError, "no layer '9'"),
         ({"target": 6}, ValueError, "no class 6: there are 6, numbered 0 to 5"),
         ({"target": [0, 1, 2]}, ValueError, "target has 3 classes for 2"),

@@ -13,7 +13,6 @@ import nbviz
 from nbviz.core.layers import trace_layers
 from nbviz.errors import ModelError
 from nbviz.methods.cam import GRADIENT_CAMS
-from nbviz.methods.cam_layers import map_layers
 from tests.methods.test_cam import distance, peers_maps
 from tests.rounds import TIMES, few
 
@@ -197,7 +196,7 @@ def test_tokens_on_no_such_grid_need_reshape():
     """A picture whose sides are no whole number of patches."""
     net, x = Tokens(0), torch.rand(2, 3, 70, 48)
     net.mix = nn.Linear(12, 12)
-    with pytest.raises(ValueError, match=r"layer 'first' gives \(1, 12, 6\); .* tokens on a grid of .*, or reshape="):
+    with pytest.raises(ValueError, match=r"layer 'first' gives \(2, 12, 6\); .* tokens on a grid of .*, or reshape="):
         nbviz.grad_cam(net, x, "first", 1)
 
     def oblong(value):
@@ -305,7 +304,7 @@ def test_cam_says_that_a_class_token_is_no_average(vit):
 
 def test_what_is_within_attention_is_no_map(timms):
     every, _ = trace_layers(timms, X[:1])
-    named = {one.name for one in map_layers(every, X)}
+    named = {one.name for one in every if one.has_maps}
     assert {"patch_embed.proj", "blocks.0.norm1", "blocks.2"} <= named
 
     class Normed(nn.Module):
@@ -323,7 +322,7 @@ def test_what_is_within_attention_is_no_map(timms):
 
     net = Normed()
     every, _ = trace_layers(net, X[:1])
-    assert [one.name for one in map_layers(every, X)] == ["conv"]
+    assert [one.name for one in every if one.has_maps] == ["conv"]
     assert nbviz.grad_cam(net, X).shape == (2, 64, 64)
     assert torch.equal(nbviz.grad_cam(net, X, raw=True), nbviz.grad_cam(net, X, "conv", raw=True))
 

@@ -386,7 +386,7 @@ def test_nothing_is_left_after_an_interruption(name, error, call, averaging, sna
         ("ablation_cam", {"at_once": 1.5}, TypeError, "at_once is 1.5; expected a whole number"),
         ("ablation_cam", {"target": 6}, ValueError, "no class 6: there are 6"),
         ("eigen_cam", {"layer": "9"}, ValueError, "no layer '9'"),
-        ("cam", {"layer": "5"}, ValueError, r"layer '5' gives \(1, 5\); expected feature maps"),
+        ("cam", {"layer": "5"}, ValueError, r"layer '5' gives \(2, 5\); expected feature maps"),
     ],
 )
 def test_errors_say_what_is_accepted(name, given, error, message, averaging, snapshot):

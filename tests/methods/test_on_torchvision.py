@@ -10,6 +10,7 @@ from torchvision import models
 
 import nbviz
 from nbviz.core.backward import RULES
+from nbviz.core.layout import Layout
 from nbviz.core.trace import run
 from nbviz.methods.reconstruct import project
 from tests.rounds import few
@@ -73,7 +74,7 @@ def test_a_class_follows_the_rule_and_meets_every_rectifier(rule, case, by_hand,
     expected, calls = by_hand(net, x, None, rule, lambda logits: torch.eye(11)[None, 7])
     close(maps, expected)
     trace = run(net.train(), x, output=True, grad=True)
-    trace.activations["output"] = trace.output[:, :, None, None]
+    trace.activations["output"], trace.layouts["output"] = trace.output[:, :, None, None], Layout((0, 1, 2, 3))
     _, met = project(trace, "output", [0, 1], rule)
     assert met
     assert calls == count

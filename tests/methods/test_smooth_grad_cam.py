@@ -132,7 +132,7 @@ def test_nothing_is_left_after_ctrl_c(call, small, snapshot):
         ({"noise": "a"}, TypeError, "noise is 'a'; expected"),
         ({"seed": -1}, ValueError, "seed is -1; expected"),
         ({"raw": None}, TypeError, "raw is None; expected True or False"),
-        ({"layer": "4"}, ValueError, r"layer '4' gives \(1, 45\); expected feature maps"),
+        ({"layer": "4"}, ValueError, r"layer '4' gives \(2, 45\); expected feature maps"),
         ({"target": [1, 2, 3]}, ValueError, "target has 3 classes for 2"),
     ],
 )

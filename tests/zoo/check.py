@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import nbviz
+from nbviz.core.arguments import check_maps
 from nbviz.core.backward import RULES
 from nbviz.core.layers import Layer
 from nbviz.core.trace import run
@@ -28,6 +31,8 @@ from tests.zoo.models import Case, prepare
 from tests.zoo.table import Row
 
 CHANNELS = 3
+#: Where modules say how many channels they give.
+CHANNELS_OF = ("out_channels", "out_features", "num_features", "num_channels")
 # Of the largest value. Where float32 differs by more, both sides run again in float64.
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-7}
 
@@ -73,23 +78,28 @@ def compare(case: Case, model: nn.Module, pictures: Tensor) -> tuple[dict[str, s
         return given if case.output is None else case.output(given)
 
     model.eval()
-    shapes, maps, output = by_hooks(model, pictures, scores)
+    shapes, given, output = by_hooks(model, pictures, scores)
     classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else 0
     model.train()  # nbviz has to see to that itself, and to put it back
     with unchanged(model):
-        ours = by_nbviz(case, model, pictures, maps, classes)
+        ours = by_nbviz(case, model, pictures, given, classes)
     model.eval()
+    maps = ours.expected
 
-    if [(layer.name, layer.shape) for layer in ours.layers] != shapes:
+    if [(layer.name, as_given(layer, shape)) for layer, (_, shape) in zip(ours.layers, shapes, strict=True)] != shapes:
         raise Wrong("the list of layers is not what hooks see")
+    counted = with_channels(model, ours.layers)
     if not all(torch.equal(ours.maps[layer], maps[layer][:, several]) for layer, several in ours.channels.items()):
         raise Wrong("feature maps are not what a hook sees")
     differences = [difference(ours.activations[layer], maps[layer]) for layer in maps]
-    cells = {"layers": str(len(ours.layers)), "maps": str(len(maps)), "note": ours.note}
+    cells = {"layers": str(len(ours.layers)), "maps": str(len(maps)), "channels": str(counted), "note": ours.note}
     if any(differences):
         cells["maps"] += f", {max(differences):.0e}"
 
-    seeds: dict[str | None, Any] = {layer: [strongest(k) for k in several] for layer, several in ours.channels.items()}
+    views = {layer.name: partial(permuted, layer) for layer in ours.layers if layer.has_maps}
+    seeds: dict[str | None, Any] = {
+        layer: [strongest(k, view=views[layer]) for k in several] for layer, several in ours.channels.items()
+    }
     if classes:
         seeds[None] = [lambda logits: torch.eye(classes).to(logits)[None, ours.target]]
     met: Counter[str] = Counter()
@@ -108,7 +118,7 @@ def compare(case: Case, model: nn.Module, pictures: Tensor) -> tuple[dict[str, s
         differences += chain.from_iterable(found.values())
     cells["activations"] = " ".join(sorted(name for name in met if met[name]))
     if ours.cam is not None:
-        expected, terms = cam_by_hand(model, pictures, ours.deep, ours.target, scores)
+        expected, terms = cam_by_hand(model, pictures, ours.deep, ours.target, scores, views[ours.deep])
         if not expected.any():
             raise Wrong(f"nothing to compare: Grad-CAM gives zero at {ours.deep}")
         cancelled = float(expected.max()) < 1e-5 * terms
@@ -125,6 +135,7 @@ class Ours:
 
     layers: list[Layer]
     activations: dict[str, Tensor]
+    expected: dict[str, Tensor]  # of the feature maps, from a hook
     deep: str = ""
     channels: dict[str, list[int]] = field(default_factory=dict)  # of the early layers and the deep one
     maps: dict[str, Tensor] = field(default_factory=dict)
@@ -134,10 +145,12 @@ class Ours:
     note: str = "no feature maps"
 
 
-def by_nbviz(case: Case, model: nn.Module, pictures: Tensor, maps: dict[str, Tensor], classes: int) -> Ours:
+def by_nbviz(case: Case, model: nn.Module, pictures: Tensor, given: dict[str, Tensor], classes: int) -> Ours:
     """All of it through the functions that people call, but for the activations of all layers in one pass."""
     layers = nbviz.layers(model, pictures)
-    ours = Ours(layers, run(model, pictures, list(maps)).activations)
+    maps = {layer.name: permuted(layer, given[layer.name]) for layer in layers if layer.has_maps}
+    trace = run(model, pictures, list(maps))
+    ours = Ours(layers, {name: check_maps(trace, name) for name in maps}, maps)
     early, deep = choose([layer for layer in layers if layer.name in maps], pictures.shape[-1])
     count = CHANNELS
     if case.frames is not None:  # three axes take long, and no short way
@@ -153,12 +166,15 @@ def by_nbviz(case: Case, model: nn.Module, pictures: Tensor, maps: dict[str, Ten
             if layer in early and local[-1] and all(signal.any() for signal in signals.values()):
                 break
     if classes:
-        if deep:
-            ours.deep = deep[0]
-            for ours.target in range(min(classes, 10)):  # until the layer speaks for one somewhere
-                ours.cam = nbviz.grad_cam(model, pictures, ours.deep, ours.target, raw=True, output=case.output)
-                if ours.cam.any():
-                    break
+        # Until a layer speaks for a class somewhere: after a transformer's last block only the class token counts.
+        last = [layer.name for layer in reversed(layers) if layer.has_maps and layer.name in ours.activations]
+        for ours.deep, ours.target in [
+            *product(deep, range(min(classes, 10))),
+            *product(last[:30] if deep else [], [0]),
+        ]:
+            ours.cam = nbviz.grad_cam(model, pictures, ours.deep, ours.target, raw=True, output=case.output)
+            if ours.cam.any():
+                break
         signals = nbviz.reconstruct(model, pictures, target=ours.target, output=case.output)
         ours.signals[None] = {rule: [signal] for rule, signal in signals.items()}
     return ours
@@ -167,7 +183,7 @@ def by_nbviz(case: Case, model: nn.Module, pictures: Tensor, maps: dict[str, Ten
 def by_hooks(
     model: nn.Module, pictures: Tensor, call: Callable[[Tensor], Any]
 ) -> tuple[list[tuple[str, tuple[int, ...]]], dict[str, Tensor], Any]:
-    """Every layer's name and shape as plain hooks see it, the feature maps among them, and the output."""
+    """Every layer's name and shape as plain hooks see it, what may be feature maps among them, and the output."""
     shapes: list[tuple[str, tuple[int, ...]]] = []
     maps: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
@@ -177,7 +193,7 @@ def by_hooks(
         if isinstance(value, Tensor):
             name = f"{name}:{call}" if call else name
             shapes.append((name, tuple(value.shape[1:])))
-            if value.ndim == pictures.ndim and value.is_floating_point() and value.shape[0] == len(pictures):
+            if value.ndim > 2 and value.is_floating_point() and value.shape[0] == len(pictures):
                 maps[name] = value.clone()
 
     handles = [
@@ -190,6 +206,43 @@ def by_hooks(
     for handle in handles:
         handle.remove()
     return shapes, maps, output
+
+
+def as_given(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that the module itself must have given for nbviz's to be right."""
+    layout = layer.layout
+    if layout is None:
+        return layer.shape
+    positions = layer.shape[1:] if layout.grid is None else (layout.skipped + math.prod(layer.shape[1:]),)
+    lengths = dict(zip(layout.order[1:], (layer.shape[0], *positions), strict=True))
+    return tuple(lengths[axis] for axis in range(1, len(shape) + 1))
+
+
+def permuted(layer: Layer, given: Tensor) -> Tensor:
+    """A hook's activation as maps: the channels where the numbers of ``with_channels`` say that they are."""
+    assert layer.layout is not None
+    channels = given.movedim(layer.layout.order[1], 1)
+    if layer.layout.grid is None:
+        return channels
+    return channels[:, :, -math.prod(layer.shape[1:]) :].unflatten(2, layer.shape[1:])
+
+
+def with_channels(model: nn.Module, layers: Sequence[Layer]) -> int:
+    """How many layers have as many channels as their module says that it gives; the others say nothing."""
+    modules, counted = dict(model.named_modules()), 0
+    for layer in layers:
+        module = modules[layer.name.partition(":")[0]]
+        if not layer.leaf or not type(module).__module__.startswith("torch.nn"):
+            continue
+        given = next((value for name in CHANNELS_OF if isinstance(value := getattr(module, name, None), int)), None)
+        if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+            (given,) = module.normalized_shape
+        if given is None or layer.layout is None:
+            continue
+        if layer.shape[0] != given:
+            raise Wrong(f"{layer.name} has {given} channels, not {layer.shape[0]}")
+        counted += 1
+    return counted
 
 
 def choose(layers: list[Layer], side: int) -> tuple[list[str], list[str]]:

@@ -27,6 +27,7 @@ class Row(NamedTuple):
     px: str = ""
     layers: str = ""
     maps: str = ""
+    channels: str = ""
     gradient: str = ""
     deconvnet: str = ""
     guided: str = ""
@@ -43,13 +44,15 @@ Written by `make coverage`; do not edit. {versions}.
 **{summary}**
 
 Each model has random weights. *px*: the side of its picture. *layers*: how many `nbviz.layers` lists, each with the
-shape that a plain forward hook sees. *maps*: how many of these are feature maps, equal to the hook's bit for bit (or
-else by how much they differ). *gradient*, *deconvnet*, *guided*: the largest difference from plain autograd through the
-same forward pass with the backward pass of every activation function written out ([reference.py](../reference.py)),
-over three channels each of an early layer and a deep one and over an output class. *Grad-CAM*: that from hooks and
-autograd, at the deep layer. All in units of the largest value; at most 1e-4, or, where the note says float64, 1e-7.
-After all that the model is bit for bit as it was. *activations*: functions met, those that follow the rules and gates.
-*note*: whether the backward pass from an early layer worked only where the signal is ("local").
+shape that a plain forward hook sees, channels first. *maps*: how many of these are feature maps, equal to the hook's
+bit for bit (or else by how much they differ). *channels*: how many layers have as many channels as their module says
+that it gives (`out_channels`, `out_features`, `num_features`, …); of no layer is it another number. *gradient*,
+*deconvnet*, *guided*: the largest difference from plain autograd through the same forward pass with the backward pass
+of every activation function written out ([reference.py](../reference.py)), over three channels each of an early layer
+and a deep one and over an output class. *Grad-CAM*: that from hooks and autograd, at the deep layer. All in units of
+the largest value; at most 1e-4, or, where the note says float64, 1e-7. After all that the model is bit for bit as it
+was. *activations*: functions met, those that follow the rules and gates. *note*: whether the backward pass from an
+early layer worked only where the signal is ("local").
 """
 
 
