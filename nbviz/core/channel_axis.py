@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from nbviz.core.receptive_field import moved_order
+
 
 class Moved(NamedTuple):
     """A call of a torch function, and what is known of its inputs.
@@ -102,12 +104,8 @@ def _transposed(call: Moved) -> int | None:
 
 
 def _moved_dims(call: Moved) -> int | None:
-    n, axis = call.output.ndim, call.known[0][1]
-    source, target = (_dims(call.argument(i, name), n) for i, name in ((1, "source"), (2, "destination")))
-    if axis in source:
-        return target[source.index(axis)]
-    places = [d for d in range(n) if d not in target]
-    return places[[d for d in range(n) if d not in source].index(axis)]
+    order = moved_order(call.output.ndim, call.argument(1, "source"), call.argument(2, "destination"))
+    return order.index(call.known[0][1])
 
 
 def _reshaped(call: Moved) -> int | None:

@@ -65,6 +65,11 @@ class Layer:
         return self.layout is not None and self.layout.has_positions
 
     @property
+    def of_tokens(self) -> bool:
+        """Whether the positions are tokens on a grid, before which there may be others, such as a class token."""
+        return self.layout is not None and self.layout.grid is not None
+
+    @property
     def stride(self) -> tuple[float, ...] | None:
         """The distance of neighbouring positions in pixels of the picture, down and across."""
         return None if self.field is None else self.field.stride

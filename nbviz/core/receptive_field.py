@@ -273,6 +273,27 @@ def _transposed_dims(call: Operation) -> Field | None:
     return replace(call.field, axes=tuple(swap.get(axis, axis) for axis in call.field.axes))
 
 
+def moved_order(ndim: int, source: Any, destination: Any) -> list[int]:
+    """The dimensions in the order that ``movedim`` gives them.
+
+    Examples
+    --------
+    >>> moved_order(4, 1, -1), moved_order(4, (0, 1), (2, 0))
+    ([0, 2, 3, 1], [1, 2, 0, 3])
+    """
+    sources, targets = (
+        [d % ndim for d in (given if isinstance(given, (list, tuple)) else [given])] for given in (source, destination)
+    )
+    placed = dict(zip(targets, sources, strict=True))
+    left = iter([d for d in range(ndim) if d not in sources])
+    return [placed[d] if d in placed else next(left) for d in range(ndim)]
+
+
+def _moved_dims(call: Operation) -> Field | None:
+    order = moved_order(call.output.ndim, call.argument(1, "source"), call.argument(2, "destination"))
+    return replace(call.field, axes=tuple(map(order.index, call.field.axes)))
+
+
 def _reshaped(call: Operation) -> Field | None:
     """Rows and columns survive if they keep their lengths, and the dimensions before them their product."""
     shape, field = call.known[0]
@@ -353,6 +374,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("interpolate", "upsample"), _interpolated),
     "pad": _padded,
     "permute": _permuted,
+    **dict.fromkeys(("movedim", "moveaxis"), _moved_dims),
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _transposed_dims),
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), _reshaped),
     **dict.fromkeys(("view_as", "reshape_as"), _reshaped),
@@ -366,7 +388,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort"), _along(1)),
     **dict.fromkeys(("index_select", "gather", "index_add", "index_copy", "index_reduce"), _along(1)),
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), _along(1)),
-    **dict.fromkeys(("setitem", "roll", "rot90", "flip", "fliplr", "flipud", "movedim", "moveaxis", "get"), lost),
+    **dict.fromkeys(("setitem", "roll", "rot90", "flip", "fliplr", "flipud", "get"), lost),
     **dict.fromkeys(("t", "adjoint", "as_strided", "take", "put", "index_put", "masked_scatter", "set"), lost),
     **dict.fromkeys(("gradient", "renorm", "convolution", "max_unpool2d"), lost),
     **dict.fromkeys(("native_batch_norm", "native_group_norm", "native_layer_norm"), lost),

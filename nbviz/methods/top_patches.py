@@ -276,9 +276,11 @@ def top_patches(
     subject, source = Subject.of_dataset(model, dataset, preprocess, inputs)
     layer = first_name(subject.model, layer)
     layers = {entry.name: entry for entry in subject.layers()}
-    if layer not in layers or not layers[layer].has_maps:
-        accepted = [name for name, entry in layers.items() if entry.has_maps]
-        raise ValueError(f"layer {shown(layer)} gives no feature maps. Accepted: {', '.join(accepted[:12])}")
+    # Of tokens the strongest may be a class token, which has no place in the picture.
+    accepted = [name for name, entry in layers.items() if entry.has_maps and not entry.of_tokens]
+    if layer not in accepted:
+        gives = "tokens" if layer in layers and layers[layer].has_maps else "no feature maps"
+        raise ValueError(f"layer {shown(layer)} gives {gives}. Accepted: {', '.join(accepted[:12])}")
     count = layers[layer].shape[0]
     rows = range(count) if channels is None else check_indices("channel", channels, count)
     chosen = torch.tensor(rows, dtype=torch.int64)
