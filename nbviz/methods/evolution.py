@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +20,7 @@ from nbviz.core.state import check_model
 from nbviz.core.trace import Trace, run
 from nbviz.core.types import Channels, Images, InputOptions
 from nbviz.core.weights import steady
+from nbviz.methods.checkpoints import load_into, named_checkpoints
 from nbviz.methods.reconstruct import project, traced_channels
 from nbviz.methods.subject import Subject
 
@@ -48,6 +45,9 @@ class CheckpointResult:
         (M, K, C, H, W): what in the picture they respond to. In a recording (K, 1, C, H, W).
     channels
         The K channels.
+    taken
+        Where the weights lay in a checkpoint that holds more than them, and what was stripped from their names; empty
+        where it is the state dict itself.
     """
 
     name: str
@@ -57,9 +57,11 @@ class CheckpointResult:
     maps: Tensor
     reconstructions: Tensor
     channels: tuple[int, ...]
+    taken: str = ""
 
     def __repr__(self) -> str:
-        return f"CheckpointResult {self.name}: {len(self.channels)} channels in {len(self.pictures)} pictures"
+        name = f"{self.name} ({self.taken})" if self.taken else self.name
+        return f"CheckpointResult {name}: {len(self.channels)} channels in {len(self.pictures)} pictures"
 
 
 @documented
@@ -85,9 +87,9 @@ def evolution(
         Any PyTorch model, for its architecture. It is left unchanged; the checkpoints are loaded into a copy.
     checkpoints
         A list, in order of time, of state dicts or files: safetensors, or what ``torch.save`` wrote, loaded with
-        ``weights_only=True``. A dict also names them. A file may hold the state dict under ``"state_dict"``,
-        ``"model_state_dict"`` or ``"model"``, and keys may begin with ``"module."`` or ``"_orig_mod."``, as those of
-        parallel and compiled models do.
+        ``weights_only=True``. A dict also names them. What trainers write is understood: the state dict may lie under
+        any key, such as ``"state_dict"`` or ``"net"``, and its names may have a prefix, such as ``"model."`` or
+        ``"module."``, beside which there may be other weights. The results' ``taken`` says what was found.
     layer
         The name of a layer with feature maps.
 
@@ -115,84 +117,21 @@ def evolution(
     check_choice("rule", rule, RULES)
     subject = Subject.of(model, images, **options)
     find_module(subject.model, layer)
-    named = _named_checkpoints(checkpoints)
+    named = named_checkpoints(checkpoints)
     copied, results = replace(subject, model=shadow_of(subject.model, own_weights=True)), []
     for name, checkpoint in named:
-        _load_into(copied.model, name, checkpoint)
+        taken = load_into(copied.model, name, checkpoint)
         trace = copied.run([layer], grad=True)
-        results.append(_result(name, trace, layer, traced_channels(trace, layer, channels), rule))
+        results.append(_result(name, trace, layer, traced_channels(trace, layer, channels), rule, taken))
     return results
 
 
-def _result(name: str, trace: Trace, layer: str, channels: list[int], rule: str) -> CheckpointResult:
+def _result(name: str, trace: Trace, layer: str, channels: list[int], rule: str, taken: str = "") -> CheckpointResult:
     maps = check_maps(trace, layer).detach()[:, channels]
     values, places = maps.flatten(2).max(2)
     positions = torch.stack(torch.unravel_index(places, maps.shape[2:]), -1)
     signals, _ = project(trace, layer, channels, rule)
-    return CheckpointResult(name, trace.inputs.detach(), values, positions, maps, signals, tuple(channels))
-
-
-def _named_checkpoints(given: Any) -> list[tuple[str, Any]]:
-    """Each checkpoint with its name: a dict's key, a file's name, or a number."""
-    if isinstance(given, Mapping) and not any(isinstance(value, Tensor) for value in given.values()):
-        named = list(given.items())
-    elif isinstance(given, (list, tuple)):
-        named = [(_path(c).stem if isinstance(c, (str, os.PathLike)) else i, c) for i, c in enumerate(given)]
-    else:
-        raise TypeError(
-            f"checkpoints is a {type(given).__name__}; expected a list of state dicts or files, or a dict of these"
-        )
-    if not named:
-        raise ValueError("checkpoints is empty; expected at least one")
-    return [(line(name, 80), checkpoint) for name, checkpoint in named]
-
-
-_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.", "module.")  # either may be inside the other
-
-
-def _load_into(model: nn.Module, name: str, given: Any) -> None:
-    state = _read(given) if isinstance(given, (str, os.PathLike)) else given
-    if isinstance(state, Mapping):
-        state = next((state[key] for key in _STATE_DICT_KEYS if key in state), state)
-    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        raise TypeError(f"checkpoint {name} is a {type(state).__name__}; expected a state dict, or a file of one")
-    own = model.state_dict().keys()
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state) and not all(key in own for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    try:
-        model.load_state_dict(dict(state))
-    except Exception as error:
-        cause = " ".join(line(error, 600).split())
-        raise ValueError(f"checkpoint {name} does not fit the model: {cause}; expected its own state dict") from error
-
-
-def _path(given: str | os.PathLike[str]) -> Path:
-    try:
-        return Path(given).expanduser()
-    except Exception:  # bytes, an unknown user's home, or an object of the user's that fails
-        raise TypeError(f"{shown(given, 200)} is not a path; expected that of a checkpoint's file") from None
-
-
-def _read(given: str | os.PathLike[str]) -> Any:
-    path = _path(given)
-    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file fails for a name that is too long
-        raise FileNotFoundError(f"there is no file {shown(str(path), 200)}; expected a checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        cause = line(error, 400)
-        if isinstance(error, pickle.UnpicklingError):  # torch's message recommends weights_only=False
-            cause = "it is broken, or holds more than tensors and plain values, which could run code"
-        raise ValueError(
-            f"{shown(str(path), 200)} cannot be read: {cause}; expected safetensors, or a state dict that torch.save "
-            "wrote"
-        ) from error
+    return CheckpointResult(name, trace.inputs.detach(), values, positions, maps, signals, tuple(channels), taken)
 
 
 @documented
@@ -318,5 +257,5 @@ class Recorder:
         found = {"pictures": pictures, "values": values[:, None]}
         for field in ("positions", "maps", "reconstructions"):
             found[field] = torch.cat([getattr(result, field) for result in results])
-        on_cpu = {field: tensor.cpu() for field, tensor in found.items()}
+        on_cpu: dict[str, Any] = {field: tensor.cpu() for field, tensor in found.items()}
         self.moments.append(CheckpointResult(line(name, 80), **on_cpu, channels=tuple(self.channels)))

@@ -184,7 +184,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(
         (["x" * 300 + ".pt"], FileNotFoundError, "there is no file 'xxx"),
         (["~no-one-has-this-home/x.pt"], TypeError, "'~no-one-has-this-home/x.pt' is not a path"),
         ([b"x.pt"], TypeError, "checkpoint 0 is a bytes; expected a state dict"),
-        ([{"state_dict": 5}], TypeError, "checkpoint 0 is a int"),
+        ([{"state_dict": 5}], TypeError, "checkpoint 0 is a dict; expected a state dict"),
         ([{1: torch.zeros(2)}], TypeError, "expected a state dict"),
     ],
 )
