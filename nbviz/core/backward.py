@@ -183,7 +183,7 @@ def _unpool(signal: Tensor, pooled_from: Tensor, switches: Tensor, axes: int) ->
 
 NO_GRADIENT = (
     "no gradient reaches the picture: the start does not depend on it, or the model detaches or rounds on the way, as "
-    "quantised layers do"
+    "quantised layers do, or runs a part of itself under torch.no_grad()"
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -52,6 +54,32 @@ def call_model(model: nn.Module, inputs: Tensor, feed: Feed = None) -> Any:
         if out_of_memory(error):
             raise too_large(f"the forward pass of {type(model).__name__} on {what}", error) from error
         raise ModelError(f"{type(model).__name__} failed in its forward pass on {what}: {with_class(error)}") from error
+
+
+@contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """Within the block, this thread's reentrant checkpoints keep their graph instead of running twice.
+
+    Autograd sees nothing of what they run the first time, and cannot go through them to a tensor within.
+    """
+    module: Any = sys.modules.get("torch.utils.checkpoint")
+    if module is None:
+        yield
+        return
+    original, here = module.CheckpointFunction, threading.get_ident()
+
+    class Direct:
+        @staticmethod
+        def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+            if threading.get_ident() == here:
+                return function(*args)
+            return original.apply(function, preserve, *args)
+
+    module.CheckpointFunction = Direct
+    try:
+        yield
+    finally:
+        module.CheckpointFunction = original
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.calls import Feed, call_model, find_module, hooked, not_reached
+from nbviz.core.calls import Feed, call_model, find_module, hooked, not_reached, without_checkpoints
 from nbviz.core.errors import shown
 from nbviz.core.graph import nodes_below
 from nbviz.core.layers import Layouts, Unclear
@@ -80,6 +80,10 @@ def _saved_names(kind: Hashable) -> tuple[str, ...]:
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
 
 
+#: Of what the autograd graph is kept.
+Graph = bool | Literal["after", "throughout"]
+
+
 class _Enough(BaseException):
     """Ends a forward pass after the last requested layer; a BaseException, so that no model catches it."""
 
@@ -91,7 +95,7 @@ def run(
     *,
     feed: Feed = None,
     output: bool = False,
-    grad: bool | Literal["after"] = False,
+    grad: Graph = False,
     use: Callable[[str, Tensor, Layout | None], bool] | None = None,
 ) -> Trace:
     """One forward pass in eval mode.
@@ -111,7 +115,8 @@ def run(
         of ``layers``.
     grad
         Keep the autograd graph, for backward passes from any kept tensor to ``inputs``; ``"after"`` keeps only the
-        graph of what follows the first of ``layers``, for backward passes to the activations.
+        graph of what follows the first of ``layers``, for backward passes to the activations. ``"throughout"`` is for
+        models that switch gradients on and off themselves: the graph is kept as in training.
     use
         Called with a layer's name, its activation, channels first, and the layout, as soon as it is computed; the
         activation is kept only if this returns True. It is the model's own tensor, still in the processor's cache, and
@@ -170,7 +175,7 @@ def run(
             is_tensor = isinstance(value, Tensor)
             # One copy to keep and one to continue with: what follows may work in place, even on the layer's input.
             kept[call] = value.clone() if is_tensor else value
-            if grad == "after" and is_tensor and not value.requires_grad and value.is_floating_point():
+            if isinstance(grad, str) and is_tensor and not value.requires_grad and value.is_floating_point():
                 kept[call].requires_grad_()
                 torch.set_grad_enabled(True)  # until the end of the pass
             if len(kept) == len(wanted) and not output:
@@ -180,7 +185,9 @@ def run(
             return (kept[call] if layout is None else layout.restored(kept[call])).clone()
 
         hooks = hooked(shadow, {module for module, _ in wanted}, keep)
-        with torch.set_grad_enabled(grad is True), hooks, suppress(_Enough), interruptible():
+        recorded = torch.set_grad_enabled(grad in (True, "throughout"))
+        recomputed = without_checkpoints() if grad else nullcontext()
+        with recorded, recomputed, hooks, suppress(_Enough), interruptible():
             trace.output = call_model(shadow, trace.inputs.clone(), feed)
         if failures:
             raise failures[0]

@@ -18,6 +18,7 @@ from typing_extensions import Unpack
 from nbviz.core.backward import NO_GRADIENT, pull
 from nbviz.core.checks import check_choice, check_real
 from nbviz.core.errors import ModelError, shown
+from nbviz.core.trace import Graph
 from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.methods.cam_layers import Arrange, checked
 from nbviz.methods.subject import Subject, as_method
@@ -260,18 +261,23 @@ def class_activation(
 
 def backward(subject: Subject, layer: str, target: Any, arrange: Arrange) -> tuple[Tensor, Tensor]:
     """A layer's activation, and the gradient of the class scores with respect to it, as maps (N, C, ...)."""
-    trace = subject.run([layer], output=True, grad="after")
-    activation = check_real(trace.activations[layer], f"layer {shown(layer)}")
-    scores = subject.scores(trace.output)
-    try:
-        gradient = pull("gradient", scores, subject.selector(target, scores)[None], activation)[0][0]
-    except ModelError as error:
-        if str(error) != NO_GRADIENT:
-            raise
-        reason = f"no gradient flows from the class scores to layer {shown(layer)}: they do not depend on it"
-        raise ModelError(reason) from None
-    layout = trace.layouts[layer]
-    return arrange(activation.detach(), layout), arrange(gradient, layout)
+    # Second, for a model that switches gradients on or off within its pass, which ends the graph of the first.
+    ways: tuple[Graph, ...] = ("after", "throughout")
+    for grad in ways:
+        trace = subject.run([layer], output=True, grad=grad)
+        activation = check_real(trace.activations[layer], f"layer {shown(layer)}")
+        scores, layout = subject.scores(trace.output), trace.layouts[layer]
+        try:
+            gradient = pull("gradient", scores, subject.selector(target, scores)[None], activation)[0][0]
+        except ModelError as error:
+            if str(error) != NO_GRADIENT:
+                raise
+        else:
+            return arrange(activation.detach(), layout), arrange(gradient, layout)
+    raise ModelError(
+        f"no gradient flows from the class scores to layer {shown(layer)}: they do not depend on it, or only through "
+        "what the model detaches or runs under torch.no_grad()"
+    )
 
 
 def finished(maps: Tensor, subject: Subject, raw: bool) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from nbviz.core.documented import documented_like
 from nbviz.core.errors import ModelError
 from nbviz.core.layers import Layers, layers_of, trace_layers
 from nbviz.core.state import check_model, eager
-from nbviz.core.trace import Trace, run
+from nbviz.core.trace import Graph, Trace, run
 from nbviz.core.types import Dataset, Images, ModelInputs, Preprocessing, ScoresIn
 from nbviz.core.weights import steady
 from nbviz.pictures.load import Pictures, Reader, load
@@ -160,7 +160,7 @@ class Subject:
 
     # One pass, and what it returns.
 
-    def run(self, layers: Sequence[str] = (), *, output: bool = False, grad: bool | Literal["after"] = False) -> Trace:
+    def run(self, layers: Sequence[str] = (), *, output: bool = False, grad: Graph = False) -> Trace:
         """One forward pass; see :func:`nbviz.core.trace.run`."""
         return run(self.model, self.inputs, layers, feed=self.feed, output=output, grad=grad)
 
