@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nbviz.core.chunks import out_of_memory, too_large
@@ -97,6 +98,21 @@ def hooked(model: nn.Module, names: set[str] | None, on_output: Callable[[str, A
         for name, module in modules:
             stack.callback(module.register_forward_hook(Hook(name, on_output)).remove)
         yield
+
+
+def is_transformed(value: Tensor) -> bool:
+    """Whether a tensor exists only within ``torch.func.vmap`` or another transform, where its values are hidden."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
+
+
+def no_tensor(name: str, value: Any) -> TypeError:
+    """The error for a layer whose output is not a tensor, or a hidden one."""
+    if isinstance(value, Tensor):
+        return TypeError(
+            f"layer {shown(name)} runs within torch.func.vmap or another transform, which hides its values; expected a "
+            "layer outside of it"
+        )
+    return TypeError(f"layer {shown(name)} gives a {type(value).__name__}; expected a layer that gives a tensor")
 
 
 def find_module(model: nn.Module, name: str) -> tuple[str, int]:

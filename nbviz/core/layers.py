@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nbviz.core.backward import PAPERS
-from nbviz.core.calls import Feed, call_model, find_module, first_name, hooked, submodule
+from nbviz.core.calls import Feed, call_model, find_module, first_name, hooked, is_transformed, submodule
 from nbviz.core.errors import line, shown
 from nbviz.core.field_tracker import FieldTracker
 from nbviz.core.layout import Layout, layout_of, plainly_first
@@ -159,7 +159,7 @@ def trace_layers(model: nn.Module, inputs: Tensor, feed: Feed = None) -> tuple[L
             with interruptible():  # between operations: within one, an interrupt would leave the tracker disabled
                 pass
             call, calls[name] = calls[name], calls[name] + 1
-            if not isinstance(value, Tensor):
+            if not isinstance(value, Tensor) or is_transformed(value):
                 return
             module = modules[name]
             shape, field, layout = tuple(value.shape[1:]), tracker.fields.get(value), None

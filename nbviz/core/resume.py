@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nbviz.core.calls import Feed, call_model, find_module, hooked, not_reached
-from nbviz.core.errors import ModelError, shown
+from nbviz.core.calls import Feed, call_model, find_module, hooked, is_transformed, no_tensor, not_reached
+from nbviz.core.errors import ModelError
 from nbviz.core.field_tracker import tensors_in
 from nbviz.core.layers import Layouts, Unclear
 from nbviz.core.layout import Layout
@@ -114,7 +114,7 @@ class Resumable:
                 if call != self._call:
                     return None
                 seen = value
-                if not isinstance(value, Tensor):
+                if not isinstance(value, Tensor) or is_transformed(value):
                     return None
                 with torch._C.DisableTorchFunction():  # not calls of the model
                     if activation is None:
@@ -135,9 +135,8 @@ class Resumable:
         output, seen, count, mode = in_shadow(self.model, forward)
         if count <= self._call:
             raise not_reached(self.layer, self._module, count)
-        if not isinstance(seen, Tensor):
-            kind = type(seen).__name__
-            raise TypeError(f"layer {shown(self.layer)} gives a {kind}; expected a layer that gives a tensor")
+        if not isinstance(seen, Tensor) or is_transformed(seen):
+            raise no_tensor(self.layer, seen)
         return output, seen, mode
 
 

@@ -12,8 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nbviz.core.calls import Feed, call_model, find_module, hooked, not_reached, without_checkpoints
-from nbviz.core.errors import shown
+from nbviz.core.calls import (
+    Feed,
+    call_model,
+    find_module,
+    hooked,
+    is_transformed,
+    no_tensor,
+    not_reached,
+    without_checkpoints,
+)
 from nbviz.core.graph import nodes_below
 from nbviz.core.layers import Layouts, Unclear
 from nbviz.core.layout import Layout
@@ -162,6 +170,9 @@ def run(
             if call not in wanted:
                 return None
             layout = None
+            if isinstance(value, Tensor) and is_transformed(value):
+                failures.append(no_tensor(next(name for name, its_call in names.items() if its_call == call), value))
+                raise _Enough
             if isinstance(value, Tensor):
                 found[call] = layout = layouts.of(*call, value)
                 value = value if layout is None else layout.channels(value)
@@ -206,7 +217,7 @@ def run(
             trace.activations[name] = _dense(value)
             trace.layouts[name] = found[module, call]
         elif value is not _USED:
-            raise TypeError(f"layer {shown(name)} gives a {type(value).__name__}; expected a layer that gives a tensor")
+            raise no_tensor(name, value)
     return trace
 
 

@@ -71,7 +71,7 @@ def maximise(
     objective: str = "channel",
     steps: int = 256,
     rate: float = 0.05,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     robust: bool = True,
     seed: int = 0,
     watch: Callable[[MaximiseResult], None] | None = None,
@@ -104,7 +104,8 @@ def maximise(
     rate
         Adam's learning rate.
     size
-        Height and width of the pictures; None takes the size that the model's preprocessing gives.
+        Height and width of the pictures, or one number for both, from 8 to 4096; None takes the size that the model's
+        preprocessing gives.
     robust
         Shift, scale and rotate before each step (not for a single neuron, which would lose its place).
     watch
@@ -158,7 +159,7 @@ class Growing:
         target: Target | None,
         objective: str = "channel",
         rate: float = 0.05,
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
         robust: bool = True,
         seed: int = 0,
         preprocess: Preprocessing | None = None,
@@ -178,7 +179,7 @@ class Growing:
         if layer is None and target is None:
             raise ValueError("name a layer, or give target for output classes")
         self.robust, self.preprocess, self.steps = robust and not self._neuron, reader.preprocess, 0
-        sides = _input_sides(reader) if size is None else (check_whole("size", size, 8, 4096),) * 2
+        sides = _input_sides(reader) if size is None else _check_size(size)
         self._generator = torch.Generator().manual_seed(check_whole("seed", seed, 0, 2**63 - 1))
         probe = self.preprocess.redo(torch.full((1, reader.channels, *sides), 0.5, dtype=torch.float32)).to(
             reader.device, reader.dtype
@@ -340,6 +341,15 @@ class Basis:
             values = torch.einsum("kchw,dc->kdhw", values, self._COLOURS.to(values))
         pictures: Tensor = values.sigmoid()
         return pictures
+
+
+def _check_size(size: Any) -> tuple[int, int]:
+    if not isinstance(size, (tuple, list)):
+        size = (size, size)
+    if len(size) != 2:
+        raise ValueError(f"size has {len(size)} numbers; expected height and width, or one number for both")
+    height, width = (check_whole("size", side, 8, 4096) for side in size)
+    return height, width
 
 
 def _input_sides(reader: Reader) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -162,7 +162,8 @@ def find_preprocess(model: nn.Module, preprocess: Any = None) -> Preprocess:
     model
         The sources are, in this order: its attribute ``nbviz_preprocess``, its timm configuration,
         and the torchvision weights for its class and size; for a DataParallel, those of its
-        ``module``. Any other model takes pictures in [0, 1] without preprocessing.
+        ``module``. Any other model takes pictures in [0, 1] without preprocessing. A Hugging Face model names its
+        classes in ``config.id2label``.
     preprocess
         A callable from a PIL picture to a tensor (C, H, W), such as ``weights.transforms()``, which
         takes precedence; the labels that were found are kept.
@@ -211,7 +212,22 @@ def _found(model: nn.Module) -> Preprocess:
     found = _timm(model) if takes_pictures else None
     if takes_pictures or shape == (3, 3):
         found = found or _torchvision(model)
-    return found or _plain(*shape)
+    found = found or _plain(*shape)
+    return replace(found, labels=_labels_of_config(model)) if found.labels is None else found
+
+
+def _labels_of_config(model: nn.Module) -> tuple[str, ...] | None:
+    """The names of the classes in the configuration of a Hugging Face model, or of one within the model."""
+    with suppress(Exception):  # foreign objects may raise anything
+        configs = [getattr(m, "config", None) for m in (model, *model.children())]
+        named = next(names for c in configs if isinstance(names := getattr(c, "id2label", None), Mapping))
+        numbered = {int(number): str(name) for number, name in named.items()}
+        # Without names of its own, a model has "LABEL_0", "LABEL_1", …
+        if sorted(numbered) == list(range(len(numbered))) and set(numbered.values()) != {
+            f"LABEL_{i}" for i in numbered
+        }:
+            return tuple(numbered[number] for number in range(len(numbered)))
+    return None
 
 
 #: How the source begins where no preprocessing is known.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from nbviz.core.errors import PictureError, line, shown
 from nbviz.pictures.decode import as_path
@@ -28,7 +28,8 @@ from nbviz.scanning.records import LoadedBatch, Skipped
 #: The keys under which items that are dicts may hold the picture.
 PICTURE_KEYS = ("image", "img", "picture", "pixel_values", "jpg", "png", "jpeg")
 _ACCEPTED = (
-    "a folder's path, a torchvision or Hugging Face dataset, anything with a length and items, or an iterable; "
+    "a folder's path, a torchvision or Hugging Face dataset, a DataLoader, anything with a length and items, or an "
+    "iterable; "
     "its items are pictures, (picture, label) or dicts of these"
 )
 
@@ -124,6 +125,10 @@ def check_dataset(given: Any) -> Any:
     """
     if isinstance(given, (str, os.PathLike)):
         return Folder(as_path(given).expanduser())
+    if isinstance(given, DataLoader):  # whose items are batches, perhaps shuffled
+        if given.collate_fn is not default_collate:
+            raise TypeError("dataset is a DataLoader with its own collate_fn; expected its items: give loader.dataset")
+        return check_dataset(given.dataset)
     if (isinstance(given, Tensor) and given.ndim == 0) or isinstance(given, (Mapping, bytes, Image.Image)):
         raise TypeError(f"dataset is a {type(given).__name__}; expected {_ACCEPTED}")
     with suppress(Exception):  # foreign objects may raise anything
