@@ -135,7 +135,7 @@ def test_the_invariance_slider_moves_the_picture_and_the_markers(notebook: Calla
     near = kernel(book, "nbviz.invariance(model, images[:1], ['features.1'], 'across', [3.0]).probability[0, 0].item()")
     assert min(abs(float(value) - float(str(one))) for one in (at, near)) < 0.01
     assert label in shown
-    widget.locator("select").first.select_option(label="turn, in degrees")
+    widget.locator("select").first.select_option(label="rotation, in degrees")
     widget = ready(book, 1)
     assert kernel(book, "view.value") == 0
     both_themes(book, widget, "invariance")

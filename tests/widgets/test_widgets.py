@@ -623,7 +623,7 @@ def test_a_missing_preprocessing_is_a_warning_with_the_call_that_mends_it() -> N
 @pytest.mark.parametrize(
     ("net", "images", "reason"),
     [
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.rand(1, 3, 16, 16), "gives no class scores"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.rand(1, 3, 16, 16), "no class scores"),
         (nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU()), torch.rand(1, 2, 16), "for models that take pictures"),
     ],
 )
