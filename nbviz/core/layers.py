@@ -240,8 +240,8 @@ class Layouts:
         trace_layers(self.model, self.inputs if self.feed is not None else self.inputs[:1], self.feed)
 
 
-class Unclear(BaseException):
-    """Ends a forward pass whose layouts have to be found first; a BaseException, so that no model catches it."""
+class Unclear(Exception):
+    """A layout that has to be found first."""
 
 
 def layers_of(model: nn.Module, inputs: Tensor, feed: Feed, given: Any) -> list[str]:

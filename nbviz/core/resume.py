@@ -67,10 +67,9 @@ class Resumable:
         self._module, self._call = find_module(self.model, layer)
         self._layouts = Layouts(self.model, self.inputs, feed)
         self.layout: Layout | None = None
-        self.skips = self.widens = False
-        try:
-            self.output, self.activation, calls = self._run(_Calls, None)
-        except Unclear:
+        self.skips = self.widens = self._is_unclear = False
+        self.output, self.activation, calls = self._run(_Calls, None)
+        if self._is_unclear:
             self._layouts.find()
             self.output, self.activation, calls = self._run(_Calls, None)
         assert isinstance(calls, _Calls)
@@ -118,7 +117,11 @@ class Resumable:
                     return None
                 with torch._C.DisableTorchFunction():  # not calls of the model
                     if activation is None:
-                        self.layout = self._layouts.of(name, call, value)
+                        try:
+                            self.layout = self._layouts.of(name, call, value)
+                        except Unclear:
+                            self._is_unclear = True
+                            return None
                     if mode is not None:
                         mode.pass_layer()
                     layout = self.layout

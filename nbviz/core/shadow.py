@@ -7,8 +7,10 @@ restored.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 
 from nbviz.core.copier import Copier
 from nbviz.core.errors import EndlessError
-from nbviz.core.generators import OwnGenerators, generator_states, restore_generators
+from nbviz.core.generators import OwnGenerators, States, generator_states, restore_generators
 from nbviz.core.state import alone, eagerly
 
 Result = TypeVar("Result")
@@ -71,9 +73,9 @@ def _with_own_generators(model: nn.Module, work: Callable[[nn.Module], Result]) 
     before = generator_states(model)
     try:
         result = work(shadow_of(model))
-    except BaseException:
-        if model not in _draws:
-            restore_generators(before)
+    except BaseException as error:
+        if model not in _draws and (after := generator_states(model)) != before:
+            _restore_after(error, model, work, before, after)
         raise
     after = generator_states(model)
     if after == before or model in _draws:
@@ -93,6 +95,19 @@ def _with_own_generators(model: nn.Module, work: Callable[[nn.Module], Result]) 
     if own.used and generator_states(model) == after:
         restore_generators(before)
     return again if own.used else result
+
+
+def _restore_after(
+    error: BaseException, model: nn.Module, work: Callable[[nn.Module], Result], before: States, after: States
+) -> None:
+    """Restore the generators after a pass that failed, unless it was another thread that has drawn."""
+    if len(sys._current_frames()) > 1:
+        with OwnGenerators(states=before) as own, suppress(Exception):
+            if isinstance(error, Exception):  # an interrupted pass may take long
+                work(shadow_of(model))
+        if not own.used or generator_states(model) != after:
+            return
+    restore_generators(before)
 
 
 def held_by(model: nn.Module) -> list[Any]:

@@ -156,6 +156,7 @@ def run(
     names = {name: find_module(model, name) for name in layers}
     wanted = set(names.values())
     layouts, found = Layouts(model, inputs, feed), {}
+    unclear: list[Unclear] = []
 
     def forward(shadow: nn.Module) -> tuple[Trace, dict[tuple[str, int], Any], Counter[str]]:
         kept: dict[tuple[str, int], Any] = {}
@@ -174,7 +175,11 @@ def run(
                 failures.append(no_tensor(next(name for name, its_call in names.items() if its_call == call), value))
                 raise _Enough
             if isinstance(value, Tensor):
-                found[call] = layout = layouts.of(*call, value)
+                try:
+                    found[call] = layout = layouts.of(*call, value)
+                except Unclear as error:
+                    unclear.append(error)
+                    raise _Enough from None
                 value = value if layout is None else layout.channels(value)
             if use is not None and isinstance(value, Tensor):
                 try:
@@ -204,9 +209,8 @@ def run(
             raise failures[0]
         return trace, kept, calls
 
-    try:
-        trace, kept, calls = in_shadow(model, forward)
-    except Unclear:
+    trace, kept, calls = in_shadow(model, forward)
+    if unclear:
         layouts.find()
         trace, kept, calls = in_shadow(model, forward)
     for name, (module, call) in names.items():

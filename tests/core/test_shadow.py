@@ -481,6 +481,29 @@ def test_what_another_thread_draws_meanwhile_is_not_drawn_again():
     assert torch.equal(torch.cat(drawn), expected)
 
 
+def test_what_another_thread_draws_beside_a_pass_that_fails_is_not_drawn_again():
+    drawn = []
+
+    class Failing(nn.Module):
+        def forward(self, x):
+            thread = threading.Thread(target=lambda: drawn.append(torch.rand(1)))
+            thread.start()
+            thread.join()
+            raise RuntimeError("on purpose")
+
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)  # so that this is not the only thread
+    other.start()
+    torch.manual_seed(5)
+    with pytest.raises(ModelError, match="on purpose"):
+        run(Failing(), X, output=True)
+    drawn.append(torch.rand(1))
+    stop.set()
+    other.join()
+    torch.manual_seed(5)
+    assert torch.equal(torch.cat(drawn), torch.cat([torch.rand(1) for _ in drawn]))
+
+
 class Odd:
     """Modules that a shadow has to follow by other ways than attributes; what each notes down is its own."""
 
