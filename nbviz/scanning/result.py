@@ -194,9 +194,11 @@ def _patch_rows(result: TopKResult, layer: str, patches: Patches | None) -> Iter
     count = min(len(result.values), _MOST_CHANNELS)
     pictures = patches.rows(layer, result.indices[:count], result.positions[:count]) if patches is not None else []
     for channel in range(count):
-        values = [f"{value:.3g}" for value in result.values[channel].tolist() if value > -float("inf")]
-        text = f"{values[0]} down to {values[-1]}" if values else "none"
+        numbers = [value for value in result.values[channel].tolist() if value > -float("inf")]
+        text = f"{numbers[0]:.3g} down to {numbers[-1]:.3g}" if numbers else "none"
         image = pictures[channel] if pictures else ""
+        if numbers and not any(numbers):  # dead: any picture is as strong as another
+            text, image = "0 in every picture: it answers to nothing", ""
         yield f"channel {channel}", f"<td>{image}</td><td>{text}</td>"
     if len(result.values) > count:
         yield "", f"<td>and {len(result.values) - count} more channels</td><td></td>"

@@ -105,3 +105,14 @@ def test_what_cannot_be_read_again_has_no_patches() -> None:
     assert "<img" not in stream._repr_html_()
     signals = nbviz.scan(nn.Sequential(nn.Conv1d(1, 2, 3)), torch.rand(4, 1, 9), {"top": TopK("0")}, progress=False)
     assert "<img" not in signals._repr_html_()
+
+
+def test_a_dead_channel_has_no_strongest_patches() -> None:
+    model = Small().eval()
+    with torch.no_grad():
+        model[4].weight[2], model[4].bias[2] = 0, -1
+    found = nbviz.scan(model, labelled(), {"top": TopK("5", 2)}, progress=False)._repr_html_()
+    rows = [row for row in found.split("<tr>") if "channel " in row]
+    assert "0 in every picture: it answers to nothing" in rows[2]
+    assert "<img" not in rows[2]
+    assert "<img" in found
