@@ -82,7 +82,8 @@ def faint(book: Notebook) -> list[Any]:
                 const text = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
                 const isSeen = element.checkVisibility({opacityProperty: true, visibilityProperty: true});
                 if (!isSeen || !(text || element.matches("select, input[type='text']"))) continue;
-                if (element.closest(":disabled, .nbviz-unseen, .nbviz-tip, option, svg")) continue;
+                if (element.closest(":disabled, [aria-disabled=true], .nbviz-unseen")) continue;
+                if (element.closest(".nbviz-tip, option, svg")) continue;
                 const grounds = [];
                 for (let at = element; at; at = at.parentElement) grounds.unshift(getComputedStyle(at).backgroundColor);
                 const ground = over(["white", ...grounds]);

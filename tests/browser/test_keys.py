@@ -136,3 +136,17 @@ def test_control_s_saves_from_within_a_widget(notebook: Callable[..., Notebook],
     book.cell(0).locator(".nbviz select").first.focus()
     book.page.keyboard.press("Control+s")
     book.wait_for("return !window.jupyterapp.shell.currentWidget.context.model.dirty")
+
+
+def test_the_last_step_keeps_the_focus(notebook: Callable[..., Notebook], host: type[Notebook]) -> None:
+    book = notebook(
+        [
+            "import nbviz\nview = nbviz.FeatureMaps(nbviz.bundled.load('fashion'), nbviz.bundled.fashion_test()[0][:1, None], 'features.0')\nview"
+        ],
+        host=host,
+    )
+    step = ready(book).locator(".nbviz-steps button").first
+    step.focus()
+    book.page.keyboard.press("Enter")
+    expect(step).to_have_attribute("aria-disabled", "true")
+    expect(step).to_be_focused()
