@@ -139,13 +139,9 @@ def test_control_s_saves_from_within_a_widget(notebook: Callable[..., Notebook],
 
 
 def test_the_last_step_keeps_the_focus(notebook: Callable[..., Notebook], host: type[Notebook]) -> None:
-    book = notebook(
-        [
-            "import nbviz\nview = nbviz.FeatureMaps(nbviz.bundled.load('fashion'), nbviz.bundled.fashion_test()[0][:1, None], 'features.0')\nview"
-        ],
-        host=host,
-    )
-    step = ready(book).locator(".nbviz-steps button").first
+    view = "nbviz.FeatureMaps(nbviz.bundled.load('fashion'), nbviz.bundled.fashion_test()[0][:1, None], 'features.0')"
+    book = notebook(["import nbviz", view], host=host)
+    step = ready(book, 1).locator(".nbviz-steps button").first
     step.focus()
     book.page.keyboard.press("Enter")
     expect(step).to_have_attribute("aria-disabled", "true")
