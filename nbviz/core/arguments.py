@@ -35,6 +35,14 @@ def check_maps(trace: Trace, layer: str) -> Tensor:
     )
 
 
+def check_units(trace: Trace, layer: str) -> Tensor:
+    """The layer's feature maps; numbers (N, C), as of a linear layer, count as maps of a single position."""
+    activation = trace.activations[layer]
+    if activation.ndim == 2 and len(activation) == len(trace.inputs) and activation.shape[1]:
+        return activation[(..., *[None] * (trace.inputs.ndim - 2))]
+    return check_maps(trace, layer)
+
+
 def check_channels(layer: str, activation: Tensor, layout: Layout | None, pictures: int) -> Tensor:
     """The layer's activation, which must have channels for every picture, as maps or not: (N, C, ...)."""
     activation = check_features(layer, activation, pictures)

@@ -61,7 +61,8 @@ rule
     The backward rule: ``"deconvnet"``, ``"guided"`` or ``"gradient"``; see :func:`nbviz.reconstruct`.
 fill
     What replaces the pixels: ``"grey"``, ``"mean"`` (the mean colour of the picture) or ``"blur"`` (the picture itself,
-    blurred).
+    blurred). Functions also take values in the units of the model's input: a number, such as 0, which is Captum's
+    default, one for each channel, or (C, H, W), (N, C, H, W).
 samples
     How many noisy copies of each picture.
 noise

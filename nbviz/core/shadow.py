@@ -101,10 +101,10 @@ def _restore_after(
     error: BaseException, model: nn.Module, work: Callable[[nn.Module], Result], before: States, after: States
 ) -> None:
     """Restore the generators after a pass that failed, unless it was another thread that has drawn."""
-    if len(sys._current_frames()) > 1:
+    # Not after an interrupt: the pass may never end.
+    if isinstance(error, Exception) and len(sys._current_frames()) > 1:
         with OwnGenerators(states=before) as own, suppress(Exception):
-            if isinstance(error, Exception):  # an interrupted pass may take long
-                work(shadow_of(model))
+            work(shadow_of(model))
         if not own.used or generator_states(model) != after:
             return
     restore_generators(before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -19,6 +21,7 @@ def deconvnet(
     target: Target | None = None,
     seed: str = "max",
     *,
+    position: Sequence[int] | None = None,
     unpool: str = "sum",
     **options: Unpack[SubjectOptions],
 ) -> Tensor:
@@ -59,4 +62,6 @@ def deconvnet(
     [1.0, 1.0]
     """
     rules = ["deconvnet"]
-    return reconstruct(model, images, layer, channels, target, seed, rules, unpool=unpool, **options)["deconvnet"]
+    return reconstruct(
+        model, images, layer, channels, target, seed, rules, position=position, unpool=unpool, **options
+    )["deconvnet"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -18,6 +20,8 @@ def gradient(
     channels: Channels | None = None,
     target: Target | None = None,
     seed: str = "max",
+    *,
+    position: Sequence[int] | None = None,
     **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """How a small change of each pixel would change a channel or a class.
@@ -41,4 +45,6 @@ def gradient(
     >>> gradient(net, torch.tensor([[[[0.1, 0.5]]]]), "1", 0, seed="unit").flatten().tolist()
     [0.0, 3.0]
     """
-    return reconstruct(model, images, layer, channels, target, seed, ["gradient"], **options)["gradient"]
+    return reconstruct(model, images, layer, channels, target, seed, ["gradient"], position=position, **options)[
+        "gradient"
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -18,6 +20,8 @@ def guided_backprop(
     channels: Channels | None = None,
     target: Target | None = None,
     seed: str = "max",
+    *,
+    position: Sequence[int] | None = None,
     **options: Unpack[SubjectOptions],
 ) -> Tensor:
     """What in the picture speaks for a channel or a class: gradient and deconvnet, each masking the other.
@@ -43,4 +47,4 @@ def guided_backprop(
     >>> guided_backprop(net, torch.tensor([[[[-1.0, 2.0]]]]), "1", 0, seed="unit").flatten().tolist()
     [0.0, 1.0]
     """
-    return reconstruct(model, images, layer, channels, target, seed, ["guided"], **options)["guided"]
+    return reconstruct(model, images, layer, channels, target, seed, ["guided"], position=position, **options)["guided"]

@@ -16,7 +16,7 @@ from nbviz.core.chunks import in_chunks
 from nbviz.core.errors import line, shown
 from nbviz.core.types import Images, SubjectOptions, Target
 from nbviz.methods.subject import Subject, as_method
-from nbviz.pictures.fill import filling
+from nbviz.pictures.fill import Fill, filling
 
 _AT_ONCE = 16  # pictures in one forward pass
 
@@ -45,6 +45,8 @@ class OcclusionResult:
         (N,): what ``probability`` is for the whole picture.
     measure
         ``"probability"`` or ``"value"``: what ``probability`` and ``whole`` are.
+    score
+        (N, R, S): the model's own score of the class, before any softmax.
     """
 
     probability: Tensor
@@ -57,6 +59,7 @@ class OcclusionResult:
     patch: tuple[int, int]
     whole: Tensor
     measure: str = "probability"
+    score: Tensor | None = None
 
     def __repr__(self) -> str:
         n, rows, columns = self.probability.shape
@@ -73,8 +76,8 @@ def occlusion(
     images: Images,
     target: Target | None = None,
     patch: int | Sequence[int] | None = None,
-    stride: int | None = None,
-    fill: str = "grey",
+    stride: int | Sequence[int] | None = None,
+    fill: Fill = "grey",
     *,
     layer: str | None = None,
     channel: int | None = None,
@@ -93,7 +96,8 @@ def occlusion(
         Height and width of the square in pixels of the model's input, or one number for both. None takes a seventh of
         the picture's longer side.
     stride
-        The distance between neighbouring squares in pixels; None takes half of the square's shorter side.
+        The distance between neighbouring squares in pixels, down and across, or one number for both; None takes half
+        of the square's shorter side.
     layer, channel
         The feature map whose activity is summed. With a layer and ``channel=None``, the strongest in each picture, as
         in the paper.
@@ -134,6 +138,7 @@ def occlusion(
         squares.size,
         squares.whole,
         squares.answer.measure,
+        maps["score"],
     )
 
 
@@ -149,8 +154,8 @@ class Squares:
         subject: Subject,
         target: Any,
         patch: Any,
-        stride: int | None,
-        fill: str,
+        stride: Any,
+        fill: Fill,
         layer: str | None,
         channel: int | None,
     ) -> None:
@@ -160,8 +165,8 @@ class Squares:
         self._subject, self._layer = subject, layer
         sides = subject.inputs.shape[-2:]
         self.size = _size(patch, sides)
-        step = max(1, min(self.size) // 2) if stride is None else check_whole("stride", stride, 1)
-        self.tops, self.lefts = (_edges(side, size, step) for side, size in zip(sides, self.size, strict=True))
+        steps = zip(sides, self.size, _steps(stride, self.size), strict=True)
+        self.tops, self.lefts = (_edges(side, size, step) for side, size, step in steps)
         self._fill = filling(subject.inputs, fill, subject.pictures.preprocess)
         self.classes: list[int] = []
         self.channels: list[int] = []  # none without a layer
@@ -198,6 +203,7 @@ class Squares:
             scores, maps = self._run(i, covered)
             read = self.answer.read(scores).float()
             found = {"probability": read[:, self.classes[i]], "named": read.argmax(1)}
+            found["score"] = scores[:, self.classes[i]].float()
             if maps is not None:
                 found["activity"] = maps[:, self.channels[i]].float().flatten(1).sum(1)
             return list(positions), found
@@ -227,6 +233,16 @@ def _size(patch: Any, sides: Sequence[int]) -> tuple[int, int]:
         raise ValueError(f"patch is {shown(patch)}; expected one whole number, or height and width")
     height, width = (check_whole("patch", given, 1, side) for given, side in zip(pair, sides, strict=True))
     return height, width
+
+
+def _steps(stride: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """From one square to the next, down and across."""
+    given = max(1, min(size) // 2) if stride is None else stride
+    pair = list(given) if isinstance(given, (tuple, list)) else [given, given]
+    if len(pair) != 2:
+        raise ValueError(f"stride is {shown(stride)}; expected one whole number, or one down and one across")
+    down, across = (check_whole("stride", step, 1) for step in pair)
+    return down, across
 
 
 def _edges(side: int, size: int, step: int) -> tuple[int, ...]:
@@ -278,7 +294,7 @@ def region_effect(
     images: Images,
     mask: Any,
     keep: bool = True,
-    fill: str = "grey",
+    fill: Fill = "grey",
     **options: Unpack[SubjectOptions],
 ) -> RegionEffectResult:
     """The answer when only a region of the picture is kept, or when it is cut away.

@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from nbviz.core.arguments import check_maps
+from nbviz.core.arguments import check_units
 from nbviz.core.backward import RULES, UNPOOLING, pull
-from nbviz.core.checks import check_choice, check_indices, check_real
+from nbviz.core.checks import check_choice, check_index, check_indices, check_real
 from nbviz.core.chunks import in_chunks, joined
 from nbviz.core.errors import NoRectifierWarning, NoSwitchWarning, shown, warn
 from nbviz.core.local_backward import pull_local
@@ -42,6 +42,7 @@ def reconstruct(
     seed: str = "max",
     rules: Sequence[str] = RULES,
     *,
+    position: Sequence[int] | None = None,
     unpool: str = "sum",
     **options: Unpack[SubjectOptions],
 ) -> dict[str, Tensor]:
@@ -61,7 +62,8 @@ def reconstruct(
     Parameters
     ----------
     layer
-        The name of a module (``"name:1"`` for its second call), or None to start from an output class.
+        The name of a module (``"name:1"`` for its second call) that gives feature maps, or (N, C) numbers, as a linear
+        layer does; None starts from an output class.
     target
         With ``layer=None``: the class, or one for each picture; None takes the predicted class. The signal starts as
         a one at the score of the class.
@@ -71,6 +73,8 @@ def reconstruct(
         gives the gradient of the channel's maximum.
     rules
         Any of ``"gradient"``, ``"deconvnet"``, ``"guided"``.
+    position
+        Row and column in the layer's map to start from in place of the strongest position.
     unpool
         Where overlapping pooling windows (AlexNet's 3×3, stride 2) share a switch: ``"sum"`` their values, as the
         gradient and Captum do, or ``"overwrite"`` with the last, as ``max_unpool2d`` does.
@@ -86,7 +90,8 @@ def reconstruct(
     Raises
     ------
     ValueError
-        When ``target`` is given with a ``layer``, or ``channels`` without one. When ``layer`` gives no feature maps.
+        When ``target`` is given with a ``layer``, or ``channels`` or a ``position`` without one. When ``layer`` gives
+        no feature maps. When ``position`` is not within them, or is given for whole maps.
         When ``seed`` is unknown. When one of ``rules`` is unknown. When ``unpool`` is unknown.
     ModelError
         When no gradient reaches the picture.
@@ -116,6 +121,9 @@ def reconstruct(
     check_choice("seed", seed, SEEDS)
     check_choice("unpooling", unpool, UNPOOLING)
     check_layer_or_target(layer, channels, target)
+    if position is not None and (layer is None or seed == "map"):
+        what = "a class" if layer is None else 'seed="map"'
+        raise ValueError(f"position is a place in a layer's maps; {what} has none: expected None")
     subject = Subject.of(model, images, **options)
     met: dict[str, frozenset[str]] = {}
     is_routed: list[bool] = []
@@ -129,7 +137,8 @@ def reconstruct(
         else:
             trace = part.run([layer], grad=True)
             chosen = traced_channels(trace, layer, channels)
-            pulled = {rule: project(trace, layer, chosen, rule, seed, unpool) for rule in rules}
+            starts = None if position is None else _starts_at(position, check_units(trace, layer), chosen, seed)
+            pulled = {rule: project(trace, layer, chosen, rule, seed, unpool, starts) for rule in rules}
         for rule, (_, rectifiers) in pulled.items():
             met.setdefault(rule, rectifiers)
         if "deconvnet" in pulled and not is_routed:
@@ -154,7 +163,7 @@ def check_layer_or_target(layer: str | None, channels: Any, target: Any) -> None
 
 def traced_channels(trace: Trace, layer: str, given: Any) -> list[int]:
     """The given channels of a traced layer, checked; None takes all."""
-    count = check_real(check_maps(trace, layer), f"layer {shown(layer)}").shape[1]
+    count = check_real(check_units(trace, layer), f"layer {shown(layer)}").shape[1]
     return list(range(count)) if given is None else check_indices("channel", given, count)
 
 
@@ -173,7 +182,7 @@ def project(
     """
     if not channels:
         return trace.inputs.new_empty(len(trace.inputs), 0, *trace.inputs.shape[1:]), frozenset()
-    activation = check_maps(trace, layer)
+    activation = check_units(trace, layer)
     starts = strongest(activation, channels, seed) if starts is None and seed != "map" else starts
     with alone(), interruptible():
         if starts is not None and unpool == "sum":  # one position: compute only its receptive field
@@ -204,6 +213,27 @@ def strongest(activation: Tensor, channels: Sequence[int], seed: str) -> list[St
         Start(i // k, channels[i % k], tuple(position), value if seed == "max" else 1.0)
         for i, (value, position) in enumerate(zip(values, positions, strict=True))
     ]
+
+
+def _starts_at(position: Any, maps: Tensor, channels: Sequence[int], seed: str) -> list[Start]:
+    """For each picture and each channel the given position."""
+    sides = maps.shape[2:]
+    if not isinstance(position, (tuple, list)) or len(position) != len(sides):
+        raise ValueError(
+            f"position is {shown(position)}; expected {len(sides)} whole numbers, within maps of {_by(sides)}"
+        )
+    place: tuple[int, ...] = tuple(check_index("position", at, side) for at, side in zip(position, sides, strict=True))
+    number = int(np.ravel_multi_index(place, tuple(sides)))
+    values = maps.detach()[:, list(channels)].flatten(2)[..., number].tolist()
+    return [
+        Start(i, channel, place, value if seed == "max" else 1.0)
+        for i, row in enumerate(values)
+        for channel, value in zip(channels, row, strict=True)
+    ]
+
+
+def _by(sides: Sequence[int]) -> str:
+    return "×".join(map(str, sides))
 
 
 def seeds(activation: Tensor, channels: Sequence[int], starts: list[Start] | None) -> Tensor:
