@@ -99,7 +99,7 @@ def fuzz(
         def run(values: Values) -> None:
             test(**values.arguments)
 
-        run.__name__ = test.__name__
+        run.__name__ = test.__name__.strip("<>") + "_of_values"  # not "<lambda>", which hypothesis cannot describe
         options = settings(
             max_examples=max(1, CALLS * of_a_thousand // 1000),
             derandomize=TIMES <= 1,

@@ -9,6 +9,7 @@ from itertools import pairwise
 from torch import nn
 from typing_extensions import Unpack
 
+from nbviz.core.checks import check_choice
 from nbviz.core.documented import documented_like
 from nbviz.core.errors import line
 from nbviz.core.types import Images
@@ -71,6 +72,7 @@ class Invariance(ClassWidget):
     ) -> None:
         super().__init__(model, images, **options)
         self._names = self.session.subject.layer_names(layers)
+        check_choice("transform", transform, _LABELS)
         self._given = {transform: sorted(amounts_of(transform, values, self.session.size))}
         self._set_controls()
         self.panels = Panels([picture_row("What the network is given", "picture")])
