@@ -186,11 +186,19 @@ MOVES: dict[str, Rule] = {
 }
 
 
+_NORMS = ("layer_norm", "rms_norm")
+
+
+def makes_channels(name: str) -> bool:
+    """Whether an operation has a rule whatever is known of its inputs."""
+    return name in SETS or name in _NORMS
+
+
 def axis_after(name: str, call: Moved) -> int | None:
     """The axis of the channels of an operation's output; None where it is not known."""
     if name in SETS:
         return SETS[name](call)
-    if name in ("layer_norm", "rms_norm") and len(call.argument(1, "normalized_shape", ())) == 1 and not call.known:
+    if name in _NORMS and len(call.argument(1, "normalized_shape", ())) == 1 and not call.known:
         return call.output.ndim - 1
     if any(axis == LOST for _, axis in call.known):
         return LOST

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nbviz.core.backward import clamp_name
-from nbviz.core.channel_axis import Moved, axis_after
+from nbviz.core.channel_axis import Moved, axis_after, makes_channels
 from nbviz.core.receptive_field import RULES, Field, Operation, keeps_positions, lost
 
 #: Functions that use only the shape or type of their second tensor.
@@ -50,13 +50,16 @@ class FieldTracker(TorchFunctionMode):
         name = name.strip("_")
         taken = args[:1] if name in _SHAPED_BY_ANOTHER else (args, kwargs)
         # Shapes are read before the call: an in-place operation may change its input's.
-        seen = [(tuple(t.shape), self.fields[t]) for t in tensors_in(taken) if t in self.fields]
+        inputs = tensors_in(taken)
+        found = [(tuple(t.shape), self.fields.get(t, _ABSENT), self.channels.get(t)) for t in inputs]
+        seen = [(shape, field) for shape, field, _ in found if field is not _ABSENT]
         known = [(shape, field) for shape, field in seen if field is not None]
-        placed = [(tuple(t.shape), axis) for t in tensors_in(taken) if (axis := self.channels.get(t)) is not None]
+        placed = [(shape, axis) for shape, _, axis in found if axis is not None]
         rectified = _rectifier(name, args, kwargs).union(*map(self.rectified, tensors_in((args, kwargs))))
         result = func(*args, **kwargs)
-        for output in tensors_in(args[0] if name == "setitem" else result):
-            self.channels[output] = axis_after(name, Moved(placed, output, args, kwargs))
+        if placed or makes_channels(name):
+            for output in tensors_in(args[0] if name == "setitem" else result):
+                self.channels[output] = axis_after(name, Moved(placed, output, args, kwargs))
         if seen:
             unknown = name.startswith(("fft_", "linalg_")) or isinstance(func, (OpOverload, OpOverloadPacket))
             rule = lost if unknown else RULES.get(name, keeps_positions)
@@ -88,6 +91,9 @@ class FieldTracker(TorchFunctionMode):
         for other in (base, *self.fields):
             if other is base or other._base is base:
                 self.fields[other] = None
+
+
+_ABSENT = object()
 
 
 def _owner(tensor: Tensor) -> Tensor:

@@ -218,7 +218,8 @@ class Session(Predictor):
     def start_layer(self) -> str:
         """A useful layer to start with: the last of the deepest stage whose maps still show shapes.
 
-        And that sees a part of the picture, where there is one.
+        And that sees a part of the picture, where there is one: a field of twice the picture, as networks with many
+        layers have it, is still an effective field of a third of it (see :meth:`effective`).
         """
         sides = self.subject.inputs.shape[2:]
         layers = list(self.layers.values())
@@ -228,7 +229,7 @@ class Session(Predictor):
             for layer in ends
             if min(layer.shape[1:][-2:]) >= 12
             and layer.receptive_field is not None
-            and all(field <= 0.6 * side for field, side in zip(layer.receptive_field, sides, strict=True))
+            and all(field <= 2 * side for field, side in zip(layer.receptive_field, sides, strict=True))
         ]
         return (shapely or [layers[len(layers) // 2]])[-1].name
 
