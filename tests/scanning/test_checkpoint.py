@@ -331,11 +331,16 @@ def default_dtype() -> Iterator[None]:
 
 @contextmanager
 def matmul_precision() -> Iterator[None]:
+    # "highest" is not what was there before: it also sets the precision of each backend, which was "none".
+    backends = [torch.backends.mkldnn.matmul, torch.backends.cuda.matmul]
+    before = [backend.fp32_precision for backend in backends if hasattr(backend, "fp32_precision")]
     torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision("highest")
+        for backend, precision in zip(backends, before, strict=False):
+            backend.fp32_precision = precision
 
 
 @pytest.mark.parametrize(
