@@ -70,7 +70,7 @@ def test_the_pictures_are_left_alone():
     assert torch.equal(before, X)
 
 
-@pytest.mark.parametrize("fill", ["gray", None, 3])
+@pytest.mark.parametrize("fill", ["gray", None, True, [1.0, 2.0]])
 def test_another_fill_is_refused(fill):
     with pytest.raises((TypeError, ValueError), match="expected|Accepted: grey, mean, blur"):
         filling(X, fill, PLAIN)
