@@ -146,3 +146,22 @@ def test_the_last_step_keeps_the_focus(notebook: Callable[..., Notebook], host: 
     book.page.keyboard.press("Enter")
     expect(step).to_have_attribute("aria-disabled", "true")
     expect(step).to_be_focused()
+
+
+def test_a_class_that_is_none_is_said_until_the_next_is_typed(
+    notebook: Callable[..., Notebook], host: type[Notebook]
+) -> None:
+    book = notebook([WIDGETS[3].replace("nbviz.Class", "import nbviz\nnbviz.Class")], host=host)
+    field = ready(book).locator(".nbviz-classes")
+    line = field.locator(".nbviz-caption")
+    for key in ("Tab", "Enter"):
+        field.locator("input").click()
+        field.locator("input").fill("zzzz")
+        book.page.keyboard.press(key)
+        expect(line).to_have_text("no class matches “zzzz”")
+        expect(field.locator("input")).to_have_value("ankle boot (9)")
+    field.locator("input").fill("bag")
+    expect(line).to_be_hidden()
+    book.page.keyboard.press("Enter")
+    expect(field.locator("input")).to_have_value("bag (8)")
+    expect(line).to_be_hidden()

@@ -66,7 +66,7 @@ function render({ model, el }) {
     const names = model.get("names");
     const found = meant(input.value, names, order());
     if (exactly && (found === null || titled(names, found) !== input.value)) return;
-    say(found === null && input.value.trim() ? `no class matches “${input.value.trim()}”` : "");
+    if (found === null && input.value.trim()) say(`no class matches “${input.value.trim()}”`);
     if (found !== null && found !== model.get("value")) {
       model.set("value", found);
       model.save_changes();
@@ -82,7 +82,10 @@ function render({ model, el }) {
   };
   input.addEventListener("focus", () => input.select());
   input.addEventListener("pointerdown", open);
-  input.addEventListener("input", () => take(true)); // one of the list was chosen
+  input.addEventListener("input", () => {
+    say("");
+    take(true); // one of the list was chosen
+  });
   input.addEventListener("change", () => take(false));
   input.addEventListener("blur", () => take(false));
   input.addEventListener("keydown", ({ key }) => {
